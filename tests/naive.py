@@ -1,0 +1,157 @@
+"""Plain references: loops on unpacked arrays, no Numba, nothing from the package.
+
+Every kernel has a namesake here that says in the slowest and most obvious way what it computes.
+"""
+
+import itertools
+
+import numpy as np
+
+
+def to_words(bits):
+    """Pack 0/1 rows into 64-bit words, one bit at a time."""
+    rows, columns = bits.shape
+    words = [[0] * -(-columns // 64) for _ in range(rows)]
+    for i, j in itertools.product(range(rows), range(columns)):
+        if bits[i, j]:
+            words[i][j // 64] |= 1 << (j % 64)
+    return np.array(words, np.uint64)
+
+
+def to_stream(bits):
+    """Pack 0/1 entries row after row into bytes, least significant bit first."""
+    flat = [int(b) for row in bits for b in row]
+    stream = [0] * -(-len(flat) // 8)
+    for at, bit in enumerate(flat):
+        stream[at // 8] |= bit << (at % 8)
+    return np.array(stream, np.uint8)
+
+
+def dense(d1, b1, d2, b2, d3, shift):
+    """``D1 (B1 - shift) D2 (B2 - shift) D3`` in float64."""
+    m, n, k = len(d1), len(d3), len(d2)
+    out = np.zeros((m, n))
+    for i, j, l in itertools.product(range(m), range(n), range(k)):
+        left = float(d1[i]) * (float(b1[i, l]) - shift)
+        out[i, j] += left * float(d2[l]) * (float(b2[l, j]) - shift) * float(d3[j])
+    return out
+
+
+def mix_vector(bits, x):
+    """``B x``, adding only where a bit is set."""
+    out = np.zeros(bits.shape[0])
+    for i, j in itertools.product(*map(range, bits.shape)):
+        if bits[i, j]:
+            out[i] += float(x[j])
+    return out
+
+
+def tabulate_bytes(x, start, groups):
+    """Sums of all subsets of eight inputs at a time; inputs past the end count as zero."""
+    tables = np.zeros((groups, 256))
+    for g, v, b in itertools.product(range(groups), range(256), range(8)):
+        at = start + 8 * g + b
+        if v >> b & 1 and at < len(x):
+            tables[g, v] += x[at]
+    return tables
+
+
+def row_error(a, b, s, M, shift):
+    """Squared error of one row: ``|a - s (b - shift) M|^2``."""
+    residual = a - s * ((b - shift) @ M)
+    return float(residual @ residual)
+
+
+def best_scale(a, b, s, M, shift):
+    """The scale that minimises `row_error`; `s` where the row is empty."""
+    direction = (b - shift) @ M
+    energy = float(direction @ direction)
+    return float(direction @ a) / energy if energy > 1e-12 else s
+
+
+def flipped(b, *bits):
+    out = b.copy()
+    for j in bits:
+        out[j] = 1 - out[j]
+    return out
+
+
+def sweep_fixed(A, B, s, M, shift, slack, passes):
+    """Try every bit in order at a fixed scale, recomputing the error each time."""
+    B, flips = B.copy(), np.zeros(len(B), int)
+    for i in range(len(B)):
+        for _ in range(passes):
+            found = 0
+            for j in range(B.shape[1]):
+                now = row_error(A[i], B[i], s[i], M, shift)
+                then = row_error(A[i], flipped(B[i], j), s[i], M, shift)
+                if then - now < -slack:
+                    B[i] = flipped(B[i], j)
+                    found += 1
+            flips[i] += found
+            if not found:
+                break
+    return B, flips
+
+
+def sweep_joint(A, B, s, M, shift, slack, passes):
+    """Try every bit in order, the row's scale optimal before and after."""
+    B, s, flips = B.copy(), s.copy(), np.zeros(len(B), int)
+
+    def error(i, b):
+        return row_error(A[i], b, best_scale(A[i], b, 0.0, M, shift), M, shift)
+
+    for i in range(len(B)):
+        for _ in range(passes):
+            found = 0
+            for j in range(B.shape[1]):
+                if error(i, flipped(B[i], j)) - error(i, B[i]) < -slack:
+                    B[i] = flipped(B[i], j)
+                    found += 1
+            flips[i] += found
+            if not found:
+                break
+        s[i] = best_scale(A[i], B[i], s[i], M, shift)
+    return B, s, flips
+
+
+def sweep_pairs(A, B, s, M, shift, slack, passes):
+    """Try every bit; where its own flip does not help, the best pair that it belongs to."""
+    B, flips = B.copy(), np.zeros(len(B), int)
+    for i in range(len(B)):
+        for _ in range(passes):
+            found = 0
+            for j in range(B.shape[1]):
+                now = row_error(A[i], B[i], s[i], M, shift)
+                if row_error(A[i], flipped(B[i], j), s[i], M, shift) - now < -slack:
+                    B[i] = flipped(B[i], j)
+                    found += 1
+                    continue
+                others = [l for l in range(B.shape[1]) if l != j]
+                errors = [row_error(A[i], flipped(B[i], j, l), s[i], M, shift) for l in others]
+                if others and min(errors) - now < -slack:
+                    B[i] = flipped(B[i], j, others[int(np.argmin(errors))])
+                    found += 2
+            flips[i] += found
+            if not found:
+                break
+    return B, flips
+
+
+def improving_flips(A, d1, b1, d2, b2, d3, shift, relative):
+    """Count the single bits of b1 and b2 whose flip lowers ``|A - A_hat|^2`` by that share."""
+    total = float(np.sum((A - dense_fast(d1, b1, d2, b2, d3, shift)) ** 2))
+    count = 0
+    for bits in (b1, b2):
+        for at in itertools.product(*map(range, bits.shape)):
+            bits[at] = 1 - bits[at]
+            error = float(np.sum((A - dense_fast(d1, b1, d2, b2, d3, shift)) ** 2))
+            bits[at] = 1 - bits[at]
+            count += error < total - relative * float(np.sum(A**2))
+    return count
+
+
+def dense_fast(d1, b1, d2, b2, d3, shift):
+    """`dense` by matrix products, for brute force over many flips."""
+    left = np.asarray(d1, float)[:, None] * (b1 - shift) * np.asarray(d2, float)
+    return left @ ((b2 - shift) * np.asarray(d3, float))
