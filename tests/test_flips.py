@@ -1,0 +1,92 @@
+"""Flip kernels: every decision equals the full recomputation of the error."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diba_np.kernels import flips as kernels
+
+SLACK = 1e-9
+NAMES = ("sweep_fixed", "sweep_joint", "sweep_pairs")
+
+
+def problem(seed, shift, m=6, k=7, n=9):
+    rng = np.random.default_rng(seed)
+    A = rng.normal(size=(m, n))
+    M = rng.normal(size=(k, n))
+    bits = rng.integers(0, 2, (m, k), dtype=np.uint8)
+    scale = rng.normal(size=m)
+    if seed % 3 == 0:
+        bits[0], M[0], scale[1] = 0, 0.0, 0.0  # an empty row, a dead component, a zero scale
+    return A, M, bits, scale, shift
+
+
+def run(name, A, M, bits, scale, shift, passes):
+    bits, scale = bits.copy(), scale.copy()
+    G, C = M @ M.T, A @ M.T
+    h = (bits - shift) @ G
+    flips = np.full(len(A), -1)
+    extra = (shift,) if name.startswith("sweep_joint") else ()
+    slack = np.full(len(A), SLACK)
+    getattr(kernels, name)(bits, h, G, C, scale, slack, passes, flips, *extra)
+    return bits, scale, flips, h, G
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 0.3]), st.integers(1, 4))
+@pytest.mark.parametrize("name", NAMES)
+def test_kernel_equals_its_naive_namesake(name, seed, shift, passes):
+    given_ = problem(seed, shift)
+    bits, scale, flips, h, G = run(name, *given_, passes)
+    A, M, start, s, _ = given_
+    reference = getattr(naive, name)(A, start, s, M, shift, SLACK, passes)
+    np.testing.assert_array_equal(bits, reference[0])
+    np.testing.assert_array_equal(flips, reference[-1])
+    if name == "sweep_joint":
+        np.testing.assert_allclose(scale, reference[1], rtol=1e-9, atol=1e-12)
+    else:
+        np.testing.assert_array_equal(scale, s)
+    # the running gradient equals the fresh one after any sequence of flips
+    np.testing.assert_allclose(h, (bits - shift) @ G, atol=1e-10)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5]))
+@pytest.mark.parametrize("name", NAMES)
+def test_the_error_of_no_row_rises(name, seed, shift):
+    A, M, start, s, _ = problem(seed, shift)
+    bits, scale, flips, _, _ = run(name, A, M, start, s, shift, 3)
+    for i in range(len(A)):
+        before = naive.row_error(A[i], start[i], s[i], M, shift)
+        after = naive.row_error(A[i], bits[i], scale[i], M, shift)
+        assert after <= before + 1e-9
+        if flips[i] and name != "sweep_joint":
+            assert after < before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parallel_twin_makes_the_same_bits(name):
+    given_ = problem(1, 0.0, m=200, k=40, n=50)
+    serial, parallel = run(name, *given_, 5), run(name + "_par", *given_, 5)
+    for one, other in zip(serial, parallel, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert serial[2].sum() > 0
+
+
+def test_no_single_flip_is_left_after_enough_passes():
+    A, M, bits, scale, shift = problem(2, 0.0)
+    done, *_ = run("sweep_fixed", A, M, bits, scale, shift, 100)
+    again, _, flips, *_ = run("sweep_fixed", A, M, done, scale, shift, 1)
+    assert flips.sum() == 0
+    np.testing.assert_array_equal(again, done)
+
+
+def test_pairs_end_where_no_pair_improves():
+    A, M, bits, scale, shift = problem(4, 0.0)
+    done, *_ = run("sweep_pairs", A, M, bits, scale, shift, 100)
+    for i in range(len(A)):
+        now = naive.row_error(A[i], done[i], scale[i], M, shift)
+        for j in range(done.shape[1]):
+            for l in range(j):
+                pair = naive.flipped(done[i], j, l)
+                assert naive.row_error(A[i], pair, scale[i], M, shift) >= now - 2 * SLACK
