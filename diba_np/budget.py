@@ -1,0 +1,140 @@
+"""Budgets: what ``k=``, ``bits=``, ``ratio=`` and ``snr=`` mean."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from diba_np import metrics
+
+NAMES = ("k", "bits", "ratio", "snr")
+
+
+def check_number(value: Any, name: str, *, above: float = -math.inf) -> float:
+    """Return `value` as a finite float greater than `above`.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if isinstance(value, (bool, str, bytes)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    if not math.isfinite(number) or number <= above:
+        rule = "finite" if above == -math.inf else f"finite and above {above:g}"
+        raise ValueError(f"{name} must be {rule}, got {number:g}")
+    return number
+
+
+def check_count(value: Any, name: str, least: int = 1) -> int:
+    """Return `value` as an int of at least `least`.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return count
+
+
+def chosen(budgets: dict[str, Any]) -> tuple[str, Any]:
+    """Return the one (name, value) that is given.
+
+    Raises
+    ------
+    TypeError
+        None or several are given.
+    """
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        found = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
+        raise TypeError(f"give exactly one of {', '.join(f'{n}=' for n in NAMES)}, got {found}")
+    return next(iter(given.items()))
+
+
+def intermediate_dimension(
+    name: str, value: Any, shape: tuple[int, int], scale_bits: int = 16
+) -> int:
+    """Return k for a budget of ``k``, ``bits`` (stored bits per weight) or ``ratio``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The budget is not a number, or too small for a single component.
+    """
+    m, n = shape
+    if name == "k":
+        return check_count(value, "k")
+    number = check_number(value, name, above=0.0)
+    bits_per_weight = number * metrics.DENSE_BITS if name == "ratio" else number
+    k = metrics.largest_k(m, n, bits_per_weight, scale_bits)
+    if k < 1:
+        least = metrics.storage_bits(m, n, 1, scale_bits) / (m * n)
+        unit = metrics.DENSE_BITS if name == "ratio" else 1
+        raise ValueError(
+            f"{name}={number:g} is too small for a {m} x {n} matrix: "
+            f"k=1 already takes {name}={least / unit:.4g}"
+        )
+    return k
+
+
+def smallest_k(reach: Callable[[int], float], goal: float, shape: tuple[int, int]) -> int:
+    """Return the smallest k at which ``reach(k) >= goal``, by bracketing.
+
+    Parameters
+    ----------
+    reach : callable
+        SNR in dB at k; called once for each k that is tried.
+    goal : float
+        dB.
+    shape : (int, int)
+        Sets the first guess (5 dB a bit) and the most that makes sense: 32 bits per weight.
+
+    Returns
+    -------
+    int
+        With ``reach(k) >= goal`` and, unless k is 1, ``reach(k - 1) < goal``.
+
+    Raises
+    ------
+    ValueError
+        The goal is not reached with as many bits as the dense float32 matrix has.
+    """
+    m, n = shape
+    per_k = (m + n) / (m * n)  # bits per weight of one component
+    most = max(1, int(metrics.DENSE_BITS / per_k))
+    seen: dict[int, float] = {}
+    low, high = 0, most + 1  # reach(low) < goal <= reach(high), as far as known
+    guess = min(most, max(1, round(goal / 5.0 / per_k)))
+    while high - low > 1:
+        seen[guess] = reach(guess)
+        if seen[guess] >= goal:
+            high = guess
+        else:
+            low = guess
+        if low == most:
+            raise ValueError(
+                f"snr={goal:g} dB is not reached: {seen[low]:.4g} dB at k={low}, "
+                "where the dense float32 matrix takes no more bits"
+            )
+        if low in seen and high in seen and math.isfinite(seen[high]):
+            share = (goal - seen[low]) / max(seen[high] - seen[low], 1e-9)
+            guess = low + round(share * (high - low))
+        elif high in seen:  # nothing too small yet
+            guess = min(high - 1, round(high * max(0.5, goal / max(seen[high], goal, 1e-9)) - 1))
+        else:
+            guess = min(most, max(low + 1, round(low * min(2.0, 0.2 + goal / max(seen[low], 0.5)))))
+        guess = min(max(guess, low + 1), high - 1)
+    return high

@@ -1,0 +1,105 @@
+"""Quality in decibels and sizes in bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+DENSE_BITS = 32  # the dense matrix that a storage ratio of 1 stands for is float32
+
+_BLOCK_ENTRIES = 1 << 21  # entries of a row block: 16 MiB in float64
+
+
+def row_blocks(shape: tuple[int, int], entries: int = _BLOCK_ENTRIES) -> Iterator[slice]:
+    """Cut the rows of an (m, n) matrix into slices of at most `entries` entries (at least a row)."""
+    m, n = shape
+    step = max(1, entries // max(1, n))
+    for start in range(0, m, step):
+        yield slice(start, min(start + step, m))
+
+
+def largest_magnitude(A: NDArray[Any]) -> float:
+    """Return ``max |A|``; dividing by it keeps squares from overflowing or vanishing."""
+    return max(
+        (float(np.abs(A[rows].astype(np.float64)).max()) for rows in row_blocks(A.shape)),
+        default=0.0,
+    )
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return ``10 log10(signal / noise)``: +inf without noise, -inf for noise without signal."""
+    if noise == 0:
+        return float("inf")
+    if signal == 0:
+        return float("-inf")
+    return float(10 * (np.log10(signal) - np.log10(noise)))
+
+
+def snr_db(A: ArrayLike, A_hat: Any) -> float:
+    """Signal-to-noise ratio of an approximation in dB.
+
+    ``10 log10(|A|_F^2 / |A - A_hat|_F^2)``, accumulated in float64 over row blocks.
+
+    Parameters
+    ----------
+    A : (m, n) array_like
+        The reference.
+    A_hat : (m, n) array_like
+        The approximation; a `DiBAFactors` is expanded block by block.
+
+    Returns
+    -------
+    float
+        In dB; inf if the two are equal.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ or are not two-dimensional.
+
+    Examples
+    --------
+    >>> round(snr_db([[1.0, 2.0]], [[1.0, 1.9]]), 2)
+    26.99
+    """
+    reference = np.asanyarray(A)
+    streamed = hasattr(A_hat, "row_expander")
+    approximation = A_hat if streamed else np.asanyarray(A_hat)
+    if reference.ndim != 2 or reference.shape != tuple(approximation.shape):
+        raise ValueError(
+            f"A and A_hat must be 2-D of one shape, got {reference.shape} and {approximation.shape}"
+        )
+    expand = A_hat.row_expander() if streamed else approximation.__getitem__
+    unit = 1.0 / (largest_magnitude(reference) or 1.0)
+    signal = noise = 0.0
+    for rows in row_blocks(reference.shape):
+        a = reference[rows].astype(np.float64) * unit
+        e = a - np.asarray(expand(rows), np.float64) * unit
+        signal += float(np.vdot(a, a))
+        noise += float(np.vdot(e, e))
+    return decibels(signal, noise)
+
+
+def storage_bits(m: int, n: int, k: int, scale_bits: int = 16) -> int:
+    """Return the bits of a factorization: ``k (m + n) + b (m + k + n)`` with b-bit diagonals."""
+    return k * (m + n) + scale_bits * (m + k + n)
+
+
+def storage_ratio(m: int, n: int, k: int, scale_bits: int = 16) -> float:
+    """Return the storage as a share of the dense float32 matrix (METHODS: rho)."""
+    return storage_bits(m, n, k, scale_bits) / (DENSE_BITS * m * n)
+
+
+def largest_k(m: int, n: int, bits_per_weight: float, scale_bits: int = 16) -> int:
+    """Return the largest intermediate dimension within a budget; below 1 if nothing fits.
+
+    Examples
+    --------
+    >>> largest_k(384, 384, 1.0), largest_k(4096, 4096, 2.0)
+    (172, 4072)
+    """
+    budget = bits_per_weight * m * n - scale_bits * (m + n)
+    return int(np.floor(budget / (m + n + scale_bits)))

@@ -1,0 +1,1 @@
+"""How bits are found: the objective, closed-form diagonals, and the solvers."""

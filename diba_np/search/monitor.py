@@ -1,0 +1,139 @@
+"""`Monitor`: what a search reports while it runs, and what may end it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# objective values kept in a record; more are thinned out evenly
+HISTORY = 64
+
+_SECONDS_BETWEEN_LINES = 3.0
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """What a callback is given.
+
+    Attributes
+    ----------
+    phase : str
+        Name of the stage: "greedy", "relaxation", "polish".
+    step, steps : int
+        Steps done and the most that may follow, in this phase.
+    k : int
+        Intermediate dimension searched at.
+    relative_error : float or None
+        ``|A - A_hat|_F^2 / |A|_F^2``, where the stage knows it.
+    seconds : float
+        Since the search began.
+    """
+
+    phase: str
+    step: int
+    steps: int
+    k: int
+    relative_error: float | None
+    seconds: float
+
+
+class Monitor:
+    """Progress, history, callback and time limit of one call of `factorize`.
+
+    Parameters
+    ----------
+    progress : bool
+        Show a tqdm bar where tqdm is installed, else a line every few seconds, on standard error.
+    callback : callable, optional
+        Called with a `SearchState` after every step; a true return value ends the search.
+    time_limit : float, optional
+        Seconds after which the search ends with the best found so far.
+    """
+
+    def __init__(
+        self,
+        progress: bool = False,
+        callback: Callable[[SearchState], Any] | None = None,
+        time_limit: float | None = None,
+    ) -> None:
+        self.started = time.monotonic()
+        self.callback = callback
+        self.time_limit = time_limit
+        self.k = 0
+        self.energy = 1.0
+        self.history: list[float] = []
+        self.sweeps = 0
+        self.converged = False
+        self.stopped = ""  # why the search was ended early: "time_limit", "callback" or nothing
+        self._progress = progress
+        self._bar: Any = None
+        self._phase = ""
+        self._last_line = self.started
+
+    def begin(self, k: int, energy: float) -> None:
+        """Start a search at `k` on a target of that squared norm; forget an earlier one."""
+        self.k, self.energy = k, energy or 1.0
+        self.history, self.sweeps, self.converged = [], 0, False
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the call began."""
+        return time.monotonic() - self.started
+
+    def time_share(self) -> float:
+        """Return the share of the time limit that is used; 0 without a limit."""
+        return self.seconds / self.time_limit if self.time_limit else 0.0
+
+    def half_step(self, error: float) -> None:
+        """Take the squared error after half a step into the history."""
+        self.history.append(error / self.energy)
+
+    def step(self, phase: str, step: int, steps: int, error: float | None = None) -> bool:
+        """Report a step; return whether the search must end now."""
+        relative = None if error is None else error / self.energy
+        if step == 0 and relative is not None:
+            self.history.append(relative)
+        self.sweeps += step > 0
+        self._show(phase, step, steps, relative)
+        if self.callback is not None:
+            seen = SearchState(phase, step, steps, self.k, relative, self.seconds)
+            if self.callback(seen):
+                self.stopped = "callback"
+        if self.time_limit is not None and self.seconds >= self.time_limit:
+            self.stopped = self.stopped or "time_limit"
+        return bool(self.stopped)
+
+    def _show(self, phase: str, step: int, steps: int, relative: float | None) -> None:
+        if not self._progress:
+            return
+        if importlib.util.find_spec("tqdm") is not None:
+            from tqdm import tqdm
+
+            if phase != self._phase or self._bar is None:
+                self.close()
+                self._bar = tqdm(total=steps, desc=f"{phase} k={self.k}", file=sys.stderr)
+            self._bar.update(step - self._bar.n)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            error = "" if relative is None else f", relative error {relative:.4g}"
+            sys.stderr.write(f"{phase} k={self.k}: {step}/{steps}, {self.seconds:.0f} s{error}\n")
+        self._phase = phase
+
+    def close(self) -> None:
+        """End the progress display."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def thinned_history(self) -> list[float]:
+        """Return the history with at most `HISTORY` values, first and last kept."""
+        count = len(self.history)
+        if count <= HISTORY:
+            chosen = range(count)
+        else:
+            chosen = sorted({round(i * (count - 1) / (HISTORY - 1)) for i in range(HISTORY)})
+        return [float(f"{self.history[i]:.9g}") for i in chosen]

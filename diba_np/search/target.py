@@ -1,0 +1,131 @@
+"""`Target`: the matrix that is factorized, checked once and read in row blocks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.metrics import largest_magnitude, row_blocks
+from diba_np.threads import Workers
+
+# magnitudes beyond these leave no room in float32 for the factors and their products
+_LARGEST, _SMALLEST = 1e35, 1e-35
+
+
+def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
+    """Check that `A` is a real, finite, non-empty matrix; return it uncopied if it is an array.
+
+    Raises
+    ------
+    TypeError
+        Not an array of real numbers.
+    ValueError
+        Not two-dimensional, empty, or with NaN or infinity.
+    """
+    if hasattr(A, "tocsr"):
+        raise TypeError(f"{name} must be a dense array, got a sparse matrix; pass {name}.toarray()")
+    try:
+        matrix = np.asanyarray(A)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(f"{name} must be a rectangular 2-D array: {error}") from None
+    if matrix.dtype.kind not in "buif":
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {matrix.dtype}")
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must be 2-D, got shape {matrix.shape}")
+    if 0 in matrix.shape:
+        raise ValueError(f"{name} must have rows and columns, got shape {matrix.shape}")
+    if matrix.dtype.kind == "f":
+        count, first = 0, None
+        for rows in row_blocks(matrix.shape):
+            wrong = ~np.isfinite(matrix[rows])
+            found = int(wrong.sum())
+            if found and first is None:
+                i, j = np.argwhere(wrong)[0]
+                first = (rows.start + int(i), int(j))
+            count += found
+        if count:
+            entries = "entry" if count == 1 else "entries"
+            raise ValueError(f"{name} contains {count} non-finite {entries}; first at {first}")
+    return matrix
+
+
+def digest(A: NDArray[Any]) -> str:
+    """Return the SHA-256 of a matrix: its dtype, shape and entries in row order."""
+    little = A.dtype.newbyteorder("<") if A.dtype.byteorder == ">" else A.dtype
+    sha = hashlib.sha256(f"{little.str} {A.shape[0]} {A.shape[1]} ".encode())
+    for rows in row_blocks(A.shape):
+        sha.update(np.ascontiguousarray(A[rows], little).data)
+    return sha.hexdigest()
+
+
+class Target:
+    """A matrix in units of its root mean square, read in row blocks.
+
+    An array in memory is converted once for each precision and kept; a memory map is converted
+    block by block at every pass, so that it is never held whole.
+
+    Parameters
+    ----------
+    A : (m, n) array, as `as_matrix` returns it
+    workers : Workers
+        Runs the products.
+
+    Attributes
+    ----------
+    shape : (int, int)
+    unit : float
+        Root mean square of the entries (1.0 for a zero matrix); ``A / unit`` is what is fitted.
+    energy : float
+        Squared Frobenius norm of ``A / unit``: m n, or 0.0.
+    """
+
+    def __init__(self, A: NDArray[Any], workers: Workers) -> None:
+        self.A = A
+        self.shape = (int(A.shape[0]), int(A.shape[1]))
+        self.workers = workers
+        self._streamed = isinstance(A, np.memmap)
+        self._kept: dict[np.dtype[Any], NDArray[Any]] = {}
+        largest = largest_magnitude(A)
+        if largest and not _SMALLEST <= largest <= _LARGEST:
+            raise ValueError(
+                f"the largest magnitude in A must lie in [{_SMALLEST:g}, {_LARGEST:g}], "
+                f"got {largest:g}; scale A first"
+            )
+        squares = 0.0
+        for rows in row_blocks(self.shape):
+            part = A[rows].astype(np.float64) / (largest or 1.0)
+            squares += float(np.vdot(part, part))
+        self.unit = largest * float(np.sqrt(squares / A.size)) if largest else 1.0
+        self.energy = float(A.size) if largest else 0.0
+
+    def blocks(self, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield (rows, ``A[rows] / unit``) as C-order arrays of `dtype`."""
+        dtype = np.dtype(dtype)
+        if not self._streamed:
+            if dtype not in self._kept:
+                kept = np.empty(self.shape, dtype)
+                for rows in row_blocks(self.shape):
+                    kept[rows] = self.A[rows].astype(np.float64) / self.unit
+                self._kept[dtype] = kept
+            yield slice(0, self.shape[0]), self._kept[dtype]
+            return
+        for rows in row_blocks(self.shape):
+            yield rows, (self.A[rows].astype(np.float64) / self.unit).astype(dtype)
+
+    def matmul(self, N: NDArray[Any]) -> NDArray[Any]:
+        """Return ``(A / unit) @ N`` for N (n, k), in N's dtype; (m, k)."""
+        out = np.empty((self.shape[0], N.shape[1]), N.dtype)
+        for rows, part in self.blocks(N.dtype):
+            self.workers.matmul(part, N, out=out[rows])
+        return out
+
+    def rmatmul(self, N: NDArray[Any]) -> NDArray[Any]:
+        """Return ``(A / unit).T @ N`` for N (m, k), in N's dtype; (n, k)."""
+        out = np.zeros((self.shape[1], N.shape[1]), N.dtype)
+        for rows, part in self.blocks(N.dtype):
+            out += self.workers.matmul(part.T, N[rows])
+        return out

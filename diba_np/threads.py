@@ -1,0 +1,141 @@
+"""Threads for a search: how many, and results that do not depend on the answer.
+
+BLAS splits a product by its number of threads, and the last digits of the result follow. A search
+decides about bits on those digits. So here BLAS runs on one thread, and products are cut into row
+blocks whose size depends on the shapes alone; the blocks go to as many threads as were asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# flops under which a block is not worth a thread's start
+_BLOCK_FLOPS = 2e7
+_MOST_BLOCKS = 16
+
+# the set/get pairs that builds of OpenBLAS in wheels and in distributions export
+_SYMBOLS = (
+    "scipy_openblas_{}_num_threads64_",
+    "scipy_openblas_{}_num_threads",
+    "openblas_{}_num_threads64_",
+    "openblas_{}_num_threads",
+)
+
+
+def resolve_threads(threads: int | None) -> int:
+    """Return the number of threads to use: `threads`, or the processors this process may use.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `threads` is not a positive int.
+    """
+    if threads is None:
+        try:
+            available = len(os.sched_getaffinity(0))
+        except AttributeError:  # not on every system
+            available = os.cpu_count() or 1
+        return min(available, int(os.environ.get("NUMBA_NUM_THREADS", available)))
+    try:
+        count = operator.index(threads)
+    except TypeError:
+        raise TypeError(f"threads must be an int, got {type(threads).__name__}") from None
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    return count
+
+
+def _blas_controls() -> list[tuple[Callable[[int], Any], Callable[[], int]]]:
+    """Find the (set, get) functions of the OpenBLAS libraries that NumPy and SciPy carry."""
+    import scipy
+
+    controls = []
+    for package in (np, scipy):
+        root = Path(package.__file__).parent
+        folders = (root.parent / f"{root.name}.libs", root / ".dylibs", root / ".libs")
+        for path in sorted(p for folder in folders for p in folder.glob("*openblas*")):
+            library = ctypes.CDLL(str(path))  # loaded already: this only finds the handle
+            for symbol in _SYMBOLS:
+                set_threads = getattr(library, symbol.format("set"), None)
+                get_threads = getattr(library, symbol.format("get"), None)
+                if set_threads and get_threads:
+                    controls.append((set_threads, get_threads))
+                    break
+    return controls
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Hold NumPy's and SciPy's OpenBLAS at one thread; a BLAS of another kind is left alone."""
+    before = [(set_threads, get_threads()) for set_threads, get_threads in _blas_controls()]
+    try:
+        for set_threads, _ in before:
+            set_threads(1)
+        yield
+    finally:
+        for set_threads, count in before:
+            set_threads(count)
+
+
+class Workers:
+    """A pool whose products are bitwise the same for every number of threads.
+
+    Use through `workers`, which holds BLAS at one thread meanwhile.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def run(self, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+        """Return ``[work(item) for item in items]``, computed side by side."""
+        if self._pool is None or len(items) < 2:
+            return [work(item) for item in items]
+        return list(self._pool.map(work, items))
+
+    def matmul(
+        self, A: NDArray[Any], B: NDArray[Any], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Return ``A @ B`` of two matrices; the blocks follow from the shapes alone."""
+        m, p = A.shape
+        n = B.shape[1]
+        if out is None:
+            out = np.empty((m, n), np.result_type(A, B))
+        blocks = int(min(_MOST_BLOCKS, max(1, 2.0 * m * n * p // _BLOCK_FLOPS)))
+        step = max(16, -(-m // blocks))
+        self.run(
+            lambda start: np.matmul(A[start : start + step], B, out=out[start : start + step]),
+            list(range(0, m, step)),
+        )
+        return out
+
+
+@contextmanager
+def workers(threads: int | None = None) -> Iterator[Workers]:
+    """Provide `Workers`; Numba's own number of threads is set for the time and restored."""
+    import numba
+
+    count = resolve_threads(threads)
+    numba_before = numba.get_num_threads()
+    pool = Workers(count)
+    try:
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        with single_threaded_blas():
+            yield pool
+    finally:
+        numba.set_num_threads(numba_before)
+        pool.close()
