@@ -1,0 +1,284 @@
+"""`DiBAFactors`: what a factorization is, as a scipy LinearOperator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse.linalg import LinearOperator
+
+from diba_np import metrics
+from diba_np.bits import PackedBits
+from diba_np.products import mix
+from diba_np.scales import stored_scale_bits
+
+Vector = NDArray[np.float32]
+
+
+def _diagonal(values: ArrayLike, name: str, size: int) -> Vector:
+    """Check one diagonal and return it as a read-only float32 vector."""
+    vector = np.asarray(values)
+    if vector.dtype.kind not in "buif":
+        raise TypeError(f"{name} must be a vector of real numbers, got dtype {vector.dtype}")
+    if vector.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {vector.shape}")
+    with np.errstate(over="ignore"):
+        single = np.array(vector, np.float32)
+    wrong = np.flatnonzero(~np.isfinite(single))
+    if wrong.size:
+        raise ValueError(
+            f"{name} must be finite in float32, got {vector[wrong[0]]} at {int(wrong[0])}"
+        )
+    single.setflags(write=False)
+    return single
+
+
+class DiBAFactors(LinearOperator):
+    """A matrix as ``D1 (B1 - shift) D2 (B2 - shift) D3``: three diagonals, two 0/1 matrices.
+
+    With ``shift=0`` this is DiBA (arXiv 2605.05994); ``shift=0.5`` is the +-1 alphabet on the same
+    bits. Immutable. It is a `scipy.sparse.linalg.LinearOperator` of dtype float32, so ``f @ x``,
+    ``f.T @ y``, ``svds(f, 5)`` and ``lsqr(f, y)`` work; it pickles, and `save` keeps it in HDF5.
+
+    Parameters
+    ----------
+    d1 : (m,) array_like of float
+    b1 : (m, k) PackedBits or array_like of 0 and 1
+    d2 : (k,) array_like of float
+    b2 : (k, n) PackedBits or array_like of 0 and 1
+    d3 : (n,) array_like of float
+    shift : float, default 0.0
+        Alphabet shift: a bit b stands for ``b - shift``.
+    record : dict, optional
+        How the factorization was made; anything that JSON can hold.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (m, n).
+    k : int
+        Intermediate dimension.
+    d1, d2, d3 : float32 vectors, read-only
+    b1, b2 : PackedBits
+    shift : float
+    record : dict
+    scale_bits : int
+        Bits an entry of the diagonals takes in a file without loss: 16 or 32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of the wrong kind, shape or value; the message names it.
+
+    Notes
+    -----
+    A product with a float32 operand is computed and returned in float32, with any other real
+    operand in float64 (``np.result_type``), with a complex one on both parts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> f = DiBAFactors([1.0, 2.0], np.array([[1], [1]]), [3.0], np.array([[1, 0]]), [1.0, 1.0])
+    >>> f
+    DiBAFactors(2 x 2, k=1, 21 bits per weight)
+    >>> f.to_dense()
+    array([[3., 0.],
+           [6., 0.]], dtype=float32)
+    >>> f @ np.array([1.0, 5.0])
+    array([3., 6.])
+    """
+
+    d1: Vector
+    d2: Vector
+    d3: Vector
+    b1: PackedBits
+    b2: PackedBits
+    shift: float
+    record: dict[str, Any]
+
+    def __init__(
+        self,
+        d1: ArrayLike,
+        b1: PackedBits | ArrayLike,
+        d2: ArrayLike,
+        b2: PackedBits | ArrayLike,
+        d3: ArrayLike,
+        shift: float = 0.0,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        self.b1, self.b2 = PackedBits(b1), PackedBits(b2)
+        (m, k), n = self.b1.shape, self.b2.shape[1]
+        if self.b2.shape[0] != k:
+            raise ValueError(
+                f"b1 (m, k) and b2 (k, n) must share k, got {self.b1.shape} and {self.b2.shape}"
+            )
+        self.d1 = _diagonal(d1, "d1", m)
+        self.d2 = _diagonal(d2, "d2", k)
+        self.d3 = _diagonal(d3, "d3", n)
+        self.shift = check_shift(shift)
+        if record is not None and not isinstance(record, dict):
+            raise TypeError(f"record must be a dict, got {type(record).__name__}")
+        self.record = dict(record or {})
+        self._flipped: DiBAFactors | None = None
+        super().__init__(np.dtype(np.float32), (m, n))
+
+    # -- sizes ---------------------------------------------------------------------------------
+
+    @property
+    def k(self) -> int:
+        """Intermediate dimension."""
+        return self.b1.shape[1]
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits an entry of the diagonals takes in a file without loss: 16 or 32."""
+        return stored_scale_bits(self.d1, self.d2, self.d3)
+
+    def storage_bits(self, scale_bits: int | None = None) -> int:
+        """Return ``k (m + n) + scale_bits (m + k + n)``, everything that is stored.
+
+        Parameters
+        ----------
+        scale_bits : int, optional
+            Bits an entry of the diagonals; by default what `save` writes (16 after `factorize`).
+        """
+        m, n = self.shape
+        return metrics.storage_bits(
+            m, n, self.k, self.scale_bits if scale_bits is None else scale_bits
+        )
+
+    def storage_ratio(self, scale_bits: int | None = None) -> float:
+        """Return `storage_bits` as a share of the dense float32 matrix."""
+        m, n = self.shape
+        return self.storage_bits(scale_bits) / (metrics.DENSE_BITS * m * n)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``storage_bits() / (m n)``."""
+        m, n = self.shape
+        return self.storage_bits() / (m * n)
+
+    def snr(self, A: ArrayLike) -> float:
+        """Return ``10 log10(|A|^2 / |A - self|^2)`` in dB; `A` is read in row blocks."""
+        return metrics.snr_db(A, self)
+
+    # -- dense ---------------------------------------------------------------------------------
+
+    def row_expander(self) -> Callable[[slice], Vector]:
+        """Return a function from a slice of rows to those rows of the matrix, float32.
+
+        It holds the right half (k, n), made once; a row then costs ``2 k n`` flops.
+        """
+        right = (self.b2.to_dense() - np.float32(self.shift)) * self.d2[:, None]
+        right *= self.d3
+
+        def expand(rows: slice) -> Vector:
+            left = self.b1[rows].to_dense() - np.float32(self.shift)
+            left *= self.d1[rows, None]
+            product: Vector = left @ right
+            return product
+
+        return expand
+
+    def to_dense(self) -> Vector:
+        """Return the (m, n) float32 matrix."""
+        return self.row_expander()(slice(None))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a factorization cannot become an array without a copy")
+        return self.to_dense().astype(dtype or np.float32, copy=False)
+
+    # -- products ------------------------------------------------------------------------------
+
+    def _mix(self, bits: PackedBits, x: NDArray[Any]) -> NDArray[Any]:
+        mixed = mix(bits, x)
+        return mixed - x.dtype.type(self.shift) * x.sum(axis=0) if self.shift else mixed
+
+    def _matmat(self, X: NDArray[Any]) -> NDArray[Any]:
+        """Return ``A_hat @ X`` for X (..., n, b); a vector (n,) is taken too."""
+        X = np.asarray(X)
+        if X.dtype.kind == "c":
+            return self._matmat(X.real) + 1j * self._matmat(X.imag)
+        X = X.astype(np.result_type(self.dtype, X.dtype), copy=False)
+        if X.ndim > 2:
+            columns = np.moveaxis(X, -2, 0)
+            product = self._matmat(columns.reshape(self.shape[1], -1))
+            return np.moveaxis(product.reshape(self.shape[0], *columns.shape[1:]), 0, -2)
+        column = (slice(None), None) if X.ndim == 2 else slice(None)
+        inner = self._mix(self.b2, self.d3[column] * X) * self.d2[column]
+        return self._mix(self.b1, inner) * self.d1[column]
+
+    def _matvec(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return ``A_hat x`` for x (..., n), one vector along the last axis."""
+        x = np.asarray(x)
+        n = self.shape[1]
+        if x.ndim == 1 or (x.shape == (n, 1) and n != 1):
+            return self._matmat(x.reshape(n))
+        return self._matmat(x.reshape(-1, n).T).T.reshape(*x.shape[:-1], self.shape[0])
+
+    def matvec(self, x: ArrayLike) -> NDArray[Any]:
+        """Multiply with a vector, or with many along leading axes.
+
+        Parameters
+        ----------
+        x : (n,), (n, 1) or (..., n) array_like
+
+        Returns
+        -------
+        (m,), (m, 1) or (..., m) ndarray
+        """
+        x = np.asanyarray(x)
+        n = self.shape[1]
+        if x.ndim > 1 and x.shape[-1] == n and x.shape != (n, 1):
+            return self._matvec(x)
+        return super().matvec(x)
+
+    def _adjoint(self) -> DiBAFactors:
+        """Return the transpose ``D3 B2^T D2 B1^T D1``, itself a factorization; made once."""
+        if self._flipped is None:
+            self._flipped = DiBAFactors(
+                self.d3, self.b2.T, self.d2, self.b1.T, self.d1, self.shift, self.record
+            )
+            self._flipped._flipped = self
+        return self._flipped
+
+    _transpose = _adjoint
+
+    # -- files and copies ----------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, group: str | None = None) -> int:
+        """Write to an HDF5 file, atomically; see `diba_np.store.save`. Returns the file's bytes."""
+        from diba_np.store import save
+
+        return save(self, path, group=group)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = (self.d1, self.b1, self.d2, self.b2, self.d3)
+        return DiBAFactors, (*arrays, self.shift, self.record)
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        shift = f", shift={self.shift:g}" if self.shift else ""
+        return (
+            f"DiBAFactors({m} x {n}, k={self.k}{shift}, {self.bits_per_weight:.4g} bits per weight)"
+        )
+
+
+def check_shift(shift: Any) -> float:
+    """Return the alphabet shift as a float in [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    try:
+        value = float(shift)
+    except (TypeError, ValueError):
+        raise TypeError(f"shift must be a number, got {type(shift).__name__}") from None
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"shift must lie in [0, 1], got {value:g}")
+    return value

@@ -1,0 +1,347 @@
+"""Factorizations in HDF5 files: atomic to write, checked to the last byte to read.
+
+Format version 1. At the root, or in a group of it:
+
+* attributes ``format="diba_np"``, ``format_version``, ``m``, ``n``, ``k``, ``shift``,
+  ``scale_bits``, ``scale``, ``bit_order="little"``, ``digest`` (SHA-256 over the attributes above
+  and the datasets), ``record`` (JSON);
+* datasets ``b1`` and ``b2`` (uint8): the bits row after row as one stream, least significant bit
+  first, with no padding at the row ends;
+* datasets ``d1``, ``d2``, ``d3``: ``<f2`` or ``<f4``; d2 is to be multiplied by ``scale``
+  (float64, a power of two).
+
+Every dataset carries a Fletcher-32 checksum, and the file's own structures are checksummed too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.bits import PackedBits
+from diba_np.errors import FormatError
+from diba_np.factors import DiBAFactors
+from diba_np.scales import HALF, SINGLE, power_of_two
+
+FORMAT = "diba_np"
+FORMAT_VERSION = 1
+
+# HDF5 1.10 and later read these files; its structures are compact and checksummed
+_LIBVER = ("v110", "v110")
+
+_LARGEST_RECORD = 60_000  # bytes of JSON; an HDF5 attribute holds 64 KiB
+
+_DTYPES = {HALF: np.dtype("<f2"), SINGLE: np.dtype("<f4")}
+
+PathLike = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on success flush it and rename it to `path`.
+
+    On an exception, Ctrl-C included, the temporary file is removed and `path` is as it was.
+    """
+    final = Path(path)
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes private files; a result is as readable as any new file of the user's
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 over the attributes (sorted, as JSON) and the arrays' bytes."""
+    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype.str} {array.size} ".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
+def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return the (attributes, arrays) that stand for a factorization in a file."""
+    bits = factors.scale_bits
+    scale = power_of_two(factors.d2) if bits == HALF else 1.0
+    attributes = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "m": factors.shape[0],
+        "n": factors.shape[1],
+        "k": factors.k,
+        "shift": factors.shift,
+        "scale_bits": bits,
+        "scale": scale,
+        "bit_order": "little",
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "b1": factors.b1.to_stream(),
+        "b2": factors.b2.to_stream(),
+        "d1": factors.d1.astype(_DTYPES[bits]),
+        "d2": (factors.d2.astype(np.float64) / scale).astype(_DTYPES[bits]),
+        "d3": factors.d3.astype(_DTYPES[bits]),
+    }
+    return attributes, arrays
+
+
+def _write(place: h5py.Group, factors: DiBAFactors) -> None:
+    attributes, arrays = _payload(factors)
+    try:
+        record = json.dumps(factors.record, default=_plain)
+    except TypeError as error:
+        raise TypeError(f"record must hold what JSON can: {error}") from None
+    if len(record.encode()) > _LARGEST_RECORD:
+        raise ValueError(
+            f"record takes {len(record.encode())} bytes as JSON, at most {_LARGEST_RECORD} fit"
+        )
+    for name, array in arrays.items():
+        place.create_dataset(
+            name, data=array, chunks=array.shape, fletcher32=True, track_times=False
+        )
+    for name, value in attributes.items():
+        place.attrs[name] = value
+    place.attrs["digest"] = _digest(attributes, arrays)
+    place.attrs["record"] = record
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy scalars and arrays into what JSON can hold."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> int:
+    """Write a factorization to an HDF5 file.
+
+    The file is written beside `path` under a temporary name, flushed and renamed, so that `path`
+    is at every moment either as before or complete.
+
+    Parameters
+    ----------
+    factors : DiBAFactors
+    path : path-like
+        Replaced if it exists, except that with `group` its other groups are kept.
+    group : str, optional
+        Name of the group that takes the factorization, for many in one file.
+
+    Returns
+    -------
+    int
+        The file's bytes: the payload plus at most 16 KiB, for a record of `factorize`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The record is not JSON or is too large for an attribute; the group's name is empty.
+    FormatError
+        With `group`: `path` exists and is not an HDF5 file.
+    OSError
+        The folder cannot be written.
+    """
+    if group is not None and not group.strip("/"):
+        raise ValueError(f"group must be a name, got {group!r}")
+    final = Path(path)
+    with atomic_path(final) as temporary:
+        keep = group is not None and final.exists()
+        with h5py.File(temporary, "w", libver=_LIBVER) as file:
+            if keep:
+                with _open(final) as old:
+                    for name in old:
+                        old.copy(name, file)
+                    for name, value in old.attrs.items():
+                        file.attrs[name] = value
+            place: h5py.Group = file
+            if group is not None:
+                if group in file:
+                    del file[group]
+                place = file.create_group(group)
+            _write(place, factors)
+    return final.stat().st_size
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading; whatever HDF5 finds wrong with it becomes a `FormatError`."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        raise FormatError(f"{path}: found a folder, expected an HDF5 file")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise FormatError(f"{path}: not readable as HDF5 ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def groups(path: PathLike) -> list[str]:
+    """Return the names of all groups of a file that hold a factorization; "" is the root."""
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Group) and "format" in item.attrs:
+            found.append(name)
+
+    with _open(Path(path)) as file:
+        if "format" in file.attrs:
+            found.append("")
+        file.visititems(visit)
+    return found
+
+
+class _Reader:
+    """Reads one group, checking each piece before it is used."""
+
+    def __init__(self, path: Path, place: h5py.Group) -> None:
+        self.path, self.place = path, place
+        self.label = f"{path}" if place.name in (None, "/") else f"{path}:{place.name}"
+        self.length = path.stat().st_size
+
+    def fail(self, what: str, found: Any, expected: Any) -> FormatError:
+        return FormatError(f"{self.label}: {what}: found {found}, expected {expected}")
+
+    def attribute(self, name: str, kind: type) -> Any:
+        if name not in self.place.attrs:
+            raise self.fail(f"attribute {name}", "none", kind.__name__)
+        value = self.place.attrs[name]
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.fail(f"attribute {name}", repr(value), kind.__name__)
+        return value
+
+    def array(self, name: str, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        item = self.place.get(name)
+        if not isinstance(item, h5py.Dataset):
+            raise self.fail(f"dataset {name}", "none", f"{size} entries of {dtype.str}")
+        if item.shape != (size,) or item.dtype != dtype:
+            raise self.fail(
+                f"dataset {name}", f"{item.shape} of {item.dtype.str}", f"({size},) of {dtype.str}"
+            )
+        if size * dtype.itemsize > self.length:
+            raise self.fail(
+                f"dataset {name}",
+                f"a file of {self.length} bytes",
+                f"at least {size * dtype.itemsize}",
+            )
+        values: NDArray[Any] = item[:]
+        return values
+
+
+def load(path: PathLike, *, group: str | None = None) -> DiBAFactors:
+    """Read a factorization from an HDF5 file.
+
+    Everything is checked: version, sizes against the file's length, checksums, the digest, zero
+    padding. A damaged file is an error, never a result.
+
+    Parameters
+    ----------
+    path : path-like
+    group : str, optional
+        The group to read, for files with many.
+
+    Returns
+    -------
+    DiBAFactors
+
+    Raises
+    ------
+    FileNotFoundError
+    FormatError
+        The file is not readable as HDF5, has no such group, or is inconsistent; the message names
+        the path, the dataset or attribute, what was found and what was expected.
+    """
+    final = Path(path)
+    with _open(final) as file:
+        place: Any = file
+        if group is not None:
+            place = file.get(group)
+            if not isinstance(place, h5py.Group):
+                raise FormatError(f"{final}: group {group}: found {_names(file)}, expected it")
+        if "format" not in place.attrs:
+            hint = "; name one with group=" if len(file) and group is None else ""
+            raise FormatError(
+                f'{final}: attribute format: found none, expected "{FORMAT}" '
+                f"(the file holds {_names(file)}{hint})"
+            )
+        return _read(_Reader(final, place))
+
+
+def _names(file: h5py.File) -> str:
+    names = list(file)
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"groups {shown}" if names else "no groups"
+
+
+def _read(reader: _Reader) -> DiBAFactors:
+    found = reader.attribute("format", str)
+    if found != FORMAT:
+        raise reader.fail("attribute format", repr(found), repr(FORMAT))
+    version = reader.attribute("format_version", int)
+    if version != FORMAT_VERSION:
+        raise reader.fail("attribute format_version", version, f"at most {FORMAT_VERSION}")
+    attributes: dict[str, Any] = {"format": found, "format_version": version}
+    for name in ("m", "n", "k"):
+        attributes[name] = reader.attribute(name, int)
+        if not 1 <= attributes[name] < 2**31:
+            raise reader.fail(f"attribute {name}", attributes[name], "a positive size")
+    for name in ("shift", "scale"):
+        attributes[name] = reader.attribute(name, float)
+    attributes["scale_bits"] = reader.attribute("scale_bits", int)
+    attributes["bit_order"] = reader.attribute("bit_order", str)
+    if attributes["scale_bits"] not in _DTYPES:
+        raise reader.fail("attribute scale_bits", attributes["scale_bits"], "16 or 32")
+    if attributes["bit_order"] != "little":
+        raise reader.fail("attribute bit_order", attributes["bit_order"], "little")
+    m, n, k = attributes["m"], attributes["n"], attributes["k"]
+    dtype = _DTYPES[attributes["scale_bits"]]
+    arrays = {
+        "b1": reader.array("b1", -(-m * k // 8), np.dtype("u1")),
+        "b2": reader.array("b2", -(-k * n // 8), np.dtype("u1")),
+        "d1": reader.array("d1", m, dtype),
+        "d2": reader.array("d2", k, dtype),
+        "d3": reader.array("d3", n, dtype),
+    }
+    digest = reader.attribute("digest", str)
+    actual = _digest(attributes, arrays)
+    if digest != actual:
+        raise reader.fail("digest", actual, digest)
+    try:
+        record = json.loads(reader.attribute("record", str))
+        return DiBAFactors(
+            arrays["d1"],
+            PackedBits.from_stream(arrays["b1"], (m, k)),
+            arrays["d2"].astype(np.float64) * attributes["scale"],
+            PackedBits.from_stream(arrays["b2"], (k, n)),
+            arrays["d3"],
+            attributes["shift"],
+            record,
+        )
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{reader.label}: {error}") from error
