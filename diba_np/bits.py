@@ -240,6 +240,8 @@ def _pack_rows(dense: NDArray[Any]) -> NDArray[np.uint64]:
     padded = np.zeros((rows, -(-columns // WORD) * 8), np.uint8)
     for start in range(0, rows, _BLOCK):
         part = dense[start : start + _BLOCK]
-        packed = np.packbits(part if part.dtype == np.bool_ else part != 0, axis=1, bitorder="little")
+        packed = np.packbits(
+            part if part.dtype == np.bool_ else part != 0, axis=1, bitorder="little"
+        )
         padded[start : start + _BLOCK, : packed.shape[1]] = packed
     return padded.view("<u8").astype(np.uint64, copy=False)

@@ -179,17 +179,26 @@ def _info(args: argparse.Namespace) -> int:
             lines.append(("SNR when made", _decibels(record["snr_db"])))
         if "solver" in record:
             lines.append(
-                ("made by", f"solver {record['solver']}, seed {record.get('seed')}, "
-                 f"{record.get('sweeps')} sweeps, {record.get('seconds')} s")
+                (
+                    "made by",
+                    f"solver {record['solver']}, seed {record.get('seed')}, "
+                    f"{record.get('sweeps')} sweeps, {record.get('seconds')} s",
+                )
             )
     lines.append(("file", f"{args.file} ({file_bytes} bytes)"))
-    _emit({"file": args.file, "file_bytes": file_bytes, "groups": reports}
-          if len(reports) > 1
-          else {"file": args.file, "file_bytes": file_bytes, **reports[0]}, args.json, lines)
+    _emit(
+        {"file": args.file, "file_bytes": file_bytes, "groups": reports}
+        if len(reports) > 1
+        else {"file": args.file, "file_bytes": file_bytes, **reports[0]},
+        args.json,
+        lines,
+    )
     return DONE
 
 
-def _write_rows(output: Path, shape: tuple[int, ...], dtype: Any, fill: Callable[[Any], None]) -> int:
+def _write_rows(
+    output: Path, shape: tuple[int, ...], dtype: Any, fill: Callable[[Any], None]
+) -> int:
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
@@ -219,8 +228,12 @@ def _reconstruct(args: argparse.Namespace) -> int:
             array[rows] = expand(rows)
 
     file_bytes = _write_rows(output, factors.shape, np.float32, fill)
-    report = {"output": str(output), "shape": list(factors.shape), "dtype": "float32",
-              "file_bytes": file_bytes}
+    report = {
+        "output": str(output),
+        "shape": list(factors.shape),
+        "dtype": "float32",
+        "file_bytes": file_bytes,
+    }
     m, n = factors.shape
     _emit(report, args.json, [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")])
     return DONE
@@ -255,8 +268,11 @@ def _apply(args: argparse.Namespace) -> int:
 
     file_bytes = _write_rows(output, shape, np.result_type(np.float32, inputs.dtype), fill)
     report = {"output": str(output), "shape": list(shape), "file_bytes": file_bytes}
-    _emit(report, args.json, [("shape", " x ".join(map(str, shape))),
-                              ("file", f"{output} ({file_bytes} bytes)")])
+    _emit(
+        report,
+        args.json,
+        [("shape", " x ".join(map(str, shape))), ("file", f"{output} ({file_bytes} bytes)")],
+    )
     return DONE
 
 
@@ -377,6 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("default")
             warnings.showwarning = note
             return int(args.run(args))
     except KeyboardInterrupt:

@@ -259,9 +259,7 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
         return simple
-    state = relax(
-        target, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor
-    )
+    state = relax(target, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor)
     if not monitor.stopped:
         polish(target, state, monitor, plan.tol)
     return simple if floor < squared_error(target, state) else state

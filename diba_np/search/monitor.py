@@ -133,7 +133,7 @@ class Monitor:
         """Return the history with at most `HISTORY` values, first and last kept."""
         count = len(self.history)
         if count <= HISTORY:
-            chosen = range(count)
+            chosen = list(range(count))
         else:
             chosen = sorted({round(i * (count - 1) / (HISTORY - 1)) for i in range(HISTORY)})
         return [float(f"{self.history[i]:.9g}") for i in chosen]

@@ -129,8 +129,9 @@ def squared_error(target: Target, state: State) -> float:
 
 def normalise(state: State) -> None:
     """Fix the gauge: mean |d1| = mean |d3| = 1, the rest moves into d2; zero sides are left."""
-    for scales in (state.d1, state.d3):
+    for left in (True, False):
+        scales, _ = state.side(left)
         mean = float(np.abs(scales).mean())
         if mean > 0:
-            scales /= mean
-            state.d2 *= mean
+            np.divide(scales, mean, out=scales)
+            state.d2 = state.d2 * mean

@@ -1,0 +1,45 @@
+"""Budgets: k from bits and ratio, and the search for the smallest k."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diba_np import budget
+
+
+@given(st.integers(1, 300), st.floats(0.0, 3.0), st.integers(0, 100))
+def test_smallest_k_is_the_smallest_on_any_rising_curve(answer, bend, seed):
+    def reach(k):
+        return 5.0 * k / 40 + bend * (k >= answer) - bend
+
+    goal = reach(answer)
+    asked = []
+    found = budget.smallest_k(lambda k: asked.append(k) or reach(k), goal, (80, 80))
+    assert found == next(k for k in range(1, 10**4) if reach(k) >= goal)
+    assert len(asked) == len(set(asked))
+    assert len(asked) < 40
+
+
+def test_smallest_k_says_when_a_goal_is_out_of_reach():
+    with pytest.raises(ValueError, match=r"snr=50 dB is not reached: 20 dB at k=80"):
+        budget.smallest_k(lambda k: 20.0, 50.0, (5, 5))
+
+
+def test_exactly_one_budget():
+    assert budget.chosen({"k": 3, "bits": None}) == ("k", 3)
+    with pytest.raises(TypeError, match="exactly one of k=, bits=, ratio=, snr=, got none"):
+        budget.chosen({"k": None})
+    with pytest.raises(TypeError, match="got k=1, bits=2"):
+        budget.chosen({"k": 1, "bits": 2})
+
+
+def test_ratio_and_bits_agree():
+    for shape in [(384, 384), (100, 700)]:
+        assert budget.intermediate_dimension("ratio", 1 / 16, shape) == (
+            budget.intermediate_dimension("bits", 2.0, shape)
+        )
+
+
+def test_too_small_a_budget_names_the_least():
+    with pytest.raises(ValueError, match=r"bits=0.5 is too small for a 4 x 4 .* takes bits=9.5"):
+        budget.intermediate_dimension("bits", 0.5, (4, 4))

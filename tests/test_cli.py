@@ -1,0 +1,250 @@
+"""The command line: exit status, one JSON object, nothing overwritten, a sentence an error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import diba_np
+from diba_np import factorize, load
+from diba_np.cli import main
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", rng.normal(size=(20, 15)))
+    return tmp_path
+
+
+def run(capsys, *args):
+    status = main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def made(capsys, *extra):
+    status, out, _ = run(capsys, "factorize", "A.npy", "--k", 6, "--json", "--quiet", *extra)
+    assert status == 0
+    return json.loads(out)
+
+
+def test_factorize_prints_what_was_made(here, capsys):
+    report = made(capsys, "-o", "out.h5")
+    f, A = load("out.h5"), np.load("A.npy")
+    assert report["output"] == "out.h5"
+    assert (report["m"], report["n"], report["k"]) == (20, 15, 6)
+    assert report["bits_per_weight"] == f.bits_per_weight
+    assert report["storage_ratio"] == f.storage_ratio()
+    assert report["snr_db"] == pytest.approx(f.snr(A), abs=1e-4)
+    assert report["file_bytes"] == os.path.getsize("out.h5")
+    assert report["seconds"] >= 0
+    status, out, err = run(capsys, "factorize", "A.npy", "--k", 6, "--quiet")
+    assert (status, err) == (0, "")
+    for word in ("shape", "20 x 15", "bits per weight", "storage ratio", "SNR", "seconds", "A.h5"):
+        assert word in out
+    assert load("A.h5").b1 == f.b1
+
+
+def test_options_reach_the_solver(here, capsys):
+    report = made(capsys, "--solver", "greedy", "--seed", 5, "--shift", 0.5, "--threads", 1)
+    record = load("A.h5").record
+    assert (report["solver"], report["seed"], report["shift"]) == ("greedy", 5, 0.5)
+    assert (record["solver"], record["seed"]) == ("greedy", 5)
+    assert report["improving_flips_left"] == 0
+    for option, value in (("--bits", 12.0), ("--ratio", 0.4), ("--snr", 2.0)):
+        args = ("factorize", "A.npy", option, value, "--json", "--force", "--quiet")
+        status, out, _ = run(capsys, *args, "--max-sweeps", 5)
+        assert status == 0
+        assert json.loads(out)["k"] >= 1
+
+
+def test_an_existing_output_is_kept(here, capsys):
+    made(capsys)
+    before = (here / "A.h5").read_bytes()
+    status, out, err = run(capsys, "factorize", "A.npy", "--k", 6)
+    assert (status, out) == (1, "")
+    assert err == "diba-np: error: A.h5: exists; pass --force to replace it\n"
+    assert (here / "A.h5").read_bytes() == before
+    made(capsys, "--force", "--seed", 9)
+    assert (here / "A.h5").read_bytes() != before
+
+
+def test_info(here, capsys):
+    made(capsys)
+    status, out, _ = run(capsys, "info", "A.h5", "--json")
+    report = json.loads(out)
+    assert (status, report["k"], report["scale_bits"]) == (0, 6, 16)
+    assert report["record"]["solver"] == "auto"
+    assert "20 x 15" in run(capsys, "info", "A.h5")[1]
+    f = factorize(np.load("A.npy"), k=3, max_sweeps=3)
+    f.save("many.h5", group="a")
+    f.T.save("many.h5", group="b")
+    status, out, _ = run(capsys, "info", "many.h5", "--json")
+    assert [(g["group"], g["m"]) for g in json.loads(out)["groups"]] == [("a", 20), ("b", 15)]
+    assert "15 x 20" in run(capsys, "info", "many.h5", "--group", "b")[1]
+
+
+def test_reconstruct_and_apply(here, capsys, rng):
+    made(capsys)
+    f = load("A.h5")
+    status, out, _ = run(capsys, "reconstruct", "A.h5", "-o", "B.npy", "--json")
+    assert (status, json.loads(out)["shape"]) == (0, [20, 15])
+    np.testing.assert_array_equal(np.load("B.npy"), f.to_dense())
+    for shape in [(15,), (4, 15), (2, 3, 15)]:
+        X = rng.normal(size=shape).astype(np.float32)
+        np.save("X.npy", X)
+        status, out, _ = run(capsys, "apply", "A.h5", "X.npy", "-o", "Y.npy", "--force", "--json")
+        assert (status, json.loads(out)["shape"]) == (0, [*shape[:-1], 20])
+        Y = np.load("Y.npy")
+        assert Y.dtype == np.float32
+        np.testing.assert_allclose(Y, X @ f.to_dense().T, atol=1e-4)
+    np.save("X.npy", np.ones((3, 20)))
+    assert run(capsys, "apply", "A.h5", "X.npy", "-o", "Z.npy", "--transpose")[0] == 0
+    np.testing.assert_allclose(np.load("Z.npy"), np.ones((3, 20)) @ f.to_dense(), atol=1e-4)
+    status, _, err = run(capsys, "apply", "A.h5", "X.npy", "-o", "W.npy")
+    assert status == 1
+    assert "X.npy: found shape (3, 20), expected (15,) or (..., 15)" in err
+    assert not (here / "W.npy").exists()
+
+
+def test_verify(here, capsys, rng):
+    made(capsys)
+    assert run(capsys, "verify", "A.h5")[0] == 0
+    status, out, _ = run(capsys, "verify", "A.h5", "A.npy", "--json")
+    report = json.loads(out)
+    assert (status, report["ok"], report["same_source"]) == (0, True, True)
+    assert report["snr_db"] == pytest.approx(load("A.h5").snr(np.load("A.npy")))
+    np.save("other.npy", rng.normal(size=(20, 15)))
+    status, out, _ = run(capsys, "verify", "A.h5", "other.npy")
+    assert status == 1
+    assert "NOT the matrix it was made from" in out
+    np.save("other.npy", rng.normal(size=(15, 20)))
+    status, _, err = run(capsys, "verify", "A.h5", "other.npy")
+    assert (status, "expected (20, 15)" in err) == (1, True)
+    os.truncate("A.h5", os.path.getsize("A.h5") - 8)
+    status, _, err = run(capsys, "verify", "A.h5")
+    assert status == 1
+    assert "A.h5" in err
+
+
+def test_an_exact_result_is_null_in_json(here, capsys):
+    np.save("zeros.npy", np.zeros((5, 5)))
+    status, out, _ = run(capsys, "factorize", "zeros.npy", "--k", 2, "--json", "--quiet")
+    assert status == 0
+    assert json.loads(out)["snr_db"] is None
+    assert "exact" in run(capsys, "info", "zeros.h5")[1]
+
+
+def write_nan():
+    np.save("bad.npy", np.array([[1.0, np.nan]]))
+
+
+def write_objects():
+    np.save("bad.npy", np.array([[None]]), allow_pickle=True)
+
+
+def write_archive():
+    np.savez("bad.npz", a=np.ones((2, 2)))
+    os.rename("bad.npz", "bad.npy")
+
+
+def write_short():
+    np.save("bad.npy", np.ones((100, 100)))
+    os.truncate("bad.npy", 1000)
+
+
+def write_text():
+    with open("bad.npy", "w") as file:
+        file.write("1,2\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_nan, "A contains 1 non-finite entry; first at (0, 1)"),
+        (write_objects, "bad.npy: not readable as .npy"),
+        (write_archive, "bad.npy: found an archive of arrays"),
+        (write_short, "bad.npy: not readable as .npy"),
+        (write_text, "bad.npy: not readable as .npy"),
+        (lambda: np.save("bad.npy", np.ones(3)), "A must be 2-D, got shape (3,)"),
+        (lambda: None, "bad.npy: no such file"),
+    ],
+)
+def test_bad_files_end_in_one_sentence_and_write_nothing(here, capsys, write, words):
+    write()
+    before = sorted(os.listdir())
+    status, out, err = run(capsys, "factorize", "bad.npy", "--k", 2)
+    assert (status, out) == (1, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["nonsense"],
+        ["factorize", "A.npy"],
+        ["factorize", "A.npy", "--k", "2", "--bits", "1"],
+        ["factorize", "A.npy", "--k", "0"],
+        ["factorize", "A.npy", "--bits", "nan"],
+        ["factorize", "A.npy", "--k", "2", "--solver", "magic"],
+        ["apply", "A.h5"],
+    ],
+)
+def test_wrong_use_is_status_2(here, capsys, args):
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 2
+    assert "usage: diba-np" in capsys.readouterr().err
+
+
+def test_other_failures(here, capsys):
+    assert "no such folder" in run(capsys, "factorize", "A.npy", "--k", 2, "-o", "no/a.h5")[2]
+    assert "too small" in run(capsys, "factorize", "A.npy", "--bits", 0.01)[2]
+    assert "no such file" in run(capsys, "info", "no.h5")[2]
+    (here / "text.h5").write_text("x")
+    assert "not readable as HDF5" in run(capsys, "info", "text.h5")[2]
+
+
+def test_a_warning_is_a_note_on_standard_error(here, capsys):
+    args = ("--k", 6, "--solver", "greedy", "--quiet", "--max-sweeps", 1, "--json")
+    status, out, err = run(capsys, "factorize", "A.npy", *args)
+    assert status == 0
+    assert json.loads(out)["converged"] is False
+    assert err == (
+        "diba-np: note: the greedy solver was ended by max_sweeps=1 before its own end condition\n"
+    )
+
+
+def test_interrupt_leaves_no_file(here):
+    np.save("big.npy", np.random.default_rng(0).normal(size=(300, 300)))
+    code = "from diba_np.cli import main; raise SystemExit(main())"
+    args = ["factorize", "big.npy", "--k", "100", "--max-sweeps", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *args], stderr=subprocess.PIPE, text=True
+    )
+    read = ""
+    while "relaxation" not in read:  # the search has begun
+        read += process.stderr.read(1)
+        assert process.poll() is None
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted, nothing written" in err
+    assert "Traceback" not in err
+    assert sorted(os.listdir()) == ["A.npy", "big.npy"]
+
+
+def test_module_and_version(here):
+    command = [sys.executable, "-m", "diba_np", "--version"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert out.stdout == f"diba-np {diba_np.__version__}\n"

@@ -1,0 +1,214 @@
+"""Rules of the code base that no single test of behaviour would notice."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import naive
+import pytest
+
+import diba_np
+
+PACKAGE = Path(diba_np.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
+
+# a module may import from its own layer and from those below it in this list
+LAYERS = [
+    {"cli", "__main__"},
+    {"factorize"},
+    {"search", "store"},
+    {"factors"},
+    {"bits", "metrics", "products", "scales", "budget", "threads", "diagnostics"},
+    {"kernels"},
+    {"errors", "_version", "__init__"},
+]
+
+
+def layer_of(module):
+    name = module.split(".")[1] if "." in module else "__init__"
+    found = [i for i, names in enumerate(LAYERS) if name in names]
+    assert found, f"{module} is in no layer"
+    return found[0]
+
+
+def module_name(path):
+    dotted = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+def imports_of(path, deferred):
+    """Modules of the package that a file imports; `deferred` takes those inside functions too."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if deferred else tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diba_np"):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if node.module == "diba_np" else node.module
+
+
+def test_imports_follow_the_layers():
+    for path in SOURCES:
+        own = module_name(path)
+        if own == "diba_np":
+            continue
+        for other in imports_of(path, deferred=False):
+            assert layer_of(other) >= layer_of(own), f"{own} imports {other}"
+
+
+def jitted(path):
+    """(function, options of njit) of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            for call in node.decorator_list:
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "njit":
+                    yield node, {k.arg: ast.unparse(k.value) for k in call.keywords}
+
+
+def test_every_kernel_states_fastmath_and_lives_in_kernels():
+    for path in SOURCES:
+        for node, options in jitted(path):
+            assert path in KERNELS, f"{path.name}:{node.name} is compiled outside kernels/"
+            assert options.get("fastmath", "True") != "True", f"{path.name}:{node.name}"
+        assert "numba.njit" not in path.read_text() or path.name == "_jit.py", path
+
+
+def test_no_kernel_calls_a_kernel_of_another_file():
+    for path in KERNELS:
+        used = {m for m in imports_of(path, deferred=True)}
+        assert used <= {"diba_np.kernels._jit"}, f"{path.name} imports {used}"
+
+
+def test_parallel_kernels_are_leaves_with_a_serial_twin():
+    for path in KERNELS:
+        made = dict(jitted(path))
+        names = {node.name for node in made}
+        for node, options in made.items():
+            parallel = options.get("parallel") == "True"
+            assert parallel == node.name.endswith("_par")
+            if parallel:
+                assert node.name.removesuffix("_par") in names
+            called = {getattr(c.func, "id", "") for c in ast.walk(node) if isinstance(c, ast.Call)}
+            assert not any(name.endswith("_par") for name in called), node.name
+
+
+def test_every_public_kernel_has_a_naive_namesake():
+    for path in KERNELS:
+        for node, _ in jitted(path):
+            if not node.name.startswith("_"):
+                assert hasattr(naive, node.name.removesuffix("_par")), node.name
+
+
+def test_naive_imports_nothing_of_ours():
+    imports = [n for n in ast.walk(ast.parse(Path(naive.__file__).read_text()))
+               if isinstance(n, (ast.Import, ast.ImportFrom))]  # fmt: skip
+    names = {a.name for n in imports for a in n.names}
+    assert names == {"itertools", "numpy"}
+
+
+def test_no_print_and_no_assert_in_the_library():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            printed = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+            assert not printed or path.name == "cli.py", path
+            assert not isinstance(node, ast.Assert), path
+
+
+def modules():
+    for info in pkgutil.walk_packages([str(PACKAGE)], "diba_np."):
+        if not info.name.endswith("__main__"):
+            importlib.import_module(info.name)
+            yield sys.modules[info.name]
+
+
+def public_things():
+    for module in modules():
+        for name, thing in vars(module).items():
+            own = getattr(thing, "__module__", "") == module.__name__
+            if own and not name.startswith("_") and callable(thing):
+                yield f"{module.__name__}.{name}", thing
+
+
+def test_everything_public_has_a_docstring_whose_parameters_exist():
+    for name, thing in public_things():
+        text = inspect.getdoc(thing)
+        assert text, f"{name} has no docstring"
+        section = re.search(r"Parameters\n-+\n(.*?)(?:\n\n[A-Z][a-z]+\n-+|\Z)", text, re.S)
+        told = [
+            part.strip()
+            for line in (section[1].splitlines() if section else [])
+            if line and not line.startswith(" ")
+            for part in line.split(" : ")[0].split(",")
+        ]
+        plain = getattr(thing, "py_func", thing)
+        plain = plain.__init__ if inspect.isclass(plain) else plain
+        assert set(told) <= set(inspect.signature(plain).parameters), name
+
+
+def test_docstring_examples():
+    for module in modules():
+        assert doctest.testmod(module).failed == 0, module.__name__
+
+
+def in_fresh_interpreter(code, **environment):
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | environment
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "code", ["import diba_np", "from diba_np.cli import build_parser as b; b()"]
+)
+def test_import_and_help_load_nothing_heavy(code):
+    check = (
+        f"{code}\nimport sys\n"
+        "print([m for m in ('numba', 'h5py', 'scipy.sparse.linalg', 'numpy') if m in sys.modules])"
+    )
+    assert in_fresh_interpreter(check) == "[]\n"
+
+
+def test_importing_every_module_compiles_nothing():
+    check = (
+        "import pkgutil, importlib, sys, diba_np, numba\n"
+        "for i in pkgutil.walk_packages(diba_np.__path__, 'diba_np.'):\n"
+        "    if not i.name.endswith('__main__'): importlib.import_module(i.name)\n"
+        "made = [f for n, m in sys.modules.items() if n.startswith('diba_np')\n"
+        "        for f in vars(m).values() if isinstance(f, numba.core.dispatcher.Dispatcher)]\n"
+        "print(len(made) > 3, sum(len(f.overloads) for f in made))"
+    )
+    assert in_fresh_interpreter(check) == "True 0\n"
+
+
+def test_public_names_stay_functions_whatever_is_imported_first():
+    check = (
+        "import types, diba_np.factorize, diba_np\n"
+        "from diba_np.factorize import SOLVERS\n"
+        "print(isinstance(diba_np.factorize, types.FunctionType))\n"
+        "print(all(hasattr(diba_np, n) for n in diba_np.__all__))"
+    )
+    assert in_fresh_interpreter(check) == "True\nTrue\n"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        diba_np.nothing  # noqa: B018
+
+
+def test_show_versions(capsys):
+    diba_np.show_versions()
+    out = capsys.readouterr().out
+    assert out.startswith(f"diba_np {diba_np.__version__}\n")
+    assert "numba " in out
+
+
+@pytest.mark.parametrize("variable", ["DIBA_NP_CACHE=0", "NUMBA_CACHE_DIR=/proc/none"])
+def test_works_without_a_cache(variable):
+    name, value = variable.split("=")
+    code = "import numpy as np, diba_np as d; print(d.factorize(np.ones((3, 3)), k=1).k)"
+    assert in_fresh_interpreter(code, **{name: value}) == "1\n"

@@ -1,0 +1,63 @@
+"""Workers: products that do not depend on the number of threads, and nothing left changed."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+
+from diba_np.threads import _blas_controls, resolve_threads, workers
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (384, 384, 172), (1000, 777, 301), (7, 3000, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matmul_is_bitwise_the_same(shape, dtype, rng):
+    m, p, n = shape
+    A, B = rng.normal(size=(m, p)).astype(dtype), rng.normal(size=(p, n)).astype(dtype)
+    results = []
+    for threads in (1, 2, 3):
+        with workers(threads) as pool:
+            results.append(pool.matmul(A, B))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_allclose(results[0], A @ B, atol=1e-3)
+
+
+def test_settings_are_restored_also_after_an_error():
+    before = numba.get_num_threads(), [get() for _, get in _blas_controls()]
+    with pytest.raises(KeyError), workers(1):
+        assert numba.get_num_threads() == 1
+        assert all(get() == 1 for _, get in _blas_controls())
+        raise KeyError
+    assert before == (numba.get_num_threads(), [get() for _, get in _blas_controls()])
+
+
+@pytest.mark.parametrize(
+    ("threads", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)]
+)
+def test_bad_number_of_threads(threads, error):
+    with pytest.raises(error, match="threads must be"):
+        resolve_threads(threads)
+
+
+def test_same_bits_whatever_blas_was_told(tmp_path):
+    code = (
+        "import numpy as np, diba_np, hashlib\n"
+        "A = np.random.default_rng(0).normal(size=(150, 200))\n"
+        "f = diba_np.factorize(A, k=70, max_sweeps=20)\n"
+        "print(hashlib.sha256(f.b1.words.tobytes() + f.b2.words.tobytes()).hexdigest())"
+    )
+    seen = set()
+    for threads in ("1", "2"):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        seen.add(out.stdout)
+    assert len(seen) == 1
