@@ -150,6 +150,12 @@ class DiBAFactors(LinearOperator):
             m, n, self.k, self.scale_bits if scale_bits is None else scale_bits
         )
 
+    def storage_breakdown(self) -> dict[str, int]:
+        """Return the stored bits as ``{"payload", "scales", "index", "codebook"}``."""
+        payload = self.k * sum(self.shape)
+        scales = self.storage_bits() - payload
+        return {"payload": payload, "scales": scales, "index": 0, "codebook": 0}
+
     def storage_ratio(self, scale_bits: int | None = None) -> float:
         """Return `storage_bits` as a share of the dense float32 matrix."""
         m, n = self.shape

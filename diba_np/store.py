@@ -1,6 +1,7 @@
-"""Factorizations in HDF5 files: atomic to write, checked to the last byte to read.
+"""Compressed matrices in HDF5 files: atomic to write, checked to the last byte to read.
 
-Format version 1. At the root, or in a group of it:
+`write_container` and `read_container` are the one way into a file and out of it. Format version 1,
+for DiBA. At the root, or in a group of it:
 
 * attributes ``format="diba_np"``, ``format_version``, ``m``, ``n``, ``k``, ``shift``,
   ``scale_bits``, ``scale``, ``bit_order="little"``, ``record`` (JSON), ``digest`` (SHA-256 over
@@ -9,6 +10,9 @@ Format version 1. At the root, or in a group of it:
   first, with no padding at the row ends;
 * datasets ``d1``, ``d2``, ``d3``: ``<f2`` or ``<f4``; d2 is to be multiplied by ``scale``
   (float64, a power of two).
+
+The other methods (`diba_np.baselines`) carry a ``method`` attribute, the attributes ``m``, ``n``
+and ``scale``, and attributes and one-dimensional datasets of their own. No ``method`` means DiBA.
 
 Every dataset carries a Fletcher-32 checksum, and the file's own structures are checksummed too,
 except for the heap of strings, whose sizes are checked before HDF5 reads them.
@@ -23,9 +27,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -35,6 +40,9 @@ from diba_np.bits import PackedBits
 from diba_np.errors import FormatError
 from diba_np.factors import DiBAFactors
 from diba_np.scales import HALF, SINGLE, power_of_two
+
+if TYPE_CHECKING:
+    from diba_np.baselines.base import CompressedMatrix
 
 FORMAT = "diba_np"
 FORMAT_VERSION = 1
@@ -87,8 +95,6 @@ def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[An
     bits = factors.scale_bits
     scale = power_of_two(factors.d2) if bits == HALF else 1.0
     attributes = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "m": factors.shape[0],
         "n": factors.shape[1],
         "k": factors.k,
@@ -107,21 +113,33 @@ def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[An
     return attributes, arrays
 
 
-def _write(place: h5py.Group, factors: DiBAFactors) -> None:
-    attributes, arrays = _payload(factors)
+def _write(
+    place: h5py.Group,
+    attributes: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    record: dict[str, Any],
+) -> None:
     try:
-        record = json.dumps(factors.record, default=_plain)
+        text = json.dumps(record, default=_plain)
     except TypeError as error:
         raise TypeError(f"record must hold what JSON can: {error}") from None
-    if len(record.encode()) > _LARGEST_RECORD:
+    if len(text.encode()) > _LARGEST_RECORD:
         raise ValueError(
-            f"record takes {len(record.encode())} bytes as JSON, at most {_LARGEST_RECORD} fit"
+            f"record takes {len(text.encode())} bytes as JSON, at most {_LARGEST_RECORD} fit"
         )
     for name, array in arrays.items():
-        place.create_dataset(
-            name, data=array, chunks=array.shape, fletcher32=True, track_times=False
-        )
-    attributes["record"] = record
+        # a chunk, and with it a checksum, takes at least one entry
+        checked = {"chunks": array.shape, "fletcher32": True} if array.size else {}
+        place.create_dataset(name, data=array, track_times=False, **checked)
+    attributes = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **{
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in attributes.items()
+        },
+        "record": text,
+    }
     for name, value in attributes.items():
         place.attrs[name] = value
     place.attrs["digest"] = _digest(attributes, arrays)
@@ -134,24 +152,36 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> int:
-    """Write a factorization to an HDF5 file.
+def write_container(
+    path: PathLike,
+    attributes: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    record: dict[str, Any],
+    *,
+    group: str | None = None,
+) -> int:
+    """Write attributes, arrays and a record to an HDF5 file.
 
     The file is written beside `path` under a temporary name, flushed and renamed, so that `path`
     is at every moment either as before or complete.
 
     Parameters
     ----------
-    factors : DiBAFactors
     path : path-like
         Replaced if it exists, except that with `group` its other groups are kept.
+    attributes : dict
+        Strings, ints and floats.
+    arrays : dict
+        One-dimensional arrays by dataset name.
+    record : dict
+        What JSON can hold.
     group : str, optional
-        Name of the group that takes the factorization, for many in one file.
+        Name of the group to write to, for many in one file.
 
     Returns
     -------
     int
-        The file's bytes: the payload plus at most 16 KiB, for a record of `factorize`.
+        The file's bytes: the arrays plus at most 16 KiB, for a record of `factorize`.
 
     Raises
     ------
@@ -179,8 +209,26 @@ def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> i
                 if group in file:
                     del file[group]
                 place = file.create_group(group)
-            _write(place, factors)
+            _write(place, attributes, arrays, record)
     return final.stat().st_size
+
+
+def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> int:
+    """Write a factorization to an HDF5 file; see `write_container`.
+
+    Parameters
+    ----------
+    factors : DiBAFactors
+    path : path-like
+    group : str, optional
+
+    Returns
+    -------
+    int
+        The file's bytes.
+    """
+    attributes, arrays = _payload(factors)
+    return write_container(path, attributes, arrays, factors.record, group=group)
 
 
 @contextmanager
@@ -234,7 +282,7 @@ def _first_line(error: Exception) -> str:
 
 
 def groups(path: PathLike) -> list[str]:
-    """Return the names of all groups of a file that hold a factorization; "" is the root."""
+    """Return the names of all groups of a file that hold a matrix of ours; "" is the root."""
     found: list[str] = []
 
     def visit(name: str, item: Any) -> None:
@@ -248,6 +296,27 @@ def groups(path: PathLike) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Container:
+    """What one group of a file holds, its digest checked.
+
+    Attributes
+    ----------
+    label : str
+        The path, and the group's name if it has one: the start of every complaint.
+    attributes : dict
+        All but format, version, record and digest.
+    arrays : dict
+        One-dimensional arrays by dataset name.
+    record : dict
+    """
+
+    label: str
+    attributes: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    record: dict[str, Any]
+
+
 class _Reader:
     """Reads one group, checking each piece before it is used."""
 
@@ -259,20 +328,25 @@ class _Reader:
     def fail(self, what: str, found: Any, expected: Any) -> FormatError:
         return FormatError(f"{self.label}: {what}: found {found}, expected {expected}")
 
-    def attribute(self, name: str, kind: type) -> Any:
+    def attribute(self, name: str, *kinds: type) -> Any:
+        expected = " or ".join(kind.__name__ for kind in kinds)
         if name not in self.place.attrs:
-            raise self.fail(f"attribute {name}", "none", kind.__name__)
+            raise self.fail(f"attribute {name}", "none", expected)
         value = self.place.attrs[name]
         value = value.item() if isinstance(value, np.generic) else value
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.fail(f"attribute {name}", repr(value), kind.__name__)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise self.fail(f"attribute {name}", repr(value), expected)
         return value
 
-    def array(self, name: str, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    def array(self, name: str, size: int | None, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+        """Read a dataset; None for a size or dtype that the attributes do not tell."""
         item = self.place.get(name)
         if not isinstance(item, h5py.Dataset):
-            raise self.fail(f"dataset {name}", "none", f"{size} entries of {dtype.str}")
-        if item.shape != (size,) or item.dtype != dtype:
+            expected = "a dataset" if dtype is None else f"{size} entries of {dtype.str}"
+            raise self.fail(f"dataset {name}", "none", expected)
+        size = item.size if size is None else size
+        dtype = item.dtype if dtype is None else dtype
+        if item.shape != (size,) or item.dtype != dtype or dtype.kind not in "uif":
             raise self.fail(
                 f"dataset {name}", f"{item.shape} of {item.dtype.str}", f"({size},) of {dtype.str}"
             )
@@ -285,22 +359,74 @@ class _Reader:
         values: NDArray[Any] = item[:]
         return values
 
+    def contents(self) -> Container:
+        """Read everything; `FormatError` unless it is whole and of this format."""
+        found = self.attribute("format", str)
+        if found != FORMAT:
+            raise self.fail("attribute format", repr(found), repr(FORMAT))
+        version = self.attribute("format_version", int)
+        if version != FORMAT_VERSION:
+            raise self.fail("attribute format_version", version, f"at most {FORMAT_VERSION}")
+        for name in ("m", "n"):
+            if not 1 <= self.attribute(name, int) < 2**31:
+                raise self.fail(f"attribute {name}", self.attribute(name, int), "a positive size")
+        if "method" in self.place.attrs:
+            self.attribute("method", str)
+            names = [name for name, item in self.place.items() if isinstance(item, h5py.Dataset)]
+            arrays = {name: self.array(name, None, None) for name in names}
+        else:
+            layout = _layout(self)
+            arrays = {name: self.array(name, *layout[name]) for name in layout}
+        # every attribute but the digest itself is under the digest
+        attributes = {
+            name: self.attribute(name, str, int, float)
+            for name in self.place.attrs
+            if name != "digest"
+        }
+        digest, actual = self.attribute("digest", str), _digest(attributes, arrays)
+        if digest != actual:
+            raise self.fail("digest", actual, digest)
+        record = json.loads(self.attribute("record", str))
+        for name in ("format", "format_version", "record"):
+            del attributes[name]
+        return Container(self.label, attributes, arrays, record)
 
-def load(path: PathLike, *, group: str | None = None) -> DiBAFactors:
-    """Read a factorization from an HDF5 file.
 
-    Everything is checked: version, sizes against the file's length, checksums, the digest, zero
-    padding. A damaged file is an error, never a result.
+def _layout(reader: _Reader) -> dict[str, tuple[int, np.dtype[Any]]]:
+    """Check the attributes of a DiBA factorization; return its datasets' sizes and dtypes."""
+    m, n, k = (reader.attribute(name, int) for name in ("m", "n", "k"))
+    if not 1 <= k < 2**31:
+        raise reader.fail("attribute k", k, "a positive size")
+    for name in ("shift", "scale"):
+        reader.attribute(name, float)
+    bits, order = reader.attribute("scale_bits", int), reader.attribute("bit_order", str)
+    if bits not in _DTYPES:
+        raise reader.fail("attribute scale_bits", bits, "16 or 32")
+    if order != "little":
+        raise reader.fail("attribute bit_order", order, "little")
+    byte, dtype = np.dtype("u1"), _DTYPES[bits]
+    return {
+        "b1": (-(-m * k // 8), byte),
+        "b2": (-(-k * n // 8), byte),
+        "d1": (m, dtype),
+        "d2": (k, dtype),
+        "d3": (n, dtype),
+    }
+
+
+def read_container(path: PathLike, *, group: str | None = None) -> Container:
+    """Read what `write_container` wrote.
+
+    Everything is checked: version, sizes against the file's length, checksums, the digest.
 
     Parameters
     ----------
     path : path-like
     group : str, optional
-        The group to read, for files with many.
 
     Returns
     -------
-    DiBAFactors
+    Container
 
     Raises
     ------
@@ -322,7 +448,7 @@ def load(path: PathLike, *, group: str | None = None) -> DiBAFactors:
                 f'{final}: attribute format: found none, expected "{FORMAT}" '
                 f"(the file holds {_names(file)}{hint})"
             )
-        return _read(_Reader(final, place))
+        return _Reader(final, place).contents()
 
 
 def _names(file: h5py.File) -> str:
@@ -331,42 +457,40 @@ def _names(file: h5py.File) -> str:
     return f"groups {shown}" if names else "no groups"
 
 
-def _read(reader: _Reader) -> DiBAFactors:
-    found = reader.attribute("format", str)
-    if found != FORMAT:
-        raise reader.fail("attribute format", repr(found), repr(FORMAT))
-    version = reader.attribute("format_version", int)
-    if version != FORMAT_VERSION:
-        raise reader.fail("attribute format_version", version, f"at most {FORMAT_VERSION}")
-    attributes: dict[str, Any] = {"format": found, "format_version": version}
-    for name in ("m", "n", "k"):
-        attributes[name] = reader.attribute(name, int)
-        if not 1 <= attributes[name] < 2**31:
-            raise reader.fail(f"attribute {name}", attributes[name], "a positive size")
-    for name in ("shift", "scale"):
-        attributes[name] = reader.attribute(name, float)
-    attributes["scale_bits"] = reader.attribute("scale_bits", int)
-    attributes["bit_order"] = reader.attribute("bit_order", str)
-    if attributes["scale_bits"] not in _DTYPES:
-        raise reader.fail("attribute scale_bits", attributes["scale_bits"], "16 or 32")
-    if attributes["bit_order"] != "little":
-        raise reader.fail("attribute bit_order", attributes["bit_order"], "little")
-    m, n, k = attributes["m"], attributes["n"], attributes["k"]
-    dtype = _DTYPES[attributes["scale_bits"]]
-    arrays = {
-        "b1": reader.array("b1", -(-m * k // 8), np.dtype("u1")),
-        "b2": reader.array("b2", -(-k * n // 8), np.dtype("u1")),
-        "d1": reader.array("d1", m, dtype),
-        "d2": reader.array("d2", k, dtype),
-        "d3": reader.array("d3", n, dtype),
-    }
-    attributes["record"] = reader.attribute("record", str)
-    digest = reader.attribute("digest", str)
-    actual = _digest(attributes, arrays)
-    if digest != actual:
-        raise reader.fail("digest", actual, digest)
+def load(path: PathLike, *, group: str | None = None) -> DiBAFactors | CompressedMatrix:
+    """Read a compressed matrix from an HDF5 file, whichever method made it.
+
+    Everything is checked: version, sizes against the file's length, checksums, the digest, zero
+    padding. A damaged file is an error, never a result.
+
+    Parameters
+    ----------
+    path : path-like
+    group : str, optional
+        The group to read, for files with many.
+
+    Returns
+    -------
+    DiBAFactors or diba_np.baselines.base.CompressedMatrix
+
+    Raises
+    ------
+    FileNotFoundError
+    FormatError
+        As `read_container`, or the contents contradict each other.
+    """
+    contents = read_container(path, group=group)
+    if "method" in contents.attributes:
+        from diba_np.baselines import rebuild
+
+        return rebuild(contents)
+    return _factors(contents)
+
+
+def _factors(contents: Container) -> DiBAFactors:
+    attributes, arrays = contents.attributes, contents.arrays
+    m, n, k = (attributes[name] for name in ("m", "n", "k"))
     try:
-        record = json.loads(attributes["record"])
         return DiBAFactors(
             arrays["d1"],
             PackedBits.from_stream(arrays["b1"], (m, k)),
@@ -374,7 +498,7 @@ def _read(reader: _Reader) -> DiBAFactors:
             PackedBits.from_stream(arrays["b2"], (k, n)),
             arrays["d3"],
             attributes["shift"],
-            record,
+            contents.record,
         )
     except (ValueError, TypeError) as error:
-        raise FormatError(f"{reader.label}: {error}") from error
+        raise FormatError(f"{contents.label}: {error}") from error

@@ -56,6 +56,143 @@ def tabulate_bytes(x, start, groups):
     return tables
 
 
+def decode_huffman(stream, codes, lengths, count):
+    """Read bits, most significant first, until they spell the code of a symbol; -1 if none does."""
+    words = {f"{c:0{n}b}": s for s, (c, n) in enumerate(zip(codes, lengths, strict=True)) if n}
+    bits = "".join(f"{byte:08b}" for byte in stream)
+    symbols, at = [], 0
+    for _ in range(count):
+        end = at + 1
+        while bits[at:end] not in words and end < len(bits):
+            end += 1
+        if bits[at:end] not in words:
+            return -1
+        symbols.append(words[bits[at:end]])
+        at = end
+    return symbols
+
+
+def encode_rans(symbols, frequency):
+    """The words of a 32-bit rANS coder on Python's integers, in the order written."""
+    state, words = 1 << 16, []
+    for symbol in reversed(list(symbols)):
+        f, start = int(frequency[symbol]), int(sum(frequency[:symbol]))
+        if state >= f << 20:
+            words.append(state % (1 << 16))
+            state >>= 16
+        state = state // f * 4096 + state % f + start
+    return [*words, state % (1 << 16), state >> 16]
+
+
+def decode_rans(words, frequency, count):
+    """Undo `encode_rans`; the words are read from the last one down."""
+    words = [int(w) for w in words]
+    state = (words.pop() << 16) + words.pop()
+    symbols = []
+    for _ in range(count):
+        slot = state % 4096
+        symbol = next(s for s in range(len(frequency)) if slot < sum(frequency[: s + 1]))
+        state = int(frequency[symbol]) * (state // 4096) + slot - int(sum(frequency[:symbol]))
+        if state < 1 << 16:
+            state = (state << 16) + words.pop()
+        symbols.append(symbol)
+    return symbols, state, words
+
+
+def quadratic(G, b, z):
+    """``z^T G z - 2 b^T z``."""
+    return float(z @ G @ z - 2.0 * (b @ z))
+
+
+def pursue_columns(G, B, max_value, passes, sets, values):
+    """Empty and refill each slot with the best (row, value) of all."""
+    allowed = [1] if max_value == 0 else [v for v in range(-max_value, max_value + 1) if v]
+    sets, values, r = sets.copy(), values.copy(), B.shape[1]
+    for t in range(len(B)):
+        for _ in range(passes):
+            moved = False
+            for i in range(sets.shape[1]):
+                now = quadratic(G, B[t], scattered(sets[t], values[t], r))
+                best = (now - 1e-12 * abs(now), sets[t, i], values[t, i])
+                for l, v in itertools.product(range(r), allowed):
+                    if l in np.delete(sets[t], i):
+                        continue
+                    tried = sets[t].copy(), values[t].copy()
+                    tried[0][i], tried[1][i] = l, v
+                    best = min(best, (quadratic(G, B[t], scattered(*tried, r)), l, v))
+                moved |= (best[1], best[2]) != (sets[t, i], values[t, i])
+                sets[t, i], values[t, i] = best[1:]
+            if not moved:
+                break
+    return sets, values
+
+
+def scattered(places, values, size):
+    """The vector of that size with `values` at `places`, zero elsewhere."""
+    z = np.zeros(size)
+    z[places] = values
+    return z
+
+
+def descend_grid(G, B, steps, max_code, passes, codes):
+    """Set one entry after another to the best code of all."""
+    codes = codes.copy()
+    for t in range(len(codes)):
+        for _ in range(passes):
+            before = codes[t].copy()
+            for a in range(codes.shape[1]):
+                row = codes[t].astype(float)
+                losses = {}
+                for code in range(-max_code, max_code + 1):
+                    row[a] = code
+                    losses[code] = quadratic(G, B[t], row * steps)
+                codes[t, a] = min(losses, key=losses.get)
+            if np.array_equal(before, codes[t]):
+                break
+    return codes
+
+
+def sign_quotient(H, c, s):
+    """``(s^T c)^2 / s^T H s``: what the best scale takes off the error."""
+    return float(s @ c) ** 2 / float(s @ H @ s)
+
+
+def flip_signs(H, C, order, passes, pairs, S):
+    """Try every sign; where its own flip does not help, the best pair that it belongs to."""
+    S, flips = S.copy(), 0
+    for i in range(len(S)):
+        for _ in range(passes):
+            moved = 0
+            for j in order:
+                now = sign_quotient(H, C[i], S[i])
+                one = S[i].copy()
+                one[j] = -one[j]
+                if one @ C[i] > 0 and sign_quotient(H, C[i], one) > now * (1 + 1e-12):
+                    S[i], moved = one, moved + 1
+                    continue
+                best, chosen = now * (1 + 1e-12), None
+                for l in range(len(one)) if pairs else ():
+                    two = one.copy()
+                    two[l] = -two[l]
+                    if l != j and two @ C[i] > 0 and sign_quotient(H, C[i], two) > best:
+                        best, chosen = sign_quotient(H, C[i], two), two
+                if chosen is not None:
+                    S[i], moved = chosen, moved + 1
+            flips += moved
+            if not moved:
+                break
+    return S, flips
+
+
+def xnor_product(positive_s, positive_x):
+    """Inner products of rows of signs: agreements minus disagreements."""
+    out = np.zeros((len(positive_x), len(positive_s)), int)
+    for t, i in itertools.product(range(len(positive_x)), range(len(positive_s))):
+        for a, b in zip(positive_x[t], positive_s[i], strict=True):
+            out[t, i] += 1 if a == b else -1
+    return out
+
+
 def row_error(a, b, s, M, shift):
     """Squared error of one row: ``|a - s (b - shift) M|^2``."""
     residual = a - s * ((b - shift) @ M)

@@ -23,8 +23,9 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 # a module may import from its own layer and from those below it in this list
 LAYERS = [
     {"cli", "__main__"},
+    {"compare", "report"},
     {"factorize"},
-    {"search", "store"},
+    {"search", "store", "baselines"},
     {"factors"},
     {"bits", "metrics", "products", "scales", "budget", "threads", "diagnostics"},
     {"kernels"},

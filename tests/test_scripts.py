@@ -85,3 +85,50 @@ def test_bench_data_smoke():
     assert row["bits_per_weight"] <= 1.0
     assert row["snr 0/1"] > 3
     assert row["k"] == 108
+
+
+def test_study_mesa_smoke():
+    told = run_script("study_mesa.py", "--smoke")
+    for name in ("FC", "FC+Q+H", "DeepC", "MPDC", "M+Q+H", "MESA"):
+        assert f"\n| {name} |" in told
+    assert " -> " in told
+
+
+def test_study_mesa_cuts_the_digits_by_class_without_overlap():
+    import study_mesa
+
+    X, y = study_mesa.drawn_digits(200)
+    X[:, 0] = np.arange(200)  # which row it is
+    parts = study_mesa.split((X, y))
+    assert [len(rows) for rows, _ in parts.values()] == [120, 40, 40]
+    seen = np.concatenate([rows[:, 0] for rows, _ in parts.values()])
+    assert len(np.unique(seen)) == 200
+    for _, labels in parts.values():
+        assert len(set(np.bincount(labels))) == 1
+
+
+def test_a_package_is_fetched_once_and_refused_when_it_is_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIBA_NP_DATA", str(tmp_path))
+    package = sources.Package("thing", "1.0", hashlib.sha256(b"right").hexdigest(), "MIT")
+    calls = []
+
+    def download(command, **_):
+        calls.append(command)
+        (tmp_path / "thing-1.0" / "thing.tgz").write_bytes(b"right")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(sources.subprocess, "run", download)
+    assert sources.fetch(package).read_bytes() == b"right"
+    sources.fetch(package)
+    assert len(calls) == 1
+    other = sources.Package("thing", "1.0", "0" * 64, "MIT", client="npm")
+    with pytest.raises(SystemExit, match="no file there has the expected SHA-256"):
+        sources.fetch(other)
+    assert calls[1][:3] == ["npm", "pack", "--silent"]
+
+    def missing(command, **_):
+        raise FileNotFoundError(command[0])
+
+    monkeypatch.setattr(sources.subprocess, "run", missing)
+    with pytest.raises(SystemExit, match="could not be downloaded"):
+        sources.fetch(other)
