@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,6 +91,7 @@ class DiBAFactors(LinearOperator):
     array([3., 6.])
     """
 
+    method: ClassVar[str] = "diba"
     d1: Vector
     d2: Vector
     d3: Vector

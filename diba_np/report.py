@@ -15,11 +15,20 @@ _STYLES = ("-", "--", "-.", ":")
 _MARKERS = "os^vD<>Pp*hXd"
 
 
+def check_matplotlib() -> None:
+    """Raise an ImportError that says what to install, unless matplotlib is there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'diba-np[plot]'") from error
+
+
 def plot_comparison(
     rows: Sequence[Row],
     path: str | os.PathLike[str],
     quality: str = "snr",
     title: str | None = None,
+    kind: str | None = None,
 ) -> None:
     """Draw rate against quality, one labelled curve a method, and save the picture.
 
@@ -34,6 +43,8 @@ def plot_comparison(
         File to write; its suffix is the format.
     quality : {"snr", "output_snr"}
     title : str, optional
+    kind : str, optional
+        File format, if the suffix does not tell it.
 
     Raises
     ------
@@ -44,11 +55,9 @@ def plot_comparison(
     """
     if quality not in ("snr", "output_snr"):
         raise ValueError(f"quality must be snr or output_snr, got {quality!r}")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'diba-np[plot]'") from error
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     curves: dict[str, dict[float, float]] = {}
     for row in rows:
@@ -131,4 +140,4 @@ def plot_comparison(
     axes.set_axisbelow(True)
     if title:
         axes.set_title(title)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130, format=kind)

@@ -1,11 +1,13 @@
 """compare and its plot: rows for all, errors as rows, processes that agree."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from diba_np import baselines
+from diba_np.cli import main
 from diba_np.compare import METHODS, Row, compare, format_table
 
 SOME = ("sign", "rtn", "svd16", "qswd")
@@ -103,3 +105,83 @@ def test_plot(tmp_path):
         plot_comparison([Row("a", 1.0, error="no")], tmp_path / "x.png")
     with pytest.raises(ValueError, match="quality must be"):
         plot_comparison(rows, tmp_path / "x.png", "psnr")
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, problem):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", problem[0])
+    np.save("X.npy", problem[1])
+    return tmp_path
+
+
+def run(capsys, *args):
+    status = main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_command_prints_the_rows(here, capsys, problem):
+    args = ("compare", "A.npy", "--bits", 1.5, 3, "--methods", "rtn", "svd16")
+    status, out, _ = run(capsys, *args, "--json")
+    report = json.loads(out)
+    assert (status, report["m"], report["n"]) == (0, 48, 40)
+    rows = report["rows"]
+    wanted = [("rtn", 1.5), ("rtn", 3), ("svd16", 1.5), ("svd16", 3)]
+    assert [(row["method"], row["target_bits"]) for row in rows] == wanted
+    assert rows[0]["snr"] == compare(problem[0], 1.5, "rtn")[0].snr
+    assert rows[0]["output_snr"] is None
+    status, out, _ = run(capsys, *args, "--inputs", "X.npy")
+    assert status == 0
+    assert "out dB" in out and len(out.splitlines()) == 5
+
+
+def test_command_ends_well_where_one_method_fails(here, capsys):
+    args = ("compare", "A.npy", "--bits", 0.5, "--methods")
+    status, out, _ = run(capsys, *args, "svd8", "svd16")
+    assert status == 0
+    assert "svd16       0.5   ValueError: bits must be at least" in out
+    status, out, _ = run(capsys, *args, "svd16", "--json")
+    assert status == 1
+    assert "bits must be at least" in json.loads(out)["rows"][0]["error"]
+    status, out, err = run(capsys, *args, "zip")
+    assert (status, out) == (1, "")
+    assert "methods must be among diba, sign" in err
+
+
+def test_command_draws(here, capsys):
+    pytest.importorskip("matplotlib")
+    args = ("compare", "A.npy", "--bits", 1.5, 3, "--methods", "rtn", "nf", "--plot", "c.png")
+    assert run(capsys, *args)[0] == 0
+    assert (here / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in here.iterdir()) == ["A.npy", "X.npy", "c.png"]
+    status, _, err = run(capsys, *args)
+    assert (status, "c.png: exists; pass --force" in err) == (1, True)
+    assert run(capsys, *args, "--force", "--inputs", "X.npy")[0] == 0
+
+
+def test_command_says_what_to_install_before_it_works(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = run(capsys, "compare", "A.npy", "--bits", 2, "--plot", "c.png")
+    assert (status, out) == (1, "")
+    assert err == "diba-np: error: plots need matplotlib: pip install 'diba-np[plot]'\n"
+
+
+def test_other_commands_take_the_files_of_every_method(here, capsys, problem):
+    A, X = problem
+    made = baselines.fit("qswd", A, 2.0)
+    made.save("q.h5")
+    status, out, _ = run(capsys, "info", "q.h5", "--json")
+    report = json.loads(out)
+    assert (status, report["method"], report["storage_bits"]) == (0, "qswd", made.storage_bits())
+    assert report["storage_breakdown"] == made.storage_breakdown()
+    assert "qswd" in run(capsys, "info", "q.h5")[1]
+    assert run(capsys, "reconstruct", "q.h5", "-o", "B.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("B.npy"), made.to_dense())
+    assert run(capsys, "apply", "q.h5", "X.npy", "-o", "Y.npy")[0] == 0
+    np.testing.assert_allclose(np.load("Y.npy"), X @ made.to_dense().T, rtol=1e-3, atol=1e-3)
+    status, out, _ = run(capsys, "verify", "q.h5", "A.npy", "--json")
+    assert (status, json.loads(out)["snr_db"]) == (0, made.snr(A))
