@@ -74,7 +74,7 @@ def test_leading_axes(rng):
     np.testing.assert_allclose(f._matvec(x[0]), x[0] @ dense.T, atol=1e-5)
     stack = rng.normal(size=(2, 3, 5, 4))
     np.testing.assert_allclose(f._matmat(stack), dense @ stack, atol=1e-5)
-    with pytest.raises(ValueError, match="(?i)dimension mismatch"):
+    with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):
         f.matvec(rng.normal(size=(3, 6)))
 
 
