@@ -384,3 +384,36 @@ class Product:
 def _blocks(indices: NDArray[np.intp], size: int = 64) -> Iterator[NDArray[np.intp]]:
     for start in range(0, indices.size, size):
         yield indices[start : start + size]
+
+
+def run_each_kernel() -> Iterator[str]:
+    """Run every kernel that products here may use, once, on one entry; yield their names.
+
+    That compiles them, or loads them from Numba's cache.
+    """
+    bits = PackedBits(np.ones((1, 1)))
+    _ = bits.T.tiles
+    yield "tile_columns"
+    _ = bits.tiles
+    yield "tile_rows"
+    product = Product(bits, bits)
+    Uses = tuple[tuple[Callable[..., Any], ...], np.dtype[Any], tuple[int, ...], tuple[Any, ...]]
+    uses: list[Uses] = [
+        (_VECTOR_KERNELS[product._path], _SINGLE, (1,), ()),
+        (_VECTOR_KERNELS["portable"], _DOUBLE, (1,), ()),
+        (_MATRIX_KERNELS, _SINGLE, (1, 1), ()),
+        (_MATRIX_KERNELS, _DOUBLE, (1, 1), ()),
+    ]
+    if has_rounded():
+        uses.append((_ROUNDED_KERNELS, _SINGLE, (1,), (product._mixed_d2,)))
+    for kernels, dtype, shape, extra in uses:
+        arguments = (*product._prepared(dtype), *extra)
+        for kernel in kernels:
+            kernel(np.ones(shape, dtype), *arguments, 1, np.empty(shape, dtype))
+            yield f"{kernel.__name__} {dtype}"
+
+
+def cache_folder() -> str | None:
+    """Return where Numba keeps the compiled kernels; None if they are not kept."""
+    folder: str | None = lookup_portable.product_portable.stats.cache_path
+    return folder
