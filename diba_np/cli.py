@@ -348,6 +348,21 @@ def _compare(args: argparse.Namespace) -> int:
     return DONE if made else FAILED
 
 
+def _warmup(args: argparse.Namespace) -> int:
+    from diba_np.warmup import warm_up
+
+    report = warm_up()
+    kept = report["cache"] or "nothing is kept (no cache, or no folder that can be written)"
+    lines = [
+        ("kernel path", report["path"]),
+        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
+        ("seconds", f"{report['seconds']:.2f}"),
+        ("cache", kept),
+    ]
+    _emit(report, args.json, lines)
+    return DONE
+
+
 # -- parser ----------------------------------------------------------------------------------------
 
 
@@ -444,6 +459,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
     command.set_defaults(run=_compare)
+
+    command = commands.add_parser(
+        "warmup", parents=[common], help="compile now what the first use would wait for"
+    )
+    command.set_defaults(run=_warmup)
     return parser
 
 

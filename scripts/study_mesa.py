@@ -36,8 +36,8 @@ SETTINGS = [
 
 # what it chose
 DENSE_RATE = 1e-3
-BLOCK_RATE = 6e-3
-ALPHA = 0.002
+BLOCK_RATE = 1e-2
+ALPHA = 0.004
 
 Digits = tuple[np.ndarray, np.ndarray]
 
