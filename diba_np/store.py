@@ -82,7 +82,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
     """Return the SHA-256 over the attributes (sorted, as JSON) and the arrays' bytes."""
-    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=_plain).encode())
     for name in sorted(arrays):
         array = arrays[name]
         sha.update(f"{name} {array.dtype.str} {array.size} ".encode())
@@ -134,10 +134,7 @@ def _write(
     attributes = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        **{
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in attributes.items()
-        },
+        **attributes,
         "record": text,
     }
     for name, value in attributes.items():
@@ -170,7 +167,7 @@ def write_container(
     path : path-like
         Replaced if it exists, except that with `group` its other groups are kept.
     attributes : dict
-        Strings, ints and floats.
+        Strings, numbers, small arrays of numbers.
     arrays : dict
         One-dimensional arrays by dataset name.
     record : dict
@@ -333,7 +330,7 @@ class _Reader:
         if name not in self.place.attrs:
             raise self.fail(f"attribute {name}", "none", expected)
         value = self.place.attrs[name]
-        value = value.item() if isinstance(value, np.generic) else value
+        value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise self.fail(f"attribute {name}", repr(value), expected)
         return value
@@ -379,7 +376,7 @@ class _Reader:
             arrays = {name: self.array(name, *layout[name]) for name in layout}
         # every attribute but the digest itself is under the digest
         attributes = {
-            name: self.attribute(name, str, int, float)
+            name: self.attribute(name, str, int, float, list)
             for name in self.place.attrs
             if name != "digest"
         }

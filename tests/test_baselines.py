@@ -266,7 +266,7 @@ def test_a_file_of_another_method_is_refused(matrix, tmp_path):
     with pytest.raises(FormatError, match="attribute method: found rtn, expected svd"):
         baselines.get("svd16")[0].load(path)
     DiBAFactors([1.0], PackedBits([[1]]), [1.0], PackedBits([[1]]), [1.0]).save(path)
-    with pytest.raises(FormatError, match="found DiBAFactors, expected svd"):
+    with pytest.raises(FormatError, match="found diba, expected svd"):
         baselines.get("svd16")[0].load(path)
 
 

@@ -184,8 +184,9 @@ class CompressedMatrix(LinearOperator):
         """Read a matrix of this method from `path`; `FormatError` if it is another's."""
         made = load(path, group=group)
         if not isinstance(made, cls):
-            found = getattr(made, "method", type(made).__name__)
-            raise FormatError(f"{path}: attribute method: found {found}, expected {cls.method}")
+            raise FormatError(
+                f"{path}: attribute method: found {made.method}, expected {cls.method}"
+            )
         return made
 
     @classmethod
