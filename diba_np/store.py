@@ -11,6 +11,12 @@ for DiBA. At the root, or in a group of it:
 * datasets ``d1``, ``d2``, ``d3``: ``<f2`` or ``<f4``; d2 is to be multiplied by ``scale``
   (float64, a power of two).
 
+Format version 2, written only for coded diagonals, differs in the diagonals:
+
+* attribute ``scale_bits``: three code widths; ``grids`` (3, 2) float32 in place of ``scale``: low
+  and ratio of each grid, see `diba_np.scales.LogGrid.to_pair`;
+* datasets ``d1``, ``d2``, ``d3`` (uint8): the codes as one stream, least significant bit first.
+
 The other methods (`diba_np.baselines`) carry a ``method`` attribute, the attributes ``m``, ``n``
 and ``scale``, and attributes and one-dimensional datasets of their own. No ``method`` means DiBA.
 
@@ -39,13 +45,22 @@ from numpy.typing import NDArray
 from diba_np.bits import PackedBits
 from diba_np.errors import FormatError
 from diba_np.factors import DiBAFactors
-from diba_np.scales import HALF, SINGLE, power_of_two
+from diba_np.scales import (
+    HALF,
+    LEAST_CODE,
+    MOST_CODE,
+    SINGLE,
+    LogGrid,
+    pack_codes,
+    power_of_two,
+    unpack_codes,
+)
 
 if TYPE_CHECKING:
     from diba_np.baselines.base import CompressedMatrix
 
 FORMAT = "diba_np"
-FORMAT_VERSION = 1
+PLAIN_VERSION, CODED_VERSION = 1, 2
 
 # HDF5 1.10 and later read these files; its structures are compact and checksummed
 _LIBVER = ("v110", "v110")
@@ -53,6 +68,8 @@ _LIBVER = ("v110", "v110")
 _LARGEST_RECORD = 60_000  # bytes of JSON; an HDF5 attribute holds 64 KiB
 
 _DTYPES: dict[int, np.dtype[Any]] = {HALF: np.dtype("<f2"), SINGLE: np.dtype("<f4")}
+
+_DIAGONALS = ("d1", "d2", "d3")
 
 PathLike = str | os.PathLike[str]
 
@@ -92,24 +109,30 @@ def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
 
 def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the (attributes, arrays) that stand for a factorization in a file."""
-    bits = factors.scale_bits
-    scale = power_of_two(factors.d2) if bits == HALF else 1.0
-    attributes = {
+    attributes: dict[str, Any] = {
         "m": factors.shape[0],
         "n": factors.shape[1],
         "k": factors.k,
         "shift": factors.shift,
-        "scale_bits": bits,
-        "scale": scale,
         "bit_order": "little",
     }
     arrays: dict[str, NDArray[Any]] = {
         "b1": factors.b1.to_stream(),
         "b2": factors.b2.to_stream(),
-        "d1": factors.d1.astype(_DTYPES[bits]),
-        "d2": (factors.d2.astype(np.float64) / scale).astype(_DTYPES[bits]),
-        "d3": factors.d3.astype(_DTYPES[bits]),
     }
+    bits = factors.scale_bits
+    if factors.grids is not None:
+        attributes["format_version"] = CODED_VERSION
+        attributes["scale_bits"] = [grid.bits for grid in factors.grids]
+        attributes["grids"] = np.array([grid.to_pair() for grid in factors.grids], np.float32)
+        for name, grid in zip(_DIAGONALS, factors.grids, strict=True):
+            arrays[name] = pack_codes(grid.encode(getattr(factors, name)), grid.bits)
+    elif isinstance(bits, int):
+        scale = power_of_two(factors.d2) if bits == HALF else 1.0
+        attributes |= {"scale_bits": bits, "scale": scale}
+        arrays["d1"] = factors.d1.astype(_DTYPES[bits])
+        arrays["d2"] = (factors.d2.astype(np.float64) / scale).astype(_DTYPES[bits])
+        arrays["d3"] = factors.d3.astype(_DTYPES[bits])
     return attributes, arrays
 
 
@@ -133,7 +156,7 @@ def _write(
         place.create_dataset(name, data=array, track_times=False, **checked)
     attributes = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": PLAIN_VERSION,
         **attributes,
         "record": text,
     }
@@ -302,7 +325,7 @@ class Container:
     label : str
         The path, and the group's name if it has one: the start of every complaint.
     attributes : dict
-        All but format, version, record and digest.
+        All but format, record and digest.
     arrays : dict
         One-dimensional arrays by dataset name.
     record : dict
@@ -335,6 +358,13 @@ class _Reader:
             raise self.fail(f"attribute {name}", repr(value), expected)
         return value
 
+    def numbers(self, name: str, shape: tuple[int, ...], kind: str) -> list[Any]:
+        value = np.asarray(self.place.attrs.get(name))
+        if value.shape != shape or value.dtype.kind != kind:
+            raise self.fail(f"attribute {name}", f"{value.shape} of {value.dtype}", f"{shape}")
+        numbers: list[Any] = value.tolist()
+        return numbers
+
     def array(self, name: str, size: int | None, dtype: np.dtype[Any] | None) -> NDArray[Any]:
         """Read a dataset; None for a size or dtype that the attributes do not tell."""
         item = self.place.get(name)
@@ -362,8 +392,8 @@ class _Reader:
         if found != FORMAT:
             raise self.fail("attribute format", repr(found), repr(FORMAT))
         version = self.attribute("format_version", int)
-        if version != FORMAT_VERSION:
-            raise self.fail("attribute format_version", version, f"at most {FORMAT_VERSION}")
+        if version not in (PLAIN_VERSION, CODED_VERSION):
+            raise self.fail("attribute format_version", version, f"at most {CODED_VERSION}")
         for name in ("m", "n"):
             if not 1 <= self.attribute(name, int) < 2**31:
                 raise self.fail(f"attribute {name}", self.attribute(name, int), "a positive size")
@@ -384,7 +414,7 @@ class _Reader:
         if digest != actual:
             raise self.fail("digest", actual, digest)
         record = json.loads(self.attribute("record", str))
-        for name in ("format", "format_version", "record"):
+        for name in ("format", "record"):
             del attributes[name]
         return Container(self.label, attributes, arrays, record)
 
@@ -394,21 +424,24 @@ def _layout(reader: _Reader) -> dict[str, tuple[int, np.dtype[Any]]]:
     m, n, k = (reader.attribute(name, int) for name in ("m", "n", "k"))
     if not 1 <= k < 2**31:
         raise reader.fail("attribute k", k, "a positive size")
-    for name in ("shift", "scale"):
-        reader.attribute(name, float)
-    bits, order = reader.attribute("scale_bits", int), reader.attribute("bit_order", str)
-    if bits not in _DTYPES:
-        raise reader.fail("attribute scale_bits", bits, "16 or 32")
-    if order != "little":
-        raise reader.fail("attribute bit_order", order, "little")
-    byte, dtype = np.dtype("u1"), _DTYPES[bits]
-    return {
-        "b1": (-(-m * k // 8), byte),
-        "b2": (-(-k * n // 8), byte),
-        "d1": (m, dtype),
-        "d2": (k, dtype),
-        "d3": (n, dtype),
-    }
+    reader.attribute("shift", float)
+    if reader.attribute("bit_order", str) != "little":
+        raise reader.fail("attribute bit_order", reader.attribute("bit_order", str), "little")
+    byte = np.dtype("u1")
+    bits = {"b1": (-(-m * k // 8), byte), "b2": (-(-k * n // 8), byte)}
+    sizes = dict(zip(_DIAGONALS, (m, k, n), strict=True))
+    if reader.attribute("format_version", int) == CODED_VERSION:
+        widths = reader.numbers("scale_bits", (3,), "i")
+        reader.numbers("grids", (3, 2), "f")
+        if not all(LEAST_CODE <= width <= MOST_CODE for width in widths):
+            raise reader.fail("attribute scale_bits", widths, "three widths from 2 to 8")
+        coded = zip(sizes.items(), widths, strict=True)
+        return bits | {name: (-(-width * size // 8), byte) for (name, size), width in coded}
+    reader.attribute("scale", float)
+    width = reader.attribute("scale_bits", int)
+    if width not in _DTYPES:
+        raise reader.fail("attribute scale_bits", width, "16 or 32")
+    return bits | {name: (size, _DTYPES[width]) for name, size in sizes.items()}
 
 
 def read_container(path: PathLike, *, group: str | None = None) -> Container:
@@ -487,15 +520,20 @@ def load(path: PathLike, *, group: str | None = None) -> DiBAFactors | Compresse
 def _factors(contents: Container) -> DiBAFactors:
     attributes, arrays = contents.attributes, contents.arrays
     m, n, k = (attributes[name] for name in ("m", "n", "k"))
+    shift, record = attributes["shift"], contents.record
     try:
-        return DiBAFactors(
-            arrays["d1"],
-            PackedBits.from_stream(arrays["b1"], (m, k)),
-            arrays["d2"].astype(np.float64) * attributes["scale"],
-            PackedBits.from_stream(arrays["b2"], (k, n)),
-            arrays["d3"],
-            attributes["shift"],
-            contents.record,
+        bits1 = PackedBits.from_stream(arrays["b1"], (m, k))
+        bits2 = PackedBits.from_stream(arrays["b2"], (k, n))
+        if attributes["format_version"] == PLAIN_VERSION:
+            d2 = arrays["d2"].astype(np.float64) * attributes["scale"]
+            return DiBAFactors(arrays["d1"], bits1, d2, bits2, arrays["d3"], shift, record)
+        pairs = zip(attributes["scale_bits"], attributes["grids"], strict=True)
+        first, second, third = (LogGrid.from_pair(width, pair) for width, pair in pairs)
+        grids = (first, second, third)
+        d1, d2, d3 = (
+            grid.decode(unpack_codes(arrays[name], grid.bits, size))
+            for grid, name, size in zip(grids, _DIAGONALS, (m, k, n), strict=True)
         )
+        return DiBAFactors(d1, bits1, d2, bits2, d3, shift, record, grids=grids)
     except (ValueError, TypeError) as error:
         raise FormatError(f"{contents.label}: {error}") from error

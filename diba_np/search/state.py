@@ -64,20 +64,25 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
     """
     other = state.scaled(not left) * state.d2
     product = target.matmul if left else target.rmatmul
-    gram = target.workers.matmul(np.ascontiguousarray(other.T), other)
-    return gram, product(other)
+    return target.workers.gram(other), product(other)
 
 
 def sweep(
-    target: Target, state: State, left: bool, kernels: tuple[Any, Any], passes: int, *extra: Any
+    target: Target,
+    state: State,
+    left: bool,
+    kernels: tuple[Any, Any],
+    passes: int,
+    *extra: Any,
+    equations: tuple[Floats, Floats] | None = None,
 ) -> int:
     """Run a flip kernel over the rows of one side; return the number of flips.
 
     `kernels` is a (serial, parallel) pair of `diba_np.kernels.flips`. Kernels that move the scale
-    write it into the state.
+    write it into the state. `equations` are the side's `normal_equations`, where they are at hand.
     """
     scales, bits = state.side(left)
-    gram, cross = normal_equations(target, state, left)
+    gram, cross = equations or normal_equations(target, state, left)
     h = target.workers.matmul(bits - state.shift, gram)
     slack = np.full(len(bits), _SLACK * target.energy / len(bits))
     flips = np.zeros(len(bits), np.int64)
@@ -86,10 +91,12 @@ def sweep(
     return int(flips.sum())
 
 
-def update_row_scales(target: Target, state: State, left: bool) -> None:
+def update_row_scales(
+    target: Target, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
+) -> None:
     """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty."""
     scales, bits = state.side(left)
-    gram, cross = normal_equations(target, state, left)
+    gram, cross = equations or normal_equations(target, state, left)
     values = bits - state.shift
     p = np.einsum("ik,ik->i", values, cross)
     q = np.einsum("ik,ik->i", values, target.workers.matmul(values, gram))
@@ -104,8 +111,7 @@ def update_d2(target: Target, state: State) -> float:
     solve.
     """
     U, V = state.scaled(True), state.scaled(False)
-    matmul = target.workers.matmul
-    normal = matmul(np.ascontiguousarray(U.T), U) * matmul(np.ascontiguousarray(V.T), V)
+    normal = target.workers.gram(U) * target.workers.gram(V)
     right = np.einsum("ik,ik->k", U, target.matmul(V))
 
     def error(d2: Floats) -> float:
