@@ -97,6 +97,10 @@ def _size_report(factors: DiBAFactors) -> Report:
     }
 
 
+def _widths(scale_bits: Any) -> str:
+    return "/".join(map(str, scale_bits)) if isinstance(scale_bits, tuple) else str(scale_bits)
+
+
 def _size_lines(report: Report) -> list[tuple[str, str]]:
     return [
         ("shape", f"{report['m']} x {report['n']}"),
@@ -104,7 +108,7 @@ def _size_lines(report: Report) -> list[tuple[str, str]]:
         (
             "bits per weight",
             f"{report['bits_per_weight']:.4f} "
-            f"({report['storage_bits']} bits, {report['scale_bits']}-bit diagonals)",
+            f"({report['storage_bits']} bits, {_widths(report['scale_bits'])}-bit diagonals)",
         ),
         (
             "storage ratio",
@@ -129,6 +133,7 @@ def _factorize(args: argparse.Namespace) -> int:
         ratio=args.ratio,
         snr=args.snr,
         shift=args.shift,
+        scale_bits=args.scale_bits,
         solver=args.solver,
         effort=args.effort,
         seed=args.seed,
@@ -323,6 +328,14 @@ def _positive(kind: type) -> Callable[[str], Any]:
     return parse
 
 
+def _scale_bits(text: str) -> Any:
+    """Parse 16, 32, a code width, three of them as in 4,3,4, or auto."""
+    parts = text.split(",")
+    if text == "auto":
+        return text
+    return int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``diba-np``; importing nothing heavy."""
     parser = argparse.ArgumentParser(
@@ -351,6 +364,13 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument("--ratio", type=_positive(float), help="share of the dense float32 size")
     size.add_argument("--snr", type=float, help="smallest k that reaches this many dB")
     command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
+    command.add_argument(
+        "--scale-bits",
+        type=_scale_bits,
+        default=16,
+        metavar="BITS",
+        help="bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto",
+    )
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
     command.add_argument("--seed", type=int, default=0)

@@ -30,9 +30,11 @@ from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
 from diba_np.kernels.flips import sweep_tabu, sweep_tabu_par
+from diba_np.scales import Widths
 from diba_np.search.monitor import Monitor
 from diba_np.search.state import (
     State,
+    fit_grids,
     normal_equations,
     squared_error,
     sweep,
@@ -51,6 +53,7 @@ DAMPING = 0.7  # share of the new regression in the projected point
 RAMP_START = 0.1  # the penalty rho of the first inner step is t^3, t from here to 1
 RIDGE_START, RIDGE_END = 1.25, 0.05  # on unit-norm columns, times the root of the error's share
 SOFTNESS = 0.2  # share of the regression in the other factor, at the start; falls to 0
+FREE_ROUNDS = 2  # of the polish, before the diagonals move to their grids
 LEAST_SHARE = 1e-8  # of the error, for the ridge
 
 
@@ -289,10 +292,18 @@ def relax(
     return _read_out(target, first, second, shift)
 
 
-def polish(target: Target, state: State, monitor: Monitor, tol: float, effort: Effort) -> None:
+def polish(
+    target: Target,
+    state: State,
+    monitor: Monitor,
+    tol: float,
+    effort: Effort,
+    widths: Widths | None = None,
+) -> None:
     """Improve a state by walks over each row's bits, row scales and d2 in turn.
 
-    Ends when a round lowers the squared error by less than the share `tol` of it.
+    Ends when a round lowers the squared error by less than the share `tol` of it. With `widths`
+    the diagonals move to grids after `FREE_ROUNDS` rounds, and bits and diagonals adapt to them.
 
     A round costs ``6 m n k + 4 k^2 (m + n)`` flops in float64 and O(k) for each move of a walk.
     """
@@ -300,6 +311,8 @@ def polish(target: Target, state: State, monitor: Monitor, tol: float, effort: E
     monitor.step("polish", 0, effort.rounds, error)
     for round_ in range(1, effort.rounds + 1):
         before = error
+        if widths is not None and state.grids is None and round_ > FREE_ROUNDS:
+            before = fit_grids(target, state, widths)
         for left in (True, False):
             equations = normal_equations(target, state, left)
             update_row_scales(target, state, left, equations)
@@ -310,6 +323,7 @@ def polish(target: Target, state: State, monitor: Monitor, tol: float, effort: E
         monitor.half_step(error)
         if monitor.step("polish", round_, effort.rounds, error):
             return
-        if before - error <= tol * before:
+        coded = widths is None or state.grids is not None
+        if coded and before - error <= tol * before:
             break
     monitor.converged = True
