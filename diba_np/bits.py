@@ -29,6 +29,10 @@ class PackedBits:
     shape : (int, int)
         Rows and columns of the matrix.
     words : (rows, ceil(columns / 64)) uint64 array, C-order, read-only
+    tiles : uint32 array
+        The same bits in the layout that the product kernels read.
+    nbytes : int
+        Bytes held: words and tiles, as far as they were made.
 
     Raises
     ------
@@ -50,14 +54,17 @@ class PackedBits:
     np.True_
     """
 
-    __slots__ = ("_transpose", "_words", "shape")
+    __slots__ = ("_tiles", "_transpose", "_words", "shape")
 
-    _words: NDArray[np.uint64]
+    _words: NDArray[np.uint64] | None  # None: a transpose whose words nobody asked for yet
+    _tiles: NDArray[np.uint32] | None
+    _transpose: PackedBits | None
     shape: tuple[int, int]
 
     def __init__(self, bits: ArrayLike | PackedBits) -> None:
         if isinstance(bits, PackedBits):
-            self._set(bits._words, bits.shape)
+            self.shape, self._words, self._tiles = bits.shape, bits._words, bits._tiles
+            self._transpose = bits.T
             return
         dense = np.asarray(bits)
         if dense.dtype.kind not in "buif":
@@ -77,7 +84,8 @@ class PackedBits:
         words.setflags(write=False)
         self._words = words
         self.shape = (int(shape[0]), int(shape[1]))
-        self._transpose: PackedBits | None = None
+        self._transpose = None
+        self._tiles = None
 
     @classmethod
     def from_words(cls, words: NDArray[np.uint64], columns: int) -> PackedBits:
@@ -119,22 +127,43 @@ class PackedBits:
     @property
     def words(self) -> NDArray[np.uint64]:
         """(rows, ceil(columns / 64)) uint64, C-order, read-only."""
+        if self._words is None:
+            turned = _turn(self.T)
+            turned.setflags(write=False)
+            self._words = turned
         return self._words
 
     @property
+    def tiles(self) -> NDArray[np.uint32]:
+        """(ceil(rows / 32), ceil(columns / 15), 16) uint32: the layout that products read.
+
+        Made when first asked for, then kept; `diba_np.kernels.layout` describes it.
+        """
+        if self._tiles is None:
+            from diba_np.kernels import layout
+
+            tiles = layout.empty_tiles(*self.shape)
+            if self._words is None:
+                layout.tile_columns(self.T.words, tiles)
+            else:
+                layout.tile_rows(self._words, tiles)
+            self._tiles = tiles
+        return self._tiles
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the words."""
-        return int(self._words.nbytes)
+        """Bytes held: words and tiles, as far as they were made; not those of the transpose."""
+        return sum(part.nbytes for part in (self._words, self._tiles) if part is not None)
 
     def count(self) -> int:
         """Return the number of ones."""
-        bits = self._words.view(np.uint8)
+        bits = self.words.view(np.uint8)
         return int(_POPCOUNT[bits].sum(dtype=np.int64))
 
     def to_dense(self) -> NDArray[np.uint8]:
         """Return the matrix as (rows, columns) uint8 zeros and ones."""
         return np.unpackbits(
-            self._words.astype("<u8", copy=False).view(np.uint8),
+            self.words.astype("<u8", copy=False).view(np.uint8),
             axis=1,
             count=self.shape[1],
             bitorder="little",
@@ -147,16 +176,11 @@ class PackedBits:
 
     @property
     def T(self) -> PackedBits:
-        """The transpose, packed; made once and kept."""
+        """The transpose, packed; made once and kept, its words only when they are asked for."""
         if self._transpose is None:
-            rows, columns = self.shape
-            turned = np.zeros((columns, -(-rows // WORD) * 8), np.uint8)
-            for start in range(0, rows, _BLOCK):
-                part = self[start : start + _BLOCK].to_dense()
-                packed = np.packbits(part, axis=0, bitorder="little")
-                turned[:, start // 8 : start // 8 + packed.shape[0]] = packed.T
             other = PackedBits.__new__(PackedBits)
-            other._set(turned.view("<u8").astype(np.uint64, copy=False), (columns, rows))
+            other.shape = self.shape[::-1]
+            other._words = other._tiles = None
             other._transpose = self
             self._transpose = other
         return self._transpose
@@ -169,7 +193,7 @@ class PackedBits:
         """Return a slice of whole rows; a view if its step is 1."""
         if not isinstance(rows, slice):
             raise TypeError(f"PackedBits takes slices of rows, got {type(rows).__name__}")
-        picked = self._words[rows]
+        picked = self.words[rows]
         if picked.shape[0] == 0:
             raise ValueError(f"the slice holds none of the {self.shape[0]} rows")
         part = PackedBits.__new__(PackedBits)
@@ -182,12 +206,12 @@ class PackedBits:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PackedBits):
             return NotImplemented
-        return self.shape == other.shape and bool(np.array_equal(self._words, other._words))
+        return self.shape == other.shape and bool(np.array_equal(self.words, other.words))
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedBits.from_words, (self._words, self.shape[1])
+        return PackedBits.from_words, (self.words, self.shape[1])
 
     def __repr__(self) -> str:
         return f"PackedBits({self.shape[0]} x {self.shape[1]}, {self.count()} ones)"
@@ -245,3 +269,14 @@ def _pack_rows(dense: NDArray[Any]) -> NDArray[np.uint64]:
         )
         padded[start : start + _BLOCK, : packed.shape[1]] = packed
     return padded.view("<u8").astype(np.uint64, copy=False)
+
+
+def _turn(bits: PackedBits) -> NDArray[np.uint64]:
+    """Return the words of the transpose."""
+    rows, columns = bits.shape
+    turned = np.zeros((columns, -(-rows // WORD) * 8), np.uint8)
+    for start in range(0, rows, _BLOCK):
+        part = bits[start : start + _BLOCK].to_dense()
+        packed = np.packbits(part, axis=0, bitorder="little")
+        turned[:, start // 8 : start // 8 + packed.shape[0]] = packed.T
+    return turned.view("<u8").astype(np.uint64, copy=False)

@@ -314,6 +314,21 @@ def _verify(args: argparse.Namespace) -> int:
     return DONE if report["ok"] else FAILED
 
 
+def _warmup(args: argparse.Namespace) -> int:
+    from diba_np.warmup import warm_up
+
+    report = warm_up()
+    kept = report["cache"] or "nothing is kept (no cache, or no folder that can be written)"
+    lines = [
+        ("kernel path", report["path"]),
+        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
+        ("seconds", f"{report['seconds']:.2f}"),
+        ("cache", kept),
+    ]
+    _emit(report, args.json, lines)
+    return DONE
+
+
 # -- parser ----------------------------------------------------------------------------------------
 
 
@@ -403,6 +418,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("matrix", metavar="A.npy", nargs="?")
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
+        "warmup", parents=[common], help="compile now what the first use would wait for"
+    )
+    command.set_defaults(run=_warmup)
     return parser
 
 

@@ -1,53 +1,419 @@
-"""Products of packed matrices: which kernel runs for which operand."""
+"""Products with packed 0/1 matrices: which kernel runs, on how many threads, for which operand.
+
+`Product` is one chain ``D_out (B1 - alpha) D_mid (B2 - alpha) D_in``, or half of it with one packed
+matrix, applied to vectors and matrices. The arithmetic is in ``kernels/``, the tiled copies of the
+bits are `PackedBits.tiles`.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from diba_np.bits import PackedBits
-from diba_np.kernels.mix import mix_vector, mix_vector_par
+from diba_np.kernels import columns, lookup_int16, lookup_portable, lookup_simd
 
-# rows of a packed matrix that are unpacked at a time for a product with a matrix
-_UNPACK_ENTRIES = 1 << 21
+Real = NDArray[np.floating]
 
-# bits under which a second thread costs more than it saves
-_PARALLEL_BITS = 1 << 21
+PATHS = ("portable", "avx2", "avx512")
+VARIABLE = "DIBA_NP_KERNEL"
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+# The rest of the numbers here are measured; see scripts/bench_products.py.
+
+# a thread with fewer look-ups than this many weights costs more to start than it saves
+_WEIGHTS_PER_THREAD = 1_000_000
+
+# A panel of columns (one cache line wide) takes one time however many columns are used; from so
+# many on it is faster than the same columns one after another as vectors.
+_PANEL_FROM = {
+    ("avx512", _SINGLE): 12,
+    ("avx2", _SINGLE): 6,
+    ("portable", _SINGLE): 3,
+    ("portable", _DOUBLE): 3,
+}
+
+# bits a weight from which a dense product is faster than look-ups, the dense matrix given; and the
+# memory that a block of its columns may take
+_DENSE_FROM_BITS = 4.7
+_DENSE_BYTES = 64 << 20
+
+# Beyond, the error expected of 16-bit tables, 1.2e-5 times the roughness, passes 1e-3 of the +-1
+# part; and 32-bit sums of them, 3 x 10900 for 15 columns, overflow.
+_LARGEST_ROUGHNESS = 80.0
+_LARGEST_INT16_COLUMNS = 900_000
+
+_VECTOR_KERNELS = {
+    "portable": (lookup_portable.product_portable, lookup_portable.product_portable_par),
+    "avx2": (lookup_simd.product_avx2, lookup_simd.product_avx2_par),
+    "avx512": (lookup_simd.product_avx512, lookup_simd.product_avx512_par),
+}
+_ROUNDED_KERNELS = (lookup_int16.product_int16, lookup_int16.product_int16_par)
+_MATRIX_KERNELS = (columns.product_columns, columns.product_columns_par)
 
 
-def mix(bits: PackedBits, x: NDArray[Any]) -> NDArray[Any]:
-    """Return ``B x`` or ``B X``: the binary mixing step.
+# -- kernel paths ----------------------------------------------------------------------------------
+
+
+def cpu_features() -> set[str]:
+    """Return the CPU features that Numba compiles for, as LLVM names them."""
+    from llvmlite import binding
+
+    told = numba.config.CPU_FEATURES
+    if told is not None:
+        return {name[1:] for name in told.split(",") if name.startswith("+")}
+    found = {name for name, present in binding.get_host_cpu_features().items() if present}
+    return found if numba.config.ENABLE_AVX else {f for f in found if not f.startswith("avx")}
+
+
+def available_paths() -> tuple[str, ...]:
+    """Return the kernel paths that this CPU can run, the fastest last."""
+    found = cpu_features()
+    paths = ["portable"]
+    if "avx2" in found:
+        paths.append("avx2")
+    if {"avx512f", "avx512bw"} <= found:
+        paths.append("avx512")
+    return tuple(paths)
+
+
+@functools.cache
+def kernel_path() -> str:
+    """Return the kernel path in use: the CPU's best, or what ``DIBA_NP_KERNEL`` says.
+
+    Raises
+    ------
+    ValueError
+        ``DIBA_NP_KERNEL`` names no path, or one that this CPU cannot run.
+    """
+    paths = available_paths()
+    forced = os.environ.get(VARIABLE) or paths[-1]
+    if forced not in PATHS:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(PATHS)}, got {forced!r}")
+    if forced not in paths:
+        raise ValueError(
+            f"{VARIABLE} must be a path that this CPU can run ({', '.join(paths)}), got {forced!r}"
+        )
+    return forced
+
+
+@functools.cache
+def has_rounded() -> bool:
+    """Tell whether 16-bit tables are used: on the avx512 path of a CPU with VNNI."""
+    return kernel_path() == "avx512" and "avx512vnni" in cpu_features()
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+# Parallel kernels run one at a time: some of Numba's threading layers allow no more, and two at
+# once would be slower. After a fork none runs: OpenMP does not survive it.
+_parallel = threading.Lock()
+_forked = threading.Event()
+
+
+def _after_fork() -> None:
+    global _parallel  # noqa: PLW0603  a thread that did not come along may have held it
+    _parallel = threading.Lock()
+    _forked.set()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _run(
+    kernels: tuple[Callable[..., Any], ...],
+    parts: int,
+    x: Real,
+    arguments: tuple[Any, ...],
+    out: Real,
+) -> Any:
+    """Call a kernel, or its parallel twin if it is to run in parts and may."""
+    if parts > 1 and not _forked.is_set() and _parallel.acquire(blocking=False):
+        try:
+            return kernels[1](x, *arguments, parts, out)
+        finally:
+            _parallel.release()
+    return kernels[0](x, *arguments, 1, out)
+
+
+# -- products --------------------------------------------------------------------------------------
+
+
+def _operand(x: ArrayLike) -> Real:
+    """Return x in C-order and writeable: float32 where that holds every value of its dtype.
+
+    A read-only or strided array would be one more type, and one more compilation, to Numba.
+    """
+    if type(x) is np.ndarray and x.dtype == _SINGLE and x.flags.carray:
+        return x  # the common case, in a fraction of the time
+    array = np.asarray(x)
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"the operand must hold real numbers, got dtype {array.dtype}")
+    dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
+    return np.require(array, dtype, ["C", "W", "A"])
+
+
+class Product:
+    """The map ``x -> d_out * ((B1 - alpha) (d_mid * ((B2 - alpha) (d_in * x)))) + bias``.
+
+    Without `second` it is ``x -> d_out * ((B2 - alpha) (d_in * x)) + bias``.
 
     Parameters
     ----------
-    bits : PackedBits, (m, n)
-    x : (n,) or (n, b) float32 or float64
-
-    Returns
-    -------
-    (m,) or (m, b), of x's dtype
+    first : PackedBits, (k, n)
+        B2, which acts first.
+    second : PackedBits, (m, k), optional
+        B1.
+    d_in, d_mid, d_out : vectors, optional
+        All ones by default; `d_mid` only with `second`.
+    alpha : float, default 0.0
+        A bit b stands for ``b - alpha``.
+    bias : vector, optional
+    path : {"portable", "avx2", "avx512"}, optional
+        By default `kernel_path`.
 
     Notes
     -----
-    A vector costs O(m n / 8) look-ups. A matrix is multiplied by blocks of unpacked rows of at
-    most 8 MiB (float32), through BLAS. Sums do not depend on the number of threads.
+    Float32 operands, and those that float32 holds without loss, are computed and returned in
+    float32, others in float64 on the portable path. The number of threads is Numba's
+    (`numba.set_num_threads`); no result depends on it. Sums that leave the range of float32 on the
+    way are done again in float64. Operands with NaN or infinity give what the dense matrix gives.
+
+    Where a dense product would be faster (over 4.7 bits a weight and very many columns) a matrix
+    is multiplied through BLAS, by dense blocks of 64 MiB; its last digits are then BLAS's own.
     """
-    m = bits.shape[0]
-    if x.ndim == 1:
-        out = np.empty(m, x.dtype)
-        parallel = m * bits.shape[1] >= _PARALLEL_BITS and numba.get_num_threads() > 1
-        kernel = mix_vector_par if parallel else mix_vector
-        kernel(bits.words.astype("<u8", copy=False).view(np.uint8), np.ascontiguousarray(x), out)
-        return out
-    result = np.empty((m, x.shape[1]), x.dtype)
-    step = max(1, _UNPACK_ENTRIES // bits.shape[1])
-    for start in range(0, m, step):
-        np.matmul(
-            bits[start : start + step].to_dense().astype(x.dtype),
-            x,
-            out=result[start : start + step],
+
+    def __init__(
+        self,
+        first: PackedBits,
+        second: PackedBits | None = None,
+        *,
+        d_in: ArrayLike | None = None,
+        d_mid: ArrayLike | None = None,
+        d_out: ArrayLike | None = None,
+        alpha: float = 0.0,
+        bias: ArrayLike | None = None,
+        path: str | None = None,
+    ) -> None:
+        self._bits = (first,) if second is None else (first, second)
+        self.shape = (self._bits[-1].shape[0], first.shape[1])
+        self.weights = sum(bits.shape[0] * bits.shape[1] for bits in self._bits)
+        self.alpha = alpha
+        self._path = kernel_path() if path is None else path
+        # kernels scale by d2 after the first stage and by d1 after the second
+        d2, d1 = (d_out, None) if second is None else (d_mid, d_out)
+        k = first.shape[0]
+        self._scales = (
+            (d_in, self.shape[1]),
+            (d2, k),
+            (d1, 0 if second is None else self.shape[0]),
         )
-    return result
+        self._bias: Any = np.empty(0) if bias is None else bias
+        self._arguments: dict[np.dtype[Any], tuple[Any, ...]] = {}
+
+    def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+        """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, alpha, bias)."""
+        if dtype not in self._arguments:
+            d3, d2, d1 = (
+                np.ones(size, dtype) if scale is None else np.array(scale, dtype, order="C")
+                for scale, size in self._scales
+            )
+            tiles = [bits.tiles for bits in self._bits]
+            if len(tiles) == 1:
+                tiles.append(np.empty((0, 0, 16), np.uint32))
+            bias = np.array(self._bias, dtype, order="C")
+            self._arguments[dtype] = (
+                *(d3, tiles[0], d2, tiles[1], d1),
+                dtype.type(self.alpha),
+                bias,
+            )
+        return self._arguments[dtype]
+
+    @functools.cached_property
+    def _mixed_d2(self) -> Real:
+        """``(B1 - alpha) d2`` as float32; empty with one packed matrix."""
+        if len(self._bits) == 1:
+            return np.empty(0, np.float32)
+        mixing = Product(self._bits[1], alpha=self.alpha, path=self._path)
+        return mixing.vector(self._prepared(_SINGLE)[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the diagonals kept for the kernels; not those of the tiles."""
+        kept = [array for prepared in self._arguments.values() for array in prepared]
+        if "_mixed_d2" in self.__dict__:
+            kept.append(self._mixed_d2)
+        return sum(array.nbytes for array in kept if array.ndim == 1)
+
+    def _parts(self, n_columns: int = 1) -> int:
+        """Return how many threads a product with so many columns is worth."""
+        worth = self.weights * n_columns // _WEIGHTS_PER_THREAD
+        return 1 if worth <= 1 else min(worth, numba.get_num_threads())
+
+    def vector(self, x: ArrayLike) -> Real:
+        """Apply to a vector (n,); returns (m,)."""
+        x = _operand(x)
+        out = np.empty(self.shape[0], x.dtype)
+        path = self._path if x.dtype == _SINGLE else "portable"
+        total = _run(_VECTOR_KERNELS[path], self._parts(), x, self._prepared(x.dtype), out)
+        if not math.isfinite(total):
+            self._mend(x[:, np.newaxis], out[:, np.newaxis])
+        return out
+
+    def vector_rounded(self, x: ArrayLike) -> Real:
+        """Apply to a vector (n,) in float32, with 16-bit tables if the CPU gains by them.
+
+        Notes
+        -----
+        The tables' step is set by the largest sum of five neighbours in ``d_in * x``, and again
+        between the stages. With R that sum over the root mean square, the error is random and about
+        ``1.2e-5 R`` of the +-1 part (what the product would be for bits +-1/2) of each stage: 1e-4
+        to 4e-4 for data without outliers. Where outliers make more than 1e-3 to be expected, the
+        product is done without rounding.
+        """
+        x = _operand(x)
+        with np.errstate(over="ignore"):
+            x = x.astype(_SINGLE, copy=False)
+        if self._path != "avx512" or not has_rounded():
+            return self.vector(x)
+        if max(bits.shape[1] for bits in self._bits) >= _LARGEST_INT16_COLUMNS:
+            return self.vector(x)
+        out = np.empty(self.shape[0], x.dtype)
+        arguments = (*self._prepared(_SINGLE), self._mixed_d2)
+        total, roughness = _run(_ROUNDED_KERNELS, self._parts(), x, arguments, out)
+        if math.isfinite(total) and roughness <= _LARGEST_ROUGHNESS:
+            return out
+        return self.vector(x)
+
+    def matrix(self, x: ArrayLike) -> Real:
+        """Apply to every column of (n, b); returns (m, b), C-order."""
+        x = _operand(x)
+        out = np.empty((self.shape[0], x.shape[1]), x.dtype)
+        self._run_matrix(x, out)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = x.sum() + out.sum()
+        if not math.isfinite(total):
+            bad = ~(np.isfinite(x).all(axis=0) & np.isfinite(out).all(axis=0))
+            if bad.any():
+                mended = out[:, bad]
+                self._mend(x[:, bad], mended)
+                out[:, bad] = mended
+        return out
+
+    def _run_matrix(self, x: Real, out: Real) -> None:
+        """Write the product by panels of columns, by vectors or by dense blocks."""
+        n, n_columns = x.shape
+        bits = self.weights / (self.shape[0] * n)
+        if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > n:
+            self._run_dense(x, out)
+            return
+        path = self._path if x.dtype == _SINGLE else "portable"
+        arguments = self._prepared(x.dtype)
+        lanes = 64 // x.itemsize
+        rest = n_columns % lanes
+        if rest >= _PANEL_FROM[path, x.dtype]:
+            rest = 0
+        whole = n_columns - rest
+        if rest == 0:
+            _run(_MATRIX_KERNELS, self._parts(whole), x, arguments, out)
+            return
+        if whole:
+            panels = np.empty((out.shape[0], whole), out.dtype)
+            left = np.ascontiguousarray(x[:, :whole])
+            _run(_MATRIX_KERNELS, self._parts(whole), left, arguments, panels)
+            out[:, :whole] = panels
+        result = np.empty(out.shape[0], out.dtype)
+        for column in range(whole, n_columns):
+            vector = np.ascontiguousarray(x[:, column])
+            _run(_VECTOR_KERNELS[path], self._parts(), vector, arguments, result)
+            out[:, column] = result
+
+    # -- the dense matrix, in pieces ---------------------------------------------------------------
+
+    def _columns(self, indices: NDArray[np.intp], dtype: np.dtype[Any]) -> Real:
+        """Return some columns of the dense matrix, without the bias."""
+        unit = np.zeros((self.shape[1], indices.size), dtype)
+        unit[indices, np.arange(indices.size)] = 1
+        out = np.empty((self.shape[0], indices.size), dtype)
+        arguments = (*self._prepared(dtype)[:-1], np.empty(0, dtype))
+        _run(_MATRIX_KERNELS, self._parts(indices.size), unit, arguments, out)
+        return out
+
+    def _run_dense(self, x: Real, out: Real) -> None:
+        """Write the product through BLAS, by dense blocks that take up to 64 MiB at a time."""
+        bias = self._prepared(x.dtype)[-1]
+        out[...] = bias[:, np.newaxis] if bias.size else 0
+        n = self.shape[1]
+        block = max(64, _DENSE_BYTES // (x.itemsize * max(self.shape)))
+        for start in range(0, n, block):
+            stop = min(start + block, n)
+            out += self._columns(np.arange(start, stop), x.dtype) @ x[start:stop]
+
+    def _mend(self, x: Real, out: Real) -> None:
+        """Write the product of columns that hold, or that led to, something not finite.
+
+        A NaN makes its whole column NaN. An infinity is multiplied with its column of the dense
+        matrix: NaN where the weight is zero or where infinities of both signs meet. Sums that are
+        only too large for float32 on the way come out right from float64.
+        """
+        wide = np.where(np.isfinite(x), x, 0).astype(np.float64)
+        result = np.empty(out.shape, np.float64)
+        self._run_matrix(wide, result)
+        with np.errstate(over="ignore"):
+            out[...] = result
+        out[:, np.isnan(x).any(axis=0)] = np.nan
+        infinite = np.isinf(x)
+        with np.errstate(invalid="ignore"):
+            for rows in _blocks(np.flatnonzero(infinite.any(axis=1))):
+                weights = self._columns(rows, _DOUBLE)
+                for weight, row in zip(weights.T, rows, strict=True):
+                    hit = infinite[row]
+                    out[:, hit] += weight[:, np.newaxis] * x[row, hit]
+
+
+def _blocks(indices: NDArray[np.intp], size: int = 64) -> Iterator[NDArray[np.intp]]:
+    for start in range(0, indices.size, size):
+        yield indices[start : start + size]
+
+
+def run_each_kernel() -> Iterator[str]:
+    """Run every kernel that products here may use, once, on one entry; yield their names.
+
+    That compiles them, or loads them from Numba's cache.
+    """
+    bits = PackedBits(np.ones((1, 1)))
+    _ = bits.T.tiles
+    yield "tile_columns"
+    _ = bits.tiles
+    yield "tile_rows"
+    product = Product(bits, bits)
+    Uses = tuple[tuple[Callable[..., Any], ...], np.dtype[Any], tuple[int, ...], tuple[Any, ...]]
+    uses: list[Uses] = [
+        (_VECTOR_KERNELS[product._path], _SINGLE, (1,), ()),
+        (_VECTOR_KERNELS["portable"], _DOUBLE, (1,), ()),
+        (_MATRIX_KERNELS, _SINGLE, (1, 1), ()),
+        (_MATRIX_KERNELS, _DOUBLE, (1, 1), ()),
+    ]
+    if has_rounded():
+        uses.append((_ROUNDED_KERNELS, _SINGLE, (1,), (product._mixed_d2,)))
+    for kernels, dtype, shape, extra in uses:
+        arguments = (*product._prepared(dtype), *extra)
+        for kernel in kernels:
+            kernel(np.ones(shape, dtype), *arguments, 1, np.empty(shape, dtype))
+            yield f"{kernel.__name__} {dtype}"
+
+
+def cache_folder() -> str | None:
+    """Return where Numba keeps the compiled kernels; None if they are not kept."""
+    folder: str | None = lookup_portable.product_portable.stats.cache_path
+    return folder

@@ -37,23 +37,42 @@ def dense(d1, b1, d2, b2, d3, shift):
     return out
 
 
-def mix_vector(bits, x):
-    """``B x``, adding only where a bit is set."""
-    out = np.zeros(bits.shape[0])
-    for i, j in itertools.product(*map(range, bits.shape)):
+def tile_rows(bits):
+    """Tiles of a 0/1 array, entry by entry."""
+    rows, columns = bits.shape
+    tiles = np.zeros((-(-rows // 32), -(-columns // 15), 16), np.uint32)
+    for i, j in itertools.product(range(rows), range(columns)):
         if bits[i, j]:
-            out[i] += float(x[j])
+            tiles[i // 32, j // 15, i % 16] |= np.uint32(1 << (j % 15 + i % 32 // 16 * 16))
+    return tiles
+
+
+def tile_columns(bits):
+    """Tiles of the transpose."""
+    return tile_rows(bits.T)
+
+
+def mix(bits, alpha, scale_in, scale_out, bias, x):
+    """``scale_out * ((B - alpha) (scale_in * x)) + bias`` in float64, entry by entry."""
+    out = np.array(bias, float)
+    for i, row in enumerate(bits.tolist()):
+        for bit, scale, value in zip(row, scale_in.tolist(), x.tolist(), strict=True):
+            out[i] += float(scale_out[i]) * (bit - alpha) * scale * value
     return out
 
 
-def tabulate_bytes(x, start, groups):
-    """Sums of all subsets of eight inputs at a time; inputs past the end count as zero."""
-    tables = np.zeros((groups, 256))
-    for g, v, b in itertools.product(range(groups), range(256), range(8)):
-        at = start + 8 * g + b
-        if v >> b & 1 and at < len(x):
-            tables[g, v] += x[at]
-    return tables
+def product(b1, b2, d1, d2, d3, alpha, bias, x):
+    """``d1 * ((B1 - alpha) (d2 * ((B2 - alpha) (d3 * x)))) + bias`` in float64."""
+    z = mix(b2, alpha, d3, d2, np.zeros(len(d2)), x)
+    return mix(b1, alpha, np.ones(len(d2)), d1, bias, z)
+
+
+product_avx512 = product_avx2 = product_int16 = product_portable = product
+
+
+def product_columns(b1, b2, d1, d2, d3, alpha, bias, X):
+    """`product` of every column."""
+    return np.stack([product(b1, b2, d1, d2, d3, alpha, bias, x) for x in X.T], axis=1)
 
 
 def row_error(a, b, s, M, shift):

@@ -13,6 +13,7 @@ import pytest
 import diba_np
 from diba_np import factorize, load
 from diba_np.cli import main
+from diba_np.products import kernel_path
 
 
 @pytest.fixture
@@ -258,3 +259,47 @@ def test_module_and_version(here):
     command = [sys.executable, "-m", "diba_np", "--version"]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stdout == f"diba-np {diba_np.__version__}\n"
+
+
+def test_warmup(capsys):
+    status, out, err = run(capsys, "warmup", "--json")
+    report = json.loads(out)
+    assert (status, err) == (0, "")
+    assert report["path"] == kernel_path()
+    assert sum(report["kernels"].values()) == pytest.approx(report["seconds"], abs=0.1)
+    assert {"tile_rows", "factorize auto", "product_columns_par float64"} <= set(report["kernels"])
+    status, out, _ = run(capsys, "warmup")
+    assert status == 0
+    assert "kernel path" in out
+
+
+FIRST_USE = """
+import sys, pkgutil, importlib, numpy as np, diba_np, numba
+rng = np.random.default_rng(0)
+f = diba_np.factorize(rng.normal(size=(40, 30)), k=8)
+diba_np.factorize(rng.normal(size=(40, 30)), k=8, solver="greedy", threads=1)
+words = rng.integers(0, 2**64, (2048, 32), np.uint64)
+b = diba_np.PackedBits.from_words(words, 2048)
+g = diba_np.DiBAFactors(np.ones(2048), b, np.ones(2048), b, np.ones(2048))
+for f in (f, f.T, g, g.T):
+    for dtype in (np.float32, np.float64):
+        for columns in (1, 20):
+            f @ np.ones((f.shape[1], columns), dtype)
+        f @ np.ones(f.shape[1], dtype)
+    f.matvec_rounded(np.ones(f.shape[1]))
+made = [d for n, m in sys.modules.items() if n.startswith("diba_np.kernels")
+        for d in vars(m).values() if isinstance(d, numba.core.dispatcher.Dispatcher)]
+print(sum(sum(d.stats.cache_hits.values()) for d in made) > 10,
+      {d.__name__ for d in made if sum(d.stats.cache_misses.values())})
+"""
+
+
+@pytest.mark.slow
+def test_after_warmup_nothing_is_compiled(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "DIBA_NP_CACHE": "1"}
+    warm = [sys.executable, "-m", "diba_np", "warmup", "--json"]
+    out = subprocess.run(warm, capture_output=True, text=True, check=True, env=environment).stdout
+    assert json.loads(out)["cache"].startswith(str(tmp_path))
+    used = [sys.executable, "-c", FIRST_USE]
+    out = subprocess.run(used, capture_output=True, text=True, check=True, env=environment).stdout
+    assert out == "True set()\n"

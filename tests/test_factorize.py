@@ -116,7 +116,7 @@ def test_no_single_flip_improves_what_is_returned(solver, A, k, shift, seed):
 def test_greedy_objective_never_rises_at_any_half_step(A, k, shift):
     f = factorize(A, k=k, solver="greedy", shift=shift, max_sweeps=300)
     history = f.record["objective_history"]
-    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(history))
+    assert all(after <= before + 1e-10 for before, after in itertools.pairwise(history))
     if np.any(A):
         error = np.sum((A - naive.dense_fast(*parts(f), shift)) ** 2) / np.sum(A**2)
         assert error <= history[-1] + 1e-3  # 16-bit diagonals

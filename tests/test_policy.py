@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import hashlib
 import importlib
 import inspect
 import os
@@ -23,6 +24,7 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 # a module may import from its own layer and from those below it in this list
 LAYERS = [
     {"cli", "__main__"},
+    {"warmup"},
     {"factorize"},
     {"search", "store"},
     {"factors"},
@@ -51,7 +53,7 @@ def imports_of(path, deferred):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diba_np"):
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                yield name if node.module == "diba_np" else node.module
+                yield name if node.module in ("diba_np", "diba_np.kernels") else node.module
 
 
 def test_imports_follow_the_layers():
@@ -83,7 +85,21 @@ def test_every_kernel_states_fastmath_and_lives_in_kernels():
 def test_no_kernel_calls_a_kernel_of_another_file():
     for path in KERNELS:
         used = {m for m in imports_of(path, deferred=True)}
-        assert used <= {"diba_np.kernels._jit"}, f"{path.name} imports {used}"
+        allowed = {"diba_np.kernels._jit", "diba_np.kernels._ir"}
+        assert used <= allowed, f"{path.name} imports {used}"
+    helpers = PACKAGE / "kernels" / "_ir.py"
+    assert not list(jitted(helpers)), "_ir.py is plain Python"
+    assert not list(imports_of(helpers, deferred=True))
+
+
+def test_kernel_files_carry_the_digest_of_the_helpers_that_they_compile_in():
+    # Numba's cache looks at the kernel's own file only: an edit of _ir.py must change that one too
+    digest = hashlib.sha256((PACKAGE / "kernels" / "_ir.py").read_bytes()).hexdigest()[:12]
+    users = [p for p in KERNELS if "diba_np.kernels._ir" in imports_of(p, deferred=True)]
+    assert users
+    for path in users:
+        line = f"from diba_np.kernels import _ir  # _ir.py {digest}"
+        assert line in path.read_text().splitlines(), f"{path.name} should say: {line}"
 
 
 def test_parallel_kernels_are_leaves_with_a_serial_twin():
@@ -210,5 +226,9 @@ def test_show_versions(capsys):
 @pytest.mark.parametrize("variable", ["DIBA_NP_CACHE=0", "NUMBA_CACHE_DIR=/proc/none"])
 def test_works_without_a_cache(variable):
     name, value = variable.split("=")
-    code = "import numpy as np, diba_np as d; print(d.factorize(np.ones((3, 3)), k=1).k)"
-    assert in_fresh_interpreter(code, **{name: value}) == "1\n"
+    code = (
+        "import numpy as np, diba_np as d\n"
+        "f = d.factorize(np.ones((3, 3)), k=1)\n"
+        "print(f.k, np.round(f @ np.ones(3, np.float32)))"
+    )
+    assert in_fresh_interpreter(code, **{name: value}) == "1 [3. 3. 3.]\n"

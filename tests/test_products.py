@@ -1,44 +1,550 @@
-"""Packed products: each kernel against its plain namesake, and nothing read past the end."""
+"""Products: every kernel against its plain namesake, on every path this machine has."""
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import naive
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import bit_arrays
+from strategies import bit_arrays, factors
 
-from diba_np import PackedBits
-from diba_np.kernels import mix as kernels
-from diba_np.products import mix
+from diba_np import DiBAFactors, PackedBits, products
+from diba_np.cli import main
+from diba_np.kernels import columns, lookup_int16, lookup_portable, lookup_simd
+from diba_np.products import Product, available_paths, kernel_path
 from diba_np.threads import workers
 
+PATHS = available_paths()
+ROUNDED = products.has_rounded()
+SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 45, 64, 65, 130]))
+SMALL = st.one_of(st.integers(1, 6), st.sampled_from([15, 16, 33]))
+# odd sizes over several tiles (32 rows), units (15 columns) and blocks of units
+SHAPES = [(1, 1, 1), (1, 40, 3), (33, 31, 16), (161, 200, 127), (97, 700, 45), (31, 16, 901)]
 
-@given(bit_arrays(), st.sampled_from([np.float32, np.float64]), st.integers(0, 2**31))
-@pytest.mark.parametrize("name", ["mix_vector", "mix_vector_par"])
-def test_vector_kernel_equals_naive(name, bits, dtype, seed):
-    x = np.random.default_rng(seed).normal(size=bits.shape[1]).astype(dtype)
-    out = np.full(bits.shape[0], np.nan, dtype)
-    getattr(kernels, name)(PackedBits(bits).words.view(np.uint8), x, out)
-    np.testing.assert_allclose(out, naive.mix_vector(bits, x), atol=200 * np.finfo(dtype).eps)
+VECTOR_KERNELS = [
+    (kernel, dtype)
+    for path, kernel, dtype in [
+        ("portable", lookup_portable.product_portable, np.float32),
+        ("portable", lookup_portable.product_portable, np.float64),
+        ("avx2", lookup_simd.product_avx2, np.float32),
+        ("avx512", lookup_simd.product_avx512, np.float32),
+    ]
+    if path in PATHS
+]
+TWINS = {
+    "product_portable": lookup_portable.product_portable_par,
+    "product_avx2": lookup_simd.product_avx2_par,
+    "product_avx512": lookup_simd.product_avx512_par,
+    "product_int16": lookup_int16.product_int16_par,
+    "product_columns": columns.product_columns_par,
+}
 
 
-@given(st.integers(1, 40), st.integers(0, 40), st.integers(1, 4))
-def test_tables_equal_naive_and_inputs_past_the_end_are_zero(size, start, groups):
-    x = np.random.default_rng(size).normal(size=size)
-    tables = np.full((groups, 256), np.nan)
-    kernels.tabulate_bytes(x, start, tables)
-    np.testing.assert_allclose(tables, naive.tabulate_bytes(x, start, groups), atol=1e-12)
+def problem(m, n, k, seed, density=0.5):
+    """Bits and diagonals of both signs: (b1, b2, d1, d2, d3, bias)."""
+    rng = np.random.default_rng(seed)
+    b1 = (rng.random((m, k)) < density).astype(np.uint8)
+    b2 = (rng.random((k, n)) < density).astype(np.uint8)
+    return b1, b2, *(rng.normal(size=size).astype(np.float32) for size in (m, k, n, m))
 
 
-@pytest.mark.parametrize("shape", [(300, 1000), (1500, 1500)])
-@pytest.mark.parametrize("columns", [None, 1, 7])
-def test_mix_over_several_blocks_and_the_same_sums_for_any_threads(shape, columns, rng):
-    bits = rng.integers(0, 2, shape)
-    x = rng.normal(size=(shape[1],) if columns is None else (shape[1], columns))
+def operator(m, n, k, seed, shift=0.0):
+    b1, b2, d1, d2, d3, _ = problem(m, n, k, seed)
+    return DiBAFactors(d1, b1, d2, b2, d3, shift)
+
+
+def arguments(b1, b2, d1, d2, d3, alpha, bias, dtype):
+    """What a kernel takes between x and n_parts; b1 None leaves the second stage out."""
+    tiles1 = np.empty((0, 0, 16), np.uint32) if b1 is None else PackedBits(b1).tiles
+    d3, d2, d1, bias = (v.astype(dtype) for v in (d3, d2, d1, bias))
+    return d3, PackedBits(b2).tiles, d2, tiles1, d1, dtype(alpha), bias
+
+
+def size_of_terms(b1, b2, d1, d2, d3, alpha, bias, X):
+    """What the rounding errors of a product scale with: the sum of all terms' magnitudes."""
+    # alpha times the sum of all inputs is taken off every row, whatever its bits
+    left = np.abs(d1.astype(float))[:, None] * (b1 + abs(alpha))
+    right = np.abs(d2.astype(float))[:, None] * (b2 + abs(alpha)) * np.abs(d3.astype(float))
+    return (left @ right) @ np.abs(X) + np.abs(bias)[:, None]
+
+
+def run_all(kernel, x, given_, out_shape):
+    """Run a kernel and its twin in several parts; return what all of them agree on."""
+    results = []
+    for function, parts in [(kernel, 1)] + [(TWINS[kernel.__name__], p) for p in (1, 2, 5)]:
+        out = np.full(out_shape, np.nan, x.dtype)
+        function(x, *given_, parts, out)
+        results.append(out)
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+    return results[0]
+
+
+# -- layout ----------------------------------------------------------------------------------------
+
+
+@given(bit_arrays())
+def test_tiles_equal_naive(bits):
     packed = PackedBits(bits)
-    with workers(1):
-        one = mix(packed, x)
-    with workers(2):
-        two = mix(packed, x)
-    np.testing.assert_array_equal(one, two)
-    np.testing.assert_allclose(one, bits @ x, atol=1e-9)
+    before = packed.nbytes
+    assert before == packed.words.nbytes
+    np.testing.assert_array_equal(packed.tiles, naive.tile_rows(bits))
+    np.testing.assert_array_equal(packed.T.tiles, naive.tile_columns(bits))
+    np.testing.assert_array_equal(PackedBits(bits.T).tiles, naive.tile_rows(bits.T))
+    assert packed.tiles is packed.tiles
+    assert packed.tiles.ctypes.data % 64 == 0
+    assert packed.nbytes == before + packed.tiles.nbytes
+    assert packed.T.nbytes == packed.T.tiles.nbytes  # nobody asked for its words
+    assert packed.T.words.shape == (bits.shape[1], -(-bits.shape[0] // 64))
+    assert PackedBits(packed.T).T is packed
+
+
+# -- kernels against naive -------------------------------------------------------------------------
+
+
+@settings(max_examples=15)
+@given(SIZES, SIZES, SIZES, st.sampled_from([0.0, 0.5, 0.25]), st.integers(0, 2**31))
+@pytest.mark.parametrize(("kernel", "dtype"), VECTOR_KERNELS)
+def test_vector_kernel_equals_naive(kernel, dtype, m, n, k, alpha, seed):
+    *halves, bias = problem(m, n, k, seed)
+    bias = bias[: m * (seed % 2)]
+    x = np.random.default_rng(seed).normal(size=n).astype(dtype)
+    found = run_all(kernel, x, arguments(*halves, alpha, bias, dtype), m)
+    bias = np.resize(bias, m) if bias.size else np.zeros(m)
+    exact = getattr(naive, kernel.__name__)(*halves, alpha, bias, x)
+    size = size_of_terms(*halves, alpha, bias, x[:, None])[:, 0]
+    assert (np.abs(found - exact) <= 8 * np.finfo(dtype).eps * size).all()
+    # the first stage alone
+    _, b2, d1, d2, d3 = halves
+    half = run_all(kernel, x, arguments(None, b2, d1, d2, d3, alpha, d2, dtype), k)
+    exact = naive.mix(b2, alpha, d3, d2, d2, x)
+    size = np.abs(d2) * ((b2 + alpha) @ np.abs(d3 * x) + 1)
+    assert (np.abs(half - exact) <= 8 * np.finfo(dtype).eps * size).all()
+
+
+@settings(max_examples=15)
+@given(SMALL, SMALL, SMALL, st.integers(1, 9), st.sampled_from([0.0, 0.5]), st.integers(0, 2**31))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matrix_kernel_equals_naive(dtype, m, n, k, b, alpha, seed):
+    *halves, bias = problem(m, n, k, seed)
+    X = np.random.default_rng(seed).normal(size=(n, b)).astype(dtype)
+    given_ = arguments(*halves, alpha, bias, dtype)
+    found = run_all(columns.product_columns, X, given_, (bias.size, b))
+    exact = naive.product_columns(*halves, alpha, bias, X)
+    size = size_of_terms(*halves, alpha, bias, X)
+    assert (np.abs(found - exact) <= 8 * np.finfo(dtype).eps * size).all()
+
+
+@pytest.mark.skipif(not ROUNDED, reason="no AVX-512 VNNI")
+@settings(max_examples=15)
+@given(SIZES, SIZES, SIZES, st.sampled_from([0.0, 0.5, 0.25]), st.integers(0, 2**31))
+def test_int16_kernel_is_within_its_steps_of_naive(m, n, k, alpha, seed):
+    *halves, bias = problem(m, n, k, seed)
+    b1, b2, d1, d2, d3 = halves
+    x = np.random.default_rng(seed).normal(size=n).astype(np.float32)
+    x[seed % n] *= 10
+    mixed = naive.mix(b1, alpha, np.ones(k), np.ones(m), np.zeros(m), d2).astype(np.float32)
+    given_ = (*arguments(*halves, alpha, bias, np.float32), mixed)
+    found = run_all(lookup_int16.product_int16, x, given_, m)
+    exact = naive.product_int16(*halves, alpha, bias, x)
+
+    def most(values):  # half a step for each group of five
+        wide = np.convolve(np.abs(values), np.ones(5)).max()
+        return math.ceil(values.size / 5) * 0.5 * wide / 21800
+
+    inner = naive.mix(b2, 0.5, d3, d2, np.zeros(k), x)
+    first = np.abs(d2) * most(d3 * x)
+    bound = np.abs(d1) * (0.5 * first.sum() + most(np.abs(inner) + first))
+    size = size_of_terms(*halves, 0.5, bias, x[:, None])[:, 0]
+    assert (np.abs(found - exact) <= 1.01 * bound + 64 * np.finfo(np.float32).eps * size).all()
+
+
+# -- Product: any operand, any shape ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_number_of_columns(path, dtype, shape):
+    m, n, k = shape
+    b1, b2, d1, d2, d3, bias = problem(m, n, k, m + n + k)
+    rng = np.random.default_rng(k)
+    first, second = PackedBits(b2), PackedBits(b1)
+    for alpha in (0.0, 0.5):
+        f = Product(first, second, d_in=d3, d_mid=d2, d_out=d1, alpha=alpha, bias=bias, path=path)
+        g = Product(second.T, first.T, d_in=d1, d_mid=d2, d_out=d3, alpha=alpha, path=path)
+        A = naive.dense_fast(d1, b1, d2, b2, d3, alpha)
+        for b in (1, 2, 5, 12, 16, 19, 40):
+            X, Y = rng.normal(size=(n, b)).astype(dtype), rng.normal(size=(m, b)).astype(dtype)
+            size = size_of_terms(b1, b2, d1, d2, d3, alpha, bias, X)
+            error = np.abs(f.matrix(X) - (A @ X + bias[:, None]))
+            assert (error <= 8 * np.finfo(dtype).eps * size).all()
+            size = size_of_terms(b2.T, b1.T, d3, d2, d1, alpha, np.zeros(n), Y)
+            assert (np.abs(g.matrix(Y) - A.T @ Y) <= 8 * np.finfo(dtype).eps * size).all()
+        np.testing.assert_array_equal(f.vector(X[:, 0]), f.matrix(X[:, :1])[:, 0])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("b", [None, 3, 37, 128])
+def test_the_same_result_for_any_number_of_threads(path, b, rng):
+    words = [rng.integers(0, 2**64, size, np.uint64) for size in ((1024, 24), (1536, 16))]
+    first, second = PackedBits.from_words(words[0], 1536), PackedBits.from_words(words[1], 1024)
+    f = Product(first, second, path=path)
+    x = rng.normal(size=(1536,) if b is None else (1536, b)).astype(np.float32)
+    for apply in (f.vector, f.vector_rounded) if b is None else (f.matrix,):
+        results = []
+        for threads in (1, 2):
+            with workers(threads):
+                results.append(apply(x))
+        np.testing.assert_array_equal(*results)
+
+
+def test_operands_of_any_layout(rng):
+    f = operator(20, 30, 33, 0)
+    A = naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, 0.0)
+    X = rng.normal(size=(30, 10)).astype(np.float32)
+    X.setflags(write=False)
+    for Y in (X, np.asfortranarray(X), X[:, ::-1], X[:, ::2], X.astype(np.float16), X[:, :0]):
+        assert (f @ Y).dtype == np.float32
+        np.testing.assert_allclose(f @ Y, A @ Y, atol=1e-3)
+    for Y in ((10 * X).astype(np.int64), X.astype(np.longdouble), X > 0, (10 * X).astype(np.int8)):
+        np.testing.assert_allclose(f @ Y, A @ Y.astype(float), atol=1e-2)
+    for x in (X[:, 3], X[::-1, 3], X[:, 3].tolist(), np.ma.array(X[:, 3])):
+        np.testing.assert_allclose(f @ x, A @ np.asarray(x, float), atol=1e-3)
+    np.testing.assert_allclose(f.matvec_rounded(X[:, 3]), A @ X[:, 3], atol=1e-1)
+    for bad in (np.array(["a"] * 30), np.array([None] * 30)):
+        with pytest.raises(TypeError, match="the operand must hold real numbers, got dtype"):
+            f.matvec(bad)
+    for bad in (X, X[:3, 0], 1.0):
+        with pytest.raises(ValueError, match=r"x must have shape \(30,\), got"):
+            f.matvec_rounded(bad)
+    with pytest.raises(TypeError, match="real numbers, got dtype complex"):
+        f.matvec_rounded(X[:, 0] * 1j)
+
+
+BAD = [
+    {0: np.nan},
+    {0: np.inf},
+    {7: np.nan},
+    {7: np.inf},
+    {1: np.inf, 2: -np.inf},
+    {1: -np.inf, 2: -np.inf},
+    {1: np.inf, 2: np.nan},
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_nan_and_infinity_reach_the_result_as_in_the_dense_product(path, bad, alpha, rng):
+    b1, b2, d1, d2, d3, _ = problem(40, 50, 70, 3)
+    d1, d2, d3 = (np.rint(4 * d + 9) for d in (d1, d2, d3))  # the dense matrix is exact
+    b1[3] = 0
+    b2[:, 7] = 0
+    f = Product(PackedBits(b2), PackedBits(b1), d_in=d3, d_mid=d2, d_out=d1, alpha=alpha, path=path)
+    A = naive.dense_fast(d1, b1, d2, b2, d3, alpha)
+    X = rng.normal(size=(50, 20))
+    for at, value in bad.items():
+        X[at, 4] = X[at, 19] = value
+    with np.errstate(invalid="ignore"):
+        exact = A @ X
+    for dtype in (np.float32, np.float64):
+        near = {"rtol": 1e-4, "atol": 1.0}
+        np.testing.assert_allclose(f.matrix(X.astype(dtype)), exact, **near)
+        np.testing.assert_allclose(f.vector(X[:, 4].astype(dtype)), exact[:, 4], **near)
+        rounded = f.vector_rounded(X[:, 4].astype(dtype))
+        np.testing.assert_allclose(rounded, exact[:, 4], rtol=1e-3, atol=500)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_huge_inputs_do_not_reach_rows_that_leave_them_out(path, rng):
+    bits = rng.integers(0, 2, (64, 100))
+    bits[5] = bits[6] = 0
+    bits[6, 3] = 1
+    bits[7, 9] = 0
+    x = rng.normal(size=100).astype(np.float32)
+    x[9] = 1e30
+    f = Product(PackedBits(bits), path=path)
+    for y in (f.vector(x), f.matrix(np.stack([x] * 16, 1))[:, 0]):
+        assert y[5] == 0
+        assert y[6] == x[3]
+        np.testing.assert_allclose(y[7], bits[7] @ x.astype(float), rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_sums_that_overflow_on_the_way_come_out_right(path, alpha):
+    bits, ones = np.array([[1, 0, 0], [0, 0, 1], [1, 1, 1]]), np.ones(3)
+    f = Product(PackedBits(bits), PackedBits(np.eye(3)), d_out=ones / 8, alpha=alpha, path=path)
+    x = np.array([3e38, 3e38, 1e38], np.float32)
+    exact = (np.eye(3) - alpha) @ ((bits - alpha) @ x.astype(float)) / 8
+    np.testing.assert_allclose(f.vector(x), exact, rtol=1e-6)
+    np.testing.assert_allclose(f.vector_rounded(x), exact, rtol=1e-6)
+    for b in (1, 17):
+        np.testing.assert_allclose(
+            f.matrix(np.stack([x] * b, 1)), np.stack([exact] * b, 1), rtol=1e-6
+        )
+
+
+def test_dense_blocks_where_blas_is_faster(monkeypatch, rng):
+    f = operator(20, 30, 300, 0)
+    A = naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, 0.0)
+    used = []
+    original = Product._run_dense
+    monkeypatch.setattr(Product, "_run_dense", lambda *a: (used.append(1), original(*a)))
+    monkeypatch.setattr(products, "_DENSE_BYTES", 1)  # blocks of 64 columns
+    X = rng.normal(size=(30, 100)).astype(np.float32)
+    np.testing.assert_allclose(f @ X, A @ X, atol=1e-2)
+    assert used == [1]
+    f @ X[:, :10]
+    assert used == [1]
+
+
+# -- rounded ---------------------------------------------------------------------------------------
+
+
+def plus_minus_part(f, x):
+    return naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, 0.5) @ x
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+@pytest.mark.parametrize("shape", [(300, 1100, 400), (900, 200, 700)])
+def test_rounded_keeps_its_promise(shape, shift, rng):
+    f = operator(*shape, 1, shift)
+    A = naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, shift)
+    for g, B in ((f, A), (f.T, A.T)):
+        x = rng.normal(size=B.shape[1]).astype(np.float32)
+        scale = np.linalg.norm(plus_minus_part(g, x))
+        assert g.matvec_rounded(x).dtype == np.float32
+        offset = 1e-6 * np.linalg.norm(B @ x)
+        assert np.linalg.norm(g.matvec_rounded(x) - B @ x) <= 6e-4 * scale + offset
+        np.testing.assert_array_equal(g.matvec_rounded(0 * x), 0 * (g @ x))
+
+
+def test_rounded_is_exact_where_its_steps_would_not_do(rng):
+    f = operator(20, 9000, 30, 1)
+    x = rng.normal(size=9000).astype(np.float32)
+    for scale in (1e-25, 1e25, 1e-42):  # squares under- and overflow
+        y = np.float32(scale) * x
+        np.testing.assert_array_equal(f.matvec_rounded(y), f @ y)
+    x[3] = 1e5
+    np.testing.assert_array_equal(f.matvec_rounded(x), f @ x)
+
+
+# -- DiBAFactors -----------------------------------------------------------------------------------
+
+
+@given(factors(), st.integers(0, 2**31))
+def test_memory_is_counted_and_pickles_carry_none_of_it(f, seed):
+    x = np.random.default_rng(seed).normal(size=f.shape[1]).astype(np.float32)
+    fresh, size = f.nbytes, len(pickle.dumps(f))
+    diagonals = 4 * (sum(f.shape) + f.k)
+    assert fresh == f.b1.words.nbytes + f.b2.words.nbytes + diagonals
+    f @ x
+    held = fresh + f.b1.tiles.nbytes + f.b2.tiles.nbytes + diagonals
+    assert f.nbytes == held
+    f.rmatvec(np.ones(f.shape[0], np.float32))
+    tiles = f.b1.T.tiles.nbytes + f.b2.T.tiles.nbytes
+    assert f.nbytes == f.T.nbytes == held + tiles + 2 * diagonals
+    f.matvec_rounded(x)
+    assert held + tiles + 2 * diagonals <= f.nbytes <= held + tiles + 2 * diagonals + 4 * f.shape[0]
+    assert len(pickle.dumps(f)) == size
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(f)) @ x, f @ x)
+
+
+def test_products_from_several_threads_at_once(rng):
+    f = operator(1500, 1500, 1400, 0)
+    x = rng.normal(size=1500).astype(np.float32)
+    expected, found = f @ x, []
+
+    def work():
+        for _ in range(10):
+            found.append(f @ x)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 30
+    for result in found:
+        np.testing.assert_array_equal(result, expected)
+
+
+# -- paths -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forget_path():
+    def forget():
+        kernel_path.cache_clear()
+        products.has_rounded.cache_clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_forced_path_is_used(path, forget_path, monkeypatch, rng):
+    monkeypatch.setenv("DIBA_NP_KERNEL", path)
+    assert kernel_path() == path
+    f = operator(40, 50, 30, 0)
+    assert f._product._path == path
+    x = rng.normal(size=50).astype(np.float32)
+    np.testing.assert_allclose(f @ x, f.to_dense() @ x, atol=1e-3)
+    if path != "avx512":
+        np.testing.assert_array_equal(f.matvec_rounded(x), f @ x)
+
+
+def test_a_path_that_is_wrong_or_missing_is_one_sentence(
+    forget_path, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("DIBA_NP_KERNEL", "sse")
+    f = operator(3, 4, 2, 0)
+    message = "DIBA_NP_KERNEL must be one of portable, avx2, avx512, got 'sse'"
+    with pytest.raises(ValueError, match=message):
+        f @ np.ones(4)
+    f.save(tmp_path / "f.h5")
+    np.save(tmp_path / "x.npy", np.ones(4))
+    names = [str(tmp_path / name) for name in ("f.h5", "x.npy", "y.npy")]
+    assert main(["apply", *names[:2], "-o", names[2]]) == 1
+    assert capsys.readouterr().err == f"diba-np: error: {message}\n"
+    assert not os.path.exists(names[2])
+    monkeypatch.setenv("DIBA_NP_KERNEL", "avx512")
+    monkeypatch.setattr(products, "cpu_features", lambda: {"avx2"})
+    with pytest.raises(ValueError, match=r"can run \(portable, avx2\), got 'avx512'"):
+        f @ np.ones(4)
+    monkeypatch.delenv("DIBA_NP_KERNEL")
+    assert kernel_path() == "avx2"
+
+
+# -- fresh interpreters ----------------------------------------------------------------------------
+
+PROLOGUE = """
+import os, sys
+import numpy as np
+from diba_np import DiBAFactors, products
+rng = np.random.default_rng(0)
+def operator(m, n, k):
+    d1, d2, d3 = (rng.normal(size=s) for s in (m, k, n))
+    return DiBAFactors(d1, rng.integers(0, 2, (m, k)), d2, rng.integers(0, 2, (k, n)), d3)
+"""
+
+GUARDED = """
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+PAGE = mmap.PAGESIZE
+kept = []
+def guarded(array, at_end):
+    # a copy whose last (or first) byte touches a page that may not be read or written
+    size = max(1, -(-array.nbytes // PAGE)) * PAGE
+    memory = mmap.mmap(-1, size + 2 * PAGE)
+    kept.append(memory)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (base, base + PAGE + size):
+        assert libc.mprotect(ctypes.c_void_p(page), PAGE, 0) == 0, ctypes.get_errno()
+    offset = PAGE + (size - array.nbytes if at_end else 0)
+    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+from diba_np import PackedBits
+from diba_np.kernels import columns, layout, lookup_int16, lookup_portable, lookup_simd
+K = [("portable", lookup_portable.product_portable, np.float32, 0),
+     ("portable", lookup_portable.product_portable, np.float64, 0),
+     ("portable", columns.product_columns, np.float32, 0),
+     ("portable", columns.product_columns, np.float64, 0),
+     ("avx2", lookup_simd.product_avx2, np.float32, 0),
+     ("avx512", lookup_simd.product_avx512, np.float32, 0),
+     ("avx512", lookup_int16.product_int16, np.float32, 1)]
+paths = products.available_paths()
+K = [k for k in K if k[0] in paths and (not k[3] or products.has_rounded())]
+for m, n, k in [(1, 1, 1), (33, 16, 31), (161, 47, 130), (97, 700, 45), (64, 1920, 480)]:
+    b1, b2 = PackedBits(rng.integers(0, 2, (m, k))), PackedBits(rng.integers(0, 2, (k, n)))
+    for at_end in (True, False):
+        for b in (b1, b2):
+            for kernel, source in ((layout.tile_rows, b), (layout.tile_columns, b.T)):
+                tiles = guarded(np.zeros_like(b.tiles), at_end)
+                words = guarded(source.words, at_end)
+                kernel(words, tiles)
+                assert (tiles == b.tiles).all()
+        for path, kernel, dtype, rounded in K:
+            g = lambda a: guarded(a, at_end)
+            d1, d2, d3, bias, mixed = (g(rng.normal(size=s).astype(dtype)) for s in (m, k, n, m, m))
+            extra = (mixed,) if rounded else ()
+            for b in (None, 3, 35) if kernel is columns.product_columns else (None,):
+                if kernel is columns.product_columns and b is None:
+                    continue
+                tail = () if b is None else (b,)
+                x = g(rng.normal(size=(n, *tail)).astype(dtype))
+                out = g(np.empty((m, *tail), dtype))
+                kernel(x, d3, g(b2.tiles), d2, g(b1.tiles), d1, dtype(0.5), bias, *extra, 1, out)
+                assert np.isfinite(out).all()
+print("untouched", len(K))
+"""
+
+
+def run_fresh(code, **environment):
+    command = [sys.executable, "-c", PROLOGUE + code]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect through libc")
+def test_nothing_is_read_or_written_beside_an_array():
+    # one process for all paths: a step beyond an array would end it with a signal
+    process = run_fresh(GUARDED)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.startswith("untouched")
+
+
+def test_two_processes_fill_one_cache_at_once(tmp_path):
+    code = "f = operator(40, 50, 30); print(float((f @ np.ones(50, np.float32)).sum()))"
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path), "DIBA_NP_CACHE": "1"}
+    started = [run_fresh(code, **cache) for _ in range(2)]
+    ended = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    third = run_fresh(code, **cache)
+    ended.append(third.communicate())
+    assert len({out for out, _ in ended}) == 1
+    assert any(tmp_path.rglob("*product_*.nbc"))
+
+
+def test_a_product_after_a_fork():
+    code = (
+        "f = operator(1500, 1400, 1500); x = np.ones(1400, np.float32); y = f @ x\n"
+        "pid = os.fork()\n"
+        "if pid == 0: os._exit(0 if (f @ x == y).all() else 1)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    process = run_fresh(code)
+    out, err = process.communicate(timeout=120)
+    assert out == "0\n", err
+
+
+def test_the_benchmark_runs():
+    script = Path(__file__).parent.parent / "scripts" / "bench_products.py"
+    command = [sys.executable, str(script), "--smoke", "--json", "--threads", "1"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    report = json.loads(out)
+    ways = {row["way"] for row in report["rows"]}
+    assert {"numpy float32", "float32", "transpose"} <= ways
+    assert report["path"] == kernel_path()
+    assert 0 < report["first_use_s"]["process_to_first_product"]
+    for row in report["rows"]:
+        assert row["us"] > 0
+        assert row.get("error", 0) < (1e-3 if "16-bit" in row["way"] else 1e-6)

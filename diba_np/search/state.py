@@ -17,6 +17,10 @@ Floats = NDArray[np.float64]
 # a flip must lower a row's error by more than this share of the row's mean energy
 _SLACK = 1e-12
 
+# relative to the mean diagonal of the system for d2: keeps components that nearly cancel from
+# taking huge scales, which rounding to 16 bits would turn into error
+_RIDGE = 1e-7
+
 
 @dataclass
 class State:
@@ -130,7 +134,7 @@ def update_d2(target: Target, state: State) -> float:
 
     solved: Floats
     if state.grids is None:
-        ridge = 1e-12 * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
+        ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
         solved = np.linalg.solve(normal + ridge * np.eye(len(normal)), right)
     else:
         solved = round_diagonal(normal, right, state.d2, state.grids[1].values / target.unit)

@@ -1,0 +1,127 @@
+"""Matrix x vector for packed 0/1 matrices with byte tables in memory: any CPU, any float type.
+
+A unit of 15 inputs has two tables of partial sums, 256 entries for its lower 8 inputs and 128 for
+its upper 7. The tables of a few units stay in the L1 cache while all rows pass over them.
+Layout of the tiles: ``kernels/layout.py``.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from diba_np.kernels._jit import njit
+
+BLOCK_UNITS = 12  # units whose tables are built at a time: 18 KiB in float32
+
+
+@njit(fastmath=False)
+def _build_tables(inputs, first_unit, n_units, tables):
+    """Write 256 + 128 partial sums a unit; return the sum of the inputs."""
+    tables[0] = 0
+    total = tables[0]
+    for u in range(n_units):
+        j = 15 * (first_unit + u)
+        table = 384 * u
+        for part in range(2):
+            tables[table] = 0
+            for b in range(8 - part):
+                value = inputs[j]
+                half = 1 << b
+                for e in range(half):
+                    tables[table + half + e] = tables[table + e] + value
+                j += 1
+            table += 256
+        total += tables[384 * u + 255] + tables[384 * u + 383]
+    return total
+
+
+@njit(fastmath=False)
+def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
+    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`."""
+    n_units = tiles.shape[1]
+    tables = np.empty(384 * BLOCK_UNITS, dtype=inputs.dtype)
+    sums = np.zeros((stop - start, 2, 16), dtype=inputs.dtype)
+    flat = tiles.reshape(-1)
+    total = sums[0, 0, 0]
+    low, high, upper, size = np.uint64(0xFF), np.uint64(0x7F), np.uint64(256), np.uint64(384)
+    eight, sixteen = np.uint64(8), np.uint64(16)
+    for u in range(0, n_units, BLOCK_UNITS):
+        width = min(BLOCK_UNITS, n_units - u)
+        total += _build_tables(inputs, u, width, tables)
+        for t in range(start, stop):
+            for lane in range(16):
+                a = sums[t - start, 0, lane]
+                b = sums[t - start, 1, lane]
+                entry = np.uint64(0)  # unsigned: no test for negative indices
+                position = np.uint64(16 * (n_units * t + u) + lane)
+                for _ in range(width):
+                    bits = np.uint64(flat[position])
+                    first = tables[entry + (bits & low)]
+                    a += first + tables[entry + upper + ((bits >> eight) & high)]
+                    bits >>= sixteen
+                    first = tables[entry + (bits & low)]
+                    b += first + tables[entry + upper + (bits >> eight)]
+                    entry += size
+                    position += sixteen
+                sums[t - start, 0, lane] = a
+                sums[t - start, 1, lane] = b
+    # 0 * total would be NaN where the total, which no row asked for, overflows
+    shift = alpha * total if alpha != 0 else alpha
+    results = sums.reshape(-1)
+    for i in range(32 * start, min(32 * stop, scale.size)):
+        out[i] = scale[i] * (results[i - 32 * start] - shift)
+    if bias.size:
+        for i in range(32 * start, min(32 * stop, scale.size)):
+            out[i] += bias[i]
+    return total
+
+
+@njit(fastmath=False)
+def _scaled(x, scale, n_units):
+    """Return ``scale * x`` followed by zeros, ``15 * n_units`` in all."""
+    out = np.zeros(15 * n_units, dtype=x.dtype)
+    for j in range(x.size):
+        out[j] = scale[j] * x[j]
+    return out
+
+
+@njit(fastmath=False)
+def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+    """Do what ``lookup_simd.product_avx512`` does, on any CPU; all floats float32, or all float64.
+
+    Notes
+    -----
+    Time k (m + n) / 10 cycles, extra memory O(k) and 18 KiB a thread. The `_par` twin is bitwise
+    equal. naive: ``tests/naive.py::product_portable``.
+    """
+    none = np.empty(0, dtype=x.dtype)
+    inputs = _scaled(x, d3, tiles2.shape[1])
+    if tiles1.shape[0] == 0:
+        return _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
+    z = np.zeros(15 * tiles1.shape[1], dtype=x.dtype)
+    total = _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
+    total += _mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
+    return total
+
+
+@njit(fastmath=False, parallel=True)
+def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+    """Do what `product_portable` does, the output rows cut into `n_parts` pieces for threads."""
+    none = np.empty(0, dtype=x.dtype)
+    inputs = _scaled(x, d3, tiles2.shape[1])
+    two = tiles1.shape[0] > 0
+    z = np.zeros(15 * tiles1.shape[1], dtype=x.dtype) if two else out
+    bias2 = none if two else bias
+    totals = np.empty(n_parts, dtype=x.dtype)
+    inner = np.zeros(n_parts, dtype=x.dtype)
+    n_tiles = tiles2.shape[0]
+    for p in numba.prange(n_parts):
+        start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
+        totals[p] = _mix_part(inputs, tiles2, start, stop, alpha, d2, bias2, z)
+    if two:
+        n_tiles = tiles1.shape[0]
+        for p in numba.prange(n_parts):
+            start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
+            inner[p] = _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
+    return totals[0] + inner[0]
