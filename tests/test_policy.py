@@ -26,6 +26,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"warmup"},
     {"factorize"},
+    {"baselines"},
     {"search", "store"},
     {"factors"},
     {"bits", "metrics", "products", "scales", "budget", "threads", "diagnostics"},

@@ -1,0 +1,1 @@
+"""Other methods, one file each, for comparisons at equal stored bits."""
