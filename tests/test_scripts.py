@@ -85,3 +85,9 @@ def test_bench_data_smoke():
     assert row["bits_per_weight"] <= 1.0
     assert row["snr 0/1"] > 3
     assert row["k"] == 108
+
+
+def test_bench_solver_smoke():
+    out = run_script("bench_solver.py", "--smoke")
+    assert "| Gaussian | 48 × 40 | 2 |" in out
+    assert out.count("\n|---") == 4
