@@ -93,6 +93,13 @@ def intermediate_dimension(
     return k
 
 
+def guess_k(goal: float, shape: tuple[int, int]) -> int:
+    """Return about the k that reaches `goal` dB: 5 dB a bit, at most 32 bits per weight."""
+    m, n = shape
+    most = max(1, int(metrics.DENSE_BITS * m * n / (m + n)))
+    return min(most, max(1, round(goal / 5.0 * m * n / (m + n))))
+
+
 def smallest_k(reach: Callable[[int], float], goal: float, shape: tuple[int, int]) -> int:
     """Return the smallest k at which ``reach(k) >= goal``, by bracketing.
 
@@ -120,7 +127,7 @@ def smallest_k(reach: Callable[[int], float], goal: float, shape: tuple[int, int
     most = max(1, int(metrics.DENSE_BITS / per_k))
     seen: dict[int, float] = {}
     low, high = 0, most + 1  # reach(low) < goal <= reach(high), as far as known
-    guess = min(most, max(1, round(goal / 5.0 / per_k)))
+    guess = guess_k(goal, shape)
     while high - low > 1:
         seen[guess] = reach(guess)
         if seen[guess] >= goal:

@@ -97,13 +97,17 @@ def _size_report(made: DiBAFactors | CompressedMatrix) -> Report:
     }
 
 
+def _widths(scale_bits: Any) -> str:
+    return "/".join(map(str, scale_bits)) if isinstance(scale_bits, tuple) else str(scale_bits)
+
+
 def _size_lines(report: Report) -> list[tuple[str, str]]:
     lines = [("shape", f"{report['m']} x {report['n']}")]
     counted = f"{report['storage_bits']} bits"
     if report["method"] == "diba":
         shift = f" (shift {report['shift']:g})" if report["shift"] else ""
         lines.append(("k", f"{report['k']}{shift}"))
-        counted += f", {report['scale_bits']}-bit diagonals"
+        counted += f", {_widths(report['scale_bits'])}-bit diagonals"
     else:
         lines.append(("method", report["method"]))
     return [
@@ -132,6 +136,7 @@ def _factorize(args: argparse.Namespace) -> int:
         ratio=args.ratio,
         snr=args.snr,
         shift=args.shift,
+        scale_bits=args.scale_bits,
         solver=args.solver,
         effort=args.effort,
         seed=args.seed,
@@ -378,6 +383,14 @@ def _positive(kind: type) -> Callable[[str], Any]:
     return parse
 
 
+def _scale_bits(text: str) -> Any:
+    """Parse 16, 32, a code width, three of them as in 4,3,4, or auto."""
+    parts = text.split(",")
+    if text == "auto":
+        return text
+    return int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``diba-np``; importing nothing heavy."""
     parser = argparse.ArgumentParser(
@@ -406,6 +419,13 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument("--ratio", type=_positive(float), help="share of the dense float32 size")
     size.add_argument("--snr", type=float, help="smallest k that reaches this many dB")
     command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
+    command.add_argument(
+        "--scale-bits",
+        type=_scale_bits,
+        default=16,
+        metavar="BITS",
+        help="bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto",
+    )
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
     command.add_argument("--seed", type=int, default=0)

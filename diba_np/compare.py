@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np import baselines
 from diba_np.baselines.base import check_problem
+from diba_np.baselines.dbf import dbf
 from diba_np.budget import check_count
 from diba_np.factorize import factorize
 from diba_np.metrics import snr_db
@@ -29,8 +30,12 @@ def _fit_diba(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) ->
     return factorize(A, bits=bits, seed=seed, **options)
 
 
-# label -> fit(A, bits, inputs, seed); the toolkit's own method first
-_OWN: dict[str, Callable[..., Any]] = {"diba": _fit_diba}
+def _fit_dbf(A: ArrayLike, bits: float, _inputs: ArrayLike | None, seed: int) -> Any:
+    return dbf(A, bits=bits, seed=seed)
+
+
+# label -> fit(A, bits, inputs, seed) of the methods that make a DiBAFactors; our own first
+_OWN: dict[str, Callable[..., Any]] = {"diba": _fit_diba, "dbf": _fit_dbf}
 
 METHODS = (*_OWN, *baselines.METHODS)
 

@@ -299,6 +299,22 @@ def sweep_tabu(A, B, s, M, shift, slack, moves, patience):
     return B, flips
 
 
+def descend_codes(H, r, d, values, sweeps):
+    """Move entries to the value with the least ``d^T H d - 2 r^T d``, all others fixed."""
+    d, moves = d.copy(), 0
+    for _ in range(sweeps):
+        found = 0
+        for j in range(len(d)):
+            tried = [np.where(np.arange(len(d)) == j, v, d) for v in (d[j], *values)]
+            errors = [t @ H @ t - 2 * r @ t for t in tried]
+            if H[j, j] > 0 and min(errors) < errors[0]:
+                d, found = tried[int(np.argmin(errors))], found + 1
+        moves += found
+        if not found:
+            break
+    return d, moves
+
+
 def power_magnitudes(Q, q, block):
     """``p = |Q| q`` and ``|Q|^T p`` over each block of rows."""
     p = np.abs(Q) @ q

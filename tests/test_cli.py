@@ -52,6 +52,16 @@ def test_factorize_prints_what_was_made(here, capsys):
     assert load("A.h5").b1 == f.b1
 
 
+def test_coded_diagonals(here, capsys):
+    report = made(capsys, "--scale-bits", "4,3,5", "--effort", "fast")
+    assert report["scale_bits"] == [4, 3, 5]
+    assert load("A.h5").scale_bits == (4, 3, 5)
+    assert load("A.h5").record["effort"] == "fast"
+    assert "4/3/5-bit diagonals" in run(capsys, "info", "A.h5")[1]
+    with pytest.raises(SystemExit):
+        made(capsys, "--scale-bits", "x")
+
+
 def test_options_reach_the_solver(here, capsys):
     report = made(capsys, "--solver", "greedy", "--seed", 5, "--shift", 0.5, "--threads", 1)
     record = load("A.h5").record

@@ -54,6 +54,44 @@ def test_a_budget_of_bits_holds_all_counted(attention):
     assert factorize(attention, ratio=1 / 32, max_sweeps=20).k == 172
 
 
+@pytest.mark.parametrize(("scale_bits", "least"), [((4, 3, 4), 6.25), ("auto", 6.25), (6, 6.1)])
+def test_coded_diagonals_buy_components(attention, scale_bits, least):
+    f = factorize(attention, bits=1.0, scale_bits=scale_bits, effort="fast")
+    if scale_bits != "auto":
+        assert f.scale_bits == (scale_bits if isinstance(scale_bits, tuple) else (6, 6, 6))
+    assert f.bits_per_weight <= 1.0
+    assert f.k > 172
+    assert f.snr(attention) >= least - 0.1
+    assert f.snr(attention) == pytest.approx(f.record["snr_db"], abs=1e-4)
+    for name, grid in zip(("d1", "d2", "d3"), f.grids, strict=True):
+        np.testing.assert_array_equal(grid.round(getattr(f, name)), getattr(f, name))
+    again = factorize(attention, k=f.k, scale_bits=f.scale_bits, init=f)
+    assert again.snr(attention) >= f.snr(attention) - 1e-6
+
+
+def test_single_precision_diagonals(attention):
+    f = factorize(attention[:64, :48], bits=3.0, scale_bits=32, max_sweeps=20)
+    assert f.scale_bits == 32
+    assert f.bits_per_weight <= 3.0
+
+
+@settings(max_examples=25)
+@given(matrices(9), st.integers(1, 6), st.integers(2, 8), st.sampled_from(["greedy", "auto"]))
+def test_coded_diagonals_on_matrices_of_every_kind(A, k, width, solver):
+    f = factorize(A, k=k, scale_bits=width, solver=solver, max_sweeps=30)
+    assert f.scale_bits == (width,) * 3
+    assert f.record["improving_flips_left"] == 0
+    assert naive.improving_flips(A, *parts(f), f.shift, relative=1e-9) == 0
+    if np.any(A):
+        assert f.snr(A) >= -1e-6
+
+
+@pytest.mark.parametrize("kind", ["zeros", "constant", "rank one", "1x1"])
+def test_auto_widths_on_degenerate_matrices(kind):
+    A = KINDS[kind]
+    assert factorize(A, k=4, scale_bits="auto").snr(A) >= 25.0
+
+
 def test_snr_budget_finds_the_smallest_k(rng):
     A = rng.normal(size=(40, 30))
     f = factorize(A, snr=4.0, max_sweeps=30)
@@ -294,6 +332,8 @@ NAN[5, :2] = np.inf
         ({"k": None, "snr": math.inf}, ValueError, "snr must be finite, got inf"),
         ({"solver": "best"}, ValueError, "solver must be one of auto, greedy, got 'best'"),
         ({"effort": 9}, ValueError, "effort must be one of fast, balanced, best, got 9"),
+        ({"scale_bits": "all"}, ValueError, "scale_bits must be a number of bits or .auto., got"),
+        ({"scale_bits": 1}, ValueError, "scale_bits must be 16, 32, an int in .2, 8. or three"),
         ({"shift": -0.5}, ValueError, r"shift must lie in \[0, 1\], got -0.5"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": None}, TypeError, "seed must be an int, got NoneType"),

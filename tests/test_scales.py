@@ -2,14 +2,17 @@
 
 import pickle
 
+import naive
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np import DiBAFactors, FormatError, load
+from diba_np.kernels.codes import descend_codes
 from diba_np.metrics import GRID_BITS, largest_k, storage_bits
 from diba_np.scales import LogGrid, check_scale_bits, fit_grid, pack_codes, unpack_codes
+from diba_np.search.coding import round_diagonal
 
 
 @st.composite
@@ -116,6 +119,37 @@ def test_files_with_impossible_grids_are_refused(tmp_path, pair):
 def test_budgets_count_widths_and_grids():
     assert largest_k(384, 384, 1.0, (4, 3, 4)) == 187
     assert storage_bits(384, 384, 187, (4, 3, 4)) == 187 * 771 + 8 * 384 + 192 <= 384**2
+
+
+@given(st.integers(0, 10**6))
+def test_descent_equals_its_naive_namesake(seed):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(9, 6))
+    H, r, d = root.T @ root, rng.normal(size=6), rng.normal(size=6)
+    H[2], H[:, 2] = 0.0, 0.0
+    values = np.sort(rng.normal(size=7))
+    ours = d.copy()
+    gradient = H @ d - r
+    moves = descend_codes(H, gradient, ours, values, 5)
+    expected, count = naive.descend_codes(H, r, d, values, 5)
+    np.testing.assert_array_equal(ours, expected)
+    assert moves == count
+    np.testing.assert_allclose(gradient, H @ ours - r, atol=1e-10)
+
+
+def test_rounding_one_by_one_beats_rounding_each(rng):
+    root = rng.normal(size=(30, 30)) + 2.0
+    H, exact = root.T @ root, np.abs(rng.normal(size=30)) + 0.5
+    values = np.array([0.5, 1.0, 1.5, 2.0])
+    rounded = round_diagonal(H, H @ exact, exact, values)
+    assert set(rounded) <= set(values)
+    near = values[np.abs(values - exact[:, None]).argmin(1)]
+
+    def error(d):
+        return (d - exact) @ H @ (d - exact)
+
+    assert error(rounded) < 0.5 * error(near)
+    assert error(round_diagonal(H, H @ exact, rounded, values)) <= error(rounded)
 
 
 @pytest.mark.parametrize(

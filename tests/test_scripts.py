@@ -132,3 +132,9 @@ def test_a_package_is_fetched_once_and_refused_when_it_is_another(tmp_path, monk
     monkeypatch.setattr(sources.subprocess, "run", missing)
     with pytest.raises(SystemExit, match="could not be downloaded"):
         sources.fetch(other)
+
+
+def test_bench_solver_smoke():
+    out = run_script("bench_solver.py", "--smoke")
+    assert "| Gaussian | 48 × 40 | 2 |" in out
+    assert out.count("\n|---") == 4

@@ -30,9 +30,11 @@ from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
 from diba_np.kernels.flips import sweep_tabu, sweep_tabu_par
+from diba_np.scales import Widths
 from diba_np.search.monitor import Monitor
 from diba_np.search.state import (
     State,
+    fit_grids,
     normal_equations,
     squared_error,
     sweep,
@@ -51,6 +53,7 @@ DAMPING = 0.7  # share of the new regression in the projected point
 RAMP_START = 0.1  # the penalty rho of the first inner step is t^3, t from here to 1
 RIDGE_START, RIDGE_END = 1.25, 0.05  # on unit-norm columns, times the root of the error's share
 SOFTNESS = 0.2  # share of the regression in the other factor, at the start; falls to 0
+FREE_ROUNDS = 2  # of the polish, before the diagonals move to their grids
 LEAST_SHARE = 1e-8  # of the error, for the ridge
 
 
@@ -168,24 +171,50 @@ def _inverse(gram: Array, shift: float) -> Array:
 
 
 @dataclass
-class _Schedule:
+class Schedule:
     """What changes from one iteration to the next; `done` runs from 0 to 1."""
 
-    done: float
+    done: float = 0.0
     share: float = 1.0  # of the squared norm of A that the last regression left over
 
+    damping = DAMPING
+    balance = BALANCE
+
     @property
-    def penalty(self) -> float:
-        return min(1.0, RAMP_START + (1 - RAMP_START) * self.done) ** 3
+    def penalties(self) -> tuple[float, ...]:
+        """The penalty rho of each inner step."""
+        return (min(1.0, RAMP_START + (1 - RAMP_START) * self.done) ** 3, 1.0)
 
     @property
     def ridge(self) -> float:
+        """On unit-norm columns."""
         fall = (1.0 - min(1.0, self.done)) ** 3
         return float((RIDGE_END + (RIDGE_START - RIDGE_END) * fall) * np.sqrt(self.share))
 
     @property
     def softness(self) -> float:
+        """Share of the regression in the basis."""
         return SOFTNESS * (1.0 - min(1.0, self.done))
+
+
+class Published(Schedule):
+    """Double binary factorization as published: one ridge, no balance, no blending."""
+
+    damping = 1.0
+    balance = 0.0
+    softness = 0.0
+
+    def __init__(self, ridge: float, inner: int) -> None:
+        super().__init__()
+        self.fixed_ridge, self.inner = ridge, inner
+
+    @property
+    def penalties(self) -> tuple[float, ...]:
+        return (min(1.0, self.done) ** 3, *(1.0,) * (self.inner - 1))
+
+    @property
+    def ridge(self) -> float:
+        return self.fixed_ridge
 
 
 def _half_step(
@@ -193,7 +222,7 @@ def _half_step(
     half: _Half,
     other: _Half,
     left: bool,
-    schedule: _Schedule,
+    schedule: Schedule,
     balance: Array | None,
 ) -> None:
     """Move one factor: two regressions on the other, each followed by a projection.
@@ -207,10 +236,12 @@ def _half_step(
     gram = workers.gram(N)
     if balance is not None:
         gram += balance
-    steps = (schedule.penalty, 1.0)
-    inverses = workers.run(lambda rho: _inverse(gram, ridge + rho), list(steps))
+    penalties = schedule.penalties
+    distinct = sorted(set(penalties))
+    inverses = workers.run(lambda rho: _inverse(gram, ridge + rho), distinct)
     point = np.empty_like(Y)
-    for rho, inverse, last in zip(steps, inverses, (False, True), strict=True):
+    for step, rho in enumerate(penalties):
+        inverse, last = inverses[distinct.index(rho)], step == len(penalties) - 1
         np.subtract(half.Z, half.dual, out=point)
         point *= np.float32(rho)
         point += Y
@@ -221,7 +252,7 @@ def _half_step(
             share = 1.0 - float(rows.sum()) / target.energy
             schedule.share = min(1.0, max(share, LEAST_SHARE))
         pin = half.gauge * other.gauge if last and balance is not None else None
-        half.project(DAMPING, pin)
+        half.project(schedule.damping, pin)
 
 
 def _read_out(target: Target, first: _Half, second: _Half, shift: float) -> State:
@@ -248,6 +279,7 @@ def relax(
     rng: np.random.Generator,
     iterations: int,
     monitor: Monitor,
+    schedule: Schedule | None = None,
 ) -> State:
     """Find signs by ADMM and read them out as bits.
 
@@ -260,6 +292,8 @@ def relax(
         Alphabet shift; the balance penalty is proportional to ``1 - 2 shift``.
     iterations : int
         Outer iterations; the ramps are spread over them (or over the time limit).
+    schedule : Schedule, optional
+        Penalties, ridge and blending.
 
     Returns
     -------
@@ -272,13 +306,13 @@ def relax(
     Memory: 5 arrays of (m + n) k float32 beside the target.
     """
     ga, gb = _gauges(k)
-    balance = BALANCE * abs(1.0 - 2.0 * shift)
+    schedule = schedule or Schedule()
+    balance = schedule.balance * abs(1.0 - 2.0 * shift)
     first = _Half(target.shape[0], ga, rng, target.workers)
     second = _Half(target.shape[1], gb, rng, target.workers)
     penalties: list[Array | None] = [None, None]
     if balance:
         penalties = [np.float32(balance**2) * np.outer(g, g) for g in (gb, ga)]
-    schedule = _Schedule(0.0)
     for i in range(iterations):
         # under a time limit the ramp ends in time; without one this is i / (iterations - 3)
         schedule.done = max(i / max(iterations - 3, 1), monitor.time_share() / 0.8)
@@ -289,10 +323,18 @@ def relax(
     return _read_out(target, first, second, shift)
 
 
-def polish(target: Target, state: State, monitor: Monitor, tol: float, effort: Effort) -> None:
+def polish(
+    target: Target,
+    state: State,
+    monitor: Monitor,
+    tol: float,
+    effort: Effort,
+    widths: Widths | None = None,
+) -> None:
     """Improve a state by walks over each row's bits, row scales and d2 in turn.
 
-    Ends when a round lowers the squared error by less than the share `tol` of it.
+    Ends when a round lowers the squared error by less than the share `tol` of it. With `widths`
+    the diagonals move to grids after `FREE_ROUNDS` rounds, and bits and diagonals adapt to them.
 
     A round costs ``6 m n k + 4 k^2 (m + n)`` flops in float64 and O(k) for each move of a walk.
     """
@@ -300,6 +342,8 @@ def polish(target: Target, state: State, monitor: Monitor, tol: float, effort: E
     monitor.step("polish", 0, effort.rounds, error)
     for round_ in range(1, effort.rounds + 1):
         before = error
+        if widths is not None and state.grids is None and round_ > FREE_ROUNDS:
+            before = fit_grids(target, state, widths)
         for left in (True, False):
             equations = normal_equations(target, state, left)
             update_row_scales(target, state, left, equations)
@@ -310,6 +354,7 @@ def polish(target: Target, state: State, monitor: Monitor, tol: float, effort: E
         monitor.half_step(error)
         if monitor.step("polish", round_, effort.rounds, error):
             return
-        if before - error <= tol * before:
+        coded = widths is None or state.grids is not None
+        if coded and before - error <= tol * before:
             break
     monitor.converged = True

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.scales import Grids, Widths, fit_grid
+from diba_np.search.coding import round_diagonal
 from diba_np.search.target import Target
 
 Floats = NDArray[np.float64]
@@ -33,6 +35,8 @@ class State:
         B2 transposed, so that the two sides are alike.
     d3 : (n,) float64
     shift : float
+    grids : (LogGrid, LogGrid, LogGrid), optional
+        Where d1, ``d2 * unit`` and d3 must stay, once `fit_grids` has set them.
     """
 
     d1: Floats
@@ -41,6 +45,7 @@ class State:
     b2: NDArray[np.uint8]
     d3: Floats
     shift: float
+    grids: Grids | None = None
 
     def copy(self) -> State:
         arrays = {name: getattr(self, name).copy() for name in ("d1", "b1", "d2", "b2", "d3")}
@@ -101,29 +106,69 @@ def update_row_scales(
     p = np.einsum("ik,ik->i", values, cross)
     q = np.einsum("ik,ik->i", values, target.workers.matmul(values, gram))
     np.divide(p, q, out=scales, where=q > 1e-12 * np.diag(gram).max(initial=0.0))
+    if state.grids is not None:
+        scales[:] = state.grids[0 if left else 2].round(scales)
+
+
+def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
+    """Return H (k, k) and r (k,) of the squared error ``|A|^2 - 2 r^T d2 + d2^T H d2``.
+
+    ``H = (U^T U) * (V V^T)``, ``r = diag(U^T A V^T)`` with U = D1 (B1 - shift),
+    V = (B2 - shift) D3. Cost: ``2 m n k + k^2 (m + n)`` flops.
+    """
+    U, V = state.scaled(True), state.scaled(False)
+    normal = target.workers.gram(U) * target.workers.gram(V)
+    return normal, np.einsum("ik,ik->k", U, target.matmul(V))
 
 
 def update_d2(target: Target, state: State) -> float:
     """Set d2 to its least-squares value; return the squared error, in units of the target.
 
-    ``((U^T U) * (V V^T)) d2 = diag(U^T A V^T)`` with U = D1 (B1 - shift), V = (B2 - shift) D3.
-    The old d2 stays if rounding makes the new one worse. Cost: ``2 m n k`` flops and a (k, k)
-    solve.
+    On a grid a good grid point is taken instead. The old d2 stays if the new one is worse. Costs a
+    (k, k) solve beside `d2_equations`.
     """
-    U, V = state.scaled(True), state.scaled(False)
-    normal = target.workers.gram(U) * target.workers.gram(V)
-    right = np.einsum("ik,ik->k", U, target.matmul(V))
+    normal, right = d2_equations(target, state)
 
     def error(d2: Floats) -> float:
         return float(target.energy - 2.0 * (d2 @ right) + d2 @ (normal @ d2))
 
-    ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
-    solved = np.linalg.solve(normal + ridge * np.eye(len(normal)), right)
+    solved: Floats
+    if state.grids is None:
+        ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
+        solved = np.linalg.solve(normal + ridge * np.eye(len(normal)), right)
+    else:
+        solved = round_diagonal(normal, right, state.d2, state.grids[1].values / target.unit)
     before, after = error(state.d2), error(solved)
     if np.isfinite(after) and after <= before:
         state.d2 = solved
         return max(after, 0.0)
     return max(before, 0.0)
+
+
+def fit_grids(target: Target, state: State, widths: Widths) -> float:
+    """Fit a grid to each diagonal and round to it, those that follow solved again.
+
+    Returns the squared error, in units of the target.
+    """
+    normalise(state)
+    state.grids = None
+    fitted = []
+    for left in (True, False):
+        equations = normal_equations(target, state, left)
+        update_row_scales(target, state, left, equations)
+        scales, bits = state.side(left)
+        values = bits - state.shift
+        weights = np.einsum("ik,ik->i", values, target.workers.matmul(values, equations[0]))
+        grid = fit_grid(scales, np.maximum(weights, 0.0), widths[0 if left else 2])
+        scales[:] = grid.round(scales)
+        fitted.append(grid)
+    update_d2(target, state)
+    normal, _ = d2_equations(target, state)
+    middle = fit_grid(state.d2 * target.unit, np.diag(normal), widths[1])
+    state.grids = (fitted[0], middle, fitted[1])
+    # what is off the grid must not win against what is on it
+    state.d2 = middle.round(state.d2 * target.unit).astype(np.float64) / target.unit
+    return update_d2(target, state)
 
 
 def squared_error(target: Target, state: State) -> float:

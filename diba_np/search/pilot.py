@@ -1,0 +1,111 @@
+"""A short search on a part of the matrix, to choose what a full search is not worth."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np import metrics
+from diba_np.scales import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
+from diba_np.search.coding import round_diagonal
+from diba_np.search.monitor import Monitor
+from diba_np.search.relaxation import relax
+from diba_np.search.state import (
+    State,
+    d2_equations,
+    normal_equations,
+    normalise,
+    squared_error,
+    update_d2,
+    update_row_scales,
+)
+from diba_np.search.target import Target
+
+Floats = NDArray[np.float64]
+
+_SIDE = 384  # rows and columns of the part
+_ITERATIONS = 30
+_SLOPE = 4.5  # dB that a bit per weight buys
+_HEADROOM = 0.7  # a full search leaves about this share of the pilot's error
+
+
+def part_of(target: Target) -> Target:
+    """Return the middle of the matrix, at most `_SIDE` square, as a target of its own."""
+    rows, columns = (slice(max(0, (s - _SIDE) // 2), (s + _SIDE) // 2) for s in target.shape)
+    return Target(np.array(target.A[rows, columns]), target.workers)
+
+
+def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:
+    m, n = target.shape
+    k = max(1, round(rate * m * n / (m + n)))
+    rng = np.random.default_rng(seed)
+    state = relax(target, k, shift=shift, rng=rng, iterations=_ITERATIONS, monitor=Monitor())
+    for left in (True, False):
+        update_row_scales(target, state, left)
+    update_d2(target, state)
+    normalise(state)
+    return state
+
+
+def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:
+    """Choose the code widths of the diagonals, or 16 bits where no code is fine enough.
+
+    The error that rounding each diagonal adds is read off a pilot at the same rate, and weighed
+    against what the bits would buy in more components.
+
+    Parameters
+    ----------
+    target : Target
+    k : int
+        About what the full search will have.
+    shift : float
+    seed : int
+    """
+    m, n = target.shape
+    part = part_of(target)
+    if part.energy == 0:
+        return (LEAST_CODE,) * 3
+    state = _pilot(part, k * (m + n) / (m * n), shift, seed)
+    floor = max(_HEADROOM * squared_error(part, state), 1e-12 * part.energy)
+
+    def cost(added: float, bits: int, size: int) -> float:
+        """Return dB lost to the added error and to the bits."""
+        return 10 * float(np.log10(1 + added / floor)) + _SLOPE * bits * size / (m * n)
+
+    def best(losses: dict[int, float], size: int) -> tuple[float, int]:
+        return min((cost(loss, bits, size), bits) for bits, loss in losses.items())
+
+    choices = [
+        best(_row_losses(part, state, True), m),
+        best(_d2_losses(part, state), k),
+        best(_row_losses(part, state, False), n),
+    ]
+    coded = sum(c for c, _ in choices) + _SLOPE * 3 * metrics.GRID_BITS / (m * n)
+    if coded > _SLOPE * HALF * (m + k + n) / (m * n):
+        return HALF
+    return (choices[0][1], choices[1][1], choices[2][1])
+
+
+def _row_losses(target: Target, state: State, left: bool) -> dict[int, float]:
+    """Return the squared error that rounding d1 or d3 adds, by code width."""
+    scales, bits = state.side(left)
+    gram, _ = normal_equations(target, state, left)
+    values = bits - state.shift
+    weights = np.maximum(np.einsum("ik,ik->i", values, values @ gram), 0.0)
+    losses = {}
+    for width in range(LEAST_CODE, MOST_CODE + 1):
+        grid = fit_grid(scales, weights, width)
+        losses[width] = float(weights @ (grid.round(scales) - scales) ** 2)
+    return losses
+
+
+def _d2_losses(target: Target, state: State) -> dict[int, float]:
+    """Return the squared error that rounding d2 adds, by code width."""
+    H, r = d2_equations(target, state)
+    exact = float(state.d2 @ (H @ state.d2) - 2 * (r @ state.d2))
+    losses = {}
+    for width in range(LEAST_CODE, MOST_CODE + 1):
+        grid = fit_grid(state.d2, np.diag(H), width)
+        d2 = round_diagonal(H, r, state.d2, grid.values)
+        losses[width] = max(float(d2 @ (H @ d2) - 2 * (r @ d2)) - exact, 0.0)
+    return losses

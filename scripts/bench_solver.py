@@ -1,0 +1,278 @@
+"""The solver beside its peer at equal stored bits, every scale counted; one thread.
+
+python scripts/bench_solver.py                                  # the three matrices in data/
+python scripts/bench_solver.py --weights minilm --seeds 3       # all 39 MiniLM weights
+python scripts/bench_solver.py --weights FOLDER                 # every .npy there, 256 and up
+python scripts/bench_solver.py --kinds                          # Gaussian, Toeplitz, DCT, ...
+python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against size, 1 bit
+
+The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.baselines.dbf`).
+Ours has `scale_bits="auto"`. Seconds are of the processor, without compilation; a peer and what it
+is compared with take turns. `--cache FILE` keeps every run as a line of JSON, so that a run that
+was ended goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+from sources import MINILM, read_member, read_safetensors
+
+from diba_np import factorize
+from diba_np.baselines.dbf import dbf
+from diba_np.metrics import snr_db
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+LEAST_SIDE = 256
+MOST_ROWS = 1536  # larger matrices are cut into row blocks
+EFFORTS = ("fast", "balanced", "best")
+
+Matrices = Iterator[tuple[str, np.ndarray]]
+
+
+# -- matrices --------------------------------------------------------------------------------------
+
+
+def weights(source: str | None, blocks: int) -> Matrices:
+    """Yield (name, matrix) of data/, of a folder of .npy files, or of the MiniLM package."""
+    if source == "minilm":
+        tensors = read_safetensors(read_member(MINILM, "model/model.safetensors"))
+    else:
+        folder = DATA if source is None else Path(source)
+        tensors = {p.stem: np.load(p, allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and min(tensor.shape) >= LEAST_SIDE and tensor.dtype.kind == "f":
+            rows = len(tensor)
+            if rows <= MOST_ROWS:
+                yield name, np.ascontiguousarray(tensor, np.float32)
+                continue
+            for b in range(blocks):
+                start = b * (rows - MOST_ROWS) // max(blocks - 1, 1)
+                part = tensor[start : start + MOST_ROWS]
+                yield f"{name}[{start}:]", np.ascontiguousarray(part, np.float32)
+
+
+def kinds(n: int = 256) -> Matrices:
+    """Yield (name, matrix) of several synthetic kinds, the same at every call."""
+    rng = np.random.default_rng(5)
+    i = np.arange(n)
+    yield "Gaussian", rng.standard_normal((n, n))
+    yield "Toeplitz 0.9^d", 0.9 ** abs(i[:, None] - i)
+    yield "Toeplitz, random", rng.standard_normal(2 * n - 1)[i[:, None] - i + n - 1]
+    yield "DCT", np.cos(np.pi * (i[None] + 0.5) * i[:, None] / n) * np.sqrt(2 / n)
+    turned = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    X = rng.standard_normal((2 * n, n)) * (i + 1.0) ** -0.5 @ turned
+    yield "covariance", X.T @ X / len(X)
+    low = rng.standard_normal((n, 16)) @ rng.standard_normal((16, n))
+    yield "rank 16 + noise", low + 0.5 * rng.standard_normal((n, n))
+    yield "sparse, 5 %", rng.standard_normal((n, n)) * (rng.random((n, n)) < 0.05)
+    y, x = np.meshgrid(np.linspace(-1, 1, n), np.linspace(-1, 1, n))
+    image = 128 + 40 * np.sin(3 * x + 2 * y * y) + 60 * (x**2 + y**2 < 0.4)
+    yield "image", image - 50 * (abs(x - 0.3) < 0.1) + 5 * rng.standard_normal((n, n))
+    rows, columns = (np.exp(1.5 * rng.standard_normal(s)) for s in ((n, 1), n))
+    yield "scaled rows and columns", rng.standard_normal((n, n)) * rows * columns
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+
+def sign(A: np.ndarray) -> float:
+    """SNR of the sign of each entry with a scale a row: 1 bit and 16 a row."""
+    return snr_db(A, np.sign(A) * np.abs(A).mean(axis=1, keepdims=True))
+
+
+def svd(A: np.ndarray, bits: float) -> float:
+    """SNR of the truncated SVD with 16-bit factors at that many bits per weight."""
+    m, n = A.shape
+    rank = int(bits * m * n / (16 * (m + n)))
+    U, s, Vt = np.linalg.svd(A.astype(np.float64), full_matrices=False)
+    root = np.sqrt(s[:rank])
+    left, right = ((U[:, :rank] * root).astype(np.float16), (root[:, None] * Vt[:rank]))
+    return snr_db(A, left.astype(np.float64) @ right.astype(np.float16).astype(np.float64))
+
+
+class Runs:
+    """Runs methods and keeps what came out, in a file if there is one."""
+
+    def __init__(self, cache: str | None) -> None:
+        self.path = Path(cache) if cache else None
+        self.known: dict[str, dict[str, Any]] = {}
+        if self.path and self.path.exists():
+            for line in self.path.read_text().splitlines():
+                row = json.loads(line)
+                self.known[row["key"]] = row
+
+    def get(self, key: tuple[Any, ...], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        label = " | ".join(map(str, key))
+        if label not in self.known:
+            started = time.process_time()
+            row = {"key": label, **run()}
+            row["seconds"] = round(time.process_time() - started, 3)
+            self.known[label] = row
+            if self.path:
+                with open(self.path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), file=sys.stderr, flush=True)
+        return self.known[label]
+
+
+def result(f: Any, A: np.ndarray) -> dict[str, Any]:
+    return {"k": f.k, "scale_bits": f.scale_bits, "snr": round(f.snr(A), 4)}
+
+
+def search(
+    runs: Runs, name: str, A: np.ndarray, bits: float, method: str, shift: float, seeds: int
+) -> dict[str, float]:
+    """Return the medians over the seeds of SNR and seconds of one method."""
+    rows = []
+    for seed in range(seeds):
+
+        def run(seed: int = seed) -> dict[str, Any]:
+            if method == "peer":
+                return result(dbf(A, bits=bits, seed=seed, threads=1), A)
+            f = factorize(
+                A,
+                bits=bits,
+                shift=shift,
+                effort=method,
+                scale_bits="auto",
+                seed=seed,
+                threads=1,
+            )
+            return result(f, A)
+
+        rows.append(runs.get((name, A.shape, bits, method, shift, seed), run))
+    return {each: median(row[each] for row in rows) for each in ("snr", "seconds")}
+
+
+def warm_up() -> None:
+    """Compile, so that no run pays for it."""
+    A = np.random.default_rng(0).standard_normal((40, 40))
+    dbf(A, k=10, outer=3, threads=1)
+    factorize(A, k=10, effort="fast", scale_bits="auto", threads=1)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def table(header: list[str], rows: list[list[str]]) -> None:
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def compare(runs: Runs, matrices: list[tuple[str, np.ndarray]], args: argparse.Namespace) -> None:
+    """Print each matrix's gain over the peer, and the mean and least of all."""
+    columns = [(e, s) for s in args.shifts for e in args.efforts]
+    titles = [f"{e}, {'0/1' if s == 0 else '±1' if s == 0.5 else s}" for e, s in columns]
+    rows, gains, times = [], {}, {}
+    for bits in args.bits:
+        for name, A in matrices:
+            peer = search(runs, name, A, bits, "peer", 0.5, args.seeds)
+            cells = []
+            for effort, shift in columns:
+                own = search(runs, name, A, bits, effort, shift, args.seeds)
+                gain = own["snr"] - peer["snr"]
+                gains.setdefault((bits, effort, shift), []).append(gain)
+                ratio = own["seconds"] / max(peer["seconds"], 1e-9)
+                times.setdefault((bits, effort, shift), []).append(ratio)
+                cells.append(f"{own['snr']:.3f} ({gain:+.3f}, {own['seconds']:.1f} s)")
+            size = f"{A.shape[0]} × {A.shape[1]}"
+            told = f"{peer['snr']:.3f} ({peer['seconds']:.1f} s)"
+            rows.append([name, size, f"{bits:g}", told, *cells])
+    if not args.summary:
+        table(["matrix", "size", "bits", "peer", *titles], rows)
+    summary = [
+        [
+            f"{bits:g}",
+            title,
+            str(len(gains[bits, e, s])),
+            f"{mean(gains[bits, e, s]):+.3f}",
+            f"{min(gains[bits, e, s]):+.3f}",
+            f"{median(times[bits, e, s]):.2f}",
+        ]
+        for bits in args.bits
+        for title, (e, s) in zip(titles, columns, strict=True)
+    ]
+    head = ["bits", "effort, alphabet", "matrices", "mean gain, dB", "least", "time / peer's"]
+    table(head, summary)
+
+
+def compare_kinds(runs: Runs, args: argparse.Namespace) -> None:
+    """Print every kind beside the peer, the sign with a scale a row and the truncated SVD."""
+    rows = []
+    for bits in args.bits:
+        for name, A in kinds(args.side):
+            cells = [f"{search(runs, name, A, bits, 'peer', 0.5, args.seeds)['snr']:.2f}"]
+            cells += [
+                f"{search(runs, name, A, bits, effort, shift, args.seeds)['snr']:.2f}"
+                for shift in args.shifts
+                for effort in args.efforts
+            ]
+            by_sign = f"{sign(A):.2f}" if bits >= 1 else ""
+            rows.append([name, f"{bits:g}", *cells, by_sign, f"{svd(A, bits):.2f}"])
+    titles = [f"{e}, {'0/1' if s == 0 else '±1'}" for s in args.shifts for e in args.efforts]
+    table(["kind", "bits", "peer", *titles, "sign × row scale", "SVD, 16 bits"], rows)
+
+
+def compare_sizes(runs: Runs, args: argparse.Namespace) -> None:
+    """Print seconds against size at one bit, with those a flop."""
+    rows = []
+    for side in args.sizes:
+        A = np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
+        for effort in args.efforts:
+            own = search(runs, "Gaussian", A, 1.0, effort, 0.0, 1)
+            each = own["seconds"] / (side / 1000) ** 3
+            cells = [f"{own['seconds']:.1f}", f"{each:.1f}", f"{own['snr']:.2f}"]
+            rows.append([f"{side} × {side}", effort, *cells])
+    table(["size", "effort", "seconds", "seconds / (side / 1000)³", "SNR, dB"], rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", metavar="FOLDER|minilm")
+    parser.add_argument("--only", default="", help="matrices whose name contains this")
+    parser.add_argument("--blocks", type=int, default=2, help="row blocks of a tall matrix")
+    parser.add_argument("--kinds", action="store_true")
+    parser.add_argument("--side", type=int, default=256, help="of the synthetic kinds")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="SIDE")
+    parser.add_argument("--bits", type=float, nargs="+", default=[0.5, 1.0, 2.0])
+    parser.add_argument("--efforts", nargs="+", choices=EFFORTS, default=["fast", "balanced"])
+    parser.add_argument("--shifts", type=float, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="only means and least gains")
+    parser.add_argument("--cache", metavar="FILE")
+    parser.add_argument("--smoke", action="store_true", help="a small case of everything")
+    args = parser.parse_args()
+    runs = Runs(args.cache)
+    if args.smoke:
+        args.bits, args.efforts, args.side, args.sizes = [2.0], ["fast"], 40, [48]
+        rng = np.random.default_rng(0)
+        compare(runs, [("Gaussian", rng.standard_normal((48, 40)))], args)
+        compare_kinds(runs, args)
+        compare_sizes(runs, args)
+        return 0
+    warm_up()
+    if args.kinds:
+        compare_kinds(runs, args)
+    if args.sizes:
+        compare_sizes(runs, args)
+    if not args.kinds and not args.sizes:
+        found = [(n, A) for n, A in weights(args.weights, args.blocks) if args.only in n]
+        compare(runs, found, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
