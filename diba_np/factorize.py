@@ -17,6 +17,8 @@ from diba_np.errors import ConvergenceWarning
 from diba_np.factors import DiBAFactors, check_shift
 from diba_np.metrics import decibels
 from diba_np.scales import power_of_two, round_half
+from diba_np.search.activations import ScaledTarget, WeightedTarget, snr_facts
+from diba_np.search.gram import as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
 from diba_np.search.rank_one import rank_one
@@ -57,6 +59,9 @@ def factorize(
     snr: float | None = None,
     shift: float = 0.0,
     solver: str = "auto",
+    inputs: ArrayLike | None = None,
+    gram: ArrayLike | None = None,
+    output_weight: ArrayLike | None = None,
     init: DiBAFactors | None = None,
     seed: int = 0,
     max_sweeps: int | None = None,
@@ -83,11 +88,19 @@ def factorize(
         Budget: storage as a share of the dense float32 matrix; ``bits / 32``.
     snr : float, optional
         Budget: dB; the smallest k that reaches it is searched for (a full search for each k tried).
+        With weights, of the weighted error.
     shift : float, default 0.0
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet; a bit b stands for ``b - shift``.
     solver : {"auto", "greedy"}
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
         and polishes the bits with exact single and pair flips; it gains about 2.4 dB at 1 bit.
+    inputs : (N, n) array_like, optional
+        What the matrix will be multiplied with, one sample a row: the error of the outputs,
+        ``|(A - A_hat) X^T|_F``, is minimised instead. A memory map is read in row blocks.
+    gram : (n, n) array_like, optional
+        ``X^T X`` in the place of `inputs`, times any constant.
+    output_weight : (m,) array_like, optional
+        Weights of the squared errors of the outputs, not negative; alone or with one of the above.
     init : DiBAFactors, optional
         Start from this factorization of the same shape and k, and only improve it.
     seed : int, default 0
@@ -110,7 +123,8 @@ def factorize(
     -------
     DiBAFactors
         Its diagonals are rounded to what a file holds (16 bits), its `record` tells solver, seed,
-        sweeps, seconds, SNR, the history of the relative squared error, the SHA-256 of A, versions.
+        sweeps, seconds, SNR, the history of the relative squared error, the SHA-256 of A, versions;
+        with inputs also their SHA-256, number of rows and the SNR of the outputs.
 
     Raises
     ------
@@ -123,11 +137,15 @@ def factorize(
     -----
     ConvergenceWarning
         `max_sweeps` or `time_limit` ended the search before its own end condition.
+    UserWarning
+        `inputs` has fewer rows than channels, or there are channels that are always zero.
 
     Notes
     -----
     Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory about
-    ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``.
+    ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``. With inputs about
+    ``24 n^2`` bytes more; their Gram matrix is shrunk by 1 % towards its diagonal, and 1e-4 of the
+    mean of its diagonal is added to every channel.
 
     References
     ----------
@@ -167,7 +185,8 @@ def factorize(
 
     monitor = Monitor(progress, callback, time_limit)
     with workers(threads) as pool:
-        target = Target(matrix, pool)
+        weights = as_weights(inputs, gram, output_weight, shape, pool)
+        target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
         try:
             if goal is None:
                 state = _search(target, size, plan, monitor)
@@ -176,7 +195,7 @@ def factorize(
         finally:
             monitor.close()
         left = _finish(target, state, monitor)
-        error = squared_error(target, state)
+        told = snr_facts(target, state)
     record = {
         "solver": solver,
         "seed": plan.seed,
@@ -187,9 +206,10 @@ def factorize(
         "stopped": monitor.stopped or None,
         "improving_flips_left": left,
         "seconds": round(monitor.seconds, 3),
-        "snr_db": decibels(target.energy, error) if error else None,
+        **told,
         "objective_history": monitor.thinned_history(),
         "source": {"shape": list(shape), "dtype": str(matrix.dtype), "sha256": digest(matrix)},
+        **({} if weights is None else {"activations": weights.facts}),
         "versions": versions(),
     }
     if not record["converged"]:
@@ -259,7 +279,13 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
         return simple
-    state = relax(target, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor)
+    surrogate = target.surrogate() if isinstance(target, WeightedTarget) else target
+    state = relax(
+        surrogate, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor
+    )
+    if isinstance(surrogate, ScaledTarget):
+        surrogate.restore(state, target.unit)
+        update_d2(target, state)
     if not monitor.stopped:
         polish(target, state, monitor, plan.tol)
     return simple if floor < squared_error(target, state) else state

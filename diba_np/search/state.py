@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from diba_np.search.target import Target
 Floats = NDArray[np.float64]
 
 # a flip must lower a row's error by more than this share of the row's mean energy
-_SLACK = 1e-12
+SLACK = 1e-12
 
 
 @dataclass
@@ -55,13 +56,15 @@ class State:
 def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, Floats]:
     """Return ``G = M M^T`` (k, k) and ``C = A M^T`` of the rows of one side, in float64.
 
-    M is everything on the other side of that side's bits: D2 (B2 - shift) D3 for the left.
+    M is everything on the other side of that side's bits: D2 (B2 - shift) D3 for the left. With
+    weights ``G = M H M^T``, ``C = A H M^T`` for the left, W in the place of H for the right.
     Cost: ``2 m n k + 2 k^2 n`` flops.
     """
     other = state.scaled(not left) * state.d2
+    weighed = target.weigh_columns(other) if left else target.weigh_rows(other)
     product = target.matmul if left else target.rmatmul
-    gram = target.workers.matmul(np.ascontiguousarray(other.T), other)
-    return gram, product(other)
+    gram = target.workers.matmul(np.ascontiguousarray(other.T), weighed)
+    return gram, product(weighed)
 
 
 def sweep(
@@ -70,12 +73,14 @@ def sweep(
     """Run a flip kernel over the rows of one side; return the number of flips.
 
     `kernels` is a (serial, parallel) pair of `diba_np.kernels.flips`. Kernels that move the scale
-    write it into the state.
+    write it into the state. Columns that inputs couple are left to the target.
     """
+    if target.coupled and not left:
+        return target.sweep_columns(state, kernels[0], passes, *extra)
     scales, bits = state.side(left)
     gram, cross = normal_equations(target, state, left)
     h = target.workers.matmul(bits - state.shift, gram)
-    slack = np.full(len(bits), _SLACK * target.energy / len(bits))
+    slack = np.full(len(bits), SLACK * target.energy / len(bits))
     flips = np.zeros(len(bits), np.int64)
     kernel = kernels[0] if target.workers.threads == 1 else kernels[1]
     kernel(bits, h, gram, cross, scales, slack, passes, flips, *extra)
@@ -83,7 +88,13 @@ def sweep(
 
 
 def update_row_scales(target: Target, state: State, left: bool) -> None:
-    """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty."""
+    """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty.
+
+    Where inputs couple the columns, d3 is solved for as a whole.
+    """
+    if target.coupled and not left:
+        target.solve_d3(state)
+        return
     scales, bits = state.side(left)
     gram, cross = normal_equations(target, state, left)
     values = bits - state.shift
@@ -95,14 +106,16 @@ def update_row_scales(target: Target, state: State, left: bool) -> None:
 def update_d2(target: Target, state: State) -> float:
     """Set d2 to its least-squares value; return the squared error, in units of the target.
 
-    ``((U^T U) * (V V^T)) d2 = diag(U^T A V^T)`` with U = D1 (B1 - shift), V = (B2 - shift) D3.
+    ``((U^T W U) * (V H V^T)) d2 = diag(U^T W A H V^T)`` with U = D1 (B1 - shift),
+    V = (B2 - shift) D3 and the weights W and H of the target, by default none.
     The old d2 stays if rounding makes the new one worse. Cost: ``2 m n k`` flops and a (k, k)
     solve.
     """
     U, V = state.scaled(True), state.scaled(False)
+    WU, HV = target.weigh_rows(U), target.weigh_columns(V)
     matmul = target.workers.matmul
-    normal = matmul(np.ascontiguousarray(U.T), U) * matmul(np.ascontiguousarray(V.T), V)
-    right = np.einsum("ik,ik->k", U, target.matmul(V))
+    normal = matmul(np.ascontiguousarray(U.T), WU) * matmul(np.ascontiguousarray(V.T), HV)
+    right = np.einsum("ik,ik->k", WU, target.matmul(HV))
 
     def error(d2: Floats) -> float:
         return float(target.energy - 2.0 * (d2 @ right) + d2 @ (normal @ d2))
@@ -116,15 +129,20 @@ def update_d2(target: Target, state: State) -> float:
     return max(before, 0.0)
 
 
-def squared_error(target: Target, state: State) -> float:
-    """Return ``|A / unit - D1 B1 D2 B2 D3|_F^2`` from the residual itself, block by block."""
+def residuals(target: Target, state: State) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Yield (rows, ``A[rows] / unit``, its residual), block by block."""
     right = np.ascontiguousarray((state.scaled(False) * state.d2).T)
     left = state.scaled(True)
-    total = 0.0
     for rows, part in target.blocks(np.float64):
-        residual = part - target.workers.matmul(left[rows], right)
-        total += float(np.vdot(residual, residual))
-    return total
+        yield rows, part, part - target.workers.matmul(left[rows], right)
+
+
+def squared_error(target: Target, state: State) -> float:
+    """Return ``|A / unit - D1 B1 D2 B2 D3|_F^2`` from the residual itself, block by block.
+
+    With weights ``tr(W E H E^T)`` of that residual E.
+    """
+    return sum(target.squares(rows, E) for rows, _, E in residuals(target, state))
 
 
 def normalise(state: State) -> None:
