@@ -54,6 +54,13 @@ MINILM = Package(
 RXNFP = Package(
     "rxnfp", "0.1.0", "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf", "MIT"
 )
+VADER = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "MIT",
+    source=True,
+)
 
 
 def cache_folder() -> Path:
