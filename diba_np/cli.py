@@ -132,6 +132,7 @@ def _factorize(args: argparse.Namespace) -> int:
         snr=args.snr,
         shift=args.shift,
         solver=args.solver,
+        effort=args.effort,
         inputs=inputs,
         output_weight=output_weight,
         seed=args.seed,
@@ -365,6 +366,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output-weight", metavar="w.npy", help="(m,) weights of the outputs' squared errors"
     )
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
+    command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--max-sweeps", type=_positive(int), metavar="N")
     command.add_argument("--tol", type=float)

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from diba_np import metrics
 from diba_np.bits import PackedBits
 from diba_np.products import mix
-from diba_np.scales import stored_scale_bits
+from diba_np.scales import Grids, ScaleBits, stored_scale_bits
 
 Vector = NDArray[np.float32]
 
@@ -54,6 +54,9 @@ class DiBAFactors(LinearOperator):
         Alphabet shift: a bit b stands for ``b - shift``.
     record : dict, optional
         How the factorization was made; anything that JSON can hold.
+    grids : (LogGrid, LogGrid, LogGrid), optional
+        Where the diagonals are codes of a few bits: the grids of d1, d2 and d3, whose levels the
+        entries must be (`diba_np.scales`).
 
     Attributes
     ----------
@@ -65,8 +68,10 @@ class DiBAFactors(LinearOperator):
     b1, b2 : PackedBits
     shift : float
     record : dict
-    scale_bits : int
-        Bits an entry of the diagonals takes in a file without loss: 16 or 32.
+    grids : (LogGrid, LogGrid, LogGrid) or None
+    scale_bits : int or (int, int, int)
+        Bits an entry of the diagonals takes in a file without loss: 16 or 32, or with grids the
+        code widths of d1, d2 and d3.
 
     Raises
     ------
@@ -98,6 +103,7 @@ class DiBAFactors(LinearOperator):
     b2: PackedBits
     shift: float
     record: dict[str, Any]
+    grids: Grids | None
 
     def __init__(
         self,
@@ -108,6 +114,8 @@ class DiBAFactors(LinearOperator):
         d3: ArrayLike,
         shift: float = 0.0,
         record: dict[str, Any] | None = None,
+        *,
+        grids: Grids | None = None,
     ) -> None:
         self.b1, self.b2 = PackedBits(b1), PackedBits(b2)
         (m, k), n = self.b1.shape, self.b2.shape[1]
@@ -122,6 +130,10 @@ class DiBAFactors(LinearOperator):
         if record is not None and not isinstance(record, dict):
             raise TypeError(f"record must be a dict, got {type(record).__name__}")
         self.record = dict(record or {})
+        self.grids = None if grids is None else (grids[0], grids[1], grids[2])
+        for name, grid in zip(("d1", "d2", "d3"), self.grids or (), strict=False):
+            if not np.array_equal(grid.round(getattr(self, name)), getattr(self, name)):
+                raise ValueError(f"{name} must consist of levels of its grid, {grid}")
         self._flipped: DiBAFactors | None = None
         super().__init__(np.dtype(np.float32), (m, n))
 
@@ -133,24 +145,27 @@ class DiBAFactors(LinearOperator):
         return self.b1.shape[1]
 
     @property
-    def scale_bits(self) -> int:
-        """Bits an entry of the diagonals takes in a file without loss: 16 or 32."""
+    def scale_bits(self) -> ScaleBits:
+        """Bits an entry of the diagonals takes in a file: 16, 32, or three code widths."""
+        if self.grids is not None:
+            return (self.grids[0].bits, self.grids[1].bits, self.grids[2].bits)
         return stored_scale_bits(self.d1, self.d2, self.d3)
 
-    def storage_bits(self, scale_bits: int | None = None) -> int:
+    def storage_bits(self, scale_bits: ScaleBits | None = None) -> int:
         """Return ``k (m + n) + scale_bits (m + k + n)``, everything that is stored.
 
         Parameters
         ----------
-        scale_bits : int, optional
-            Bits an entry of the diagonals; by default what `save` writes (16 after `factorize`).
+        scale_bits : int or (int, int, int), optional
+            Bits an entry of the diagonals; by default what `save` writes. Three code widths count
+            the grids too (`diba_np.metrics.storage_bits`).
         """
         m, n = self.shape
         return metrics.storage_bits(
             m, n, self.k, self.scale_bits if scale_bits is None else scale_bits
         )
 
-    def storage_ratio(self, scale_bits: int | None = None) -> float:
+    def storage_ratio(self, scale_bits: ScaleBits | None = None) -> float:
         """Return `storage_bits` as a share of the dense float32 matrix."""
         m, n = self.shape
         return self.storage_bits(scale_bits) / (metrics.DENSE_BITS * m * n)
@@ -241,7 +256,14 @@ class DiBAFactors(LinearOperator):
         """Return the transpose ``D3 B2^T D2 B1^T D1``, itself a factorization; made once."""
         if self._flipped is None:
             self._flipped = DiBAFactors(
-                self.d3, self.b2.T, self.d2, self.b1.T, self.d1, self.shift, self.record
+                self.d3,
+                self.b2.T,
+                self.d2,
+                self.b1.T,
+                self.d1,
+                self.shift,
+                self.record,
+                grids=None if self.grids is None else self.grids[::-1],
             )
             self._flipped._flipped = self
         return self._flipped
@@ -258,7 +280,7 @@ class DiBAFactors(LinearOperator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = (self.d1, self.b1, self.d2, self.b2, self.d3)
-        return DiBAFactors, (*arrays, self.shift, self.record)
+        return _restore, (*arrays, self.shift, self.record, self.grids)
 
     def __repr__(self) -> str:
         m, n = self.shape
@@ -266,6 +288,11 @@ class DiBAFactors(LinearOperator):
         return (
             f"DiBAFactors({m} x {n}, k={self.k}{shift}, {self.bits_per_weight:.4g} bits per weight)"
         )
+
+
+def _restore(*state: Any) -> DiBAFactors:
+    """Make the factorization that a pickle holds."""
+    return DiBAFactors(*state[:-1], grids=state[-1])
 
 
 def check_shift(shift: Any) -> float:

@@ -24,7 +24,7 @@ from diba_np.threads import workers
 COUNTERPARTS = {
     "sweep_columns_fixed": row_kernels.sweep_fixed,
     "sweep_columns_joint": row_kernels.sweep_joint,
-    "tabu_columns": row_kernels.sweep_pairs,
+    "tabu_columns": row_kernels.sweep_tabu,
 }
 
 
@@ -77,16 +77,15 @@ def test_every_decision_about_a_column_equals_its_naive_namesake(name, seed, shi
     A, X, w, state = problem(seed, shift)
     with workers(1) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "BLOCK", 3)  # columns within a block and across blocks
-        patch.setattr(activations, "_MOVES", 12)
-        patch.setattr(activations, "_PATIENCE", 5)
         patch.setattr(activations, "_TENURE", 1)
         target = weighed_target(A, X, w, pool)
-        extra = (shift,) if name == "sweep_columns_joint" else ()
         before = state.copy()
-        flips = target.sweep_columns(state, COUNTERPARTS[name], passes, *extra)
+        how = (12, 5) if name == "tabu_columns" else (passes,)
+        extra = (shift,) if name == "sweep_columns_joint" else ()
+        flips = target.sweep_columns(state, COUNTERPARTS[name], *how, *extra)
         a, w, H = plain(target)
         slack = activations.SLACK * target.energy / len(before.d3)
-        how = (12, 1, 5) if name == "tabu_columns" else (passes,)
+        how = (12, 1, 5) if name == "tabu_columns" else how
         U = before.scaled(True) * before.d2
         bits, scales, reference = getattr(naive, name)(
             a, U, before.b2, before.d3, shift, w, H, slack, *how
@@ -141,7 +140,7 @@ def test_the_size_of_a_block_does_not_matter(name, monkeypatch):
         A, X, w, state = problem(5, 0.0, m=20, n=30, k=9)
         monkeypatch.setattr(activations, "BLOCK", block)
         with workers(1) as pool:
-            extra = (0.0,) if name == "sweep_columns_joint" else ()
+            extra = {"sweep_columns_joint": (0.0,), "tabu_columns": (2,)}.get(name, ())
             weighed_target(A, X, w, pool).sweep_columns(state, COUNTERPARTS[name], 3, *extra)
         results.append(state)
     for other in results[1:]:

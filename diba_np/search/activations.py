@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from diba_np.kernels.flips import sweep_fixed, sweep_joint, sweep_pairs
+from diba_np.kernels.flips import sweep_fixed, sweep_joint, sweep_tabu
 from diba_np.kernels.flips_gram import sweep_columns_fixed, sweep_columns_joint, tabu_columns
 from diba_np.metrics import decibels
 from diba_np.search.gram import Floats, Weights
@@ -25,8 +25,8 @@ from diba_np.threads import Workers
 # columns whose gradient is made by one matrix product; in between it is passed on, O(k) a pair
 BLOCK = 64
 
-# tabu search of a column: moves, moves without a new best, moves for which a bit is held
-_MOVES, _PATIENCE, _TENURE = 200, 50, 10
+# moves for which a bit is held in the tabu search of a column
+_TENURE = 10
 
 # the surrogate's scales stay within this share of their root mean square
 _LEAST_SCALE = 1e-2
@@ -73,7 +73,14 @@ class WeightedTarget(Target):
             return float(np.vdot(E, weighed))
         return float(np.einsum("ij,ij->i", E, weighed) @ self.w[rows])
 
-    def sweep_columns(self, state: State, kernel: Any, passes: int, *extra: Any) -> int:
+    def sweep_columns(
+        self,
+        state: State,
+        kernel: Any,
+        passes: int,
+        *extra: Any,
+        equations: tuple[Floats, Floats] | None = None,
+    ) -> int:
         """Search the columns of B2 in order, by the counterpart of a row kernel; return the flips.
 
         Time O(n^2 k + n k^2) in matrix products, and what the kernel takes.
@@ -81,12 +88,12 @@ class WeightedTarget(Target):
         counterpart = {
             sweep_fixed: sweep_columns_fixed,
             sweep_joint: sweep_columns_joint,
-            sweep_pairs: tabu_columns,
+            sweep_tabu: tabu_columns,
         }[kernel]
         if counterpart is tabu_columns:
-            passes, extra = _MOVES, (state.shift, _TENURE, _PATIENCE)
+            extra = (state.shift, _TENURE, *extra)  # the patience is given
         gram = self._coupling()
-        P, pull = self._right_side(state)
+        P, pull = self._right_side(state, equations)
         V = state.scaled(False)
         matmul = self.workers.matmul
         total = 0
@@ -106,13 +113,13 @@ class WeightedTarget(Target):
             total += int(flips.sum())
         return total
 
-    def solve_d3(self, state: State) -> None:
+    def solve_d3(self, state: State, equations: tuple[Floats, Floats] | None = None) -> None:
         """Set d3 to its least-squares value: ``((Q^T W Q) * H) d3 = diag(Q^T W A H)``.
 
         Q = D1 B1 D2 B2. The old d3 stays if rounding makes the new one worse.
         Cost: ``2 n k (n + k) + n^3 / 3`` flops.
         """
-        P, pull = self._right_side(state)
+        P, pull = self._right_side(state, equations)
         values = state.b2 - state.shift
         matmul = self.workers.matmul
         normal = matmul(matmul(values, P), np.ascontiguousarray(values.T)) * self._coupling()
@@ -136,10 +143,12 @@ class WeightedTarget(Target):
             raise ValueError("columns are coupled by a Gram matrix only")
         return self.H
 
-    def _right_side(self, state: State) -> tuple[Floats, Floats]:
+    def _right_side(
+        self, state: State, equations: tuple[Floats, Floats] | None
+    ) -> tuple[Floats, Floats]:
         """Return ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k)."""
-        P, cross = normal_equations(self, state, False)
-        return (P + P.T) / 2.0, self.weigh_columns(cross)
+        P, cross = equations or normal_equations(self, state, False)
+        return P, self.weigh_columns(cross)
 
     def surrogate(self) -> ScaledTarget:
         """Return the plain problem ``sqrt(W) A sqrt(diag H)``, whose columns are independent."""

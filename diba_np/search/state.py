@@ -53,6 +53,14 @@ class State:
         return (bits - self.shift) * scales[:, None]
 
 
+def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
+    """Return ``N^T weighed``, which is symmetric."""
+    if weighed is N:
+        return target.workers.gram(N)
+    product = target.workers.matmul(np.ascontiguousarray(N.T), weighed)
+    return (product + product.T) / 2.0
+
+
 def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, Floats]:
     """Return ``G = M M^T`` (k, k) and ``C = A M^T`` of the rows of one side, in float64.
 
@@ -63,22 +71,28 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
     other = state.scaled(not left) * state.d2
     weighed = target.weigh_columns(other) if left else target.weigh_rows(other)
     product = target.matmul if left else target.rmatmul
-    gram = target.workers.matmul(np.ascontiguousarray(other.T), weighed)
-    return gram, product(weighed)
+    return _gram(target, other, weighed), product(weighed)
 
 
 def sweep(
-    target: Target, state: State, left: bool, kernels: tuple[Any, Any], passes: int, *extra: Any
+    target: Target,
+    state: State,
+    left: bool,
+    kernels: tuple[Any, Any],
+    passes: int,
+    *extra: Any,
+    equations: tuple[Floats, Floats] | None = None,
 ) -> int:
     """Run a flip kernel over the rows of one side; return the number of flips.
 
     `kernels` is a (serial, parallel) pair of `diba_np.kernels.flips`. Kernels that move the scale
-    write it into the state. Columns that inputs couple are left to the target.
+    write it into the state. `equations` are the side's `normal_equations`, where they are at hand.
+    Columns that inputs couple are left to the target.
     """
     if target.coupled and not left:
-        return target.sweep_columns(state, kernels[0], passes, *extra)
+        return target.sweep_columns(state, kernels[0], passes, *extra, equations=equations)
     scales, bits = state.side(left)
-    gram, cross = normal_equations(target, state, left)
+    gram, cross = equations or normal_equations(target, state, left)
     h = target.workers.matmul(bits - state.shift, gram)
     slack = np.full(len(bits), SLACK * target.energy / len(bits))
     flips = np.zeros(len(bits), np.int64)
@@ -87,16 +101,18 @@ def sweep(
     return int(flips.sum())
 
 
-def update_row_scales(target: Target, state: State, left: bool) -> None:
+def update_row_scales(
+    target: Target, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
+) -> None:
     """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty.
 
     Where inputs couple the columns, d3 is solved for as a whole.
     """
     if target.coupled and not left:
-        target.solve_d3(state)
+        target.solve_d3(state, equations)
         return
     scales, bits = state.side(left)
-    gram, cross = normal_equations(target, state, left)
+    gram, cross = equations or normal_equations(target, state, left)
     values = bits - state.shift
     p = np.einsum("ik,ik->i", values, cross)
     q = np.einsum("ik,ik->i", values, target.workers.matmul(values, gram))
@@ -113,8 +129,7 @@ def update_d2(target: Target, state: State) -> float:
     """
     U, V = state.scaled(True), state.scaled(False)
     WU, HV = target.weigh_rows(U), target.weigh_columns(V)
-    matmul = target.workers.matmul
-    normal = matmul(np.ascontiguousarray(U.T), WU) * matmul(np.ascontiguousarray(V.T), HV)
+    normal = _gram(target, U, WU) * _gram(target, V, HV)
     right = np.einsum("ik,ik->k", WU, target.matmul(HV))
 
     def error(d2: Floats) -> float:

@@ -137,11 +137,13 @@ class Target:
         """Return ``tr(W E H E^T)`` of some rows of a residual; here the sum of squares."""
         return float(np.vdot(E, E))
 
-    def sweep_columns(self, state: Any, kernel: Any, passes: int, *extra: Any) -> int:
+    def sweep_columns(
+        self, state: Any, kernel: Any, passes: int, *extra: Any, equations: Any = None
+    ) -> int:
         """Search the columns of B2 where they are coupled; return the flips."""
         raise NotImplementedError
 
-    def solve_d3(self, state: Any) -> None:
+    def solve_d3(self, state: Any, equations: Any = None) -> None:
         """Solve for d3 where the columns are coupled."""
         raise NotImplementedError
 
