@@ -55,6 +55,9 @@ class DiBAFactors(LinearOperator):
         Alphabet shift: a bit b stands for ``b - shift``.
     record : dict, optional
         How the factorization was made; anything that JSON can hold.
+    bias : (m,) array_like of float, optional
+        What a layer adds to its outputs. Carried along and stored; `DiBALinear` and the command
+        ``apply`` add it, products with the operator do not, for they are linear.
 
     Attributes
     ----------
@@ -66,6 +69,7 @@ class DiBAFactors(LinearOperator):
     b1, b2 : PackedBits
     shift : float
     record : dict
+    bias : (m,) float32 vector, read-only, or None
     scale_bits : int
         Bits an entry of the diagonals takes in a file without loss: 16 or 32.
     nbytes : int
@@ -106,6 +110,7 @@ class DiBAFactors(LinearOperator):
     b2: PackedBits
     shift: float
     record: dict[str, Any]
+    bias: Vector | None
 
     def __init__(
         self,
@@ -116,6 +121,8 @@ class DiBAFactors(LinearOperator):
         d3: ArrayLike,
         shift: float = 0.0,
         record: dict[str, Any] | None = None,
+        *,
+        bias: ArrayLike | None = None,
     ) -> None:
         self.b1 = b1 if isinstance(b1, PackedBits) else PackedBits(b1)
         self.b2 = b2 if isinstance(b2, PackedBits) else PackedBits(b2)
@@ -127,6 +134,7 @@ class DiBAFactors(LinearOperator):
         self.d1 = _diagonal(d1, "d1", m)
         self.d2 = _diagonal(d2, "d2", k)
         self.d3 = _diagonal(d3, "d3", n)
+        self.bias = None if bias is None else _diagonal(bias, "bias", m)
         self.shift = check_shift(shift)
         if record is not None and not isinstance(record, dict):
             raise TypeError(f"record must be a dict, got {type(record).__name__}")
@@ -323,7 +331,8 @@ class DiBAFactors(LinearOperator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = (self.d1, self.b1, self.d2, self.b2, self.d3)
-        return DiBAFactors, (*arrays, self.shift, self.record)
+        make = functools.partial(DiBAFactors, bias=self.bias)
+        return make, (*arrays, self.shift, self.record)
 
     def __repr__(self) -> str:
         m, n = self.shape

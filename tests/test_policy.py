@@ -25,10 +25,21 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 LAYERS = [
     {"cli", "__main__"},
     {"warmup"},
-    {"factorize"},
+    {"factorize", "retune"},
     {"search", "store"},
+    {"linear", "moments"},
     {"factors"},
-    {"bits", "metrics", "products", "scales", "budget", "threads", "diagnostics"},
+    {
+        "bits",
+        "metrics",
+        "products",
+        "scales",
+        "budget",
+        "threads",
+        "diagnostics",
+        "losses",
+        "optim",
+    },
     {"kernels"},
     {"errors", "_version", "__init__"},
 ]
