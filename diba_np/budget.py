@@ -65,7 +65,10 @@ def chosen(budgets: dict[str, Any]) -> tuple[str, Any]:
 
 
 def intermediate_dimension(
-    name: str, value: Any, shape: tuple[int, int], scale_bits: int = 16
+    name: str,
+    value: Any,
+    shape: tuple[int, int],
+    scale_bits: int | tuple[int, int, int] = 16,
 ) -> int:
     """Return k for a budget of ``k``, ``bits`` (stored bits per weight) or ``ratio``.
 

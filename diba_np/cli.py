@@ -130,6 +130,7 @@ def _factorize(args: argparse.Namespace) -> int:
         snr=args.snr,
         shift=args.shift,
         solver=args.solver,
+        effort=args.effort,
         seed=args.seed,
         max_sweeps=args.max_sweeps,
         tol=args.tol,
@@ -366,6 +367,7 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument("--snr", type=float, help="smallest k that reaches this many dB")
     command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
+    command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--max-sweeps", type=_positive(int), metavar="N")
     command.add_argument("--tol", type=float)

@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from diba_np import metrics
 from diba_np.bits import PackedBits
 from diba_np.products import Product
-from diba_np.scales import stored_scale_bits
+from diba_np.scales import Grids, ScaleBits, stored_scale_bits
 
 Vector = NDArray[np.float32]
 
@@ -55,6 +55,9 @@ class DiBAFactors(LinearOperator):
         Alphabet shift: a bit b stands for ``b - shift``.
     record : dict, optional
         How the factorization was made; anything that JSON can hold.
+    grids : (LogGrid, LogGrid, LogGrid), optional
+        Where the diagonals are codes of a few bits: the grids of d1, d2 and d3, whose levels the
+        entries must be (`diba_np.scales`).
     bias : (m,) array_like of float, optional
         What a layer adds to its outputs. Carried along and stored; `DiBALinear` and the command
         ``apply`` add it, products with the operator do not, for they are linear.
@@ -69,9 +72,11 @@ class DiBAFactors(LinearOperator):
     b1, b2 : PackedBits
     shift : float
     record : dict
+    grids : (LogGrid, LogGrid, LogGrid) or None
+    scale_bits : int or (int, int, int)
+        Bits an entry of the diagonals takes in a file without loss: 16 or 32, or with grids the
+        code widths of d1, d2 and d3.
     bias : (m,) float32 vector, read-only, or None
-    scale_bits : int
-        Bits an entry of the diagonals takes in a file without loss: 16 or 32.
     nbytes : int
         Bytes of memory held now.
 
@@ -110,6 +115,7 @@ class DiBAFactors(LinearOperator):
     b2: PackedBits
     shift: float
     record: dict[str, Any]
+    grids: Grids | None
     bias: Vector | None
 
     def __init__(
@@ -122,6 +128,7 @@ class DiBAFactors(LinearOperator):
         shift: float = 0.0,
         record: dict[str, Any] | None = None,
         *,
+        grids: Grids | None = None,
         bias: ArrayLike | None = None,
     ) -> None:
         self.b1 = b1 if isinstance(b1, PackedBits) else PackedBits(b1)
@@ -139,6 +146,10 @@ class DiBAFactors(LinearOperator):
         if record is not None and not isinstance(record, dict):
             raise TypeError(f"record must be a dict, got {type(record).__name__}")
         self.record = dict(record or {})
+        self.grids = None if grids is None else (grids[0], grids[1], grids[2])
+        for name, grid in zip(("d1", "d2", "d3"), self.grids or (), strict=False):
+            if not np.array_equal(grid.round(getattr(self, name)), getattr(self, name)):
+                raise ValueError(f"{name} must consist of levels of its grid, {grid}")
         self._flipped: DiBAFactors | None = None
         super().__init__(np.dtype(np.float32), (m, n))
 
@@ -150,24 +161,27 @@ class DiBAFactors(LinearOperator):
         return self.b1.shape[1]
 
     @property
-    def scale_bits(self) -> int:
-        """Bits an entry of the diagonals takes in a file without loss: 16 or 32."""
+    def scale_bits(self) -> ScaleBits:
+        """Bits an entry of the diagonals takes in a file: 16, 32, or three code widths."""
+        if self.grids is not None:
+            return (self.grids[0].bits, self.grids[1].bits, self.grids[2].bits)
         return stored_scale_bits(self.d1, self.d2, self.d3)
 
-    def storage_bits(self, scale_bits: int | None = None) -> int:
+    def storage_bits(self, scale_bits: ScaleBits | None = None) -> int:
         """Return ``k (m + n) + scale_bits (m + k + n)``, everything that is stored.
 
         Parameters
         ----------
-        scale_bits : int, optional
-            Bits an entry of the diagonals; by default what `save` writes (16 after `factorize`).
+        scale_bits : int or (int, int, int), optional
+            Bits an entry of the diagonals; by default what `save` writes. Three code widths count
+            the grids too (`diba_np.metrics.storage_bits`).
         """
         m, n = self.shape
         return metrics.storage_bits(
             m, n, self.k, self.scale_bits if scale_bits is None else scale_bits
         )
 
-    def storage_ratio(self, scale_bits: int | None = None) -> float:
+    def storage_ratio(self, scale_bits: ScaleBits | None = None) -> float:
         """Return `storage_bits` as a share of the dense float32 matrix."""
         m, n = self.shape
         return self.storage_bits(scale_bits) / (metrics.DENSE_BITS * m * n)
@@ -314,7 +328,14 @@ class DiBAFactors(LinearOperator):
         """Return the transpose ``D3 B2^T D2 B1^T D1``, itself a factorization; made once."""
         if self._flipped is None:
             self._flipped = DiBAFactors(
-                self.d3, self.b2.T, self.d2, self.b1.T, self.d1, self.shift, self.record
+                self.d3,
+                self.b2.T,
+                self.d2,
+                self.b1.T,
+                self.d1,
+                self.shift,
+                self.record,
+                grids=None if self.grids is None else self.grids[::-1],
             )
             self._flipped._flipped = self
         return self._flipped
@@ -331,8 +352,7 @@ class DiBAFactors(LinearOperator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = (self.d1, self.b1, self.d2, self.b2, self.d3)
-        make = functools.partial(DiBAFactors, bias=self.bias)
-        return make, (*arrays, self.shift, self.record)
+        return _restore, (*arrays, self.shift, self.record, self.grids, self.bias)
 
     def __repr__(self) -> str:
         m, n = self.shape
@@ -340,6 +360,11 @@ class DiBAFactors(LinearOperator):
         return (
             f"DiBAFactors({m} x {n}, k={self.k}{shift}, {self.bits_per_weight:.4g} bits per weight)"
         )
+
+
+def _restore(*state: Any) -> DiBAFactors:
+    """Make the factorization that a pickle holds."""
+    return DiBAFactors(*state[:-2], grids=state[-2], bias=state[-1])
 
 
 def check_shift(shift: Any) -> float:

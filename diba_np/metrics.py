@@ -83,23 +83,41 @@ def snr_db(A: ArrayLike, A_hat: Any) -> float:
     return decibels(signal, noise)
 
 
-def storage_bits(m: int, n: int, k: int, scale_bits: int = 16) -> int:
-    """Return the bits of a factorization: ``k (m + n) + b (m + k + n)`` with b-bit diagonals."""
-    return k * (m + n) + scale_bits * (m + k + n)
+GRID_BITS = 64  # the two float32 numbers that describe the grid of a coded diagonal
 
 
-def storage_ratio(m: int, n: int, k: int, scale_bits: int = 16) -> float:
+def _widths(scale_bits: int | tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Return the bits of an entry of d1, d2 and d3, and those of all grids."""
+    if isinstance(scale_bits, tuple):
+        return (*scale_bits, 3 * GRID_BITS)
+    return (scale_bits, scale_bits, scale_bits, 0)
+
+
+def storage_bits(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] = 16) -> int:
+    """Return the bits of a factorization: ``k (m + n) + b1 m + b2 k + b3 n``.
+
+    `scale_bits` is one float width for the three diagonals, or three code widths; with codes each
+    diagonal takes `GRID_BITS` more.
+    """
+    b1, b2, b3, grids = _widths(scale_bits)
+    return k * (m + n) + b1 * m + b2 * k + b3 * n + grids
+
+
+def storage_ratio(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] = 16) -> float:
     """Return the storage as a share of the dense float32 matrix (METHODS: rho)."""
     return storage_bits(m, n, k, scale_bits) / (DENSE_BITS * m * n)
 
 
-def largest_k(m: int, n: int, bits_per_weight: float, scale_bits: int = 16) -> int:
+def largest_k(
+    m: int, n: int, bits_per_weight: float, scale_bits: int | tuple[int, int, int] = 16
+) -> int:
     """Return the largest intermediate dimension within a budget; below 1 if nothing fits.
 
     Examples
     --------
-    >>> largest_k(384, 384, 1.0), largest_k(4096, 4096, 2.0)
-    (172, 4072)
+    >>> largest_k(384, 384, 1.0), largest_k(4096, 4096, 2.0), largest_k(384, 384, 1.0, (4, 3, 4))
+    (172, 4072, 187)
     """
-    budget = bits_per_weight * m * n - scale_bits * (m + n)
-    return int(np.floor(budget / (m + n + scale_bits)))
+    b1, b2, b3, grids = _widths(scale_bits)
+    budget = bits_per_weight * m * n - b1 * m - b3 * n - grids
+    return int(np.floor(budget / (m + n + b2)))

@@ -1,13 +1,26 @@
-"""Diagonals as they are stored: half precision with one power of two taken out."""
+"""Diagonals as they are stored: half or single precision, or codes of a few bits on a log grid."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Vector = NDArray[np.float32]
 
 HALF, SINGLE = 16, 32
+
+# bits of an entry of d1, d2 and d3: one float width for all, or code widths for each
+Widths = tuple[int, int, int]
+ScaleBits = int | Widths
+
+LEAST_CODE, MOST_CODE = 2, 8
+
+# magnitudes under this share of the largest are taken for zero where a grid is fitted
+_ZERO = 1e-5
 
 
 def power_of_two(vector: NDArray[np.floating]) -> float:
@@ -44,3 +57,173 @@ def round_diagonals(
     mean1, mean3 = (float(np.abs(outer).mean()) or 1.0 for outer in (d1, d3))
     d2 *= mean1 * mean3
     return round_half(d1 / mean1), round_half(d2, power_of_two(d2)), round_half(d3 / mean3)
+
+
+@dataclass(frozen=True)
+class LogGrid:
+    """Levels ``low * ratio**c`` for codes c of a few bits, with a sign and a zero if wanted.
+
+    Attributes
+    ----------
+    bits : int
+        Width of a code, the sign counted.
+    low, ratio : float
+        Exact in float32. A grid is stored as these two numbers: the sign of `low` stands for
+        `signed`, that of `ratio` for `zero`.
+    signed : bool
+        Whether the highest bit of a code is a sign.
+    zero : bool
+        Whether the lowest level is zero instead of `low`.
+    """
+
+    bits: int
+    low: float
+    ratio: float
+    signed: bool = False
+    zero: bool = False
+
+    def __post_init__(self) -> None:
+        if not LEAST_CODE <= self.bits <= MOST_CODE:
+            raise ValueError(
+                f"code widths must lie in [{LEAST_CODE}, {MOST_CODE}], got {self.bits}"
+            )
+        single = (float(np.float32(self.low)), float(np.float32(self.ratio)))
+        if single != (self.low, self.ratio) or not (self.low > 0 and self.ratio >= 1):
+            raise ValueError(
+                f"a grid needs low > 0 and ratio >= 1 in float32, got {self.low}, {self.ratio}"
+            )
+        if not np.isfinite(self.levels).all():
+            raise ValueError(f"the levels of a grid must be finite in float32, got {self}")
+
+    @cached_property
+    def levels(self) -> Vector:
+        """Magnitudes in ascending order; repeated products, so the same on every machine."""
+        factors = np.full(2 ** (self.bits - self.signed), self.ratio)
+        factors[0] = self.low
+        with np.errstate(over="ignore"):
+            levels = np.cumprod(factors).astype(np.float32)
+        if self.zero:
+            levels[1:] = levels[:-1].copy()
+            levels[0] = 0.0
+        return levels
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """All numbers that a code can stand for, ascending."""
+        levels = self.levels.astype(np.float64)
+        return np.unique(np.concatenate([-levels, levels])) if self.signed else levels
+
+    def encode(self, vector: ArrayLike) -> NDArray[np.uint8]:
+        """Return the codes of the nearest levels; an unsigned grid takes negatives for zero."""
+        x = np.asarray(vector, np.float64)
+        levels = self.levels.astype(np.float64)
+        size = np.abs(x) if self.signed else np.maximum(x, 0.0)
+        codes = np.searchsorted((levels[1:] + levels[:-1]) / 2, size).astype(np.uint8)
+        if self.signed:
+            codes |= ((x < 0) & (levels[codes] > 0)).astype(np.uint8) << np.uint8(self.bits - 1)
+        return codes
+
+    def decode(self, codes: NDArray[np.uint8]) -> Vector:
+        """Return the numbers that codes stand for."""
+        magnitude = self.levels[codes & np.uint8(len(self.levels) - 1)]
+        if not self.signed:
+            return magnitude
+        negative = codes >= len(self.levels)
+        return np.where(negative, -magnitude, magnitude)
+
+    def round(self, vector: ArrayLike) -> Vector:
+        """Return the nearest levels."""
+        return self.decode(self.encode(vector))
+
+    def to_pair(self) -> tuple[float, float]:
+        """Return (low, ratio) with the two flags in their signs."""
+        return (-self.low if self.signed else self.low, -self.ratio if self.zero else self.ratio)
+
+    @classmethod
+    def from_pair(cls, bits: int, pair: ArrayLike) -> LogGrid:
+        """Make a grid of what `to_pair` gave."""
+        low, ratio = (float(v) for v in np.asarray(pair, np.float32))
+        return cls(bits, abs(low), abs(ratio), low < 0, ratio < 0)
+
+
+Grids = tuple[LogGrid, LogGrid, LogGrid]
+
+_TAILS_LOW = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
+_TAILS_HIGH = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+def fit_grid(vector: NDArray[np.floating], weights: NDArray[np.floating], bits: int) -> LogGrid:
+    """Fit a log grid to a vector: the range with the least weighted squared error.
+
+    Parameters
+    ----------
+    vector : (size,) float
+        A sign is spent only if an entry is negative, a level on zero only if one vanishes.
+    weights : (size,) float
+        Weight of an entry's squared error.
+    bits : int
+    """
+    x = np.asarray(vector, np.float64)
+    size = np.abs(x)
+    largest = float(size.max(initial=0.0))
+    dead = size <= _ZERO * largest
+    flags = {"signed": bool((x < 0).any()), "zero": bool(dead.any())}
+    steps = max(2 ** (bits - flags["signed"]) - 1 - flags["zero"], 1)
+    if largest < np.finfo(np.float32).tiny:
+        return LogGrid(bits, 1.0, 1.0, flags["signed"], True)
+    logs = np.log(size[~dead])
+    best: tuple[float, LogGrid] | None = None
+    for low in np.quantile(logs, _TAILS_LOW):
+        for high in np.quantile(logs, 1 - np.array(_TAILS_HIGH)):
+            ratio = float(np.float32(np.exp(max(high - low, 0.0) / steps)))
+            grid = LogGrid(bits, float(np.float32(np.exp(low))), max(ratio, 1.0), **flags)
+            error = float(weights @ (grid.round(x) - x) ** 2)
+            if best is None or error < best[0]:
+                best = error, grid
+    if best is None:
+        raise ValueError("weights must be finite")
+    return best[1]
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Pack codes into a stream of bytes, least significant bit first."""
+    planes = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
+    return np.packbits(planes.ravel(), bitorder="little")
+
+
+def unpack_codes(stream: NDArray[np.uint8], bits: int, size: int) -> NDArray[np.uint8]:
+    """Undo `pack_codes`.
+
+    Raises
+    ------
+    ValueError
+        Bits behind the last code are not zero.
+    """
+    flat = np.unpackbits(stream, bitorder="little")
+    if flat[bits * size :].any():
+        raise ValueError("bits behind the last code are not zero")
+    planes = flat[: bits * size].reshape(size, bits)
+    return np.packbits(planes, axis=1, bitorder="little").ravel()
+
+
+def check_scale_bits(scale_bits: Any) -> ScaleBits:
+    """Return 16, 32 or three code widths; an int from 2 to 8 stands for three of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    rule = "scale_bits must be 16, 32, an int in [2, 8] or three of them"
+    if isinstance(scale_bits, (tuple, list)):
+        widths = tuple(scale_bits)
+        if len(widths) != 3:
+            raise ValueError(f"{rule}, got {scale_bits!r}")
+    else:
+        widths = (scale_bits,) * 3
+    if any(isinstance(w, bool) or not isinstance(w, (int, np.integer)) for w in widths):
+        raise TypeError(f"{rule}, got {scale_bits!r}")
+    if widths in {(HALF,) * 3, (SINGLE,) * 3}:
+        return int(widths[0])
+    if not all(LEAST_CODE <= w <= MOST_CODE for w in widths):
+        raise ValueError(f"{rule}, got {scale_bits!r}")
+    return (int(widths[0]), int(widths[1]), int(widths[2]))

@@ -10,6 +10,12 @@ Format version 1. At the root, or in a group of it:
 * datasets ``d1``, ``d2``, ``d3``: ``<f2`` or ``<f4``; d2 is to be multiplied by ``scale``
   (float64, a power of two).
 
+Format version 2, written only for coded diagonals, differs in the diagonals:
+
+* attribute ``scale_bits``: three code widths; ``grids`` (3, 2) float32 in place of ``scale``: low
+  and ratio of each grid, see `diba_np.scales.LogGrid.to_pair`;
+* datasets ``d1``, ``d2``, ``d3`` (uint8): the codes as one stream, least significant bit first.
+
 Every dataset carries a Fletcher-32 checksum, and the file's own structures are checksummed too,
 except for the heap of strings, whose sizes are checked before HDF5 reads them.
 """
@@ -34,10 +40,19 @@ from numpy.typing import NDArray
 from diba_np.bits import PackedBits
 from diba_np.errors import FormatError
 from diba_np.factors import DiBAFactors
-from diba_np.scales import HALF, SINGLE, power_of_two
+from diba_np.scales import (
+    HALF,
+    LEAST_CODE,
+    MOST_CODE,
+    SINGLE,
+    LogGrid,
+    pack_codes,
+    power_of_two,
+    unpack_codes,
+)
 
 FORMAT = "diba_np"
-FORMAT_VERSION = 1
+PLAIN_VERSION, CODED_VERSION = 1, 2
 
 # HDF5 1.10 and later read these files; its structures are compact and checksummed
 _LIBVER = ("v110", "v110")
@@ -45,6 +60,8 @@ _LIBVER = ("v110", "v110")
 _LARGEST_RECORD = 60_000  # bytes of JSON; an HDF5 attribute holds 64 KiB
 
 _DTYPES: dict[int, np.dtype[Any]] = {HALF: np.dtype("<f2"), SINGLE: np.dtype("<f4")}
+
+_DIAGONALS = ("d1", "d2", "d3")
 
 PathLike = str | os.PathLike[str]
 
@@ -84,26 +101,31 @@ def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
 
 def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the (attributes, arrays) that stand for a factorization in a file."""
-    bits = factors.scale_bits
-    scale = power_of_two(factors.d2) if bits == HALF else 1.0
-    attributes = {
+    attributes: dict[str, Any] = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "m": factors.shape[0],
         "n": factors.shape[1],
         "k": factors.k,
         "shift": factors.shift,
-        "scale_bits": bits,
-        "scale": scale,
         "bit_order": "little",
     }
     arrays: dict[str, NDArray[Any]] = {
         "b1": factors.b1.to_stream(),
         "b2": factors.b2.to_stream(),
-        "d1": factors.d1.astype(_DTYPES[bits]),
-        "d2": (factors.d2.astype(np.float64) / scale).astype(_DTYPES[bits]),
-        "d3": factors.d3.astype(_DTYPES[bits]),
     }
+    bits = factors.scale_bits
+    if factors.grids is not None:
+        attributes["format_version"] = CODED_VERSION
+        attributes["scale_bits"] = [grid.bits for grid in factors.grids]
+        attributes["grids"] = [list(grid.to_pair()) for grid in factors.grids]
+        for name, grid in zip(_DIAGONALS, factors.grids, strict=True):
+            arrays[name] = pack_codes(grid.encode(getattr(factors, name)), grid.bits)
+    elif isinstance(bits, int):
+        scale = power_of_two(factors.d2) if bits == HALF else 1.0
+        attributes |= {"format_version": PLAIN_VERSION, "scale_bits": bits, "scale": scale}
+        arrays["d1"] = factors.d1.astype(_DTYPES[bits])
+        arrays["d2"] = (factors.d2.astype(np.float64) / scale).astype(_DTYPES[bits])
+        arrays["d3"] = factors.d3.astype(_DTYPES[bits])
     return attributes, arrays
 
 
@@ -123,7 +145,7 @@ def _write(place: h5py.Group, factors: DiBAFactors) -> None:
         )
     attributes["record"] = record
     for name, value in attributes.items():
-        place.attrs[name] = value
+        place.attrs[name] = np.float32(value) if name == "grids" else value
     place.attrs["digest"] = _digest(attributes, arrays)
 
 
@@ -268,6 +290,13 @@ class _Reader:
             raise self.fail(f"attribute {name}", repr(value), kind.__name__)
         return value
 
+    def numbers(self, name: str, shape: tuple[int, ...], kind: str) -> list[Any]:
+        value = np.asarray(self.place.attrs.get(name))
+        if value.shape != shape or value.dtype.kind != kind:
+            raise self.fail(f"attribute {name}", f"{value.shape} of {value.dtype}", f"{shape}")
+        numbers: list[Any] = value.tolist()
+        return numbers
+
     def array(self, name: str, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         item = self.place.get(name)
         if not isinstance(item, h5py.Dataset):
@@ -336,30 +365,39 @@ def _read(reader: _Reader) -> DiBAFactors:
     if found != FORMAT:
         raise reader.fail("attribute format", repr(found), repr(FORMAT))
     version = reader.attribute("format_version", int)
-    if version != FORMAT_VERSION:
-        raise reader.fail("attribute format_version", version, f"at most {FORMAT_VERSION}")
+    if version not in (PLAIN_VERSION, CODED_VERSION):
+        raise reader.fail("attribute format_version", version, f"at most {CODED_VERSION}")
     attributes: dict[str, Any] = {"format": found, "format_version": version}
     for name in ("m", "n", "k"):
         attributes[name] = reader.attribute(name, int)
         if not 1 <= attributes[name] < 2**31:
             raise reader.fail(f"attribute {name}", attributes[name], "a positive size")
-    for name in ("shift", "scale"):
-        attributes[name] = reader.attribute(name, float)
-    attributes["scale_bits"] = reader.attribute("scale_bits", int)
+    attributes["shift"] = reader.attribute("shift", float)
     attributes["bit_order"] = reader.attribute("bit_order", str)
-    if attributes["scale_bits"] not in _DTYPES:
-        raise reader.fail("attribute scale_bits", attributes["scale_bits"], "16 or 32")
     if attributes["bit_order"] != "little":
         raise reader.fail("attribute bit_order", attributes["bit_order"], "little")
     m, n, k = attributes["m"], attributes["n"], attributes["k"]
-    dtype = _DTYPES[attributes["scale_bits"]]
+    if version == CODED_VERSION:
+        widths = reader.numbers("scale_bits", (3,), "i")
+        attributes["scale_bits"] = widths
+        attributes["grids"] = reader.numbers("grids", (3, 2), "f")
+        if not all(LEAST_CODE <= width <= MOST_CODE for width in widths):
+            raise reader.fail("attribute scale_bits", widths, "three widths from 2 to 8")
+        dtypes = [np.dtype("u1")] * 3
+        sizes = [-(-width * size // 8) for width, size in zip(widths, (m, k, n), strict=True)]
+    else:
+        attributes["scale"] = reader.attribute("scale", float)
+        attributes["scale_bits"] = reader.attribute("scale_bits", int)
+        if attributes["scale_bits"] not in _DTYPES:
+            raise reader.fail("attribute scale_bits", attributes["scale_bits"], "16 or 32")
+        dtypes = [_DTYPES[attributes["scale_bits"]]] * 3
+        sizes = [m, k, n]
     arrays = {
         "b1": reader.array("b1", -(-m * k // 8), np.dtype("u1")),
         "b2": reader.array("b2", -(-k * n // 8), np.dtype("u1")),
-        "d1": reader.array("d1", m, dtype),
-        "d2": reader.array("d2", k, dtype),
-        "d3": reader.array("d3", n, dtype),
     }
+    for name, size, dtype in zip(_DIAGONALS, sizes, dtypes, strict=True):
+        arrays[name] = reader.array(name, size, dtype)
     attributes["record"] = reader.attribute("record", str)
     digest = reader.attribute("digest", str)
     actual = _digest(attributes, arrays)
@@ -367,14 +405,19 @@ def _read(reader: _Reader) -> DiBAFactors:
         raise reader.fail("digest", actual, digest)
     try:
         record = json.loads(attributes["record"])
-        return DiBAFactors(
-            arrays["d1"],
-            PackedBits.from_stream(arrays["b1"], (m, k)),
-            arrays["d2"].astype(np.float64) * attributes["scale"],
-            PackedBits.from_stream(arrays["b2"], (k, n)),
-            arrays["d3"],
-            attributes["shift"],
-            record,
+        bits1 = PackedBits.from_stream(arrays["b1"], (m, k))
+        bits2 = PackedBits.from_stream(arrays["b2"], (k, n))
+        shift = attributes["shift"]
+        if version == PLAIN_VERSION:
+            d2 = arrays["d2"].astype(np.float64) * attributes["scale"]
+            return DiBAFactors(arrays["d1"], bits1, d2, bits2, arrays["d3"], shift, record)
+        pairs = zip(attributes["scale_bits"], attributes["grids"], strict=True)
+        first, second, third = (LogGrid.from_pair(width, pair) for width, pair in pairs)
+        grids = (first, second, third)
+        d1, d2, d3 = (
+            grid.decode(unpack_codes(arrays[name], grid.bits, size))
+            for grid, name, size in zip(grids, _DIAGONALS, (m, k, n), strict=True)
         )
+        return DiBAFactors(d1, bits1, d2, bits2, d3, shift, record, grids=grids)
     except (ValueError, TypeError) as error:
         raise FormatError(f"{reader.label}: {error}") from error

@@ -123,6 +123,34 @@ class Workers:
         )
         return out
 
+    def gram(self, A: NDArray[Any]) -> NDArray[Any]:
+        """Return ``A.T @ A``, exactly symmetric; the blocks follow from the shape alone."""
+        m, k = A.shape
+        blocks = int(min(_MOST_BLOCKS, max(1, m * k * k // _BLOCK_FLOPS)))
+        if blocks == 1:
+            return A.T @ A
+        out = np.empty((k, k), A.dtype)
+        step = -(-k // blocks)
+        self.run(
+            lambda at: np.matmul(A[:, at : at + step].T, A[:, at:], out=out[at : at + step, at:]),
+            list(range(0, k, step)),
+        )
+        mirror(out)
+        return out
+
+
+_PANEL = 64
+_BELOW = np.tri(_PANEL, k=-1, dtype=bool)
+
+
+def mirror(upper: NDArray[Any]) -> None:
+    """Copy the upper triangle of a square matrix onto the lower one, in place."""
+    for start in range(0, len(upper), _PANEL):
+        rows = slice(start, start + _PANEL)
+        corner = upper[rows, rows]
+        np.copyto(corner, corner.T.copy(), where=_BELOW[: len(corner), : len(corner)])
+        upper[start + _PANEL :, rows] = upper[rows, start + _PANEL :].T
+
 
 @contextmanager
 def workers(threads: int | None = None) -> Iterator[Workers]:

@@ -134,27 +134,62 @@ def sweep_joint(A, B, s, M, shift, slack, passes):
     return B, s, flips
 
 
-def sweep_pairs(A, B, s, M, shift, slack, passes):
-    """Try every bit; where its own flip does not help, the best pair that it belongs to."""
+def sweep_tabu(A, B, s, M, shift, slack, moves, patience):
+    """Walk by the best open flip, recomputing the error each time; keep the best bits met."""
     B, flips = B.copy(), np.zeros(len(B), int)
     for i in range(len(B)):
-        for _ in range(passes):
-            found = 0
-            for j in range(B.shape[1]):
-                now = row_error(A[i], B[i], s[i], M, shift)
-                if row_error(A[i], flipped(B[i], j), s[i], M, shift) - now < -slack:
-                    B[i] = flipped(B[i], j)
-                    found += 1
-                    continue
-                others = [l for l in range(B.shape[1]) if l != j]
-                errors = [row_error(A[i], flipped(B[i], j, l), s[i], M, shift) for l in others]
-                if others and min(errors) - now < -slack:
-                    B[i] = flipped(B[i], j, others[int(np.argmin(errors))])
-                    found += 2
-            flips[i] += found
-            if not found:
+        if s[i] == 0:
+            continue
+        bits = B[i].copy()
+        start = best = row_error(A[i], bits, s[i], M, shift)
+        until = np.zeros(len(bits), int)
+        made = 0
+        while made < moves and made - flips[i] < patience:
+            errors = [row_error(A[i], flipped(bits, j), s[i], M, shift) for j in range(len(bits))]
+            open_ = [
+                j
+                for j, e in enumerate(errors)
+                if until[j] <= made or e - start < best - start - slack
+            ]
+            if not open_:
                 break
+            pick = min(open_, key=lambda j: (errors[j], j))
+            made += 1
+            until[pick] = made + 11 + (7 * made + pick) % 5
+            bits = flipped(bits, pick)
+            if errors[pick] < best - slack:
+                best, flips[i], B[i] = errors[pick], made, bits
     return B, flips
+
+
+def power_magnitudes(Q, q, block):
+    """``p = |Q| q`` and ``|Q|^T p`` over each block of rows."""
+    p = np.abs(Q) @ q
+    starts = range(0, len(Q), block)
+    return p, np.array([np.abs(Q[a : a + block]).T @ p[a : a + block] for a in starts])
+
+
+def blend_magnitudes(X, Z, theta, U, q, block):
+    """``Q = theta X + (1 - theta) Z + U`` and a power step on it."""
+    Q = theta * X + (1 - theta) * Z + U
+    return Q, *power_magnitudes(Q, q, block)
+
+
+def project_signs(Q, p, q):
+    """``Z = sign(Q) * outer(p, q)`` and ``Q - Z``."""
+    Z = np.where(np.signbit(Q), -1.0, 1.0) * np.outer(p, q)
+    return Z, Q - Z
+
+
+def soften(Z, X, c, block):
+    """``N = (1 - c) Z + c X`` and its columns' squares over each block of rows."""
+    N = (1 - c) * Z + c * X
+    return N, np.array([(N[a : a + block] ** 2).sum(0) for a in range(0, len(N), block)])
+
+
+def explained(X, Y, Z, U, weight):
+    """Each row's share of ``<X, Y - (Z - U) + weight X>``."""
+    return (X * (Y - (Z - U) + weight * X)).sum(1)
 
 
 def improving_flips(A, d1, b1, d2, b2, d3, shift, relative):

@@ -78,7 +78,7 @@ def test_no_single_flip_improves_what_is_returned(solver, A, k, shift, seed):
 def test_greedy_objective_never_rises_at_any_half_step(A, k, shift):
     f = factorize(A, k=k, solver="greedy", shift=shift, max_sweeps=300)
     history = f.record["objective_history"]
-    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(history))
+    assert all(after <= before + 1e-10 for before, after in itertools.pairwise(history))
     if np.any(A):
         error = np.sum((A - naive.dense_fast(*parts(f), shift)) ** 2) / np.sum(A**2)
         assert error <= history[-1] + 1e-3  # 16-bit diagonals
@@ -216,7 +216,7 @@ def test_callback_sees_the_steps_and_can_end_the_search(rng):
             rng.normal(size=(20, 20)), k=8, callback=lambda s: seen.append(s) or len(seen) == 5
         )
     assert [s.step for s in seen] == [1, 2, 3, 4, 5]
-    assert {(s.phase, s.k, s.steps) for s in seen} == {("relaxation", 8, 260)}
+    assert {(s.phase, s.k, s.steps) for s in seen} == {("relaxation", 8, 200)}
     assert f.record["stopped"] == "callback"
     assert f.record["converged"] is False
 
@@ -293,6 +293,7 @@ NAN[5, :2] = np.inf
         ({"k": None, "ratio": "x"}, TypeError, "ratio must be a number, got str"),
         ({"k": None, "snr": math.inf}, ValueError, "snr must be finite, got inf"),
         ({"solver": "best"}, ValueError, "solver must be one of auto, greedy, got 'best'"),
+        ({"effort": 9}, ValueError, "effort must be one of fast, balanced, best, got 9"),
         ({"shift": -0.5}, ValueError, r"shift must lie in \[0, 1\], got -0.5"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": None}, TypeError, "seed must be an int, got NoneType"),

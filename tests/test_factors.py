@@ -53,7 +53,7 @@ def test_products_agree_with_the_dense_matrix(f, dtype, seed):
         assert (error <= limit + 1e-30).all()
 
     check(f @ x, exact, size, x)
-    check(f.matvec(x[:, None])[:, 0], exact, size, x)
+    check(f.matmat(x[:, None])[:, 0], exact, size, x)
     check(f.T @ y, exact.T, size.T, y)
     check(f.H @ y, exact.T, size.T, y)
     check(f.rmatvec(y), exact.T, size.T, y)
@@ -74,7 +74,7 @@ def test_leading_axes(rng):
     np.testing.assert_allclose(f._matvec(x[0]), x[0] @ dense.T, atol=1e-5)
     stack = rng.normal(size=(2, 3, 5, 4))
     np.testing.assert_allclose(f._matmat(stack), dense @ stack, atol=1e-5)
-    with pytest.raises(ValueError, match="dimension mismatch"):
+    with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):
         f.matvec(rng.normal(size=(3, 6)))
 
 

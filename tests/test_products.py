@@ -1,11 +1,13 @@
 """Products: every kernel against its plain namesake, on every path this machine has."""
 
+import json
 import math
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -532,3 +534,17 @@ def test_a_product_after_a_fork():
     process = run_fresh(code)
     out, err = process.communicate(timeout=120)
     assert out == "0\n", err
+
+
+def test_the_benchmark_runs():
+    script = Path(__file__).parent.parent / "scripts" / "bench_products.py"
+    command = [sys.executable, str(script), "--smoke", "--json", "--threads", "1"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    report = json.loads(out)
+    ways = {row["way"] for row in report["rows"]}
+    assert {"numpy float32", "float32", "transpose"} <= ways
+    assert report["path"] == kernel_path()
+    assert 0 < report["first_use_s"]["process_to_first_product"]
+    for row in report["rows"]:
+        assert row["us"] > 0
+        assert row.get("error", 0) < (1e-3 if "16-bit" in row["way"] else 1e-6)

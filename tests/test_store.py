@@ -51,6 +51,20 @@ def test_golden_file_of_version_1():
     assert f.record == {"made_by": "golden", "value": 1.5}
 
 
+def test_golden_file_of_version_2():
+    f = load(GOLDEN.with_name("golden_v2.h5"))
+    assert (f.shape, f.k, f.shift, f.scale_bits) == ((5, 9), 7, 0.25, (4, 3, 2))
+    bits1 = [[(3 * i + 5 * j + i * j) % 7 % 2 for j in range(7)] for i in range(5)]
+    bits2 = [[(2 * i + 3 * j + i * j) % 5 % 2 for j in range(9)] for i in range(7)]
+    np.testing.assert_array_equal(f.b1.to_dense(), bits1)
+    np.testing.assert_array_equal(f.b2.to_dense(), bits2)
+    np.testing.assert_array_equal(f.d1, np.float32(0.5 * 1.25 ** np.array([0, 15, 3, 8, 1.0])))
+    d2 = 2.0**40 * np.array([-2.25, -1.5, -1, 0, 1, 1.5, 2.25])
+    np.testing.assert_array_equal(f.d2, d2)
+    np.testing.assert_array_equal(f.d3, 2.0 ** (np.arange(9) % 4 - 3.0))
+    assert f.record == {"made_by": "golden", "value": 1.5}
+
+
 def test_layout_on_disk_is_the_documented_one(small, tmp_path):
     small.save(tmp_path / "f.h5")
     with h5py.File(tmp_path / "f.h5") as file:
@@ -160,7 +174,7 @@ def resize(name, array):
     ("change", "words"),
     [
         (put("format", "zip"), "attribute format: found 'zip', expected 'diba_np'"),
-        (put("format_version", 99), "format_version: found 99, expected at most 1"),
+        (put("format_version", 99), "format_version: found 99, expected at most 2"),
         (put("k", 6), "dataset b1: found"),
         (put("m", -1), "attribute m: found -1, expected a positive size"),
         (put("m", 2**62), "attribute m: found"),

@@ -1,4 +1,4 @@
-"""One-bit and two-bit improvement tests for one side of a factorization, exact and incremental.
+"""One-bit improvement tests and walks for one side of a factorization, exact and incremental.
 
 One side is a set of independent rows. Row i holds bits b, values ``y = b - shift`` and a scale s;
 with ``G = M M^T`` (k, k) and ``c = M a_i`` (k,) its squared error is
@@ -151,83 +151,119 @@ def sweep_joint_par(bits, h, G, C, scale, slack, passes, flips, shift):
             scale[i] = p / q
 
 
+# a bit that was flipped stays for this many moves, and up to `_SPREAD` - 1 more
+_TENURE, _SPREAD = 11, 5
+
+
 @njit(fastmath={"nnan", "nsz"})
-def _smallest(delta, weight, G_row, factor):
-    """Return ``min_l delta_l + factor weight_l G_row_l``; a plain reduction, so it vectorizes."""
+def _move(delta, weight, closed, G_row, factor):
+    """Bring `delta` up to date with a flip; return the least of those that are open."""
     best = np.inf
     for l in range(delta.size):
-        best = min(best, delta[l] + factor * weight[l] * G_row[l])
+        d = delta[l] + factor * weight[l] * G_row[l]
+        delta[l] = d
+        best = min(best, d + closed[l])
     return best
 
 
 @njit(fastmath=False)
-def _row_pairs(bits, h, G, c, s, slack, passes):
-    """Single flips, else the best partner flip, at a fixed scale; returns the flips of one row."""
+def _row_tabu(bits, h, G, c, s, slack, moves, patience):
+    """Walk one row's bits by the best open flip and keep the best point; returns its moves."""
     k = bits.size
-    delta = np.empty(k)  # what a flip of l alone would add to the error
+    delta = np.empty(k)  # what a flip of l would add to the error
     weight = np.empty(k)  # s step_l
+    closed = np.zeros(k)  # 0 for a bit that may flip, inf for one that did lately
+    until = np.zeros(k, np.int64)
+    ring = np.empty(_TENURE + _SPREAD, np.int64)  # the bits that may still be closed
+    least = np.inf
     for l in range(k):
         weight[l] = s * (1.0 - 2.0 * bits[l])
         delta[l] = 2.0 * weight[l] * (s * h[l] - c[l]) + s * s * G[l, l]
-    total = 0
-    for _ in range(passes):
-        found = 0
-        for j in range(k):
-            partner = -1
-            if delta[j] >= -slack:
-                # E changes by delta_j + delta_l + 2 w_j w_l G_jl when j and l flip together;
-                # j itself is put out of reach while its partner is sought
-                own = delta[j]
-                delta[j] = np.inf
-                best = _smallest(delta, weight, G[j], 2.0 * weight[j])
-                if own + best < -slack:
-                    for l in range(k):
-                        if delta[l] + 2.0 * weight[j] * weight[l] * G[j, l] == best:
-                            partner = l
-                            break
-                delta[j] = own
-                if partner < 0:
-                    continue
-            flip = j
-            while flip >= 0:
-                factor = 2.0 * weight[flip]
-                own = delta[flip]
-                for l in range(k):
-                    delta[l] += factor * weight[l] * G[flip, l]
-                delta[flip] = -own
-                weight[flip] = -weight[flip]
-                _flip(bits, h, G, flip)
-                found += 1
-                flip, partner = partner, -1
-        total += found
-        if found == 0:
-            break
-    return total
+        least = min(least, delta[l])
+    size = 0
+    now = 0.0  # error relative to the start
+    best = 0.0
+    best_at = 0
+    made = 0
+    while made < moves and made - best_at < patience:
+        pick = -1
+        # a closed bit is taken only for a new best
+        for at in range(size):
+            l = ring[at]
+            if delta[l] < least and now + delta[l] < best - slack:
+                pick = l
+                least = delta[l]
+        if pick < 0:
+            if least == np.inf:
+                break
+            for l in range(k):
+                if delta[l] + closed[l] == least:
+                    pick = l
+                    break
+        made += 1
+        # bits whose time is over open again
+        kept = 0
+        for at in range(size):
+            l = ring[at]
+            if until[l] > made and l != pick:
+                ring[kept] = l
+                kept += 1
+            else:
+                closed[l] = 0.0
+        size = kept
+        ring[size] = pick
+        size += 1
+        closed[pick] = np.inf
+        until[pick] = made + _TENURE + (7 * made + pick) % _SPREAD
+        now += least
+        own = delta[pick]
+        wanted = 2.0 * weight[pick]
+        least = _move(delta, weight, closed, G[pick], wanted)
+        delta[pick] = -own
+        weight[pick] = -weight[pick]
+        if now < best - slack:
+            best = now
+            best_at = made
+            for l in range(k):
+                bits[l] = 1 if (weight[l] < 0) != (s < 0) else 0
+    return best_at
 
 
 @njit(fastmath=False)
-def sweep_pairs(bits, h, G, C, scale, slack, passes, flips):
-    """Flip single bits, or pairs where no single flip helps, at fixed scales.
+def sweep_tabu(bits, h, G, C, scale, slack, moves, flips, patience):
+    """Walk every row by the best flip, uphill too, at fixed scales; keep the best bits met.
 
-    Every bit is tried once a pass. If its own flip does not lower the row's error, the partner
-    that does best together with it is sought among all other bits.
+    A bit that was flipped is closed for 11 to 15 moves unless it leads to a new best, so the walk
+    leaves a local minimum. Rows never get worse.
 
     Parameters
     ----------
-    bits, h, G, C, scale, slack, passes, flips
-        As in `sweep_fixed`.
+    bits, h, G, C, scale, slack
+        As in `sweep_fixed`, except that h is left as it was on entry.
+    moves : int
+        Most moves of a row.
+    flips : (m,) int64, overwritten
+        Moves that led to the best bits of each row; 0 where nothing better was met.
+    patience : int
+        Moves without a new best after which a row is left.
 
     Notes
     -----
-    Time O(m k^2) a pass. naive: ``tests/naive.py::sweep_pairs``. Two flips of opposite sign leave
-    the row's mean in place, which a single 0/1 flip cannot (METHODS 1.3).
+    Time O(k) a move. naive: ``tests/naive.py::sweep_tabu``. Two flips of opposite sign leave the
+    row's mean in place, which a single 0/1 flip cannot (METHODS 1.3); a walk makes longer chains.
     """
     for i in range(bits.shape[0]):
-        flips[i] = _row_pairs(bits[i], h[i], G, C[i], scale[i], slack[i], passes)
+        if scale[i] != 0.0:
+            flips[i] = _row_tabu(bits[i], h[i], G, C[i], scale[i], slack[i], moves, patience)
+        else:
+            flips[i] = 0
 
 
 @njit(fastmath=False, parallel=True)
-def sweep_pairs_par(bits, h, G, C, scale, slack, passes, flips):
-    """`sweep_pairs` with the rows spread over threads; the same bits."""
+def sweep_tabu_par(bits, h, G, C, scale, slack, moves, flips, patience):
+    """`sweep_tabu` with the rows spread over threads; the same bits."""
     for i in prange(bits.shape[0]):
-        flips[i] = _row_pairs(bits[i], h[i], G, C[i], scale[i], slack[i], passes)
+        if scale[i] != 0.0:
+            flips[i] = _row_tabu(bits[i], h[i], G, C[i], scale[i], slack[i], moves, patience)
+        else:
+            flips[i] = 0

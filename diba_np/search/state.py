@@ -15,6 +15,10 @@ Floats = NDArray[np.float64]
 # a flip must lower a row's error by more than this share of the row's mean energy
 _SLACK = 1e-12
 
+# relative to the mean diagonal of the system for d2: keeps components that nearly cancel from
+# taking huge scales, which rounding to 16 bits would turn into error
+_RIDGE = 1e-7
+
 
 @dataclass
 class State:
@@ -60,20 +64,25 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
     """
     other = state.scaled(not left) * state.d2
     product = target.matmul if left else target.rmatmul
-    gram = target.workers.matmul(np.ascontiguousarray(other.T), other)
-    return gram, product(other)
+    return target.workers.gram(other), product(other)
 
 
 def sweep(
-    target: Target, state: State, left: bool, kernels: tuple[Any, Any], passes: int, *extra: Any
+    target: Target,
+    state: State,
+    left: bool,
+    kernels: tuple[Any, Any],
+    passes: int,
+    *extra: Any,
+    equations: tuple[Floats, Floats] | None = None,
 ) -> int:
     """Run a flip kernel over the rows of one side; return the number of flips.
 
     `kernels` is a (serial, parallel) pair of `diba_np.kernels.flips`. Kernels that move the scale
-    write it into the state.
+    write it into the state. `equations` are the side's `normal_equations`, where they are at hand.
     """
     scales, bits = state.side(left)
-    gram, cross = normal_equations(target, state, left)
+    gram, cross = equations or normal_equations(target, state, left)
     h = target.workers.matmul(bits - state.shift, gram)
     slack = np.full(len(bits), _SLACK * target.energy / len(bits))
     flips = np.zeros(len(bits), np.int64)
@@ -82,10 +91,12 @@ def sweep(
     return int(flips.sum())
 
 
-def update_row_scales(target: Target, state: State, left: bool) -> None:
+def update_row_scales(
+    target: Target, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
+) -> None:
     """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty."""
     scales, bits = state.side(left)
-    gram, cross = normal_equations(target, state, left)
+    gram, cross = equations or normal_equations(target, state, left)
     values = bits - state.shift
     p = np.einsum("ik,ik->i", values, cross)
     q = np.einsum("ik,ik->i", values, target.workers.matmul(values, gram))
@@ -100,14 +111,13 @@ def update_d2(target: Target, state: State) -> float:
     solve.
     """
     U, V = state.scaled(True), state.scaled(False)
-    matmul = target.workers.matmul
-    normal = matmul(np.ascontiguousarray(U.T), U) * matmul(np.ascontiguousarray(V.T), V)
+    normal = target.workers.gram(U) * target.workers.gram(V)
     right = np.einsum("ik,ik->k", U, target.matmul(V))
 
     def error(d2: Floats) -> float:
         return float(target.energy - 2.0 * (d2 @ right) + d2 @ (normal @ d2))
 
-    ridge = 1e-12 * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
+    ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
     solved = np.linalg.solve(normal + ridge * np.eye(len(normal)), right)
     before, after = error(state.d2), error(solved)
     if np.isfinite(after) and after <= before:

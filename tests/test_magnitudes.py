@@ -1,0 +1,59 @@
+"""Kernels of the relaxation: the plain formulas, and the same bits for every number of threads."""
+
+import naive
+import numpy as np
+import pytest
+
+from diba_np.kernels import magnitudes as kernels
+
+
+def arrays(rng, rows, k, count):
+    return [rng.normal(size=(rows, k)).astype(np.float32) for _ in range(count)]
+
+
+def calls(rng, rows=150, k=37):
+    """Arguments, the arrays that the kernel writes, and the reference's results, by kernel."""
+    X, Z, U, Y = arrays(rng, rows, k, 4)
+    q, p = rng.random(k, np.float32), rng.random(rows, np.float32)
+    parts = np.empty((-(-rows // kernels.BLOCK), k), np.float32)
+    c, block = np.float32(0.3), kernels.BLOCK
+    U0, U1, p0, p1 = U.copy(), U.copy(), p.copy(), p.copy()
+    N, Z1, out = np.empty_like(X), np.empty_like(X), np.empty(rows)
+    parts0, parts1 = parts.copy(), parts.copy()
+    return {
+        "blend_magnitudes": (
+            (X, Z, c, U0, q, p0, parts),
+            (U0, p0, parts),
+            naive.blend_magnitudes(X, Z, 0.3, U, q, block),
+        ),
+        "power_magnitudes": (
+            (U, q, p1, parts0),
+            (p1, parts0),
+            naive.power_magnitudes(U, q, block),
+        ),
+        "project_signs": ((U1, p, q, Z1), (Z1, U1), naive.project_signs(U, p, q)),
+        "soften": ((Z, X, c, N, parts1), (N, parts1), naive.soften(Z, X, 0.3, block)),
+        "explained": ((X, Y, Z, U, c, out), (out,), (naive.explained(X, Y, Z, U, 0.3),)),
+    }
+
+
+NAMES = ("blend_magnitudes", "power_magnitudes", "project_signs", "soften", "explained")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernel_equals_its_naive_namesake(name, rng):
+    arguments, written, expected = calls(rng)[name]
+    getattr(kernels, name)(*arguments)
+    for array, reference in zip(written, expected, strict=True):
+        np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parallel_twin_gives_the_same_bits(name):
+    results = []
+    for suffix in ("", "_par"):
+        arguments, written, _ = calls(np.random.default_rng(3), 700, 50)[name]
+        getattr(kernels, name + suffix)(*arguments)
+        results.append(written)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
