@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from diba_np.errors import ConvergenceWarning, FormatError
     from diba_np.factorize import factorize
     from diba_np.factors import DiBAFactors
+    from diba_np.linear import DiBALinear
     from diba_np.metrics import snr_db
+    from diba_np.retune import retune
     from diba_np.store import load
 
 __all__ = [
     "ConvergenceWarning",
     "DiBAFactors",
+    "DiBALinear",
     "FormatError",
     "PackedBits",
     "__version__",
     "compare",
     "factorize",
     "load",
+    "retune",
     "show_versions",
     "snr_db",
 ]
@@ -42,11 +46,13 @@ __all__ = [
 _HOME = {
     "ConvergenceWarning": "errors",
     "DiBAFactors": "factors",
+    "DiBALinear": "linear",
     "FormatError": "errors",
     "PackedBits": "bits",
     "compare": "compare",
     "factorize": "factorize",
     "load": "store",
+    "retune": "retune",
     "show_versions": "diagnostics",
     "snr_db": "metrics",
 }

@@ -175,7 +175,8 @@ def _factorize(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from diba_np.store import groups, load
+    from diba_np.container import groups
+    from diba_np.store import load
 
     file_bytes = Path(args.file).stat().st_size if Path(args.file).is_file() else 0
     names = [args.group or ""] if args.group else groups(args.file)
@@ -219,7 +220,7 @@ def _write_rows(
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
-    from diba_np.store import atomic_path
+    from diba_np.container import atomic_path
 
     with atomic_path(output) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
@@ -227,6 +228,44 @@ def _write_rows(
         array.flush()
         del array
     return output.stat().st_size
+
+
+def _retune(args: argparse.Namespace) -> int:
+    output = Path(args.output)
+    _check_output(output, args.force)
+    inputs, targets = _load_array(args.inputs), _load_array(args.targets)
+    from diba_np.factors import DiBAFactors
+    from diba_np.retune import retune
+    from diba_np.store import load
+
+    factors = load(args.file, group=args.group)
+    if not isinstance(factors, DiBAFactors):
+        raise CommandError(f"{args.file}: found method {factors.method}, expected a DiBA file")
+    result = retune(
+        factors,
+        inputs,
+        targets,
+        loss=args.loss,
+        bias=not args.no_bias,
+        method=args.method,
+        steps=args.steps,
+        stay=args.stay,
+        validation=args.validation,
+        seed=args.seed,
+        threads=args.threads,
+    )
+    file_bytes = result.save(output)
+    facts = result.record["retune"]
+    report = {"output": str(output), **_size_report(result), **facts, "file_bytes": file_bytes}
+    lines = [
+        ("loss", f"{facts['loss_before']:.6g} before, {facts['loss_after']:.6g} after"),
+        ("method", f"{facts['method']}, {facts['steps']} steps"),
+        ("samples", f"{facts['samples']}, of which {facts['held_out']} judge"),
+        ("seconds", f"{facts['seconds']:.2f}"),
+        ("file", f"{output} ({file_bytes} bytes)"),
+    ]
+    _emit(report, args.json, lines)
+    return DONE
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
@@ -274,12 +313,15 @@ def _apply(args: argparse.Namespace) -> int:
             "one vector a row"
         )
     rows_of = inputs.reshape(-1, width)
+    bias = None if args.transpose else getattr(factors, "bias", None)
     shape = (*inputs.shape[:-1], operator.shape[0])
 
     def fill(array: Any) -> None:
         flat = array.reshape(-1, operator.shape[0])
         for rows in row_blocks(rows_of.shape):
             flat[rows] = operator.matmat(rows_of[rows].T).T
+            if bias is not None:
+                flat[rows] += bias
 
     import numpy as np
 
@@ -294,7 +336,8 @@ def _apply(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from diba_np.store import groups, load
+    from diba_np.container import groups
+    from diba_np.store import load
 
     names = [args.group] if args.group else groups(args.file)
     if not names:
@@ -345,8 +388,8 @@ def _compare(args: argparse.Namespace) -> int:
     rows = compare(matrix, args.bits, methods, inputs=inputs, jobs=args.jobs, seed=args.seed)
     made = [row for row in rows if not row.error]
     if plot is not None and made:
+        from diba_np.container import atomic_path
         from diba_np.report import plot_comparison
-        from diba_np.store import atomic_path
 
         with atomic_path(plot) as temporary:
             title = f"{Path(args.matrix).name}, {matrix.shape[0]} × {matrix.shape[1]}"
@@ -454,13 +497,33 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_info)
 
     command = commands.add_parser(
+        "retune", parents=[common, writes, reads], help="refit the diagonals to data; bits stay"
+    )
+    command.add_argument("--inputs", metavar="X.npy", required=True, help="(N, n), one a row")
+    command.add_argument("--targets", metavar="Y.npy", required=True, help="(N, m), or (N,) labels")
+    command.add_argument("-o", "--output", metavar="B.h5", required=True)
+    command.add_argument("--loss", choices=("mse", "cross_entropy"), default="mse")
+    command.add_argument("--method", choices=("als", "lbfgs", "adam"))
+    command.add_argument("--no-bias", action="store_true", help="fit no bias")
+    command.add_argument("--steps", type=_positive(int), metavar="N")
+    command.add_argument("--stay", type=float, default=0.0, help="weight on staying near the start")
+    command.add_argument(
+        "--validation", type=float, default=0.1, help="share of samples that judge"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--threads", type=_positive(int), metavar="N")
+    command.set_defaults(run=_retune)
+
+    command = commands.add_parser(
         "reconstruct", parents=[common, writes, reads], help="expand to a dense .npy"
     )
     command.add_argument("-o", "--output", metavar="A_hat.npy", required=True)
     command.set_defaults(run=_reconstruct)
 
     command = commands.add_parser(
-        "apply", parents=[common, writes, reads], help="multiply vectors, one a row: Y = X A^T"
+        "apply",
+        parents=[common, writes, reads],
+        help="multiply vectors, one a row: Y = X A^T, plus the bias if there is one",
     )
     command.add_argument("inputs", metavar="X.npy", help="(n,) or (..., n)")
     command.add_argument("-o", "--output", metavar="Y.npy", required=True)

@@ -58,6 +58,9 @@ class DiBAFactors(LinearOperator):
     grids : (LogGrid, LogGrid, LogGrid), optional
         Where the diagonals are codes of a few bits: the grids of d1, d2 and d3, whose levels the
         entries must be (`diba_np.scales`).
+    bias : (m,) array_like of float, optional
+        What a layer adds to its outputs. Carried along and stored; `DiBALinear` and the command
+        ``apply`` add it, products with the operator do not, for they are linear.
 
     Attributes
     ----------
@@ -73,6 +76,7 @@ class DiBAFactors(LinearOperator):
     scale_bits : int or (int, int, int)
         Bits an entry of the diagonals takes in a file without loss: 16 or 32, or with grids the
         code widths of d1, d2 and d3.
+    bias : (m,) float32 vector, read-only, or None
     nbytes : int
         Bytes of memory held now.
 
@@ -113,6 +117,7 @@ class DiBAFactors(LinearOperator):
     shift: float
     record: dict[str, Any]
     grids: Grids | None
+    bias: Vector | None
 
     def __init__(
         self,
@@ -125,6 +130,7 @@ class DiBAFactors(LinearOperator):
         record: dict[str, Any] | None = None,
         *,
         grids: Grids | None = None,
+        bias: ArrayLike | None = None,
     ) -> None:
         self.b1 = b1 if isinstance(b1, PackedBits) else PackedBits(b1)
         self.b2 = b2 if isinstance(b2, PackedBits) else PackedBits(b2)
@@ -136,6 +142,7 @@ class DiBAFactors(LinearOperator):
         self.d1 = _diagonal(d1, "d1", m)
         self.d2 = _diagonal(d2, "d2", k)
         self.d3 = _diagonal(d3, "d3", n)
+        self.bias = None if bias is None else _diagonal(bias, "bias", m)
         self.shift = check_shift(shift)
         if record is not None and not isinstance(record, dict):
             raise TypeError(f"record must be a dict, got {type(record).__name__}")
@@ -164,6 +171,8 @@ class DiBAFactors(LinearOperator):
     def storage_bits(self, scale_bits: ScaleBits | None = None) -> int:
         """Return ``k (m + n) + scale_bits (m + k + n)``, everything that is stored.
 
+        A bias takes 32 bits an output more.
+
         Parameters
         ----------
         scale_bits : int or (int, int, int), optional
@@ -171,9 +180,9 @@ class DiBAFactors(LinearOperator):
             the grids too (`diba_np.metrics.storage_bits`).
         """
         m, n = self.shape
-        return metrics.storage_bits(
-            m, n, self.k, self.scale_bits if scale_bits is None else scale_bits
-        )
+        own = self.scale_bits if scale_bits is None else scale_bits
+        bias = 0 if self.bias is None else 32 * m
+        return metrics.storage_bits(m, n, self.k, own) + bias
 
     def storage_breakdown(self) -> dict[str, int]:
         """Return the stored bits as ``{"payload", "scales", "index", "codebook"}``."""
@@ -352,7 +361,7 @@ class DiBAFactors(LinearOperator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = (self.d1, self.b1, self.d2, self.b2, self.d3)
-        return _restore, (*arrays, self.shift, self.record, self.grids)
+        return _restore, (*arrays, self.shift, self.record, self.grids, self.bias)
 
     def __repr__(self) -> str:
         m, n = self.shape
@@ -364,7 +373,7 @@ class DiBAFactors(LinearOperator):
 
 def _restore(*state: Any) -> DiBAFactors:
     """Make the factorization that a pickle holds."""
-    return DiBAFactors(*state[:-1], grids=state[-1])
+    return DiBAFactors(*state[:-2], grids=state[-2], bias=state[-1])
 
 
 def check_shift(shift: Any) -> float:

@@ -49,6 +49,16 @@ def stored_scale_bits(d1: Vector, d2: Vector, d3: Vector) -> int:
     return HALF if exact else SINGLE
 
 
+def round_diagonals(
+    d1: NDArray[np.floating], d2: NDArray[np.floating], d3: NDArray[np.floating]
+) -> tuple[Vector, Vector, Vector]:
+    """Return the diagonals as 16 bits hold them, mean magnitudes of d1 and d3 moved into d2."""
+    d1, d2, d3 = (np.array(d, np.float64) for d in (d1, d2, d3))
+    mean1, mean3 = (float(np.abs(outer).mean()) or 1.0 for outer in (d1, d3))
+    d2 *= mean1 * mean3
+    return round_half(d1 / mean1), round_half(d2, power_of_two(d2)), round_half(d3 / mean3)
+
+
 @dataclass(frozen=True)
 class LogGrid:
     """Levels ``low * ratio**c`` for codes c of a few bits, with a sign and a zero if wanted.

@@ -214,7 +214,7 @@ def test_one_flipped_byte_is_found(matrix, tmp_path):
 
 def edited(path, change):
     """Change a file and give it a digest that fits, as a careless or hostile writer would."""
-    from diba_np.store import _digest
+    from diba_np.container import _digest
 
     with h5py.File(path, "r+") as file:
         change(file)

@@ -152,6 +152,28 @@ def test_reconstruct_and_apply(here, capsys, rng):
     assert not (here / "W.npy").exists()
 
 
+def test_retune_and_its_bias_in_apply(here, capsys, rng):
+    made(capsys)
+    X = rng.normal(size=(200, 15))
+    np.save("X.npy", X)
+    np.save("Y.npy", X @ np.load("A.npy").T + 1)
+    args = ("retune", "A.h5", "--inputs", "X.npy", "--targets", "Y.npy", "-o", "B.h5")
+    status, out, _ = run(capsys, *args, "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert report["loss_after"] < report["loss_before"]
+    f, g = load("A.h5"), load("B.h5")
+    assert f.b1 == g.b1
+    assert abs(g.bias.mean() - 1) < 0.3
+    assert run(capsys, "apply", "B.h5", "X.npy", "-o", "Z.npy")[0] == 0
+    np.testing.assert_allclose(np.load("Z.npy"), (g @ X.T).T + g.bias, atol=1e-5)
+    assert "before" in run(capsys, *args, "--force", "--no-bias")[1]
+    assert load("B.h5").bias is None
+    np.save("Y.npy", np.ones((3, 3)))
+    status, _, err = run(capsys, *args, "--force")
+    assert (status, "Y must have shape (N, 20), got (3, 3)" in err) == (1, True)
+
+
 def test_verify(here, capsys, rng):
     made(capsys)
     assert run(capsys, "verify", "A.h5")[0] == 0

@@ -100,7 +100,7 @@ def test_a_vector_must_lie_on_its_grid():
 def test_files_with_impossible_grids_are_refused(tmp_path, pair):
     import h5py
 
-    from diba_np import store
+    from diba_np import container, store
 
     f = coded((LogGrid(4, 0.5, 1.25), LogGrid(3, 1.0, 1.5, True), LogGrid(4, 0.5, 1.25)))
     f.save(tmp_path / "f.h5")
@@ -109,9 +109,9 @@ def test_files_with_impossible_grids_are_refused(tmp_path, pair):
         changed[0] = pair
         file.attrs["grids"] = changed
         attributes, arrays = store._payload(f)
-        attributes |= {"format": store.FORMAT, "record": file.attrs["record"]}
+        attributes |= {"format": container.FORMAT, "record": file.attrs["record"]}
         attributes["grids"] = changed.tolist()
-        file.attrs["digest"] = store._digest(attributes, arrays)
+        file.attrs["digest"] = container._digest(attributes, arrays)
     with pytest.raises(FormatError, match=r"a grid needs|must be finite"):
         load(tmp_path / "f.h5")
 

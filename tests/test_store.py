@@ -1,6 +1,7 @@
 """HDF5 files: what is saved comes back; whatever is damaged is an error, never data."""
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from strategies import factors
 
 from diba_np import DiBAFactors, FormatError, factorize, load
-from diba_np.store import atomic_path, groups, save
+from diba_np.container import atomic_path, groups
+from diba_np.store import save
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden_v1.h5"
 
@@ -88,6 +90,23 @@ def test_single_precision_where_half_would_lose(tmp_path, small):
     assert_same(f, load(tmp_path / "f.h5"))
     with h5py.File(tmp_path / "f.h5") as file:
         assert file["d1"].dtype == np.dtype("<f4")
+
+
+@pytest.mark.parametrize("grids", [False, True])
+def test_a_bias_is_kept_counted_and_pickled(tmp_path, rng, grids):
+    f = factorize(rng.normal(size=(9, 11)), k=5, max_sweeps=10, scale_bits=4 if grids else 16)
+    parts = (f.d1, f.b1, f.d2, f.b2, f.d3)
+    g = DiBAFactors(*parts, record=f.record, bias=np.arange(9) / 3, grids=f.grids)
+    assert g.storage_bits() == f.storage_bits() + 9 * 32
+    g.save(tmp_path / "g.h5")
+    for again in (load(tmp_path / "g.h5"), pickle.loads(pickle.dumps(g))):
+        assert_same(g, again)
+        np.testing.assert_array_equal(again.bias, np.float32(np.arange(9) / 3))
+    assert g.T.bias is None
+    np.testing.assert_array_equal(g @ np.ones(11), f @ np.ones(11))
+    edit(tmp_path / "g.h5", lambda file: file.__delitem__("bias"))
+    with pytest.raises(FormatError, match="digest: found"):
+        load(tmp_path / "g.h5")
 
 
 def test_payload_plus_at_most_16_kib(tmp_path, attention):

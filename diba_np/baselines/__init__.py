@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from diba_np.baselines.base import CompressedMatrix
-    from diba_np.store import Container
+    from diba_np.container import Container
 
 # label -> (module, class, keyword arguments of `fit`)
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
 from diba_np import metrics
+from diba_np.container import Container, PathLike, write_container
 from diba_np.errors import FormatError
-from diba_np.store import Container, PathLike, load, write_container
+from diba_np.store import PLAIN_VERSION, load
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -176,7 +177,14 @@ class CompressedMatrix(LinearOperator):
         """
         own, arrays = self.to_datasets()
         m, n = self.shape
-        attributes = {"method": self.method, "m": m, "n": n, "scale": self.scale, **own}
+        attributes = {
+            "format_version": PLAIN_VERSION,
+            "method": self.method,
+            "m": m,
+            "n": n,
+            "scale": self.scale,
+            **own,
+        }
         return write_container(path, attributes, arrays, self.record, group=group)
 
     @classmethod

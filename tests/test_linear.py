@@ -1,0 +1,94 @@
+"""DiBALinear: its gradients are the central differences of its own output."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import factors
+
+from diba_np import DiBAFactors, DiBALinear, factorize
+
+SMALL = st.integers(1, 7)
+
+
+@given(factors(SMALL), st.integers(0, 10**6))
+def test_forward_is_the_product_plus_bias(f, seed):
+    rng = np.random.default_rng(seed)
+    layer = DiBALinear(f, bias=rng.normal(size=f.shape[0]), dtype=np.float64)
+    x = rng.normal(size=(2, 3, f.shape[1]))
+    expected = x @ f.to_dense().astype(float).T + layer.parameters["bias"]
+    np.testing.assert_allclose(layer.forward(x), expected, atol=1e-5)
+    np.testing.assert_allclose(layer.forward(x[0, 0]), expected[0, 0], atol=1e-5)
+
+
+@given(factors(SMALL), st.integers(0, 10**6))
+def test_gradients_equal_central_differences(f, seed):
+    rng = np.random.default_rng(seed)
+    layer = DiBALinear(f, bias=rng.normal(size=f.shape[0]), dtype=np.float64)
+    x, weight = rng.normal(size=(4, f.shape[1])), rng.normal(size=(4, f.shape[0]))
+
+    def loss():
+        y = layer.forward(x)
+        return float(np.sum(weight * y**2))
+
+    gx = layer.backward(2 * weight * layer.forward(x))
+    for name, array in (*layer.parameters.items(), ("x", x)):
+        gradient = gx if name == "x" else layer.gradients[name]
+        for at in np.ndindex(array.shape):
+            kept, step = array[at], 1e-6
+            array[at] = kept + step
+            above = loss()
+            array[at] = kept - step
+            below = loss()
+            array[at] = kept
+            slope = (above - below) / (2 * step)
+            assert gradient[at] == pytest.approx(slope, rel=1e-5, abs=1e-6 * max(1, abs(loss())))
+
+
+def test_gradients_add_up_until_zeroed(rng):
+    layer = DiBALinear(factorize(rng.normal(size=(5, 4)), k=3))
+    x, g = rng.normal(size=(2, 4)), rng.normal(size=(2, 5))
+    layer.forward(x)
+    layer.backward(g)
+    once = {name: value.copy() for name, value in layer.gradients.items()}
+    layer.backward(g)
+    for name, value in once.items():
+        np.testing.assert_allclose(layer.gradients[name], 2 * value, rtol=1e-5, atol=1e-6)
+    layer.zero_grad()
+    assert not any(value.any() for value in layer.gradients.values())
+
+
+def test_to_factors_keeps_the_bits_and_carries_the_bias(rng):
+    f = factorize(rng.normal(size=(6, 5)), k=3)
+    layer = DiBALinear(f)
+    assert layer.to_factors().bias is None
+    layer.parameters["bias"][:] = 0.25
+    layer.parameters["d1"] *= 3
+    g = layer.to_factors()
+    assert g.b1 == f.b1
+    assert g.scale_bits == 16
+    np.testing.assert_array_equal(g.bias, np.full(6, 0.25, np.float32))
+    np.testing.assert_allclose(g.to_dense(), 3 * f.to_dense(), rtol=2e-3)
+    np.testing.assert_array_equal(DiBALinear(g).parameters["bias"], g.bias)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda f: DiBALinear(3), TypeError, "factors must be a DiBAFactors, got int"),
+        (lambda f: DiBALinear(f, bias=[1]), ValueError, r"bias must have shape \(2,\), got \(1,\)"),
+        (lambda f: DiBALinear(f, dtype=int), TypeError, "dtype must be float32 or float64"),
+        (lambda f: DiBALinear(f).forward(np.ones(3)), ValueError, r"x must have shape \(..., 2\)"),
+        (lambda f: DiBALinear(f).backward(np.ones(2)), ValueError, "needs a forward before"),
+    ],
+)
+def test_bad_arguments(call, error, words):
+    with pytest.raises(error, match=words):
+        call(DiBAFactors([1, 1], np.eye(2), [1, 1], np.eye(2), [1, 1]))
+
+
+def test_backward_wants_as_many_samples(rng):
+    layer = DiBALinear(factorize(rng.normal(size=(3, 3)), k=2))
+    layer.forward(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="must hold 2 samples as x did, got 3"):
+        layer.backward(np.ones((3, 3)))
