@@ -145,7 +145,7 @@ class Limits:
 
         key = (name, columns >= 16)
         if key not in self._rates:
-            bits = random_factors(32768, 1, 480 * 32769 / 32768).b1  # 32768 x 480
+            bits = random_factors(16384, 1, 960 * 16385 / 16384).b1  # 16384 x 960
             path = name if name in ("avx2", "portable") else None
             product = Product(bits, path=path)
             x = np.ones((bits.shape[1], 16 if key[1] else 1), np.float32)
