@@ -157,7 +157,7 @@ class Limits:
             before = numba.get_num_threads()
             numba.set_num_threads(1)
             try:
-                us = self.clock.compare({"": call})[""]["us"]
+                us = self.clock.compare({"": call})[""]["low"]
             finally:
                 numba.set_num_threads(before)
             size = bits.shape[0] * bits.shape[1] * x.shape[1]
@@ -182,7 +182,7 @@ class Limits:
 
             data = np.ones(size // 4, np.float32)
             sums = np.empty(self.threads, np.float32)
-            us = self.clock.compare({"": lambda: read(data, self.threads, sums)})[""]["us"]
+            us = self.clock.compare({"": lambda: read(data, self.threads, sums)})[""]["low"]
             self._reads[size] = size / us / 1e3
         return self._reads[size]
 
