@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,17 +131,54 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class _Backoff:
+    """Leaves parallel kernels alone for a while after one was held up.
+
+    OpenMP's threads wait for each other by spinning. Where other programs keep the processors busy
+    one of them loses its time slice, and a product of 0.1 ms takes 100 ms.
+    """
+
+    SHORTEST, LONGEST = 0.1, 10.0  # seconds
+    HELD_UP = 2e-3  # seconds more than five times what the slowest kernel takes on one thread
+    SLOWEST = 3e10  # weights a second
+
+    def __init__(self) -> None:
+        self._until, self._pause = 0.0, self.SHORTEST
+
+    def over(self) -> bool:
+        return time.perf_counter() >= self._until
+
+    def note(self, seconds: float, work: float) -> None:
+        if seconds < self.HELD_UP + 5 * work / self.SLOWEST:
+            self._pause = self.SHORTEST
+            return
+        self._until = time.perf_counter() + self._pause
+        self._pause = min(2 * self._pause, self.LONGEST)
+
+
+_backoff = _Backoff()
+
+
 def _run(
-    kernels: tuple[Callable[..., Any], ...],
+    kernels: tuple[Any, ...],
     parts: int,
+    work: float,
     x: Real,
     arguments: tuple[Any, ...],
     out: Real,
 ) -> Any:
-    """Call a kernel, or its parallel twin if it is to run in parts and may."""
-    if parts > 1 and not _forked.is_set() and _parallel.acquire(blocking=False):
+    """Call a kernel, or its parallel twin if it is to run in parts and may; the same result.
+
+    `work` is the number of weights times columns.
+    """
+    may = parts > 1 and not _forked.is_set() and _backoff.over()
+    if may and _parallel.acquire(blocking=False):
         try:
-            return kernels[1](x, *arguments, parts, out)
+            compiled, start = len(kernels[1].overloads), time.perf_counter()
+            result = kernels[1](x, *arguments, parts, out)
+            if len(kernels[1].overloads) == compiled:
+                _backoff.note(time.perf_counter() - start, work)
+            return result
         finally:
             _parallel.release()
     return kernels[0](x, *arguments, 1, out)
@@ -265,7 +303,8 @@ class Product:
         x = _operand(x)
         out = np.empty(self.shape[0], x.dtype)
         path = self._path if x.dtype == _SINGLE else "portable"
-        total = _run(_VECTOR_KERNELS[path], self._parts(), x, self._prepared(x.dtype), out)
+        arguments = self._prepared(x.dtype)
+        total = _run(_VECTOR_KERNELS[path], self._parts(), self.weights, x, arguments, out)
         if not math.isfinite(total):
             self._mend(x[:, np.newaxis], out[:, np.newaxis])
         return out
@@ -290,7 +329,7 @@ class Product:
             return self.vector(x)
         out = np.empty(self.shape[0], x.dtype)
         arguments = (*self._prepared(_SINGLE), self._mixed_d2)
-        total, roughness = _run(_ROUNDED_KERNELS, self._parts(), x, arguments, out)
+        total, roughness = _run(_ROUNDED_KERNELS, self._parts(), self.weights, x, arguments, out)
         if math.isfinite(total) and roughness <= _LARGEST_ROUGHNESS:
             return out
         return self.vector(x)
@@ -322,18 +361,19 @@ class Product:
         lanes = 64 // x.itemsize
         whole = n_columns // lanes * lanes
         if whole:
-            _run(_MATRIX_KERNELS, self._parts(whole), x, arguments, out)
+            _run(_MATRIX_KERNELS, self._parts(whole), whole * self.weights, x, arguments, out)
         if n_columns - whole >= _PANEL_FROM[path, x.dtype]:
             panel = np.zeros((n, lanes), x.dtype)
             panel[:, : n_columns - whole] = x[:, whole:]
             result = np.empty((out.shape[0], lanes), x.dtype)
-            _run(_MATRIX_KERNELS, self._parts(lanes), panel, arguments, result)
+            work = lanes * self.weights
+            _run(_MATRIX_KERNELS, self._parts(lanes), work, panel, arguments, result)
             out[:, whole:] = result[:, : n_columns - whole]
             return
         vectors = np.ascontiguousarray(x[:, whole:].T)
         results = np.empty((n_columns - whole, out.shape[0]), out.dtype)
         for vector, product in zip(vectors, results, strict=True):
-            _run(_VECTOR_KERNELS[path], self._parts(), vector, arguments, product)
+            _run(_VECTOR_KERNELS[path], self._parts(), self.weights, vector, arguments, product)
         out[:, whole:] = results.T
 
     # -- the dense matrix, in pieces ---------------------------------------------------------------
@@ -345,7 +385,7 @@ class Product:
         unit[indices, np.arange(indices.size)] = 1
         out = np.empty((self.shape[0], width), dtype)
         arguments = (*self._prepared(dtype)[:-1], np.empty(0, dtype))
-        _run(_MATRIX_KERNELS, self._parts(width), unit, arguments, out)
+        _run(_MATRIX_KERNELS, self._parts(width), width * self.weights, unit, arguments, out)
         return out[:, : indices.size]
 
     def _run_dense(self, x: Real, out: Real) -> None:

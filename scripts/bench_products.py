@@ -7,7 +7,7 @@ untimed call and many timed ones. The pause is there because the threads of Open
 on spinning for 20-30 ms after a call and would be timed with the other side. A time is the median
 over all turns; a ratio is NumPy's time over ours, so below 1 is a loss. Errors are those of the
 same operands against float64: of the result's norm, and for 16-bit tables also of the +-1 part.
-"limit" is the share of the look-up rate that one thread reaches on bits that stay in its cache,
+"limit" is the share of the look-up rate that one thread reaches where the tables stay in L1,
 times the threads; "memory" the share of a plain read of as many bytes on as many threads.
 """
 
@@ -137,7 +137,7 @@ class Limits:
         self._rates: dict[tuple[str, bool], float] = {}
 
     def weights_per_ns(self, name: str, columns: int) -> float:
-        """Weights (times columns) a nanosecond on bits that fit in L2: one thread times threads."""
+        """Weights (times columns) a nanosecond, the tables in L1: one thread times threads."""
         import numba
         import numpy as np
 
@@ -145,7 +145,7 @@ class Limits:
 
         key = (name, columns >= 16)
         if key not in self._rates:
-            bits = random_factors(4096, 960, 1.0).b1.T
+            bits = random_factors(16384, 1, 960 * 16385 / 16384).b1  # 16384 x 960
             path = name if name in ("avx2", "portable") else None
             product = Product(bits, path=path)
             x = np.ones((bits.shape[1], 16 if key[1] else 1), np.float32)
@@ -157,7 +157,7 @@ class Limits:
             before = numba.get_num_threads()
             numba.set_num_threads(1)
             try:
-                us = self.clock.compare({"": call})[""]["us"]
+                us = self.clock.compare({"": call})[""]["low"]
             finally:
                 numba.set_num_threads(before)
             size = bits.shape[0] * bits.shape[1] * x.shape[1]
@@ -182,7 +182,7 @@ class Limits:
 
             data = np.ones(size // 4, np.float32)
             sums = np.empty(self.threads, np.float32)
-            us = self.clock.compare({"": lambda: read(data, self.threads, sums)})[""]["us"]
+            us = self.clock.compare({"": lambda: read(data, self.threads, sums)})[""]["low"]
             self._reads[size] = size / us / 1e3
         return self._reads[size]
 

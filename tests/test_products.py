@@ -208,6 +208,7 @@ def test_the_same_result_for_any_number_of_threads(path, b, rng):
         results = []
         for threads in (1, 2):
             with workers(threads):
+                products._backoff._until = 0.0
                 results.append(apply(x))
         np.testing.assert_array_equal(*results)
 
@@ -382,6 +383,28 @@ def test_products_from_several_threads_at_once(rng):
     assert len(found) == 30
     for result in found:
         np.testing.assert_array_equal(result, expected)
+
+
+def test_a_held_up_kernel_leads_to_one_thread_for_a_while(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(products.time, "perf_counter", lambda: now[0])
+    backoff = products._Backoff()
+    assert backoff.over()
+    backoff.note(1e-4, 1e7)
+    assert backoff.over()
+    for pause in (0.1, 0.2, 0.4):
+        backoff.note(0.1, 1e7)
+        assert not backoff.over()
+        now[0] += 0.9 * pause
+        assert not backoff.over()
+        now[0] += 0.2 * pause
+        assert backoff.over()
+    backoff.note(0.1, 1e10)  # so much work may take that long
+    assert backoff.over()
+    for _ in range(20):
+        backoff.note(1.0, 0.0)
+    now[0] += 10.1
+    assert backoff.over()
 
 
 # -- paths -----------------------------------------------------------------------------------------
