@@ -127,6 +127,8 @@ def _factorize(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     _check_output(output, args.force)
     matrix = _load_array(args.matrix)
+    inputs = _load_array(args.inputs) if args.inputs else None
+    output_weight = _load_array(args.output_weight) if args.output_weight else None
     from diba_np.factorize import factorize
 
     factors = factorize(
@@ -139,6 +141,8 @@ def _factorize(args: argparse.Namespace) -> int:
         scale_bits=args.scale_bits,
         solver=args.solver,
         effort=args.effort,
+        inputs=inputs,
+        output_weight=output_weight,
         seed=args.seed,
         max_sweeps=args.max_sweeps,
         tol=args.tol,
@@ -153,6 +157,7 @@ def _factorize(args: argparse.Namespace) -> int:
         "solver": args.solver,
         "seed": args.seed,
         "snr_db": factors.record["snr_db"],
+        **({"output_snr_db": factors.record["output_snr_db"]} if args.inputs else {}),
         "converged": factors.record["converged"],
         "improving_flips_left": factors.record["improving_flips_left"],
         "seconds": factors.record["seconds"],
@@ -161,6 +166,7 @@ def _factorize(args: argparse.Namespace) -> int:
     lines = [
         *_size_lines(report),
         ("SNR", _decibels(report["snr_db"])),
+        *([("output SNR", _decibels(report["output_snr_db"]))] if args.inputs else []),
         ("seconds", f"{report['seconds']:.2f}"),
         ("file", f"{output} ({file_bytes} bytes)"),
     ]
@@ -186,6 +192,8 @@ def _info(args: argparse.Namespace) -> int:
         record = factors.record
         if "snr_db" in record:
             lines.append(("SNR when made", _decibels(record["snr_db"])))
+        if "output_snr_db" in record:
+            lines.append(("output SNR when made", _decibels(record["output_snr_db"])))
         if "solver" in record:
             lines.append(
                 (
@@ -425,6 +433,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=16,
         metavar="BITS",
         help="bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto",
+    )
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
+    )
+    command.add_argument(
+        "--output-weight", metavar="w.npy", help="(m,) weights of the outputs' squared errors"
     )
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")

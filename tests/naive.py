@@ -315,6 +315,124 @@ def descend_codes(H, r, d, values, sweeps):
     return d, moves
 
 
+def weighed_error(A, A_hat, w, H):
+    """``tr(W (A - A_hat) H (A - A_hat)^T)``, entry by entry of W."""
+    E = A - A_hat
+    return sum(float(w[i]) * float(E[i] @ H @ E[i]) for i in range(len(A)))
+
+
+def column_problem(A, U, B, d, shift, w, H):
+    """Return (error, best): the whole objective for B (n, k) and d (n,), and d_j's best value."""
+
+    def error(bits, scale):
+        return weighed_error(A, U @ (bits - shift).T * scale, w, H)
+
+    def best(j, bits, scale):
+        # a parabola through three points
+        def at(s):
+            moved = scale.copy()
+            moved[j] = s
+            return error(bits, moved)
+
+        low, mid, high = at(-1.0), at(0.0), at(1.0)
+        curve = (high + low) / 2 - mid
+        return (low - high) / (4 * curve) if curve > 1e-12 else scale[j]
+
+    return error, best
+
+
+def with_entry(vector, j, value):
+    out = vector.copy()
+    out[j] = value
+    return out
+
+
+def sweep_columns_fixed(A, U, B, d, shift, w, H, slack, passes):
+    """Try every bit of every column in order, recomputing the whole objective each time."""
+    B, flips = B.copy(), np.zeros(len(B), int)
+    error, _ = column_problem(A, U, B, d, shift, w, H)
+    for j in range(len(B)):
+        for _ in range(passes):
+            found = 0
+            for l in range(B.shape[1]):
+                trial = B.copy()
+                trial[j] = flipped(B[j], l)
+                if error(trial, d) - error(B, d) < -slack:
+                    B = trial
+                    found += 1
+            flips[j] += found
+            if not found:
+                break
+    return B, d, flips
+
+
+def sweep_columns_joint(A, U, B, d, shift, w, H, slack, passes):
+    """Try every bit of every column in order, its scale at the optimum before and after."""
+    B, d, flips = B.copy(), d.copy(), np.zeros(len(B), int)
+    error, best = column_problem(A, U, B, d, shift, w, H)
+
+    def least(j, bits):
+        return error(bits, with_entry(d, j, best(j, bits, with_entry(d, j, 0.0))))
+
+    for j in range(len(B)):
+        for _ in range(passes):
+            found = 0
+            for l in range(B.shape[1]):
+                trial = B.copy()
+                trial[j] = flipped(B[j], l)
+                if least(j, trial) - least(j, B) < -slack:
+                    B = trial
+                    found += 1
+            flips[j] += found
+            if not found:
+                break
+        d[j] = best(j, B, d)
+    return B, d, flips
+
+
+def tabu_columns(A, U, B, d, shift, w, H, slack, moves, tenure, patience):
+    """Tabu search of every column in order, its scale at the optimum before and after."""
+    B, d, flips = B.copy(), d.copy(), np.zeros(len(B), int)
+    error, best = column_problem(A, U, B, d, shift, w, H)
+    for j in range(len(B)):
+        d[j] = best(j, B, d)
+        now, since, held = B, 0, {}
+        for t in range(moves):
+            if since == patience:
+                break
+            trials = {}
+            for l in range(B.shape[1]):
+                trial = now.copy()
+                trial[j] = flipped(now[j], l)
+                if held.get(l, 0) <= t or error(trial, d) < error(B, d) - slack:
+                    trials[l] = trial
+            if not trials:
+                break
+            pick = min(trials, key=lambda l: error(trials[l], d))
+            now, since = trials[pick], since + 1
+            held[pick] = t + tenure + 1 + (7 * t + pick) % 5
+            if error(now, d) < error(B, d) - slack:
+                B, since, flips[j] = now, 0, t + 1
+        d[j] = best(j, B, d)
+    return B, d, flips
+
+
+def improving_flips_weighed(A, d1, b1, d2, b2, d3, shift, w, H, relative):
+    """Count the single bits whose flip lowers the weighed objective by that share of A's own."""
+
+    def error():
+        return weighed_error(A, dense_fast(d1, b1, d2, b2, d3, shift), w, H)
+
+    total, least = error(), relative * weighed_error(A, 0.0, w, H)
+    count = 0
+    for bits in (b1, b2):
+        for at in itertools.product(*map(range, bits.shape)):
+            bits[at] = 1 - bits[at]
+            count += error() < total - least
+            bits[at] = 1 - bits[at]
+    return count
+
+
 def power_magnitudes(Q, q, block):
     """``p = |Q| q`` and ``|Q|^T p`` over each block of rows."""
     p = np.abs(Q) @ q
