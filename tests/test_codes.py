@@ -127,6 +127,8 @@ def test_damaged_streams_do_not_crash(coder, rng):
         huffman.decode(stream, book[:-1], 400, 7, coder)
     with pytest.raises(ValueError):
         huffman.decode(stream[: stream.size // 4 * 2], book, 400, 7, coder)
+    with pytest.raises(ValueError, match="cannot hold"):
+        huffman.decode(stream, book, 10**15, 7, coder)
     for _ in range(100):
         bad_stream, bad_book = stream.copy(), book.copy()
         target = bad_stream if rng.random() < 0.5 else bad_book

@@ -214,7 +214,7 @@ class CompressedMatrix(LinearOperator):
             raise FormatError(f"{contents.label}: attribute scale: found {scale}, expected a float")
         try:
             result = cls.from_datasets(contents.attributes, contents.arrays)
-        except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
+        except (LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
             raise FormatError(f"{contents.label}: inconsistent contents: {error}") from error
         result.record = contents.record
         return result

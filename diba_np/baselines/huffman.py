@@ -171,10 +171,8 @@ def decode(stream: Array, book: Array, count: int, r: int, coder: str = "huffman
     ValueError
         If stream or book cannot be what `encode` writes.
     """
-    out = np.empty(count, np.int64)
     if count == 0 or r == 1:
-        out[:] = 0
-        return out
+        return np.zeros(count, np.int64)
     levels = LIMIT + 1 if coder == "huffman" else PRECISION
     if book.size != packed_bytes(r, levels):
         raise ValueError(f"book must have {packed_bytes(r, levels)} bytes, got {book.size}")
@@ -182,7 +180,9 @@ def decode(stream: Array, book: Array, count: int, r: int, coder: str = "huffman
     if coder == "huffman":
         if not table.any():
             raise ValueError("book must hold at least one code")
+        _check_count(count, 1.0, stream)
         order, first_code, first_index, length_count = _tables(table)
+        out = np.empty(count, np.int64)
         read = decode_huffman(
             np.ascontiguousarray(stream),
             8 * stream.size,
@@ -201,9 +201,17 @@ def decode(stream: Array, book: Array, count: int, r: int, coder: str = "huffman
         raise ValueError(f"stream must have an even number of bytes, got {stream.size}")
     if table.sum() != PRECISION:
         raise ValueError(f"frequencies must sum to {PRECISION}, got {table.sum()}")
+    _check_count(count, float(np.log2(PRECISION / table.max())), stream)
     cumulative = np.cumsum(table) - table
     slots = np.repeat(np.arange(r, dtype=np.int64), table)
     words = np.ascontiguousarray(stream).view("<u2").astype(np.uint16)
+    out = np.empty(count, np.int64)
     if decode_rans(words, table, cumulative, slots, out) != 0:
         raise ValueError("stream does not decode with its book")
     return out
+
+
+def _check_count(count: int, least_bits: float, stream: Array) -> None:
+    """Refuse a count that the stream cannot hold, before memory and time are spent on it."""
+    if count * least_bits > 8 * stream.size + 64:
+        raise ValueError(f"stream of {stream.size} bytes cannot hold {count} symbols")
