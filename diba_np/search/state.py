@@ -69,7 +69,8 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
     """
     other = state.scaled(not left) * state.d2
     product = target.matmul if left else target.rmatmul
-    return target.workers.gram(other), product(other)
+    gram = target.workers.matmul(np.ascontiguousarray(other.T), other)
+    return gram, product(other)
 
 
 def sweep(
@@ -117,7 +118,8 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     V = (B2 - shift) D3. Cost: ``2 m n k + k^2 (m + n)`` flops.
     """
     U, V = state.scaled(True), state.scaled(False)
-    normal = target.workers.gram(U) * target.workers.gram(V)
+    matmul = target.workers.matmul
+    normal = matmul(np.ascontiguousarray(U.T), U) * matmul(np.ascontiguousarray(V.T), V)
     return normal, np.einsum("ik,ik->k", U, target.matmul(V))
 
 
@@ -169,6 +171,17 @@ def fit_grids(target: Target, state: State, widths: Widths) -> float:
     # what is off the grid must not win against what is on it
     state.d2 = middle.round(state.d2 * target.unit).astype(np.float64) / target.unit
     return update_d2(target, state)
+
+
+def sort_components(target: Target, state: State) -> None:
+    """Order the components by how much the squared error would rise without each, most first."""
+    H, r = d2_equations(target, state)
+    # E(d2 - d2_l e_l) - E(d2), exact for the other components as they are
+    rise = state.d2 * (2.0 * (r - H @ state.d2) + state.d2 * np.diag(H))
+    order = np.argsort(-rise, kind="stable")
+    state.b1 = np.ascontiguousarray(state.b1[:, order])
+    state.b2 = np.ascontiguousarray(state.b2[:, order])
+    state.d2 = state.d2[order]
 
 
 def squared_error(target: Target, state: State) -> float:
