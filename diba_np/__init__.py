@@ -17,6 +17,7 @@ from diba_np._version import __version__
 
 if TYPE_CHECKING:
     from diba_np.bits import PackedBits
+    from diba_np.compare import compare
     from diba_np.diagnostics import show_versions
     from diba_np.errors import ConvergenceWarning, FormatError
     from diba_np.factorize import factorize
@@ -30,6 +31,7 @@ __all__ = [
     "FormatError",
     "PackedBits",
     "__version__",
+    "compare",
     "factorize",
     "load",
     "show_versions",
@@ -42,6 +44,7 @@ _HOME = {
     "DiBAFactors": "factors",
     "FormatError": "errors",
     "PackedBits": "bits",
+    "compare": "compare",
     "factorize": "factorize",
     "load": "store",
     "show_versions": "diagnostics",

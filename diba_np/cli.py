@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from diba_np._version import __version__
 
 if TYPE_CHECKING:
+    from diba_np.baselines.base import CompressedMatrix
     from diba_np.factors import DiBAFactors
 
 DONE, FAILED = 0, 1
@@ -83,17 +84,16 @@ def _decibels(value: float | None) -> str:
     return "exact" if value is None or value == math.inf else f"{value:.3f} dB"
 
 
-def _size_report(factors: DiBAFactors) -> Report:
-    m, n = factors.shape
-    return {
-        "m": m,
-        "n": n,
-        "k": factors.k,
-        "shift": factors.shift,
-        "scale_bits": factors.scale_bits,
-        "storage_bits": factors.storage_bits(),
-        "bits_per_weight": factors.bits_per_weight,
-        "storage_ratio": factors.storage_ratio(),
+def _size_report(made: DiBAFactors | CompressedMatrix) -> Report:
+    m, n = made.shape
+    report = {"m": m, "n": n, "method": made.method}
+    if made.method == "diba":
+        report |= {"k": made.k, "shift": made.shift, "scale_bits": made.scale_bits}
+    return report | {
+        "storage_bits": made.storage_bits(),
+        "storage_breakdown": made.storage_breakdown(),
+        "bits_per_weight": made.bits_per_weight,
+        "storage_ratio": made.storage_ratio(),
     }
 
 
@@ -102,14 +102,17 @@ def _widths(scale_bits: Any) -> str:
 
 
 def _size_lines(report: Report) -> list[tuple[str, str]]:
+    lines = [("shape", f"{report['m']} x {report['n']}")]
+    counted = f"{report['storage_bits']} bits"
+    if report["method"] == "diba":
+        shift = f" (shift {report['shift']:g})" if report["shift"] else ""
+        lines.append(("k", f"{report['k']}{shift}"))
+        counted += f", {_widths(report['scale_bits'])}-bit diagonals"
+    else:
+        lines.append(("method", report["method"]))
     return [
-        ("shape", f"{report['m']} x {report['n']}"),
-        ("k", str(report["k"]) + (f" (shift {report['shift']:g})" if report["shift"] else "")),
-        (
-            "bits per weight",
-            f"{report['bits_per_weight']:.4f} "
-            f"({report['storage_bits']} bits, {_widths(report['scale_bits'])}-bit diagonals)",
-        ),
+        *lines,
+        ("bits per weight", f"{report['bits_per_weight']:.4f} ({counted})"),
         (
             "storage ratio",
             f"{report['storage_ratio']:.5f} of float32 (1/{1 / report['storage_ratio']:.1f})",
@@ -124,6 +127,8 @@ def _factorize(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     _check_output(output, args.force)
     matrix = _load_array(args.matrix)
+    inputs = _load_array(args.inputs) if args.inputs else None
+    output_weight = _load_array(args.output_weight) if args.output_weight else None
     from diba_np.factorize import factorize
 
     factors = factorize(
@@ -136,6 +141,8 @@ def _factorize(args: argparse.Namespace) -> int:
         scale_bits=args.scale_bits,
         solver=args.solver,
         effort=args.effort,
+        inputs=inputs,
+        output_weight=output_weight,
         seed=args.seed,
         max_sweeps=args.max_sweeps,
         tol=args.tol,
@@ -150,6 +157,7 @@ def _factorize(args: argparse.Namespace) -> int:
         "solver": args.solver,
         "seed": args.seed,
         "snr_db": factors.record["snr_db"],
+        **({"output_snr_db": factors.record["output_snr_db"]} if args.inputs else {}),
         "converged": factors.record["converged"],
         "improving_flips_left": factors.record["improving_flips_left"],
         "seconds": factors.record["seconds"],
@@ -158,6 +166,7 @@ def _factorize(args: argparse.Namespace) -> int:
     lines = [
         *_size_lines(report),
         ("SNR", _decibels(report["snr_db"])),
+        *([("output SNR", _decibels(report["output_snr_db"]))] if args.inputs else []),
         ("seconds", f"{report['seconds']:.2f}"),
         ("file", f"{output} ({file_bytes} bytes)"),
     ]
@@ -183,6 +192,8 @@ def _info(args: argparse.Namespace) -> int:
         record = factors.record
         if "snr_db" in record:
             lines.append(("SNR when made", _decibels(record["snr_db"])))
+        if "output_snr_db" in record:
+            lines.append(("output SNR when made", _decibels(record["output_snr_db"])))
         if "solver" in record:
             lines.append(
                 (
@@ -314,6 +325,43 @@ def _verify(args: argparse.Namespace) -> int:
     return DONE if report["ok"] else FAILED
 
 
+def _compare(args: argparse.Namespace) -> int:
+    plot = Path(args.plot) if args.plot else None
+    if plot is not None:
+        _check_output(plot, args.force)
+        from diba_np.report import check_matplotlib
+
+        try:
+            check_matplotlib()
+        except ImportError as error:
+            raise CommandError(str(error)) from error
+    matrix = _load_array(args.matrix)
+    inputs = _load_array(args.inputs) if args.inputs else None
+    from dataclasses import asdict
+
+    from diba_np.compare import compare, format_table
+
+    methods = "all" if args.methods == ["all"] else args.methods
+    rows = compare(matrix, args.bits, methods, inputs=inputs, jobs=args.jobs, seed=args.seed)
+    made = [row for row in rows if not row.error]
+    if plot is not None and made:
+        from diba_np.report import plot_comparison
+        from diba_np.store import atomic_path
+
+        with atomic_path(plot) as temporary:
+            title = f"{Path(args.matrix).name}, {matrix.shape[0]} × {matrix.shape[1]}"
+            quality = "snr" if inputs is None else "output_snr"
+            kind = plot.suffix.lstrip(".") or "png"
+            plot_comparison(made, temporary, quality, title, kind)
+    if args.json:
+        m, n = matrix.shape
+        report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
+        print(json.dumps(_finite(report)))
+    else:
+        print(format_table(rows))
+    return DONE if made else FAILED
+
+
 def _warmup(args: argparse.Namespace) -> int:
     from diba_np.warmup import warm_up
 
@@ -386,6 +434,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="BITS",
         help="bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto",
     )
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
+    )
+    command.add_argument(
+        "--output-weight", metavar="w.npy", help="(m,) weights of the outputs' squared errors"
+    )
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
     command.add_argument("--seed", type=int, default=0)
@@ -418,6 +472,29 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("matrix", metavar="A.npy", nargs="?")
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
+        "compare", parents=[common, writes], help="every method on one .npy matrix at equal bits"
+    )
+    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument(
+        "--bits",
+        type=_positive(float),
+        nargs="+",
+        required=True,
+        metavar="R",
+        help="stored bits per weight, all counted",
+    )
+    command.add_argument(
+        "--methods", nargs="+", default=["all"], metavar="NAME", help="default: all of them"
+    )
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"
+    )
+    command.add_argument("--jobs", type=_positive(int), default=1, metavar="N", help="processes")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
+    command.set_defaults(run=_compare)
 
     command = commands.add_parser(
         "warmup", parents=[common], help="compile now what the first use would wait for"

@@ -16,13 +16,15 @@ from diba_np.errors import ConvergenceWarning
 from diba_np.factors import DiBAFactors, check_shift
 from diba_np.metrics import decibels
 from diba_np.scales import ScaleBits, Widths, check_scale_bits
+from diba_np.search.activations import ScaledTarget, WeightedTarget, snr_facts
+from diba_np.search.gram import as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
 from diba_np.search.pilot import choose_widths, guess_k
 from diba_np.search.rank_one import rank_one
 from diba_np.search.refit import factors_of, round_diagonals, state_of
 from diba_np.search.relaxation import EFFORTS, Effort, polish, relax
-from diba_np.search.state import State, sort_components, squared_error
+from diba_np.search.state import State, sort_components, squared_error, update_d2
 from diba_np.search.target import Target, as_matrix, digest
 from diba_np.threads import workers
 
@@ -65,6 +67,9 @@ def factorize(
     scale_bits: int | tuple[int, int, int] | str = 16,
     solver: str = "auto",
     effort: str = "balanced",
+    inputs: ArrayLike | None = None,
+    gram: ArrayLike | None = None,
+    output_weight: ArrayLike | None = None,
     init: DiBAFactors | None = None,
     seed: int = 0,
     max_sweeps: int | None = None,
@@ -91,6 +96,7 @@ def factorize(
         Budget: storage as a share of the dense float32 matrix; ``bits / 32``.
     snr : float, optional
         Budget: dB; the smallest k that reaches it is searched for (a full search for each k tried).
+        With weights, of the weighted error.
     shift : float, default 0.0
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet; a bit b stands for ``b - shift``.
     scale_bits : 16, 32, int from 2 to 8, three of them, or "auto"
@@ -103,6 +109,13 @@ def factorize(
     effort : {"fast", "balanced", "best"}
         65, 160 or 1000 iterations of the ADMM, with shorter or longer walks in the polish. Of no
         meaning for the greedy solver. See Notes for what it buys.
+    inputs : (N, n) array_like, optional
+        What the matrix will be multiplied with, one sample a row: the error of the outputs,
+        ``|(A - A_hat) X^T|_F``, is minimised instead. A memory map is read in row blocks.
+    gram : (n, n) array_like, optional
+        ``X^T X`` in the place of `inputs`, times any constant.
+    output_weight : (m,) array_like, optional
+        Weights of the squared errors of the outputs, not negative; alone or with one of the above.
     init : DiBAFactors, optional
         Start from this factorization of the same shape and k, and only improve it.
     seed : int, default 0
@@ -127,7 +140,8 @@ def factorize(
     DiBAFactors
         Its diagonals are rounded to what a file holds (`scale_bits`). Its `record` tells solver,
         effort, seed, sweeps, seconds, SNR, the history of the relative squared error, the SHA-256
-        of A and versions.
+        of A and versions; with inputs also their SHA-256, number of rows and the SNR of the
+        outputs.
 
     Raises
     ------
@@ -140,11 +154,15 @@ def factorize(
     -----
     ConvergenceWarning
         `max_sweeps` or `time_limit` ended the search before its own end condition.
+    UserWarning
+        `inputs` has fewer rows than channels, or there are channels that are always zero.
 
     Notes
     -----
     Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory about
-    ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``.
+    ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``. With inputs about
+    ``24 n^2`` bytes more; their Gram matrix is shrunk by 1 % towards its diagonal, and 1e-4 of the
+    mean of its diagonal is added to every channel.
 
     References
     ----------
@@ -193,7 +211,8 @@ def factorize(
 
     monitor = Monitor(progress, callback, time_limit)
     with workers(threads) as pool:
-        target = Target(matrix, pool)
+        weights = as_weights(inputs, gram, output_weight, shape, pool)
+        target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
         if auto:
             near = size or budget.guess_k(goal or 0.0, shape)
             stored = choose_widths(target, near, plan.shift, plan.seed)
@@ -210,7 +229,7 @@ def factorize(
         finally:
             monitor.close()
         left = _finish(target, state, monitor, plan.scale_bits)
-        error = squared_error(target, state)
+        told = snr_facts(target, state)
     record = {
         "solver": solver,
         "effort": None if greedy else effort,
@@ -222,9 +241,10 @@ def factorize(
         "stopped": monitor.stopped or None,
         "improving_flips_left": left,
         "seconds": round(monitor.seconds, 3),
-        "snr_db": decibels(target.energy, error) if error else None,
+        **told,
         "objective_history": monitor.thinned_history(),
         "source": {"shape": list(shape), "dtype": str(matrix.dtype), "sha256": digest(matrix)},
+        **({} if weights is None else {"activations": weights.facts}),
         "versions": versions(),
     }
     if not record["converged"]:
@@ -287,7 +307,13 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
         return simple
-    state = relax(target, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor)
+    surrogate = target.surrogate() if isinstance(target, WeightedTarget) else target
+    state = relax(
+        surrogate, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor
+    )
+    if isinstance(surrogate, ScaledTarget):
+        surrogate.restore(state, target.unit)
+        update_d2(target, state)
     if not monitor.stopped:
         polish(target, state, monitor, plan.tol, plan.effort, plan.widths)
     return simple if floor < squared_error(target, state) else state

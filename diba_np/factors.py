@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,6 +104,7 @@ class DiBAFactors(LinearOperator):
     array([3., 6.])
     """
 
+    method: ClassVar[str] = "diba"
     d1: Vector
     d2: Vector
     d3: Vector
@@ -173,6 +174,12 @@ class DiBAFactors(LinearOperator):
         return metrics.storage_bits(
             m, n, self.k, self.scale_bits if scale_bits is None else scale_bits
         )
+
+    def storage_breakdown(self) -> dict[str, int]:
+        """Return the stored bits as ``{"payload", "scales", "index", "codebook"}``."""
+        payload = self.k * sum(self.shape)
+        scales = self.storage_bits() - payload
+        return {"payload": payload, "scales": scales, "index": 0, "codebook": 0}
 
     def storage_ratio(self, scale_bits: ScaleBits | None = None) -> float:
         """Return `storage_bits` as a share of the dense float32 matrix."""

@@ -83,6 +83,61 @@ def snr_db(A: ArrayLike, A_hat: Any) -> float:
     return decibels(signal, noise)
 
 
+def output_snr_db(A: ArrayLike, A_hat: Any, X: ArrayLike) -> float:
+    """Signal-to-noise ratio of the outputs ``Y = X A^T`` in dB.
+
+    ``10 log10(|X A^T|_F^2 / |X (A - A_hat)^T|_F^2)``, accumulated in float64 over row blocks of X.
+    It tells about data in general only on inputs that were not used for fitting.
+
+    Parameters
+    ----------
+    A : (m, n) array_like
+        The reference.
+    A_hat : (m, n) array_like
+        The approximation; a `DiBAFactors` is expanded.
+    X : (N, n) array_like
+        Inputs, one sample a row.
+
+    Returns
+    -------
+    float
+        In dB; inf if the outputs are equal.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit together.
+
+    Examples
+    --------
+    >>> round(output_snr_db([[1.0, 2.0]], [[1.0, 1.9]], [[1.0, 0.0], [0.0, 1.0]]), 2)
+    26.99
+    >>> output_snr_db([[1.0, 2.0]], [[1.0, 1.9]], [[1.0, 0.0]])
+    inf
+    """
+    reference, inputs = np.asanyarray(A), np.asanyarray(X)
+    approximation = A_hat.to_dense() if hasattr(A_hat, "to_dense") else np.asanyarray(A_hat)
+    if reference.ndim != 2 or reference.shape != approximation.shape:
+        raise ValueError(
+            f"A and A_hat must be 2-D of one shape, got {reference.shape} and {approximation.shape}"
+        )
+    if inputs.ndim != 2 or inputs.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"X must have shape (N, {reference.shape[1]}), one sample a row, got {inputs.shape}"
+        )
+    unit = 1.0 / (largest_magnitude(reference) or 1.0)
+    a = reference.astype(np.float64) * unit
+    e = a - approximation.astype(np.float64) * unit
+    signal = noise = 0.0
+    widest = max(inputs.shape[1], len(a))
+    for rows in row_blocks((len(inputs), widest)):
+        x = inputs[rows].astype(np.float64)
+        y, d = x @ a.T, x @ e.T
+        signal += float(np.vdot(y, y))
+        noise += float(np.vdot(d, d))
+    return decibels(signal, noise)
+
+
 GRID_BITS = 64  # the two float32 numbers that describe the grid of a coded diagonal
 
 

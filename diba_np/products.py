@@ -33,12 +33,12 @@ _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 # a thread with fewer look-ups than this many weights costs more to start than it saves
 _WEIGHTS_PER_THREAD = 1_000_000
 
-# A panel of columns (one cache line wide) takes one time however many columns are used; from so
-# many on it is faster than the same columns one after another as vectors.
+# columns left over after whole cache lines, from which a line padded with zeros is faster than the
+# same columns one after another as vectors
 _PANEL_FROM = {
-    ("avx512", _SINGLE): 12,
-    ("avx2", _SINGLE): 6,
-    ("portable", _SINGLE): 3,
+    ("avx512", _SINGLE): 13,
+    ("avx2", _SINGLE): 8,
+    ("portable", _SINGLE): 4,
     ("portable", _DOUBLE): 3,
 }
 
@@ -320,34 +320,33 @@ class Product:
         path = self._path if x.dtype == _SINGLE else "portable"
         arguments = self._prepared(x.dtype)
         lanes = 64 // x.itemsize
-        rest = n_columns % lanes
-        if rest >= _PANEL_FROM[path, x.dtype]:
-            rest = 0
-        whole = n_columns - rest
-        if rest == 0:
-            _run(_MATRIX_KERNELS, self._parts(whole), x, arguments, out)
-            return
+        whole = n_columns // lanes * lanes
         if whole:
-            panels = np.empty((out.shape[0], whole), out.dtype)
-            left = np.ascontiguousarray(x[:, :whole])
-            _run(_MATRIX_KERNELS, self._parts(whole), left, arguments, panels)
-            out[:, :whole] = panels
-        result = np.empty(out.shape[0], out.dtype)
-        for column in range(whole, n_columns):
-            vector = np.ascontiguousarray(x[:, column])
-            _run(_VECTOR_KERNELS[path], self._parts(), vector, arguments, result)
-            out[:, column] = result
+            _run(_MATRIX_KERNELS, self._parts(whole), x, arguments, out)
+        if n_columns - whole >= _PANEL_FROM[path, x.dtype]:
+            panel = np.zeros((n, lanes), x.dtype)
+            panel[:, : n_columns - whole] = x[:, whole:]
+            result = np.empty((out.shape[0], lanes), x.dtype)
+            _run(_MATRIX_KERNELS, self._parts(lanes), panel, arguments, result)
+            out[:, whole:] = result[:, : n_columns - whole]
+            return
+        vectors = np.ascontiguousarray(x[:, whole:].T)
+        results = np.empty((n_columns - whole, out.shape[0]), out.dtype)
+        for vector, product in zip(vectors, results, strict=True):
+            _run(_VECTOR_KERNELS[path], self._parts(), vector, arguments, product)
+        out[:, whole:] = results.T
 
     # -- the dense matrix, in pieces ---------------------------------------------------------------
 
     def _columns(self, indices: NDArray[np.intp], dtype: np.dtype[Any]) -> Real:
         """Return some columns of the dense matrix, without the bias."""
-        unit = np.zeros((self.shape[1], indices.size), dtype)
+        width = -(-indices.size // 16) * 16  # whole cache lines
+        unit = np.zeros((self.shape[1], width), dtype)
         unit[indices, np.arange(indices.size)] = 1
-        out = np.empty((self.shape[0], indices.size), dtype)
+        out = np.empty((self.shape[0], width), dtype)
         arguments = (*self._prepared(dtype)[:-1], np.empty(0, dtype))
-        _run(_MATRIX_KERNELS, self._parts(indices.size), unit, arguments, out)
-        return out
+        _run(_MATRIX_KERNELS, self._parts(width), unit, arguments, out)
+        return out[:, : indices.size]
 
     def _run_dense(self, x: Real, out: Real) -> None:
         """Write the product through BLAS, by dense blocks that take up to 64 MiB at a time."""
@@ -401,8 +400,8 @@ def run_each_kernel() -> Iterator[str]:
     uses: list[Uses] = [
         (_VECTOR_KERNELS[product._path], _SINGLE, (1,), ()),
         (_VECTOR_KERNELS["portable"], _DOUBLE, (1,), ()),
-        (_MATRIX_KERNELS, _SINGLE, (1, 1), ()),
-        (_MATRIX_KERNELS, _DOUBLE, (1, 1), ()),
+        (_MATRIX_KERNELS, _SINGLE, (1, 16), ()),
+        (_MATRIX_KERNELS, _DOUBLE, (1, 8), ()),
     ]
     if has_rounded():
         uses.append((_ROUNDED_KERNELS, _SINGLE, (1,), (product._mixed_d2,)))

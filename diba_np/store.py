@@ -1,6 +1,7 @@
-"""Factorizations in HDF5 files: atomic to write, checked to the last byte to read.
+"""Compressed matrices in HDF5 files: atomic to write, checked to the last byte to read.
 
-Format version 1. At the root, or in a group of it:
+`write_container` and `read_container` are the one way into a file and out of it. Format version 1,
+for DiBA. At the root, or in a group of it:
 
 * attributes ``format="diba_np"``, ``format_version``, ``m``, ``n``, ``k``, ``shift``,
   ``scale_bits``, ``scale``, ``bit_order="little"``, ``record`` (JSON), ``digest`` (SHA-256 over
@@ -16,6 +17,9 @@ Format version 2, written only for coded diagonals, differs in the diagonals:
   and ratio of each grid, see `diba_np.scales.LogGrid.to_pair`;
 * datasets ``d1``, ``d2``, ``d3`` (uint8): the codes as one stream, least significant bit first.
 
+The other methods (`diba_np.baselines`) carry a ``method`` attribute, the attributes ``m``, ``n``
+and ``scale``, and attributes and one-dimensional datasets of their own. No ``method`` means DiBA.
+
 Every dataset carries a Fletcher-32 checksum, and the file's own structures are checksummed too,
 except for the heap of strings, whose sizes are checked before HDF5 reads them.
 """
@@ -29,9 +33,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -50,6 +55,9 @@ from diba_np.scales import (
     power_of_two,
     unpack_codes,
 )
+
+if TYPE_CHECKING:
+    from diba_np.baselines.base import CompressedMatrix
 
 FORMAT = "diba_np"
 PLAIN_VERSION, CODED_VERSION = 1, 2
@@ -91,7 +99,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
     """Return the SHA-256 over the attributes (sorted, as JSON) and the arrays' bytes."""
-    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=_plain).encode())
     for name in sorted(arrays):
         array = arrays[name]
         sha.update(f"{name} {array.dtype.str} {array.size} ".encode())
@@ -102,7 +110,6 @@ def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
 def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the (attributes, arrays) that stand for a factorization in a file."""
     attributes: dict[str, Any] = {
-        "format": FORMAT,
         "m": factors.shape[0],
         "n": factors.shape[1],
         "k": factors.k,
@@ -117,35 +124,44 @@ def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[An
     if factors.grids is not None:
         attributes["format_version"] = CODED_VERSION
         attributes["scale_bits"] = [grid.bits for grid in factors.grids]
-        attributes["grids"] = [list(grid.to_pair()) for grid in factors.grids]
+        attributes["grids"] = np.array([grid.to_pair() for grid in factors.grids], np.float32)
         for name, grid in zip(_DIAGONALS, factors.grids, strict=True):
             arrays[name] = pack_codes(grid.encode(getattr(factors, name)), grid.bits)
     elif isinstance(bits, int):
         scale = power_of_two(factors.d2) if bits == HALF else 1.0
-        attributes |= {"format_version": PLAIN_VERSION, "scale_bits": bits, "scale": scale}
+        attributes |= {"scale_bits": bits, "scale": scale}
         arrays["d1"] = factors.d1.astype(_DTYPES[bits])
         arrays["d2"] = (factors.d2.astype(np.float64) / scale).astype(_DTYPES[bits])
         arrays["d3"] = factors.d3.astype(_DTYPES[bits])
     return attributes, arrays
 
 
-def _write(place: h5py.Group, factors: DiBAFactors) -> None:
-    attributes, arrays = _payload(factors)
+def _write(
+    place: h5py.Group,
+    attributes: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    record: dict[str, Any],
+) -> None:
     try:
-        record = json.dumps(factors.record, default=_plain)
+        text = json.dumps(record, default=_plain)
     except TypeError as error:
         raise TypeError(f"record must hold what JSON can: {error}") from None
-    if len(record.encode()) > _LARGEST_RECORD:
+    if len(text.encode()) > _LARGEST_RECORD:
         raise ValueError(
-            f"record takes {len(record.encode())} bytes as JSON, at most {_LARGEST_RECORD} fit"
+            f"record takes {len(text.encode())} bytes as JSON, at most {_LARGEST_RECORD} fit"
         )
     for name, array in arrays.items():
-        place.create_dataset(
-            name, data=array, chunks=array.shape, fletcher32=True, track_times=False
-        )
-    attributes["record"] = record
+        # a chunk, and with it a checksum, takes at least one entry
+        checked = {"chunks": array.shape, "fletcher32": True} if array.size else {}
+        place.create_dataset(name, data=array, track_times=False, **checked)
+    attributes = {
+        "format": FORMAT,
+        "format_version": PLAIN_VERSION,
+        **attributes,
+        "record": text,
+    }
     for name, value in attributes.items():
-        place.attrs[name] = np.float32(value) if name == "grids" else value
+        place.attrs[name] = value
     place.attrs["digest"] = _digest(attributes, arrays)
 
 
@@ -156,24 +172,36 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> int:
-    """Write a factorization to an HDF5 file.
+def write_container(
+    path: PathLike,
+    attributes: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    record: dict[str, Any],
+    *,
+    group: str | None = None,
+) -> int:
+    """Write attributes, arrays and a record to an HDF5 file.
 
     The file is written beside `path` under a temporary name, flushed and renamed, so that `path`
     is at every moment either as before or complete.
 
     Parameters
     ----------
-    factors : DiBAFactors
     path : path-like
         Replaced if it exists, except that with `group` its other groups are kept.
+    attributes : dict
+        Strings, numbers, small arrays of numbers.
+    arrays : dict
+        One-dimensional arrays by dataset name.
+    record : dict
+        What JSON can hold.
     group : str, optional
-        Name of the group that takes the factorization, for many in one file.
+        Name of the group to write to, for many in one file.
 
     Returns
     -------
     int
-        The file's bytes: the payload plus at most 16 KiB, for a record of `factorize`.
+        The file's bytes: the arrays plus at most 16 KiB, for a record of `factorize`.
 
     Raises
     ------
@@ -201,8 +229,26 @@ def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> i
                 if group in file:
                     del file[group]
                 place = file.create_group(group)
-            _write(place, factors)
+            _write(place, attributes, arrays, record)
     return final.stat().st_size
+
+
+def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> int:
+    """Write a factorization to an HDF5 file; see `write_container`.
+
+    Parameters
+    ----------
+    factors : DiBAFactors
+    path : path-like
+    group : str, optional
+
+    Returns
+    -------
+    int
+        The file's bytes.
+    """
+    attributes, arrays = _payload(factors)
+    return write_container(path, attributes, arrays, factors.record, group=group)
 
 
 @contextmanager
@@ -256,7 +302,7 @@ def _first_line(error: Exception) -> str:
 
 
 def groups(path: PathLike) -> list[str]:
-    """Return the names of all groups of a file that hold a factorization; "" is the root."""
+    """Return the names of all groups of a file that hold a matrix of ours; "" is the root."""
     found: list[str] = []
 
     def visit(name: str, item: Any) -> None:
@@ -270,6 +316,27 @@ def groups(path: PathLike) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Container:
+    """What one group of a file holds, its digest checked.
+
+    Attributes
+    ----------
+    label : str
+        The path, and the group's name if it has one: the start of every complaint.
+    attributes : dict
+        All but format, record and digest.
+    arrays : dict
+        One-dimensional arrays by dataset name.
+    record : dict
+    """
+
+    label: str
+    attributes: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    record: dict[str, Any]
+
+
 class _Reader:
     """Reads one group, checking each piece before it is used."""
 
@@ -281,13 +348,14 @@ class _Reader:
     def fail(self, what: str, found: Any, expected: Any) -> FormatError:
         return FormatError(f"{self.label}: {what}: found {found}, expected {expected}")
 
-    def attribute(self, name: str, kind: type) -> Any:
+    def attribute(self, name: str, *kinds: type) -> Any:
+        expected = " or ".join(kind.__name__ for kind in kinds)
         if name not in self.place.attrs:
-            raise self.fail(f"attribute {name}", "none", kind.__name__)
+            raise self.fail(f"attribute {name}", "none", expected)
         value = self.place.attrs[name]
-        value = value.item() if isinstance(value, np.generic) else value
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.fail(f"attribute {name}", repr(value), kind.__name__)
+        value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise self.fail(f"attribute {name}", repr(value), expected)
         return value
 
     def numbers(self, name: str, shape: tuple[int, ...], kind: str) -> list[Any]:
@@ -297,11 +365,15 @@ class _Reader:
         numbers: list[Any] = value.tolist()
         return numbers
 
-    def array(self, name: str, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    def array(self, name: str, size: int | None, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+        """Read a dataset; None for a size or dtype that the attributes do not tell."""
         item = self.place.get(name)
         if not isinstance(item, h5py.Dataset):
-            raise self.fail(f"dataset {name}", "none", f"{size} entries of {dtype.str}")
-        if item.shape != (size,) or item.dtype != dtype:
+            expected = "a dataset" if dtype is None else f"{size} entries of {dtype.str}"
+            raise self.fail(f"dataset {name}", "none", expected)
+        size = item.size if size is None else size
+        dtype = item.dtype if dtype is None else dtype
+        if item.shape != (size,) or item.dtype != dtype or dtype.kind not in "uif":
             raise self.fail(
                 f"dataset {name}", f"{item.shape} of {item.dtype.str}", f"({size},) of {dtype.str}"
             )
@@ -314,22 +386,77 @@ class _Reader:
         values: NDArray[Any] = item[:]
         return values
 
+    def contents(self) -> Container:
+        """Read everything; `FormatError` unless it is whole and of this format."""
+        found = self.attribute("format", str)
+        if found != FORMAT:
+            raise self.fail("attribute format", repr(found), repr(FORMAT))
+        version = self.attribute("format_version", int)
+        if version not in (PLAIN_VERSION, CODED_VERSION):
+            raise self.fail("attribute format_version", version, f"at most {CODED_VERSION}")
+        for name in ("m", "n"):
+            if not 1 <= self.attribute(name, int) < 2**31:
+                raise self.fail(f"attribute {name}", self.attribute(name, int), "a positive size")
+        if "method" in self.place.attrs:
+            self.attribute("method", str)
+            names = [name for name, item in self.place.items() if isinstance(item, h5py.Dataset)]
+            arrays = {name: self.array(name, None, None) for name in names}
+        else:
+            layout = _layout(self)
+            arrays = {name: self.array(name, *layout[name]) for name in layout}
+        # every attribute but the digest itself is under the digest
+        attributes = {
+            name: self.attribute(name, str, int, float, list)
+            for name in self.place.attrs
+            if name != "digest"
+        }
+        digest, actual = self.attribute("digest", str), _digest(attributes, arrays)
+        if digest != actual:
+            raise self.fail("digest", actual, digest)
+        record = json.loads(self.attribute("record", str))
+        for name in ("format", "record"):
+            del attributes[name]
+        return Container(self.label, attributes, arrays, record)
 
-def load(path: PathLike, *, group: str | None = None) -> DiBAFactors:
-    """Read a factorization from an HDF5 file.
 
-    Everything is checked: version, sizes against the file's length, checksums, the digest, zero
-    padding. A damaged file is an error, never a result.
+def _layout(reader: _Reader) -> dict[str, tuple[int, np.dtype[Any]]]:
+    """Check the attributes of a DiBA factorization; return its datasets' sizes and dtypes."""
+    m, n, k = (reader.attribute(name, int) for name in ("m", "n", "k"))
+    if not 1 <= k < 2**31:
+        raise reader.fail("attribute k", k, "a positive size")
+    reader.attribute("shift", float)
+    if reader.attribute("bit_order", str) != "little":
+        raise reader.fail("attribute bit_order", reader.attribute("bit_order", str), "little")
+    byte = np.dtype("u1")
+    bits = {"b1": (-(-m * k // 8), byte), "b2": (-(-k * n // 8), byte)}
+    sizes = dict(zip(_DIAGONALS, (m, k, n), strict=True))
+    if reader.attribute("format_version", int) == CODED_VERSION:
+        widths = reader.numbers("scale_bits", (3,), "i")
+        reader.numbers("grids", (3, 2), "f")
+        if not all(LEAST_CODE <= width <= MOST_CODE for width in widths):
+            raise reader.fail("attribute scale_bits", widths, "three widths from 2 to 8")
+        coded = zip(sizes.items(), widths, strict=True)
+        return bits | {name: (-(-width * size // 8), byte) for (name, size), width in coded}
+    reader.attribute("scale", float)
+    width = reader.attribute("scale_bits", int)
+    if width not in _DTYPES:
+        raise reader.fail("attribute scale_bits", width, "16 or 32")
+    return bits | {name: (size, _DTYPES[width]) for name, size in sizes.items()}
+
+
+def read_container(path: PathLike, *, group: str | None = None) -> Container:
+    """Read what `write_container` wrote.
+
+    Everything is checked: version, sizes against the file's length, checksums, the digest.
 
     Parameters
     ----------
     path : path-like
     group : str, optional
-        The group to read, for files with many.
 
     Returns
     -------
-    DiBAFactors
+    Container
 
     Raises
     ------
@@ -351,7 +478,7 @@ def load(path: PathLike, *, group: str | None = None) -> DiBAFactors:
                 f'{final}: attribute format: found none, expected "{FORMAT}" '
                 f"(the file holds {_names(file)}{hint})"
             )
-        return _read(_Reader(final, place))
+        return _Reader(final, place).contents()
 
 
 def _names(file: h5py.File) -> str:
@@ -360,55 +487,44 @@ def _names(file: h5py.File) -> str:
     return f"groups {shown}" if names else "no groups"
 
 
-def _read(reader: _Reader) -> DiBAFactors:
-    found = reader.attribute("format", str)
-    if found != FORMAT:
-        raise reader.fail("attribute format", repr(found), repr(FORMAT))
-    version = reader.attribute("format_version", int)
-    if version not in (PLAIN_VERSION, CODED_VERSION):
-        raise reader.fail("attribute format_version", version, f"at most {CODED_VERSION}")
-    attributes: dict[str, Any] = {"format": found, "format_version": version}
-    for name in ("m", "n", "k"):
-        attributes[name] = reader.attribute(name, int)
-        if not 1 <= attributes[name] < 2**31:
-            raise reader.fail(f"attribute {name}", attributes[name], "a positive size")
-    attributes["shift"] = reader.attribute("shift", float)
-    attributes["bit_order"] = reader.attribute("bit_order", str)
-    if attributes["bit_order"] != "little":
-        raise reader.fail("attribute bit_order", attributes["bit_order"], "little")
-    m, n, k = attributes["m"], attributes["n"], attributes["k"]
-    if version == CODED_VERSION:
-        widths = reader.numbers("scale_bits", (3,), "i")
-        attributes["scale_bits"] = widths
-        attributes["grids"] = reader.numbers("grids", (3, 2), "f")
-        if not all(LEAST_CODE <= width <= MOST_CODE for width in widths):
-            raise reader.fail("attribute scale_bits", widths, "three widths from 2 to 8")
-        dtypes = [np.dtype("u1")] * 3
-        sizes = [-(-width * size // 8) for width, size in zip(widths, (m, k, n), strict=True)]
-    else:
-        attributes["scale"] = reader.attribute("scale", float)
-        attributes["scale_bits"] = reader.attribute("scale_bits", int)
-        if attributes["scale_bits"] not in _DTYPES:
-            raise reader.fail("attribute scale_bits", attributes["scale_bits"], "16 or 32")
-        dtypes = [_DTYPES[attributes["scale_bits"]]] * 3
-        sizes = [m, k, n]
-    arrays = {
-        "b1": reader.array("b1", -(-m * k // 8), np.dtype("u1")),
-        "b2": reader.array("b2", -(-k * n // 8), np.dtype("u1")),
-    }
-    for name, size, dtype in zip(_DIAGONALS, sizes, dtypes, strict=True):
-        arrays[name] = reader.array(name, size, dtype)
-    attributes["record"] = reader.attribute("record", str)
-    digest = reader.attribute("digest", str)
-    actual = _digest(attributes, arrays)
-    if digest != actual:
-        raise reader.fail("digest", actual, digest)
+def load(path: PathLike, *, group: str | None = None) -> DiBAFactors | CompressedMatrix:
+    """Read a compressed matrix from an HDF5 file, whichever method made it.
+
+    Everything is checked: version, sizes against the file's length, checksums, the digest, zero
+    padding. A damaged file is an error, never a result.
+
+    Parameters
+    ----------
+    path : path-like
+    group : str, optional
+        The group to read, for files with many.
+
+    Returns
+    -------
+    DiBAFactors or diba_np.baselines.base.CompressedMatrix
+
+    Raises
+    ------
+    FileNotFoundError
+    FormatError
+        As `read_container`, or the contents contradict each other.
+    """
+    contents = read_container(path, group=group)
+    if "method" in contents.attributes:
+        from diba_np.baselines import rebuild
+
+        return rebuild(contents)
+    return _factors(contents)
+
+
+def _factors(contents: Container) -> DiBAFactors:
+    attributes, arrays = contents.attributes, contents.arrays
+    m, n, k = (attributes[name] for name in ("m", "n", "k"))
+    shift, record = attributes["shift"], contents.record
     try:
-        record = json.loads(attributes["record"])
         bits1 = PackedBits.from_stream(arrays["b1"], (m, k))
         bits2 = PackedBits.from_stream(arrays["b2"], (k, n))
-        shift = attributes["shift"]
-        if version == PLAIN_VERSION:
+        if attributes["format_version"] == PLAIN_VERSION:
             d2 = arrays["d2"].astype(np.float64) * attributes["scale"]
             return DiBAFactors(arrays["d1"], bits1, d2, bits2, arrays["d3"], shift, record)
         pairs = zip(attributes["scale_bits"], attributes["grids"], strict=True)
@@ -420,4 +536,4 @@ def _read(reader: _Reader) -> DiBAFactors:
         )
         return DiBAFactors(d1, bits1, d2, bits2, d3, shift, record, grids=grids)
     except (ValueError, TypeError) as error:
-        raise FormatError(f"{reader.label}: {error}") from error
+        raise FormatError(f"{contents.label}: {error}") from error

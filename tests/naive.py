@@ -75,6 +75,143 @@ def product_columns(b1, b2, d1, d2, d3, alpha, bias, X):
     return np.stack([product(b1, b2, d1, d2, d3, alpha, bias, x) for x in X.T], axis=1)
 
 
+def decode_huffman(stream, codes, lengths, count):
+    """Read bits, most significant first, until they spell the code of a symbol; -1 if none does."""
+    words = {f"{c:0{n}b}": s for s, (c, n) in enumerate(zip(codes, lengths, strict=True)) if n}
+    bits = "".join(f"{byte:08b}" for byte in stream)
+    symbols, at = [], 0
+    for _ in range(count):
+        end = at + 1
+        while bits[at:end] not in words and end < len(bits):
+            end += 1
+        if bits[at:end] not in words:
+            return -1
+        symbols.append(words[bits[at:end]])
+        at = end
+    return symbols
+
+
+def encode_rans(symbols, frequency):
+    """The words of a 32-bit rANS coder on Python's integers, in the order written."""
+    state, words = 1 << 16, []
+    for symbol in reversed(list(symbols)):
+        f, start = int(frequency[symbol]), int(sum(frequency[:symbol]))
+        if state >= f << 20:
+            words.append(state % (1 << 16))
+            state >>= 16
+        state = state // f * 4096 + state % f + start
+    return [*words, state % (1 << 16), state >> 16]
+
+
+def decode_rans(words, frequency, count):
+    """Undo `encode_rans`; the words are read from the last one down."""
+    words = [int(w) for w in words]
+    state = (words.pop() << 16) + words.pop()
+    symbols = []
+    for _ in range(count):
+        slot = state % 4096
+        symbol = next(s for s in range(len(frequency)) if slot < sum(frequency[: s + 1]))
+        state = int(frequency[symbol]) * (state // 4096) + slot - int(sum(frequency[:symbol]))
+        if state < 1 << 16:
+            state = (state << 16) + words.pop()
+        symbols.append(symbol)
+    return symbols, state, words
+
+
+def quadratic(G, b, z):
+    """``z^T G z - 2 b^T z``."""
+    return float(z @ G @ z - 2.0 * (b @ z))
+
+
+def pursue_columns(G, B, max_value, passes, sets, values):
+    """Empty and refill each slot with the best (row, value) of all."""
+    allowed = [1] if max_value == 0 else [v for v in range(-max_value, max_value + 1) if v]
+    sets, values, r = sets.copy(), values.copy(), B.shape[1]
+    for t in range(len(B)):
+        for _ in range(passes):
+            moved = False
+            for i in range(sets.shape[1]):
+                now = quadratic(G, B[t], scattered(sets[t], values[t], r))
+                best = (now - 1e-12 * abs(now), sets[t, i], values[t, i])
+                for l, v in itertools.product(range(r), allowed):
+                    if l in np.delete(sets[t], i):
+                        continue
+                    tried = sets[t].copy(), values[t].copy()
+                    tried[0][i], tried[1][i] = l, v
+                    best = min(best, (quadratic(G, B[t], scattered(*tried, r)), l, v))
+                moved |= (best[1], best[2]) != (sets[t, i], values[t, i])
+                sets[t, i], values[t, i] = best[1:]
+            if not moved:
+                break
+    return sets, values
+
+
+def scattered(places, values, size):
+    """The vector of that size with `values` at `places`, zero elsewhere."""
+    z = np.zeros(size)
+    z[places] = values
+    return z
+
+
+def descend_grid(G, B, steps, max_code, passes, codes):
+    """Set one entry after another to the best code of all."""
+    codes = codes.copy()
+    for t in range(len(codes)):
+        for _ in range(passes):
+            before = codes[t].copy()
+            for a in range(codes.shape[1]):
+                row = codes[t].astype(float)
+                losses = {}
+                for code in range(-max_code, max_code + 1):
+                    row[a] = code
+                    losses[code] = quadratic(G, B[t], row * steps)
+                codes[t, a] = min(losses, key=losses.get)
+            if np.array_equal(before, codes[t]):
+                break
+    return codes
+
+
+def sign_quotient(H, c, s):
+    """``(s^T c)^2 / s^T H s``: what the best scale takes off the error."""
+    return float(s @ c) ** 2 / float(s @ H @ s)
+
+
+def flip_signs(H, C, order, passes, pairs, S):
+    """Try every sign; where its own flip does not help, the best pair that it belongs to."""
+    S, flips = S.copy(), 0
+    for i in range(len(S)):
+        for _ in range(passes):
+            moved = 0
+            for j in order:
+                now = sign_quotient(H, C[i], S[i])
+                one = S[i].copy()
+                one[j] = -one[j]
+                if one @ C[i] > 0 and sign_quotient(H, C[i], one) > now * (1 + 1e-12):
+                    S[i], moved = one, moved + 1
+                    continue
+                best, chosen = now * (1 + 1e-12), None
+                for l in range(len(one)) if pairs else ():
+                    two = one.copy()
+                    two[l] = -two[l]
+                    if l != j and two @ C[i] > 0 and sign_quotient(H, C[i], two) > best:
+                        best, chosen = sign_quotient(H, C[i], two), two
+                if chosen is not None:
+                    S[i], moved = chosen, moved + 1
+            flips += moved
+            if not moved:
+                break
+    return S, flips
+
+
+def xnor_product(positive_s, positive_x):
+    """Inner products of rows of signs: agreements minus disagreements."""
+    out = np.zeros((len(positive_x), len(positive_s)), int)
+    for t, i in itertools.product(range(len(positive_x)), range(len(positive_s))):
+        for a, b in zip(positive_x[t], positive_s[i], strict=True):
+            out[t, i] += 1 if a == b else -1
+    return out
+
+
 def row_error(a, b, s, M, shift):
     """Squared error of one row: ``|a - s (b - shift) M|^2``."""
     residual = a - s * ((b - shift) @ M)
@@ -176,6 +313,124 @@ def descend_codes(H, r, d, values, sweeps):
         if not found:
             break
     return d, moves
+
+
+def weighed_error(A, A_hat, w, H):
+    """``tr(W (A - A_hat) H (A - A_hat)^T)``, entry by entry of W."""
+    E = A - A_hat
+    return sum(float(w[i]) * float(E[i] @ H @ E[i]) for i in range(len(A)))
+
+
+def column_problem(A, U, B, d, shift, w, H):
+    """Return (error, best): the whole objective for B (n, k) and d (n,), and d_j's best value."""
+
+    def error(bits, scale):
+        return weighed_error(A, U @ (bits - shift).T * scale, w, H)
+
+    def best(j, bits, scale):
+        # a parabola through three points
+        def at(s):
+            moved = scale.copy()
+            moved[j] = s
+            return error(bits, moved)
+
+        low, mid, high = at(-1.0), at(0.0), at(1.0)
+        curve = (high + low) / 2 - mid
+        return (low - high) / (4 * curve) if curve > 1e-12 else scale[j]
+
+    return error, best
+
+
+def with_entry(vector, j, value):
+    out = vector.copy()
+    out[j] = value
+    return out
+
+
+def sweep_columns_fixed(A, U, B, d, shift, w, H, slack, passes):
+    """Try every bit of every column in order, recomputing the whole objective each time."""
+    B, flips = B.copy(), np.zeros(len(B), int)
+    error, _ = column_problem(A, U, B, d, shift, w, H)
+    for j in range(len(B)):
+        for _ in range(passes):
+            found = 0
+            for l in range(B.shape[1]):
+                trial = B.copy()
+                trial[j] = flipped(B[j], l)
+                if error(trial, d) - error(B, d) < -slack:
+                    B = trial
+                    found += 1
+            flips[j] += found
+            if not found:
+                break
+    return B, d, flips
+
+
+def sweep_columns_joint(A, U, B, d, shift, w, H, slack, passes):
+    """Try every bit of every column in order, its scale at the optimum before and after."""
+    B, d, flips = B.copy(), d.copy(), np.zeros(len(B), int)
+    error, best = column_problem(A, U, B, d, shift, w, H)
+
+    def least(j, bits):
+        return error(bits, with_entry(d, j, best(j, bits, with_entry(d, j, 0.0))))
+
+    for j in range(len(B)):
+        for _ in range(passes):
+            found = 0
+            for l in range(B.shape[1]):
+                trial = B.copy()
+                trial[j] = flipped(B[j], l)
+                if least(j, trial) - least(j, B) < -slack:
+                    B = trial
+                    found += 1
+            flips[j] += found
+            if not found:
+                break
+        d[j] = best(j, B, d)
+    return B, d, flips
+
+
+def tabu_columns(A, U, B, d, shift, w, H, slack, moves, tenure, patience):
+    """Tabu search of every column in order, its scale at the optimum before and after."""
+    B, d, flips = B.copy(), d.copy(), np.zeros(len(B), int)
+    error, best = column_problem(A, U, B, d, shift, w, H)
+    for j in range(len(B)):
+        d[j] = best(j, B, d)
+        now, since, held = B, 0, {}
+        for t in range(moves):
+            if since == patience:
+                break
+            trials = {}
+            for l in range(B.shape[1]):
+                trial = now.copy()
+                trial[j] = flipped(now[j], l)
+                if held.get(l, 0) <= t or error(trial, d) < error(B, d) - slack:
+                    trials[l] = trial
+            if not trials:
+                break
+            pick = min(trials, key=lambda l: error(trials[l], d))
+            now, since = trials[pick], since + 1
+            held[pick] = t + tenure + 1 + (7 * t + pick) % 5
+            if error(now, d) < error(B, d) - slack:
+                B, since, flips[j] = now, 0, t + 1
+        d[j] = best(j, B, d)
+    return B, d, flips
+
+
+def improving_flips_weighed(A, d1, b1, d2, b2, d3, shift, w, H, relative):
+    """Count the single bits whose flip lowers the weighed objective by that share of A's own."""
+
+    def error():
+        return weighed_error(A, dense_fast(d1, b1, d2, b2, d3, shift), w, H)
+
+    total, least = error(), relative * weighed_error(A, 0.0, w, H)
+    count = 0
+    for bits in (b1, b2):
+        for at in itertools.product(*map(range, bits.shape)):
+            bits[at] = 1 - bits[at]
+            count += error() < total - least
+            bits[at] = 1 - bits[at]
+    return count
 
 
 def power_magnitudes(Q, q, block):

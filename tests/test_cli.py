@@ -75,6 +75,34 @@ def test_options_reach_the_solver(here, capsys):
         assert json.loads(out)["k"] >= 1
 
 
+def test_inputs_and_output_weight_reach_the_solver(here, capsys, rng):
+    np.save("X.npy", rng.normal(size=(60, 15)).astype(np.float32))
+    np.save("w.npy", np.arange(20))
+    report = made(capsys, "--inputs", "X.npy", "--output-weight", "w.npy")
+    record = load("A.h5").record
+    assert record["activations"]["rows"] == 60
+    assert "output_weight_sha256" in record["activations"]
+    assert report["output_snr_db"] == record["output_snr_db"] > 0
+    assert "output SNR when made" in run(capsys, "info", "A.h5")[1]
+    args = ("factorize", "A.npy", "--k", 6, "--quiet", "--force")
+    assert "output SNR" in run(capsys, *args, "--inputs", "X.npy")[1]
+    assert "output SNR" not in run(capsys, *args, "--output-weight", "w.npy")[1]
+    np.save("X.npy", np.ones((5, 15)))
+    status, _, err = run(capsys, *args, "--inputs", "X.npy")
+    assert (status, err[:29]) == (0, "diba-np: note: inputs has 5 r")
+    before = (here / "A.h5").read_bytes()
+    np.save("X.npy", np.ones((5, 14)))
+    status, out, err = run(capsys, *args, "--inputs", "X.npy")
+    assert (status, out) == (1, "")
+    assert err == (
+        "diba-np: error: inputs must have shape (N, 15), one sample a row, got (5, 14)\n"
+    )
+    assert run(capsys, *args, "--inputs", "none.npy")[2] == (
+        "diba-np: error: none.npy: no such file\n"
+    )
+    assert (here / "A.h5").read_bytes() == before
+
+
 def test_an_existing_output_is_kept(here, capsys):
     made(capsys)
     before = (here / "A.h5").read_bytes()

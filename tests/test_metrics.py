@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diba_np import metrics
-from diba_np.metrics import snr_db
+from diba_np import DiBAFactors, metrics
+from diba_np.metrics import output_snr_db, snr_db
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,25 @@ def test_snr_db_edges():
         snr_db(A, A.T)
     with pytest.raises(ValueError, match="2-D"):
         snr_db(A[0], A[0])
+
+
+def test_output_snr_is_the_snr_of_the_outputs(rng):
+    A, X = rng.normal(size=(4, 6)), rng.normal(size=(50, 6))
+    A_hat = A + 0.1 * rng.normal(size=A.shape)
+    assert output_snr_db(A, A_hat, X) == pytest.approx(snr_db(X @ A.T, X @ A_hat.T))
+    assert output_snr_db(A, A_hat, np.eye(6)) == pytest.approx(snr_db(A, A_hat))
+    assert output_snr_db(A * 1e200, A_hat * 1e200, X) == pytest.approx(output_snr_db(A, A_hat, X))
+    assert output_snr_db(A, A, X) == math.inf
+    f = DiBAFactors([1.0, 2.0], [[1], [1]], [3.0], [[1, 0]], [1.0, 1.0])
+    assert output_snr_db(f.to_dense(), f, np.eye(2)) == math.inf
+    with pytest.raises(ValueError, match=r"X must have shape \(N, 6\), one sample a row, got \(6,"):
+        output_snr_db(A, A_hat, X.T)
+    with pytest.raises(ValueError, match="one shape"):
+        output_snr_db(A, A_hat.T, X)
+
+
+def test_output_snr_reads_inputs_in_blocks(monkeypatch, rng):
+    A, X = rng.normal(size=(4, 6)), rng.normal(size=(50, 6))
+    whole = output_snr_db(A, A * 0.9, X)
+    monkeypatch.setattr(metrics.row_blocks, "__defaults__", (7 * 6,))
+    assert output_snr_db(A, A * 0.9, X) == pytest.approx(whole)

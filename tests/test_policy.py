@@ -24,7 +24,7 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 # a module may import from its own layer and from those below it in this list
 LAYERS = [
     {"cli", "__main__"},
-    {"warmup"},
+    {"compare", "report", "warmup"},
     {"factorize"},
     {"baselines"},
     {"search", "store"},

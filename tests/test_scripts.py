@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import minilm  # noqa: E402
 import sources  # noqa: E402
 
 
@@ -34,7 +35,7 @@ def _data_readme():
 
 
 def test_packages_are_documented_with_their_hashes():
-    for package in (sources.MINILM, sources.RXNFP):
+    for package in (sources.MINILM, sources.RXNFP, sources.VADER):
         assert package.sha256 in _data_readme()
         assert f"`{package.name}` {package.version}" in _data_readme()
 
@@ -87,7 +88,111 @@ def test_bench_data_smoke():
     assert row["k"] == 108
 
 
+def test_study_mesa_smoke():
+    told = run_script("study_mesa.py", "--smoke")
+    for name in ("FC", "FC+Q+H", "DeepC", "MPDC", "M+Q+H", "MESA"):
+        assert f"\n| {name} |" in told
+    assert " -> " in told
+
+
+def test_study_mesa_cuts_the_digits_by_class_without_overlap():
+    import study_mesa
+
+    X, y = study_mesa.drawn_digits(200)
+    X[:, 0] = np.arange(200)  # which row it is
+    parts = study_mesa.split((X, y))
+    assert [len(rows) for rows, _ in parts.values()] == [120, 40, 40]
+    seen = np.concatenate([rows[:, 0] for rows, _ in parts.values()])
+    assert len(np.unique(seen)) == 200
+    for _, labels in parts.values():
+        assert len(set(np.bincount(labels))) == 1
+
+
+def test_a_package_is_fetched_once_and_refused_when_it_is_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIBA_NP_DATA", str(tmp_path))
+    package = sources.Package("thing", "1.0", hashlib.sha256(b"right").hexdigest(), "MIT")
+    calls = []
+
+    def download(command, **_):
+        calls.append(command)
+        (tmp_path / "thing-1.0" / "thing.tgz").write_bytes(b"right")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(sources.subprocess, "run", download)
+    assert sources.fetch(package).read_bytes() == b"right"
+    sources.fetch(package)
+    assert len(calls) == 1
+    other = sources.Package("thing", "1.0", "0" * 64, "MIT", client="npm")
+    with pytest.raises(SystemExit, match="no file there has the expected SHA-256"):
+        sources.fetch(other)
+    assert calls[1][:3] == ["npm", "pack", "--silent"]
+
+    def missing(command, **_):
+        raise FileNotFoundError(command[0])
+
+    monkeypatch.setattr(sources.subprocess, "run", missing)
+    with pytest.raises(SystemExit, match="could not be downloaded"):
+        sources.fetch(other)
+
+
 def test_bench_solver_smoke():
     out = run_script("bench_solver.py", "--smoke")
     assert "| Gaussian | 48 × 40 | 2 |" in out
     assert out.count("\n|---") == 4
+
+
+VOCAB = {
+    t: i for i, t in enumerate(["[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "cafe", "!"])
+}
+
+
+def test_tokens_are_the_longest_known_pieces():
+    assert minilm.words("Caf\u00e9!  Un\taffable\n") == ["cafe", "!", "un", "affable"]
+    assert minilm.tokenize("Unaffable CAF\u00c9!", VOCAB) == [1, 3, 4, 5, 6, 7, 2]
+    assert minilm.tokenize("unaffablex cafe", VOCAB) == [1, 0, 6, 2]
+    assert minilm.tokenize("cafe " * 99, VOCAB, most=5) == [1, 6, 6, 6, 2]
+
+
+def small_network(rng, layers=1):
+    """Random tensors with MiniLM's names and, but for the widths, its shapes."""
+    width, inner = 24, 40
+    tensors = {
+        "embeddings.word_embeddings.weight": rng.normal(size=(len(VOCAB), width)),
+        "embeddings.position_embeddings.weight": rng.normal(size=(50, width)),
+        "embeddings.token_type_embeddings.weight": rng.normal(size=(2, width)),
+    }
+    norms = ["embeddings"]
+    for i in range(layers):
+        at = f"encoder.layer.{i}"
+        shapes = {f"attention.self.{s}": (width, width) for s in ("query", "key", "value")}
+        shapes |= {"attention.output.dense": (width, width)}
+        shapes |= {"intermediate.dense": (inner, width), "output.dense": (width, inner)}
+        for name, shape in shapes.items():
+            tensors[f"{at}.{name}.weight"] = rng.normal(size=shape) / 5
+            tensors[f"{at}.{name}.bias"] = rng.normal(size=shape[0])
+        norms += [f"{at}.attention.output", f"{at}.output"]
+    for at in norms:
+        tensors[f"{at}.LayerNorm.weight"] = rng.normal(size=width)
+        tensors[f"{at}.LayerNorm.bias"] = rng.normal(size=width)
+    return tensors
+
+
+def test_the_forward_pass_ignores_padding_and_shows_inputs_without_it(rng):
+    tensors = small_network(rng)
+    texts = ["unaffable cafe!", "cafe", "cafe cafe ! un"]
+    (whole,) = minilm.batches(texts, VOCAB)
+    assert whole[0] == [1, 2, 0]
+    together = minilm.forward(tensors, *whole[1:], layers=1)
+    for row, i in enumerate(whole[0]):
+        ((_, ids, mask),) = minilm.batches([texts[i]], VOCAB)
+        alone = minilm.forward(tensors, ids, mask, layers=1)[0]
+        np.testing.assert_allclose(together[row, : mask.sum()], alone, atol=1e-9)
+    name = "encoder.layer.0.output.dense.weight"
+    seen = minilm.inputs_of(tensors, texts, VOCAB, [name])[name]
+    assert seen.shape == (whole[2].sum(), 40)
+
+
+def test_study_activations_smoke():
+    rows = json.loads(run_script("study_activations.py", "--smoke", "--json"))
+    without, with_ = (row["output_snr"] for row in rows)
+    assert with_ > without + 3

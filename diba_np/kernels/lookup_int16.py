@@ -33,31 +33,31 @@ def _build_tables(typingctx, inputs, n_units, half_inverse_step, tables):
 
     def codegen(context, builder, signature, args):
         inputs, n_units, half_inverse_step, tables = args
-        masks = [
-            ir.Constant(_ir.vector(ir.IntType(1), 16), [(e >> j) & 1 for e in range(16)])
+        # in entry e input j has the sign of bit j of e; the fifth is minus in the lower half
+        signs = [
+            ir.Constant(_V_FLOAT, [1.0 if e >> j & 1 else -1.0 for e in range(16)])
             for j in range(4)
         ]
         # adding 1.5 * 2**23 leaves the rounded integer in the low bits
         magic = _ir.splat_constant(_V_FLOAT, 12582912.0)
-        interleave = ir.Constant(_ir.vector(_ir.I32, 32), list(range(32)))
+        low_halves = ir.Constant(_ir.vector(_ir.I32, 32), list(range(0, 64, 2)))
+        scale = _ir.broadcast(builder, half_inverse_step, _V_FLOAT)
+        fused = _ir.declare(builder, "llvm.fma.v16f32", _V_FLOAT, [_V_FLOAT] * 3)
 
         def body(i, carried):
             source = builder.add(inputs, builder.mul(i, _ir.index(20)))
-            halves = []
-            for j in range(5):
-                value = _ir.load(builder, _ir.offset(builder, source, 4 * j), _ir.F32, 4)
-                halves.append(
-                    _ir.broadcast(builder, builder.fmul(value, half_inverse_step), _V_FLOAT)
-                )
-            minus = [builder.fneg(h) for h in halves]
-            common = builder.select(masks[0], halves[0], minus[0])
+            x = [
+                _ir.load(builder, _ir.offset(builder, source, 4 * j), _ir.F32, 4) for j in range(5)
+            ]
+            x = [_ir.broadcast(builder, value, _V_FLOAT) for value in x]
+            common = builder.fmul(x[0], signs[0])
             for j in range(1, 4):
-                common = builder.fadd(common, builder.select(masks[j], halves[j], minus[j]))
-            narrow = []
-            for last in (minus[4], halves[4]):
-                rounded = builder.bitcast(builder.fadd(builder.fadd(common, last), magic), _V_INT)
-                narrow.append(builder.trunc(rounded, _ir.vector(_ir.I16, 16)))
-            table = builder.shuffle_vector(narrow[0], narrow[1], interleave)
+                common = builder.call(fused, [x[j], signs[j], common])
+            words = []
+            for last in (builder.fsub(common, x[4]), builder.fadd(common, x[4])):
+                rounded = builder.call(fused, [last, scale, magic])
+                words.append(builder.bitcast(rounded, _V_WORD))
+            table = builder.shuffle_vector(words[0], words[1], low_halves)
             _ir.store(builder, table, builder.add(tables, builder.mul(i, _ir.index(64))), 64)
             return []
 
@@ -213,16 +213,20 @@ def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, b
             else:
                 _mix_1_tile(source, 64 * n_units, table, width, target)
                 t += 1
+    # slices: with offsets in the indices the loops would not be vectorized
     first = 32 * start
     last = min(32 * stop, scale.size)
-    for i in range(first, last):
-        out[i] = scale[i] * (step * np.float32(sums[i - first]) + offset)
+    part, scale = out[first:last], scale[first:last]
+    for i in range(part.size):
+        part[i] = scale[i] * (step * np.float32(sums[i]) + offset)
     if addend.size:
-        for i in range(first, last):
-            out[i] += scale[i] * (weight * addend[i])
+        addend = addend[first:last]
+        for i in range(part.size):
+            part[i] += scale[i] * (weight * addend[i])
     if bias.size:
-        for i in range(first, last):
-            out[i] += bias[i]
+        bias = bias[first:last]
+        for i in range(part.size):
+            part[i] += bias[i]
 
 
 @njit(fastmath=False)

@@ -43,7 +43,8 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
     tables = np.empty(384 * BLOCK_UNITS, dtype=inputs.dtype)
     sums = np.zeros((stop - start, 2, 16), dtype=inputs.dtype)
     flat = tiles.reshape(-1)
-    total = sums[0, 0, 0]
+    tables[0] = 0  # a zero of the inputs' type; `sums` may be empty
+    total = tables[0]
     low, high, upper, size = np.uint64(0xFF), np.uint64(0x7F), np.uint64(256), np.uint64(384)
     eight, sixteen = np.uint64(8), np.uint64(16)
     for u in range(0, n_units, BLOCK_UNITS):

@@ -232,13 +232,16 @@ def _finish(sums, first, alpha, total, scale, bias, out):
     """Write ``out[first + i] = scale * (sums[i] - alpha * total) + bias``."""
     # 0 * total would be NaN where the total, which no row asked for, overflows
     shift = np.float32(alpha * total) if alpha != 0 else np.float32(0)
-    stop = min(sums.size, scale.size - first)
+    # slices: with offsets in the indices the loops would not be vectorized
+    last = min(first + sums.size, scale.size)
+    part, scale = out[first:last], scale[first:last]
     if bias.size:
-        for i in range(stop):
-            out[first + i] = scale[first + i] * (sums[i] - shift) + bias[first + i]
+        bias = bias[first:last]
+        for i in range(part.size):
+            part[i] = scale[i] * (sums[i] - shift) + bias[i]
     else:
-        for i in range(stop):
-            out[first + i] = scale[first + i] * (sums[i] - shift)
+        for i in range(part.size):
+            part[i] = scale[i] * (sums[i] - shift)
 
 
 @njit(fastmath=False)

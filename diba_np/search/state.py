@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from diba_np.search.target import Target
 Floats = NDArray[np.float64]
 
 # a flip must lower a row's error by more than this share of the row's mean energy
-_SLACK = 1e-12
+SLACK = 1e-12
 
 # relative to the mean diagonal of the system for d2: keeps components that nearly cancel from
 # taking huge scales, which rounding to 16 bits would turn into error
@@ -61,16 +62,25 @@ class State:
         return (bits - self.shift) * scales[:, None]
 
 
+def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
+    """Return ``N^T weighed``, which is symmetric."""
+    if weighed is N:
+        return target.workers.gram(N)
+    product = target.workers.matmul(np.ascontiguousarray(N.T), weighed)
+    return (product + product.T) / 2.0
+
+
 def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, Floats]:
     """Return ``G = M M^T`` (k, k) and ``C = A M^T`` of the rows of one side, in float64.
 
-    M is everything on the other side of that side's bits: D2 (B2 - shift) D3 for the left.
+    M is everything on the other side of that side's bits: D2 (B2 - shift) D3 for the left. With
+    weights ``G = M H M^T``, ``C = A H M^T`` for the left, W in the place of H for the right.
     Cost: ``2 m n k + 2 k^2 n`` flops.
     """
     other = state.scaled(not left) * state.d2
+    weighed = target.weigh_columns(other) if left else target.weigh_rows(other)
     product = target.matmul if left else target.rmatmul
-    gram = target.workers.matmul(np.ascontiguousarray(other.T), other)
-    return gram, product(other)
+    return _gram(target, other, weighed), product(weighed)
 
 
 def sweep(
@@ -86,11 +96,14 @@ def sweep(
 
     `kernels` is a (serial, parallel) pair of `diba_np.kernels.flips`. Kernels that move the scale
     write it into the state. `equations` are the side's `normal_equations`, where they are at hand.
+    Columns that inputs couple are left to the target.
     """
+    if target.coupled and not left:
+        return target.sweep_columns(state, kernels[0], passes, *extra, equations=equations)
     scales, bits = state.side(left)
     gram, cross = equations or normal_equations(target, state, left)
     h = target.workers.matmul(bits - state.shift, gram)
-    slack = np.full(len(bits), _SLACK * target.energy / len(bits))
+    slack = np.full(len(bits), SLACK * target.energy / len(bits))
     flips = np.zeros(len(bits), np.int64)
     kernel = kernels[0] if target.workers.threads == 1 else kernels[1]
     kernel(bits, h, gram, cross, scales, slack, passes, flips, *extra)
@@ -100,7 +113,13 @@ def sweep(
 def update_row_scales(
     target: Target, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
 ) -> None:
-    """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty."""
+    """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty.
+
+    Where inputs couple the columns, d3 is solved for as a whole.
+    """
+    if target.coupled and not left:
+        target.solve_d3(state, equations)
+        return
     scales, bits = state.side(left)
     gram, cross = equations or normal_equations(target, state, left)
     values = bits - state.shift
@@ -115,12 +134,13 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     """Return H (k, k) and r (k,) of the squared error ``|A|^2 - 2 r^T d2 + d2^T H d2``.
 
     ``H = (U^T U) * (V V^T)``, ``r = diag(U^T A V^T)`` with U = D1 (B1 - shift),
-    V = (B2 - shift) D3. Cost: ``2 m n k + k^2 (m + n)`` flops.
+    V = (B2 - shift) D3; with weights W of the outputs and G of the inputs ``U^T W U``, ``V G V^T``
+    and ``U^T W A G V^T``. Cost: ``2 m n k + k^2 (m + n)`` flops.
     """
     U, V = state.scaled(True), state.scaled(False)
-    matmul = target.workers.matmul
-    normal = matmul(np.ascontiguousarray(U.T), U) * matmul(np.ascontiguousarray(V.T), V)
-    return normal, np.einsum("ik,ik->k", U, target.matmul(V))
+    WU, GV = target.weigh_rows(U), target.weigh_columns(V)
+    normal = _gram(target, U, WU) * _gram(target, V, GV)
+    return normal, np.einsum("ik,ik->k", WU, target.matmul(GV))
 
 
 def update_d2(target: Target, state: State) -> float:
@@ -184,15 +204,20 @@ def sort_components(target: Target, state: State) -> None:
     state.d2 = state.d2[order]
 
 
-def squared_error(target: Target, state: State) -> float:
-    """Return ``|A / unit - D1 B1 D2 B2 D3|_F^2`` from the residual itself, block by block."""
+def residuals(target: Target, state: State) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Yield (rows, ``A[rows] / unit``, its residual), block by block."""
     right = np.ascontiguousarray((state.scaled(False) * state.d2).T)
     left = state.scaled(True)
-    total = 0.0
     for rows, part in target.blocks(np.float64):
-        residual = part - target.workers.matmul(left[rows], right)
-        total += float(np.vdot(residual, residual))
-    return total
+        yield rows, part, part - target.workers.matmul(left[rows], right)
+
+
+def squared_error(target: Target, state: State) -> float:
+    """Return ``|A / unit - D1 B1 D2 B2 D3|_F^2`` from the residual itself, block by block.
+
+    With weights ``tr(W E H E^T)`` of that residual E.
+    """
+    return sum(target.squares(rows, E) for rows, _, E in residuals(target, state))
 
 
 def normalise(state: State) -> None:

@@ -81,7 +81,12 @@ class Target:
         Root mean square of the entries (1.0 for a zero matrix); ``A / unit`` is what is fitted.
     energy : float
         Squared Frobenius norm of ``A / unit``: m n, or 0.0.
+    coupled : bool
+        Whether the columns of B2 must be judged one after another; here False. The errors of a
+        plain target are weighed by nothing: `diba_np.search.activations` has the other kind.
     """
+
+    coupled = False
 
     def __init__(self, A: NDArray[Any], workers: Workers) -> None:
         self.A = A
@@ -97,10 +102,14 @@ class Target:
             )
         squares = 0.0
         for rows in row_blocks(self.shape):
-            part = A[rows].astype(np.float64) / (largest or 1.0)
+            part = self.read(rows) / (largest or 1.0)
             squares += float(np.vdot(part, part))
         self.unit = largest * float(np.sqrt(squares / A.size)) if largest else 1.0
         self.energy = float(A.size) if largest else 0.0
+
+    def read(self, rows: slice) -> NDArray[np.float64]:
+        """Return some rows of A in float64."""
+        return self.A[rows].astype(np.float64)
 
     def blocks(self, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield (rows, ``A[rows] / unit``) as C-order arrays of `dtype`."""
@@ -109,12 +118,34 @@ class Target:
             if dtype not in self._kept:
                 kept = np.empty(self.shape, dtype)
                 for rows in row_blocks(self.shape):
-                    kept[rows] = self.A[rows].astype(np.float64) / self.unit
+                    kept[rows] = self.read(rows) / self.unit
                 self._kept[dtype] = kept
             yield slice(0, self.shape[0]), self._kept[dtype]
             return
         for rows in row_blocks(self.shape):
-            yield rows, (self.A[rows].astype(np.float64) / self.unit).astype(dtype)
+            yield rows, (self.read(rows) / self.unit).astype(dtype)
+
+    def weigh_rows(self, N: NDArray[Any]) -> NDArray[Any]:
+        """Return ``W N`` for N (m, k) with the weights W of the outputs; here N itself."""
+        return N
+
+    def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
+        """Return ``H N`` for N (n, k) with the Gram matrix H of the inputs; here N itself."""
+        return N
+
+    def squares(self, rows: slice, E: NDArray[Any]) -> float:
+        """Return ``tr(W E H E^T)`` of some rows of a residual; here the sum of squares."""
+        return float(np.vdot(E, E))
+
+    def sweep_columns(
+        self, state: Any, kernel: Any, passes: int, *extra: Any, equations: Any = None
+    ) -> int:
+        """Search the columns of B2 where they are coupled; return the flips."""
+        raise NotImplementedError
+
+    def solve_d3(self, state: Any, equations: Any = None) -> None:
+        """Solve for d3 where the columns are coupled."""
+        raise NotImplementedError
 
     def matmul(self, N: NDArray[Any]) -> NDArray[Any]:
         """Return ``(A / unit) @ N`` for N (n, k), in N's dtype; (m, k)."""

@@ -1,0 +1,328 @@
+"""What a compressed matrix is: products, counted bits, quality, one HDF5 container.
+
+A method derives from `CompressedMatrix` and writes four things: `fit`, `to_dense`, `to_datasets`
+and `from_datasets`. Storage is counted on the very arrays that the file holds, so the count cannot
+drift away from the bytes.
+"""
+
+from __future__ import annotations
+
+import numbers
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse.linalg import LinearOperator
+
+from diba_np import metrics
+from diba_np.errors import FormatError
+from diba_np.store import Container, PathLike, load, write_container
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Array = NDArray[Any]
+
+# where a stored bit can belong
+KINDS = ("payload", "scales", "index", "codebook")
+
+
+class _Adjoint(LinearOperator):
+    """The transposed operator of a `CompressedMatrix` (real, so also its adjoint)."""
+
+    def __init__(self, parent: CompressedMatrix) -> None:
+        super().__init__(parent.dtype, parent.shape[::-1])
+        self.parent = parent
+
+    def _matvec(self, x: Array) -> Array:
+        return _along_last(self.parent._apply_transposed, x, self.shape[1])
+
+    def _matmat(self, X: Array) -> Array:
+        return self.parent._apply_transposed(np.asarray(X))
+
+    def _adjoint(self) -> LinearOperator:
+        return self.parent
+
+    _transpose = _adjoint
+
+
+def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
+    """Apply a map on (n, N) arrays to the last axis of `x` (..., n), or to a column (n, 1)."""
+    x = np.asarray(x)
+    if x.ndim == 1:
+        return apply(x[:, None])[:, 0]
+    if x.shape[-1] != n and x.shape == (n, 1):
+        return apply(x)
+    flat = x.reshape(-1, n)
+    return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
+
+
+class CompressedMatrix(LinearOperator):
+    """A matrix kept in few bits; a scipy ``LinearOperator`` of dtype float32.
+
+    Attributes
+    ----------
+    method : str
+        Name of the method, as written into files.
+    scale : float
+        Overall factor (float64): the stored parts describe ``A / scale``.
+    record : dict
+        How the matrix was made: settings, seed, seconds.
+
+    Notes
+    -----
+    Results have dtype ``np.result_type(float32, x)``. A product of a subclass that
+    overrides neither `_apply` nor `_apply_transposed` decodes the matrix once and keeps
+    the dense copy (4 m n bytes).
+    """
+
+    method: ClassVar[str] = ""
+    # dataset name -> one of KINDS; every dataset of the class must be listed
+    dataset_kinds: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self, shape: tuple[int, int], scale: float = 1.0, record: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(np.dtype(np.float32), tuple(int(v) for v in shape))
+        self.scale = float(scale)
+        self.record = dict(record or {})
+        self._decoded: Any = None
+
+    # ---- to be written by a method -------------------------------------------------
+    @classmethod
+    def fit(cls, A: ArrayLike, bits: float, inputs: ArrayLike | None = None, seed: int = 0) -> Self:
+        """Return the best setting of the method within ``bits * m * n`` stored bits."""
+        raise NotImplementedError
+
+    def to_dense(self) -> Array:
+        """Return the matrix as (m, n) float32."""
+        raise NotImplementedError
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``: scalars, and 1-D arrays by dataset name."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Build the object again from what `to_datasets` gave."""
+        raise NotImplementedError
+
+    def row_expander(self) -> Callable[[slice], Array]:
+        """Return a function from a slice of rows to those rows of the matrix, float32."""
+        rows: Callable[[slice], Array] = self.to_dense().__getitem__
+        return rows
+
+    # ---- products --------------------------------------------------------------------
+    def _dense(self) -> Any:
+        if self._decoded is None:
+            self._decoded = self.to_dense()
+        return self._decoded
+
+    def _apply(self, X: Array) -> Array:
+        """Return ``A_hat @ X`` for X of shape (n, N)."""
+        return self._dense() @ X
+
+    def _apply_transposed(self, Y: Array) -> Array:
+        """Return ``A_hat.T @ Y`` for Y of shape (m, N)."""
+        return self._dense().T @ Y
+
+    def _matvec(self, x: Array) -> Array:
+        return _along_last(self._apply, x, self.shape[1])
+
+    def _matmat(self, X: Array) -> Array:
+        return self._apply(np.asarray(X))
+
+    def _adjoint(self) -> LinearOperator:
+        return _Adjoint(self)
+
+    _transpose = _adjoint
+
+    # ---- bits and quality ------------------------------------------------------------
+    def storage_breakdown(self) -> dict[str, int]:
+        """Return the stored bits as ``{"payload", "scales", "index", "codebook"}``.
+
+        Counted on the arrays of `to_datasets`, the padding of their last bytes included;
+        the scalars of the header (sizes, `scale`, the record) are not in it.
+        """
+        counts = dict.fromkeys(KINDS, 0)
+        for name, array in self.to_datasets()[1].items():
+            counts[self.dataset_kinds[name]] += 8 * array.nbytes
+        return counts
+
+    def storage_bits(self) -> int:
+        """Return the sum of `storage_breakdown`, in bits."""
+        return sum(self.storage_breakdown().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits divided by m n."""
+        return self.storage_bits() / (self.shape[0] * self.shape[1])
+
+    def storage_ratio(self) -> float:
+        """Return `storage_bits` as a share of the dense float32 matrix."""
+        return self.storage_bits() / (metrics.DENSE_BITS * self.shape[0] * self.shape[1])
+
+    def snr(self, A: ArrayLike) -> float:
+        """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
+        return metrics.snr_db(A, self)
+
+    # ---- file ------------------------------------------------------------------------
+    def save(self, path: PathLike, *, group: str | None = None) -> int:
+        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
+
+        Returns the file's bytes.
+        """
+        own, arrays = self.to_datasets()
+        m, n = self.shape
+        attributes = {"method": self.method, "m": m, "n": n, "scale": self.scale, **own}
+        return write_container(path, attributes, arrays, self.record, group=group)
+
+    @classmethod
+    def load(cls, path: PathLike, *, group: str | None = None) -> Self:
+        """Read a matrix of this method from `path`; `FormatError` if it is another's."""
+        made = load(path, group=group)
+        if not isinstance(made, cls):
+            raise FormatError(
+                f"{path}: attribute method: found {made.method}, expected {cls.method}"
+            )
+        return made
+
+    @classmethod
+    def rebuild(cls, contents: Container) -> Self:
+        """Build the object from what a file holds.
+
+        Raises
+        ------
+        FormatError
+            A dataset is missing, or attributes and datasets contradict each other.
+        """
+        missing = [name for name in cls.dataset_kinds if name not in contents.arrays]
+        if missing:
+            raise FormatError(f"{contents.label}: dataset {missing[0]}: found none, expected it")
+        scale = contents.attributes.get("scale")
+        if not isinstance(scale, float) or not np.isfinite(scale):
+            raise FormatError(f"{contents.label}: attribute scale: found {scale}, expected a float")
+        try:
+            result = cls.from_datasets(contents.attributes, contents.arrays)
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
+            raise FormatError(f"{contents.label}: inconsistent contents: {error}") from error
+        result.record = contents.record
+        return result
+
+
+# ---- shared by every fit -----------------------------------------------------------------
+def _real_matrix(value: ArrayLike, name: str) -> Array:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be a real array, got dtype {array.dtype}")
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} must be a non-empty 2-D array, got shape {array.shape}")
+    array = np.ascontiguousarray(array, dtype=np.float64)
+    bad = ~np.isfinite(array)
+    if bad.any():
+        first = tuple(int(v) for v in np.argwhere(bad)[0])
+        raise ValueError(f"{name} contains {int(bad.sum())} non-finite entries; first at {first}")
+    return array
+
+
+class Problem:
+    """The checked arguments of a `fit`.
+
+    Attributes
+    ----------
+    W : (m, n) float64
+        ``A / scale``, root mean square 1 (all zero where A is).
+    scale : float
+    budget : int
+        Stored bits allowed.
+    X : (N, n) float64 or None
+    rng : numpy.random.Generator
+    """
+
+    def __init__(self, W: Array, scale: float, bits: float, X: Array | None, seed: int) -> None:
+        self.W, self.scale, self.bits, self.X, self.seed = W, scale, bits, X, seed
+        self.shape = W.shape
+        self.budget = int(np.floor(bits * W.size * (1 + 1e-12)))
+        self.rng = np.random.default_rng(seed)
+        self._start = time.perf_counter()
+
+    def record(self, **settings: Any) -> dict[str, Any]:
+        """Return the record of a fit that ends now."""
+        return {
+            "bits": self.bits,
+            "seed": self.seed if isinstance(self.seed, numbers.Integral) else None,
+            "inputs": None if self.X is None else len(self.X),
+            "seconds": time.perf_counter() - self._start,
+            **settings,
+        }
+
+
+def check_problem(
+    A: ArrayLike, bits: float, inputs: ArrayLike | None = None, seed: int = 0
+) -> Problem:
+    """Check the arguments every `fit` shares and normalise `A`; return a `Problem`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, the rule and the value.
+    """
+    A = _real_matrix(A, "A")
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Real):
+        raise TypeError(f"bits must be a real number, got {type(bits).__name__}")
+    if not np.isfinite(bits) or bits <= 0:
+        raise ValueError(f"bits must be positive and finite, got {bits}")
+    if not isinstance(seed, (numbers.Integral, np.random.Generator)):
+        raise TypeError(f"seed must be an int or a numpy Generator, got {type(seed).__name__}")
+    if isinstance(seed, numbers.Integral) and seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    X = None
+    if inputs is not None:
+        X = _real_matrix(inputs, "inputs")
+        if X.shape[1] != A.shape[1]:
+            raise ValueError(
+                f"inputs must have {A.shape[1]} columns, as A has, got shape {X.shape}"
+            )
+    peak = float(np.max(np.abs(A)))
+    scale = peak * float(np.sqrt(np.mean((A / peak) ** 2))) if peak > 0.0 else 1.0
+    return Problem(A / scale, scale, float(bits), X, seed)
+
+
+def too_small(method: str, bits: float, least_bits: float, shape: tuple[int, int]) -> ValueError:
+    """Return the ValueError of a budget that no setting of `method` fits."""
+    least = least_bits / (shape[0] * shape[1])
+    return ValueError(
+        f"bits must be at least {least:.4g} for {method} on shape {shape}, got {bits}"
+    )
+
+
+def gram(X: Array | None, n: int, ridge: float = 0.01, weights: Array | None = None) -> Array:
+    """Return ``H = X^T diag(w) X / sum(w) + ridge * mean diagonal * I``, (n, n) float64.
+
+    Without inputs H is the identity: white inputs.
+    """
+    if X is None:
+        return np.eye(n)
+    w = np.ones(len(X)) if weights is None else weights
+    H = (X * w[:, None]).T @ X / w.sum()
+    mean = float(np.trace(H)) / n
+    H[np.diag_indices(n)] += ridge * mean if mean > 0.0 else 1.0
+    return H
+
+
+def to_half(values: ArrayLike) -> Array:
+    """Round to float16, clipped to its finite range."""
+    return np.clip(values, -65504.0, 65504.0).astype("<f2")
+
+
+def take(arrays: dict[str, Array], name: str, dtype: str, size: int) -> Array:
+    """Return ``arrays[name]`` after checking its dtype and length (for `from_datasets`)."""
+    array = arrays[name]
+    if array.dtype != np.dtype(dtype) or array.shape != (size,):
+        raise FormatError(
+            f"dataset {name!r} must be {np.dtype(dtype).str} of length {size}, "
+            f"found {array.dtype.str} {array.shape}"
+        )
+    return array

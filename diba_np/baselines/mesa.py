@@ -1,0 +1,531 @@
+"""MESA and its relatives as stored matrices: k-means codes, blocks, deltas, entropy coding.
+
+Y.-J. Hsu et al., "On Minimizing Diagonal Block-wise Differences for Neural Network
+Compression".  `mesa_train` makes these objects by training a network; `fit` here makes
+one from a single matrix (layer mode).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half, too_small
+from diba_np.baselines.codes import pack_codes, packed_bytes, unpack_codes
+from diba_np.baselines.huffman import decode, encode
+from diba_np.baselines.mesa_layer import (
+    choose_blocks,
+    choose_codes,
+    choose_sparse,
+    fit_blocks,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+CODERS = ("huffman", "rans")
+
+
+def cyclic_delta(previous: Array, current: Array, r: int) -> Array:
+    """Return the signed distance ``((cur - prev + r//2) mod r) - r//2``, in [-r//2, r - r//2).
+
+    The paper's Algorithm 3 takes the magnitude, which cannot be undone; the sign is kept.
+    """
+    return (current - previous + r // 2) % r - r // 2
+
+
+def cyclic_decode(previous: Array, delta: Array, r: int) -> Array:
+    """Return ``(prev + d) mod r``, the inverse of `cyclic_delta`."""
+    return (previous + delta) % r
+
+
+def block_layout(shape: tuple[int, int], p: float) -> tuple[int, int, int]:
+    """Return ``(count, rows, columns)`` of the diagonal blocks for the keep rate p.
+
+    ``floor(1 / p)`` blocks of ``floor(m p) x floor(n p)``; what no block covers is pruned.
+    """
+    if not 0.0 < p <= 1.0:
+        raise ValueError(f"p must lie in (0, 1], got {p}")
+    count, rows, columns = (int(np.floor(v + 1e-9)) for v in (1.0 / p, shape[0] * p, shape[1] * p))
+    if rows < 1 or columns < 1:
+        raise ValueError(f"p must leave blocks of at least 1 x 1 in shape {shape}, got {p}")
+    return count, rows, columns
+
+
+def stride_order(n: int, count: int, width: int) -> Array:
+    """Return the input order that deals the columns out to the blocks in turn, (count * width,).
+
+    Block j takes columns j, j + count, j + 2 count, ...: known from the sizes, so it costs
+    no bits, and it lets the units of every block below reach every block above.
+    """
+    return (np.arange(width)[None, :] * count + np.arange(count)[:, None]).ravel()
+
+
+def smallest(symbols: Array, r: int, coder: str) -> tuple[Array, Array, str]:
+    """Encode with `coder`, or with whichever is shorter for "auto"; (stream, book, coder)."""
+    if coder == "auto":
+        return min(
+            (smallest(symbols, r, one) for one in CODERS),
+            key=lambda made: made[0].size + made[1].size,
+        )
+    return (*encode(symbols, r, coder), coder)
+
+
+class HuffmanCoded(CompressedMatrix):
+    """Every entry coded by the nearest of r shared centroids, the codes entropy-coded (FC+Q+H).
+
+    Parameters
+    ----------
+    codes : (m, n) int64
+        Indices of `centroids`.
+    centroids : (r,) float16, increasing
+    coder : {"huffman", "rans", "auto"}
+    """
+
+    method = "fcqh"
+    dataset_kinds: ClassVar[dict[str, str]] = {
+        "codes": "payload",
+        "book": "codebook",
+        "centroids": "codebook",
+    }
+
+    def __init__(
+        self,
+        codes: Array,
+        centroids: Array,
+        coder: str = "huffman",
+        scale: float = 1.0,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(codes.shape, scale, record)
+        self.codes, self.centroids, self.coder = codes, centroids, coder
+
+    @classmethod
+    def fit(
+        cls,
+        A: ArrayLike,
+        bits: float,
+        inputs: ArrayLike | None = None,
+        seed: int = 0,
+        coder: str = "auto",
+    ) -> Self:
+        """Choose centroids (k-means, or an even grid) of least error within the budget.
+
+        Inputs are checked and not used; `seed` is not used.
+        """
+        problem = check_problem(A, bits, inputs, seed)
+        for codes, centroids in choose_codes(problem.W, problem.budget, coder != "huffman"):
+            made = cls(codes, to_half(centroids), coder)
+            if made.storage_bits() <= problem.budget:
+                break
+        else:
+            raise too_small(cls.method, bits, 0.05 * problem.W.size, problem.shape)
+        made.scale = problem.scale
+        made.record = problem.record(levels=len(centroids), coder=made.to_datasets()[0]["coder"])
+        return made
+
+    def to_dense(self) -> Array:
+        """Return the matrix as (m, n) float32."""
+        return (self.centroids.astype(np.float64) * self.scale).astype(np.float32)[self.codes]
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
+        r = len(self.centroids)
+        stream, book, coder = smallest(self.codes, r, self.coder)
+        return {"r": r, "coder": coder}, {
+            "codes": stream,
+            "book": book,
+            "centroids": self.centroids,
+        }
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Build the matrix again from `to_datasets`."""
+        m, n, r = (int(attrs[key]) for key in ("m", "n", "r"))
+        codes = decode(arrays["codes"], arrays["book"], m * n, r, attrs["coder"]).reshape(m, n)
+        return cls(codes, take(arrays, "centroids", "<f2", r), attrs["coder"], attrs["scale"])
+
+
+class DeepCompression(CompressedMatrix):
+    """Pruned weights: gaps to the next kept entry, centroid codes, both Huffman-coded.
+
+    S. Han et al., arXiv 1510.00149. A gap is counted in pruned entries along the rows; the
+    largest gap symbol means "that many pruned, none kept" and carries no code.
+    """
+
+    method = "deepc"
+    dataset_kinds: ClassVar[dict[str, str]] = {
+        "codes": "payload",
+        "gaps": "index",
+        "code_book": "codebook",
+        "gap_book": "codebook",
+        "centroids": "codebook",
+    }
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        positions: Array,
+        codes: Array,
+        centroids: Array,
+        gap_bits: int = 5,
+        coder: str = "huffman",
+        scale: float = 1.0,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(shape, scale, record)
+        self.positions, self.codes, self.centroids = positions, codes, centroids
+        self.gap_bits, self.coder = gap_bits, coder
+
+    @classmethod
+    def fit(
+        cls,
+        A: ArrayLike,
+        bits: float,
+        inputs: ArrayLike | None = None,
+        seed: int = 0,
+        coder: str = "auto",
+    ) -> Self:
+        """Choose density and centroids of least error within the budget.
+
+        Inputs are checked and not used; `seed` is not used. Nothing is retrained here: see
+        `mesa_train` for the whole pipeline.
+        """
+        problem = check_problem(A, bits, inputs, seed)
+        for positions, codes, centroids, gap_bits in choose_sparse(
+            problem.W, problem.budget, coder != "huffman"
+        ):
+            made = cls(problem.shape, positions, codes, to_half(centroids), gap_bits, coder)
+            if made.storage_bits() <= problem.budget:
+                break
+        else:
+            raise too_small(cls.method, bits, 0.1 * problem.W.size, problem.shape)
+        made.scale = problem.scale
+        made.record = problem.record(kept=len(positions), levels=len(centroids), gap_bits=gap_bits)
+        return made
+
+    def to_dense(self) -> Array:
+        """Return the matrix as (m, n) float32."""
+        flat = np.zeros(self.shape[0] * self.shape[1], np.float32)
+        flat[self.positions] = (self.centroids.astype(np.float64) * self.scale).astype(np.float32)[
+            self.codes
+        ]
+        return flat.reshape(self.shape)
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
+        most = 2**self.gap_bits - 1
+        gap = np.diff(self.positions, prepend=-1) - 1
+        skips = gap // most
+        ends = np.cumsum(skips + 1) - 1
+        symbols = np.full(int(ends[-1]) + 1 if len(ends) else 0, most, np.int64)
+        symbols[ends] = gap - skips * most
+        r = len(self.centroids)
+        codes, code_book, coder = smallest(self.codes, r, self.coder)
+        gaps, gap_book, gap_coder = smallest(symbols, most + 1, self.coder)
+        arrays = {"codes": codes, "gaps": gaps, "code_book": code_book, "gap_book": gap_book}
+        attrs = {"r": r, "kept": len(self.codes), "gap_bits": self.gap_bits, "n_gaps": len(symbols)}
+        return {**attrs, "coder": coder, "gap_coder": gap_coder}, {
+            **arrays,
+            "centroids": self.centroids,
+        }
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Build the matrix again from `to_datasets`."""
+        m, n, r, kept, gap_bits, n_gaps = (
+            int(attrs[key]) for key in ("m", "n", "r", "kept", "gap_bits", "n_gaps")
+        )
+        if not 1 <= gap_bits <= 12 or not 0 <= kept <= n_gaps <= m * n:
+            raise ValueError(
+                f"kept, n_gaps and gap_bits contradict the shape: {kept}, {n_gaps}, {gap_bits}"
+            )
+        codes = decode(arrays["codes"], arrays["code_book"], kept, r, attrs["coder"])
+        symbols = decode(
+            arrays["gaps"], arrays["gap_book"], n_gaps, 2**gap_bits, attrs["gap_coder"]
+        )
+        most = 2**gap_bits - 1
+        ends = np.flatnonzero(symbols < most)
+        positions = (np.cumsum(symbols)[ends] + np.arange(len(ends))).astype(np.int64)
+        if len(ends) != kept or (kept and positions[-1] >= m * n):
+            raise ValueError(f"gaps must place {kept} entries inside {m * n}, found {len(ends)}")
+        centroids = take(arrays, "centroids", "<f2", r)
+        return cls((m, n), positions, codes, centroids, gap_bits, attrs["coder"], attrs["scale"])
+
+
+class MESA(CompressedMatrix):
+    """A block-diagonal matrix whose blocks are coded as differences to the block before.
+
+    Parameters
+    ----------
+    shape : (m, n)
+    blocks : (count, rows, columns)
+        int64 codes into `centroids`, or float32 weights where `centroids` is None (MPDC).
+    centroids : (r,) float16, increasing, or None
+        Sorted: neighbouring codes must mean neighbouring values.
+    deltas : bool
+        True codes blocks 2 ... as cyclic deltas with a book of their own; False codes all
+        blocks with one book (M+Q+H).
+    order : {"natural", "stride"} or (row order, column order)
+        Which rows and columns the blocks touch.  "stride": see `stride_order`. Two arrays
+        (MPDC) are stored and counted.
+    coder : {"huffman", "rans", "auto"}
+
+    Notes
+    -----
+    A product costs ``2 count rows columns`` operations. Without retraining, pruning a
+    matrix to its diagonal blocks destroys a layer: layer mode keeps no more than the block
+    part of A can say.
+    """
+
+    method = "mesa"
+    dataset_kinds: ClassVar[dict[str, str]] = {
+        "first": "payload",
+        "deltas": "payload",
+        "values": "payload",
+        "first_book": "codebook",
+        "delta_book": "codebook",
+        "centroids": "codebook",
+        "order": "index",
+    }
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        blocks: Array,
+        centroids: Array | None,
+        deltas: bool = True,
+        order: str | tuple[Array, Array] = "natural",
+        coder: str = "huffman",
+        scale: float = 1.0,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(shape, scale, record)
+        self.blocks, self.centroids, self.deltas = blocks, centroids, deltas
+        self.order, self.coder = order, coder
+
+    @classmethod
+    def fit(
+        cls,
+        A: ArrayLike,
+        bits: float,
+        inputs: ArrayLike | None = None,
+        seed: int = 0,
+        alpha: float | None = None,
+        coder: str = "auto",
+    ) -> Self:
+        """Choose blocks, coupling and centroids of least output error within the budget.
+
+        Parameters
+        ----------
+        A : (m, n) array_like, real
+        bits : float
+            Budget in bits per weight of A (pruned ones included).
+        inputs : (N, n) array_like, optional
+            The blocks are fitted to the outputs on these inputs; none means white inputs.
+        seed : int
+            Not used.
+        alpha : float, optional
+            Weight of the block differences; None tries 0, 0.01, 0.1, 1 and 10.
+        coder : {"auto", "huffman", "rans"}
+        """
+        problem = check_problem(A, bits, inputs, seed)
+        best, best_error = None, np.inf
+        for count, rows, columns in choose_blocks(problem.shape, problem.budget):
+            for order in ("natural", "stride"):
+                row_order, column_order = _orders(order, problem.shape, (count, rows, columns))
+                for strength in (0.0, 0.01, 0.1, 1.0, 10.0) if alpha is None else (alpha,):
+                    blocks, error_of = fit_blocks(problem, row_order, column_order, count, strength)
+                    for r in (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2):
+                        if blocks.size < 2 * r or packed_bytes(blocks.size, 2) > problem.budget:
+                            continue
+                        centroids = to_half(even_grid(blocks, r))
+                        codes = nearest(blocks, centroids.astype(np.float64))
+                        made = cls(problem.shape, codes, centroids, count > 1, order, coder)
+                        if made.storage_bits() > problem.budget:
+                            continue
+                        error = error_of(centroids.astype(np.float64)[codes])
+                        if error < best_error:
+                            best, best_error = made, error
+                            best.record = {
+                                "count": count,
+                                "levels": r,
+                                "alpha": strength,
+                                "order": order,
+                            }
+                        break
+        if best is None:
+            raise too_small(cls.method, bits, 0.05 * problem.W.size, problem.shape)
+        best.scale = problem.scale
+        best.record = problem.record(**best.record)
+        return best
+
+    def _orders(self) -> tuple[Array, Array]:
+        return _orders(self.order, self.shape, self.blocks.shape)
+
+    def _values(self) -> Array:
+        if self.centroids is None:
+            return self.blocks.astype(np.float64) * self.scale
+        return (self.centroids.astype(np.float64) * self.scale)[self.blocks]
+
+    def to_dense(self) -> Array:
+        """Return the matrix as (m, n) float32."""
+        result = np.zeros(self.shape, np.float32)
+        rows, columns = self._orders()
+        for values, r, c in zip(self._values(), rows, columns, strict=True):
+            result[np.ix_(r, c)] = values
+        return result
+
+    def _dense(self) -> Any:
+        if self._decoded is None:
+            self._decoded = (self._values().astype(np.float32), *self._orders())
+        return self._decoded
+
+    def _apply(self, X: Array) -> Array:
+        values, rows, columns = self._dense()
+        out = np.zeros((self.shape[0], X.shape[1]), np.result_type(np.float32, X))
+        out[rows.ravel()] = np.matmul(values, X[columns]).reshape(rows.size, -1)
+        return out
+
+    def _apply_transposed(self, Y: Array) -> Array:
+        values, rows, columns = self._dense()
+        out = np.zeros((self.shape[1], Y.shape[1]), np.result_type(np.float32, Y))
+        out[columns.ravel()] = np.matmul(values.transpose(0, 2, 1), Y[rows]).reshape(
+            columns.size, -1
+        )
+        return out
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
+        count, rows, columns = self.blocks.shape
+        empty = np.zeros(0, np.uint8)
+        arrays = dict.fromkeys(("first", "deltas", "first_book", "delta_book", "order"), empty)
+        arrays |= {"values": np.zeros(0, "<f4"), "centroids": np.zeros(0, "<f2")}
+        attrs: dict[str, Any] = {
+            "count": count,
+            "rows": rows,
+            "columns": columns,
+            "delta": int(self.deltas),
+            "r": 0,
+        }
+        attrs |= {"order": "stored", "coder": "", "delta_coder": ""}
+        if isinstance(self.order, str):
+            attrs["order"] = self.order
+        else:
+            row_order, column_order = self.order
+            pieces = (
+                pack_codes(row_order, _levels(self.shape[0])),
+                pack_codes(column_order, _levels(self.shape[1])),
+            )
+            arrays["order"] = np.concatenate(pieces)
+        if self.centroids is None:
+            arrays["values"] = self.blocks.astype("<f4").ravel()
+            return attrs, arrays
+        r = len(self.centroids)
+        attrs["r"], arrays["centroids"] = r, self.centroids
+        head = self.blocks[:1] if self.deltas else self.blocks
+        arrays["first"], arrays["first_book"], attrs["coder"] = smallest(head, r, self.coder)
+        if self.deltas:
+            # against the coded block before, never against a block already replaced by its delta
+            delta = cyclic_delta(self.blocks[:-1], self.blocks[1:], r) + r // 2
+            arrays["deltas"], arrays["delta_book"], attrs["delta_coder"] = smallest(
+                delta, r, self.coder
+            )
+        return attrs, arrays
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Build the matrix again from `to_datasets`."""
+        m, n, count, rows, columns, r = (
+            int(attrs[key]) for key in ("m", "n", "count", "rows", "columns", "r")
+        )
+        if min(count, rows, columns) < 1 or count * rows > m or count * columns > n:
+            raise ValueError(f"{count} blocks of {rows} x {columns} must fit shape {(m, n)}")
+        order = attrs["order"]
+        if order == "stored":
+            first = packed_bytes(count * rows, _levels(m))
+            stream = arrays["order"]
+            order = (
+                unpack_codes(stream[:first], count * rows, _levels(m)),
+                unpack_codes(stream[first:], count * columns, _levels(n)),
+            )
+            if any(
+                len(np.unique(o)) != len(o) or o.max() >= size
+                for o, size in zip(order, (m, n), strict=True)
+            ):
+                raise ValueError("order must name every row and column at most once")
+        elif order not in ("natural", "stride"):
+            raise ValueError(f"order must be natural, stride or stored, found {order!r}")
+        if r == 0:
+            values = take(arrays, "values", "<f4", count * rows * columns)
+            return cls(
+                (m, n),
+                values.reshape(count, rows, columns),
+                None,
+                False,
+                order,
+                scale=attrs["scale"],
+            )
+        size = rows * columns
+        deltas = bool(attrs["delta"])
+        head = 1 if deltas else count
+        codes = np.empty((count, size), np.int64)
+        symbols = decode(arrays["first"], arrays["first_book"], head * size, r, attrs["coder"])
+        codes[:head] = symbols.reshape(head, size)
+        if deltas and count > 1:
+            delta = decode(
+                arrays["deltas"], arrays["delta_book"], (count - 1) * size, r, attrs["delta_coder"]
+            )
+            for j, step in enumerate(delta.reshape(count - 1, size), 1):
+                codes[j] = cyclic_decode(codes[j - 1], step - r // 2, r)
+        centroids = take(arrays, "centroids", "<f2", r)
+        coder = attrs["coder"] if attrs["delta_coder"] in ("", attrs["coder"]) else "auto"
+        return cls(
+            (m, n),
+            codes.reshape(count, rows, columns),
+            centroids,
+            deltas,
+            order,
+            coder,
+            attrs["scale"],
+        )
+
+
+def even_grid(values: Array, r: int) -> Array:
+    """Return r evenly spaced centroids over the bulk of `values`, then means of their members."""
+    low, high = (
+        np.quantile(values, [0.002, 0.998]) if values.size > 1000 else (values.min(), values.max())
+    )
+    grid = np.linspace(low, high, r) if high > low else low + np.arange(r) * 1e-3
+    codes = nearest(values, grid).ravel()
+    count = np.bincount(codes, minlength=r)
+    total = np.bincount(codes, values.ravel(), r)
+    return np.sort(np.where(count > 0, total / np.maximum(count, 1), grid))
+
+
+def _levels(size: int) -> int:
+    """Smallest power of two that is at least `size`: an index costs whole bits."""
+    return 1 << max(int(size) - 1, 1).bit_length()
+
+
+def _orders(
+    order: str | tuple[Array, Array], shape: tuple[int, int], blocks: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Return the rows and columns of every block: (count, rows), (count, columns) int."""
+    count, rows, columns = blocks
+    if isinstance(order, str):
+        row_order = np.arange(count * rows)
+        column_order = (
+            np.arange(count * columns)
+            if order == "natural"
+            else stride_order(shape[1], count, columns)
+        )
+    else:
+        row_order, column_order = order
+    return np.asarray(row_order).reshape(count, rows), np.asarray(column_order).reshape(
+        count, columns
+    )

@@ -1,0 +1,205 @@
+"""The objective with activations, ``tr(W E H E^T)`` with ``E = A - A_hat``, and its exact steps.
+
+H (n, n) is the Gram matrix of the inputs, W (m, m) the diagonal of the output weights. Rows of B1
+stay independent of one another, with ``G = M H M^T`` and ``C = A H M^T``; so do the closed forms of
+d1 and d2 (`diba_np.search.state`). Columns of B2 are coupled by H: they are searched one after
+another, and d3 is solved for as a whole. METHODS 1.5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from diba_np.kernels.flips import sweep_fixed, sweep_joint, sweep_tabu
+from diba_np.kernels.flips_gram import sweep_columns_fixed, sweep_columns_joint, tabu_columns
+from diba_np.metrics import decibels
+from diba_np.search.coding import round_diagonal
+from diba_np.search.gram import Floats, Weights
+from diba_np.search.state import SLACK, State, normal_equations, residuals
+from diba_np.search.target import Target
+from diba_np.threads import Workers
+
+# columns whose gradient is made by one matrix product; in between it is passed on, O(k) a pair
+BLOCK = 64
+
+# moves for which a bit is held in the tabu search of a column
+_TENURE = 10
+
+# the surrogate's scales stay within this share of their root mean square
+_LEAST_SCALE = 1e-2
+
+
+class WeightedTarget(Target):
+    """A matrix together with the weights of its errors.
+
+    Parameters
+    ----------
+    A : (m, n) array, as `as_matrix` returns it
+    workers : Workers
+    weights : Weights
+
+    Attributes
+    ----------
+    gram, H : (n, n) float64 or None
+        Gram matrix of the inputs, mean of its diagonal 1: as it was given, and regularised.
+    w : (m,) float64 or None
+        Weights of the outputs, mean 1.
+    energy : float
+        ``tr(W A H A^T)`` in units of the target.
+    coupled : bool
+        Whether there is an H.
+    """
+
+    def __init__(self, A: NDArray[Any], workers: Workers, weights: Weights) -> None:
+        super().__init__(A, workers)
+        self.gram = weights.gram
+        self.H = weights.regularised()
+        self.w = weights.outputs
+        self.coupled = self.H is not None
+        self.energy = sum(self.squares(rows, part) for rows, part in self.blocks(np.float64))
+
+    def weigh_rows(self, N: NDArray[Any]) -> NDArray[Any]:
+        return N if self.w is None else N * self.w[:, None]
+
+    def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
+        return N if self.H is None else self.workers.matmul(self.H, N)
+
+    def squares(self, rows: slice, E: NDArray[Any]) -> float:
+        weighed = E if self.H is None else self.workers.matmul(E, self.H)
+        if self.w is None:
+            return float(np.vdot(E, weighed))
+        return float(np.einsum("ij,ij->i", E, weighed) @ self.w[rows])
+
+    def sweep_columns(
+        self,
+        state: State,
+        kernel: Any,
+        passes: int,
+        *extra: Any,
+        equations: tuple[Floats, Floats] | None = None,
+    ) -> int:
+        """Search the columns of B2 in order, by the counterpart of a row kernel; return the flips.
+
+        Time O(n^2 k + n k^2) in matrix products, and what the kernel takes.
+        """
+        counterpart = {
+            sweep_fixed: sweep_columns_fixed,
+            sweep_joint: sweep_columns_joint,
+            sweep_tabu: tabu_columns,
+        }[kernel]
+        if counterpart is tabu_columns:
+            extra = (state.shift, _TENURE, *extra)  # the patience is given
+        gram = self._coupling()
+        P, pull = self._right_side(state, equations)
+        V = state.scaled(False)
+        matmul = self.workers.matmul
+        total = 0
+        for start in range(0, self.shape[1], BLOCK):
+            part = slice(start, start + BLOCK)
+            bits, scales = state.b2[part], state.d3[part]
+            H = gram[part]
+            h = matmul(bits - state.shift, P)
+            R = pull[part] - matmul(matmul(H, V), P)
+            slack = np.full(len(bits), SLACK * self.energy / self.shape[1])
+            flips = np.zeros(len(bits), np.int64)
+            counterpart(
+                bits, h, P, R, np.ascontiguousarray(H[:, part]), scales, slack, passes, flips,
+                *extra,
+            )  # fmt: skip
+            V[part] = (bits - state.shift) * scales[:, None]
+            total += int(flips.sum())
+        return total
+
+    def solve_d3(self, state: State, equations: tuple[Floats, Floats] | None = None) -> None:
+        """Set d3 to its least-squares value: ``((Q^T W Q) * H) d3 = diag(Q^T W A H)``.
+
+        Q = D1 B1 D2 B2. On a grid a good grid point is taken instead. The old d3 stays if the new
+        one is worse; from off its grid it is brought there first.
+        Cost: ``2 n k (n + k) + n^3 / 3`` flops.
+        """
+        P, pull = self._right_side(state, equations)
+        values = state.b2 - state.shift
+        matmul = self.workers.matmul
+        normal = matmul(matmul(values, P), np.ascontiguousarray(values.T)) * self._coupling()
+        right = np.einsum("jk,jk->j", values, pull)
+
+        def error(d3: Floats) -> float:
+            return float(d3 @ (normal @ d3) - 2.0 * (d3 @ right))
+
+        if state.grids is not None:
+            grid = state.grids[2]
+            state.d3 = grid.round(state.d3).astype(np.float64)
+            rounded = round_diagonal(normal, right, state.d3, grid.values)
+            if error(rounded) <= error(state.d3):
+                state.d3 = rounded
+            return
+        largest = max(float(np.diag(normal).max(initial=0.0)), np.finfo(np.float64).tiny)
+        empty = np.diag(normal) <= 1e-12 * largest
+        ridged = normal + 1e-12 * largest * np.eye(len(normal))
+        _, solved, failed = scipy.linalg.lapack.dposv(ridged, right, lower=1)
+        if failed:
+            return
+        solved[empty] = state.d3[empty]
+        if np.isfinite(solved).all() and error(solved) <= error(state.d3):
+            state.d3 = solved
+
+    def _coupling(self) -> Floats:
+        if self.H is None:
+            raise ValueError("columns are coupled by a Gram matrix only")
+        return self.H
+
+    def _right_side(
+        self, state: State, equations: tuple[Floats, Floats] | None
+    ) -> tuple[Floats, Floats]:
+        """Return ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k)."""
+        P, cross = equations or normal_equations(self, state, False)
+        return P, self.weigh_columns(cross)
+
+    def surrogate(self) -> ScaledTarget:
+        """Return the plain problem ``sqrt(W) A sqrt(diag H)``, whose columns are independent."""
+        m, n = self.shape
+        rows = np.ones(m) if self.w is None else np.sqrt(self.w)
+        columns = np.ones(n) if self.H is None else np.sqrt(np.diag(self.H))
+        return ScaledTarget(
+            self.A, self.workers, np.maximum(rows, _LEAST_SCALE), np.maximum(columns, _LEAST_SCALE)
+        )
+
+
+class ScaledTarget(Target):
+    """``diag(rows) A diag(columns)``, scaled as it is read."""
+
+    def __init__(self, A: NDArray[Any], workers: Workers, rows: Floats, columns: Floats) -> None:
+        self._rows, self._columns = rows, columns
+        super().__init__(A, workers)
+
+    def read(self, rows: slice) -> Floats:
+        return super().read(rows) * self._rows[rows, None] * self._columns
+
+    def restore(self, state: State, unit: float) -> None:
+        """Turn a factorization of the scaled matrix into one of ``A / unit``."""
+        state.d1 = state.d1 / self._rows
+        state.d3 = state.d3 / self._columns
+        state.d2 = state.d2 * (self.unit / unit)
+
+
+def snr_facts(target: Target, state: State) -> dict[str, float | None]:
+    """Return the SNRs of a state in dB for the record; None stands for an exact fit.
+
+    ``snr_db`` is that of the matrix itself. With a Gram matrix ``output_snr_db`` is that of the
+    outputs for the inputs as given, neither shrunk nor weighted.
+    """
+    gram = target.gram if isinstance(target, WeightedTarget) else None
+    signal, noise = np.zeros(2), np.zeros(2)
+    for _, part, residual in residuals(target, state):
+        for total, E in ((signal, part), (noise, residual)):
+            total[0] += np.vdot(E, E)
+            if gram is not None:
+                total[1] += np.vdot(E, target.workers.matmul(E, gram))
+    facts = {"snr_db": decibels(signal[0], noise[0]) if noise[0] else None}
+    if gram is not None:
+        facts["output_snr_db"] = decibels(signal[1], noise[1]) if noise[1] > 0 else None
+    return facts

@@ -1,0 +1,201 @@
+"""What a factorization is weighed by: the Gram matrix of its inputs and weights of its outputs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.metrics import row_blocks
+from diba_np.search.target import as_matrix, digest
+from diba_np.threads import Workers
+
+Floats = NDArray[np.float64]
+
+# shares of the Gram matrix that are moved to its diagonal, and what every channel gets on top
+SHRINKAGE = 0.01
+RIDGE = 1e-4
+
+# asymmetry and negative eigenvalues up to these shares of the trace pass for rounding in float32
+_ASYMMETRY = 1e-6
+_INDEFINITE = 1e-6
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Checked weights of one call of `factorize`.
+
+    Attributes
+    ----------
+    gram : (n, n) float64 or None
+        Mean product of two channels, divided by the mean of its diagonal; nothing added yet.
+    outputs : (m,) float64 or None
+        Weights of the outputs, mean 1.
+    facts : dict
+        For the record: where they are from, SHA-256, rows, shrinkage, dead channels.
+    """
+
+    gram: Floats | None
+    outputs: Floats | None
+    facts: dict[str, Any]
+
+    def regularised(self) -> Floats | None:
+        """Return ``(1 - a) H + a diag(H) + RIDGE I`` with a = SHRINKAGE; positive definite."""
+        if self.gram is None:
+            return None
+        diagonal = np.diag(self.gram)
+        shrunk = (1.0 - SHRINKAGE) * self.gram
+        shrunk[np.diag_indices_from(shrunk)] = np.maximum(diagonal, 0.0) + RIDGE
+        return shrunk
+
+
+def gram_of_inputs(X: NDArray[Any], workers: Workers) -> Floats:
+    """Return ``X^T X / N`` for X (N, n), accumulated in float64 over row blocks.
+
+    Blocks follow from the shape alone. Cost: ``2 N n^2`` flops; X is never held in float64 whole.
+    """
+    total = np.zeros((X.shape[1], X.shape[1]))
+    for rows in row_blocks(X.shape):
+        part = np.ascontiguousarray(X[rows], np.float64)
+        total += workers.matmul(np.ascontiguousarray(part.T), part)
+    return (total + total.T) / (2.0 * X.shape[0])
+
+
+def as_weights(
+    inputs: ArrayLike | None,
+    gram: ArrayLike | None,
+    output_weight: ArrayLike | None,
+    shape: tuple[int, int],
+    workers: Workers,
+) -> Weights | None:
+    """Check what `factorize` was given; None if that is nothing.
+
+    Parameters
+    ----------
+    inputs : (N, n) array_like, optional
+        One sample a row; a memory map is read in row blocks.
+    gram : (n, n) array_like, optional
+        Symmetric and positive semidefinite, to rounding in float32.
+    output_weight : (m,) array_like, optional
+        Not negative, not all zero.
+    shape : (int, int)
+        (m, n) of the matrix.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of the wrong kind, shape or value; the message names it.
+
+    Warns
+    -----
+    UserWarning
+        There are fewer rows than channels, or channels that are always zero.
+    """
+    if inputs is not None and gram is not None:
+        raise TypeError("give at most one of inputs=, gram=, got both")
+    m, n = shape
+    facts: dict[str, Any] = {}
+    H = None
+    if inputs is not None:
+        X = as_matrix(inputs, "inputs")
+        if X.shape[1] != n:
+            raise ValueError(
+                f"inputs must have shape (N, {n}), one sample a row, got {tuple(X.shape)}"
+            )
+        if len(X) < n:
+            warnings.warn(
+                f"inputs has {len(X)} rows for {n} channels: too few to tell all their "
+                "correlations, so the result may fit these rows better than others",
+                UserWarning,
+                stacklevel=3,
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            H = gram_of_inputs(X, workers)
+        if not np.isfinite(H).all():
+            raise ValueError(
+                "inputs must have squares that float64 can sum, "
+                f"got a largest magnitude of {float(np.abs(X).max()):g}; scale inputs first"
+            )
+        facts |= {"from": "inputs", "rows": len(X), "sha256": digest(X)}
+    elif gram is not None:
+        H = _check_gram(as_matrix(gram, "gram"), n)
+        facts |= {"from": "gram", "rows": None, "sha256": digest(np.asarray(gram))}
+    if H is not None:
+        H = _normalised(H, facts)
+    outputs = None
+    if output_weight is not None:
+        outputs = _check_output_weight(output_weight, m)
+        facts["output_weight_sha256"] = digest(outputs[:, None])
+        outputs = outputs / outputs.mean()
+    return None if H is None and outputs is None else Weights(H, outputs, facts)
+
+
+def _check_gram(given: NDArray[Any], n: int) -> Floats:
+    if given.shape != (n, n):
+        raise ValueError(f"gram must have shape ({n}, {n}), got {tuple(given.shape)}")
+    H = given.astype(np.float64)
+    largest = float(np.abs(H).max())
+    H /= largest or 1.0  # so that nothing overflows below
+    gap = np.abs(H - H.T)
+    i, j = np.unravel_index(int(gap.argmax()), gap.shape)
+    if gap[i, j] > _ASYMMETRY:
+        raise ValueError(
+            f"gram must be symmetric, got {given[i, j]:g} at ({i}, {j}) "
+            f"and {given[j, i]:g} at ({j}, {i})"
+        )
+    H = (H + H.T) / 2.0
+    trace = float(np.trace(H))
+    shifted = H.copy()
+    shifted[np.diag_indices_from(shifted)] += _INDEFINITE * max(trace, np.finfo(float).tiny)
+    if trace < 0 or (largest and scipy.linalg.lapack.dpotrf(shifted, lower=1)[1] != 0):
+        least = float(scipy.linalg.eigh(H, eigvals_only=True, subset_by_index=[0, 0])[0])
+        raise ValueError(
+            "gram must be positive semidefinite, "
+            f"got a smallest eigenvalue of {least * largest:.4g}"
+        )
+    return H
+
+
+def _normalised(H: Floats, facts: dict[str, Any]) -> Floats:
+    """Divide by the mean of the diagonal; tell of dead channels."""
+    name = facts["from"]
+    diagonal = np.diag(H)
+    mean = float(diagonal.mean())
+    if mean <= 0:
+        raise ValueError(f"{name} must not be all zero")
+    dead = np.flatnonzero(diagonal <= 0)
+    if dead.size:
+        channels = "channel that is" if dead.size == 1 else "channels that are"
+        warnings.warn(
+            f"{name} has {dead.size} {channels} always zero, the first at {int(dead[0])}; "
+            "weights there count next to nothing",
+            UserWarning,
+            stacklevel=4,
+        )
+    facts |= {"shrinkage": SHRINKAGE, "ridge": RIDGE, "dead_channels": int(dead.size)}
+    return H / mean
+
+
+def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
+    try:
+        given = np.asanyarray(output_weight)
+    except ValueError as error:
+        raise ValueError(f"output_weight must be a vector: {error}") from None
+    if given.dtype.kind not in "buif":
+        raise TypeError(f"output_weight must be an array of real numbers, got dtype {given.dtype}")
+    if given.shape != (m,):
+        raise ValueError(f"output_weight must have shape ({m},), got {given.shape}")
+    weights = given.astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if wrong.size:
+        raise ValueError(
+            "output_weight must be finite and not negative, "
+            f"got {weights[wrong[0]]:g} at {int(wrong[0])}"
+        )
+    if not weights.any():
+        raise ValueError("output_weight must not be all zero")
+    return weights

