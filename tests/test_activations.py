@@ -116,7 +116,9 @@ def test_closed_forms_are_minima_of_the_weighed_objective(seed, shift):
             assert error == pytest.approx(squared_error(target, state), rel=1e-9, abs=1e-9)
             for i, change in itertools.product(range(len(getattr(state, name))), (-1e-3, 1e-3)):
                 getattr(state, name)[i] += change
-                assert naive.weighed_error(a, dense(state), w, H) >= error - 1e-8
+                assert (
+                    naive.weighed_error(a, dense(state), w, H) >= error * (1 - 1e-6) - 1e-8
+                )  # the ridge of d2
                 getattr(state, name)[i] -= change
         assert update_d2(target, state) == pytest.approx(squared_error(target, state), abs=1e-8)
 

@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 # a flip must lower a row's error by more than this share of the row's mean energy
 SLACK = 1e-12
 
-# relative to the mean diagonal of the system for d2: keeps components that nearly cancel from
+# relative to the diagonal of the system for d2: keeps components that nearly cancel from
 # taking huge scales, which rounding to 16 bits would turn into error
 _RIDGE = 1e-7
 
@@ -156,8 +156,9 @@ def update_d2(target: Target, state: State) -> float:
 
     solved: Floats
     if state.grids is None:
-        ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
-        solved = np.linalg.solve(normal + ridge * np.eye(len(normal)), right)
+        own = np.diag(normal)
+        least = max(1e-12 * float(own.mean()), np.finfo(np.float64).tiny)
+        solved = np.linalg.solve(normal + np.diag(np.maximum(_RIDGE * own, least)), right)
     else:
         solved = round_diagonal(normal, right, state.d2, state.grids[1].values / target.unit)
     before, after = error(state.d2), error(solved)
