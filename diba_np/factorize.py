@@ -164,6 +164,10 @@ def factorize(
     ``24 n^2`` bytes more; their Gram matrix is shrunk by 1 % towards its diagonal, and 1e-4 of the
     mean of its diagonal is added to every channel.
 
+    At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
+    "fast" 6.20 dB (1.0 s), 200 iterations 6.35 dB (1.9 s), "best" 6.44 dB (8.3 s); double binary
+    factorization 5.98 dB (1.6 s).
+
     References
     ----------
     .. [1] N. Ono, "DiBA: Diagonal and Binary Matrix Approximation for Neural Network Weight
