@@ -158,8 +158,8 @@ def update_d2(target: Target, state: State) -> float:
     if state.grids is None:
         own = np.diag(normal)
         least = max(1e-12 * float(own.mean()), np.finfo(np.float64).tiny)
-        ridge: Floats = np.diag(np.maximum(_RIDGE * own, least)).astype(np.float64)
-        solved = np.linalg.solve(normal + ridge, right)
+        ridge = np.diag(np.maximum(_RIDGE * own, least))
+        solved = np.asarray(np.linalg.solve(normal + ridge, right), np.float64)
     else:
         solved = round_diagonal(normal, right, state.d2, state.grids[1].values / target.unit)
     before, after = error(state.d2), error(solved)
