@@ -100,7 +100,13 @@ def guess_k(goal: float, shape: tuple[int, int]) -> int:
     return min(most, max(1, round(goal / 5.0 * m * n / (m + n))))
 
 
-def smallest_k(reach: Callable[[int], float], goal: float, shape: tuple[int, int]) -> int:
+def smallest_k(
+    reach: Callable[[int], float],
+    goal: float,
+    shape: tuple[int, int],
+    first: int | None = None,
+    slope: float | None = None,
+) -> int:
     """Return the smallest k at which ``reach(k) >= goal``, by bracketing.
 
     Parameters
@@ -110,7 +116,11 @@ def smallest_k(reach: Callable[[int], float], goal: float, shape: tuple[int, int
     goal : float
         dB.
     shape : (int, int)
-        Sets the first guess (5 dB a bit) and the most that makes sense: 32 bits per weight.
+        Sets the most that makes sense: 32 bits per weight.
+    first : int, optional
+        The k to try first; by default what 5 dB a bit need.
+    slope : float, optional
+        About what one more component brings, in dB; by default goal over k.
 
     Returns
     -------
@@ -123,11 +133,10 @@ def smallest_k(reach: Callable[[int], float], goal: float, shape: tuple[int, int
         The goal is not reached with as many bits as the dense float32 matrix has.
     """
     m, n = shape
-    per_k = (m + n) / (m * n)  # bits per weight of one component
-    most = max(1, int(metrics.DENSE_BITS / per_k))
+    most = max(1, int(metrics.DENSE_BITS * m * n / (m + n)))
     seen: dict[int, float] = {}
     low, high = 0, most + 1  # reach(low) < goal <= reach(high), as far as known
-    guess = guess_k(goal, shape)
+    guess = min(most, max(1, first or guess_k(goal, shape)))
     while high - low > 1:
         seen[guess] = reach(guess)
         if seen[guess] >= goal:
@@ -139,12 +148,14 @@ def smallest_k(reach: Callable[[int], float], goal: float, shape: tuple[int, int
                 f"snr={goal:g} dB is not reached: {seen[low]:.4g} dB at k={low}, "
                 "where the dense float32 matrix takes no more bits"
             )
+        last = seen[guess]
+        each = max(slope or 0.0, abs(goal) / (2.0 * guess), 1e-9)
         if low in seen and high in seen and math.isfinite(seen[high]):
             share = (goal - seen[low]) / max(seen[high] - seen[low], 1e-9)
             guess = low + round(share * (high - low))
         elif high in seen:  # nothing too small yet
-            guess = min(high - 1, round(high * max(0.5, goal / max(seen[high], goal, 1e-9)) - 1))
+            guess = high - 1 - int(min((last - goal) / each, high / 2))
         else:
-            guess = min(most, max(low + 1, round(low * min(2.0, 0.2 + goal / max(seen[low], 0.5)))))
+            guess = low + 1 + int(min((goal - last) / each, 1.0 * low))
         guess = min(max(guess, low + 1), high - 1)
     return high

