@@ -17,7 +17,8 @@ from diba_np.errors import ConvergenceWarning
 from diba_np.factors import DiBAFactors, check_shift
 from diba_np.metrics import decibels
 from diba_np.scales import power_of_two, round_half
-from diba_np.search.activations import ScaledTarget, WeightedTarget, snr_facts
+from diba_np.search.activations import WeightedTarget, reached_db, snr_facts
+from diba_np.search.coupled import relax_coupled
 from diba_np.search.gram import as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
@@ -90,7 +91,7 @@ def factorize(
         Budget: storage as a share of the dense float32 matrix; ``bits / 32``.
     snr : float, optional
         Budget: dB; the smallest k that reaches it is searched for (a full search for each k tried).
-        With weights, of the weighted error.
+        With inputs, of the outputs for them.
     shift : float, default 0.0
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet; a bit b stands for ``b - shift``.
     solver : {"auto", "greedy"}
@@ -150,8 +151,9 @@ def factorize(
     -----
     Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory about
     ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``. With inputs about
-    ``24 n^2`` bytes more; their Gram matrix is shrunk by 1 % towards its diagonal, and 1e-4 of the
-    mean of its diagonal is added to every channel.
+    ``48 n^2`` bytes and `n^3` flops more. Their Gram matrix is shrunk towards its diagonal, by the
+    share ``n / (2 N)`` (at least 1 %, at most 50 %; 1 % with `gram`), and 1e-4 of the mean of its
+    diagonal is added to every channel.
 
     References
     ----------
@@ -289,13 +291,16 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
         return simple
-    surrogate = target.surrogate() if isinstance(target, WeightedTarget) else target
-    state = relax(
-        surrogate, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor
-    )
-    if isinstance(surrogate, ScaledTarget):
-        surrogate.restore(state, target.unit)
-        update_d2(target, state)
+    how: dict[str, Any] = {
+        "shift": plan.shift,
+        "rng": rng,
+        "iterations": plan.max_sweeps,
+        "monitor": monitor,
+    }
+    if isinstance(target, WeightedTarget):
+        state = relax_coupled(target, k, **how)
+    else:
+        state = relax(target, k, **how)
     if not monitor.stopped:
         polish(target, state, monitor, plan.tol, plan.effort)
     return simple if floor < squared_error(target, state) else state
@@ -309,7 +314,7 @@ def _search_snr(target: Target, goal: float, plan: _Plan, monitor: Monitor) -> S
         state = _search(target, k, plan, monitor)
         _round_diagonals(target, state)
         best[k] = state
-        return decibels(target.energy, squared_error(target, state))
+        return reached_db(target, state)
 
     return best[budget.smallest_k(reach, goal, target.shape)]
 
