@@ -16,7 +16,8 @@ from diba_np.errors import ConvergenceWarning
 from diba_np.factors import DiBAFactors, check_shift
 from diba_np.metrics import decibels
 from diba_np.scales import ScaleBits, Widths, check_scale_bits
-from diba_np.search.activations import ScaledTarget, WeightedTarget, snr_facts
+from diba_np.search.activations import WeightedTarget, reached_db, snr_facts
+from diba_np.search.coupled import relax_coupled
 from diba_np.search.gram import as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
@@ -24,7 +25,7 @@ from diba_np.search.pilot import choose_widths, guess_k
 from diba_np.search.rank_one import rank_one
 from diba_np.search.refit import factors_of, round_diagonals, state_of
 from diba_np.search.relaxation import EFFORTS, Effort, polish, relax
-from diba_np.search.state import State, sort_components, squared_error, update_d2
+from diba_np.search.state import State, sort_components, squared_error
 from diba_np.search.target import Target, as_matrix, digest
 from diba_np.threads import workers
 
@@ -96,7 +97,7 @@ def factorize(
         Budget: storage as a share of the dense float32 matrix; ``bits / 32``.
     snr : float, optional
         Budget: dB; the smallest k that reaches it is searched for (a full search for each k tried).
-        With weights, of the weighted error.
+        With inputs, of the outputs for them.
     shift : float, default 0.0
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet; a bit b stands for ``b - shift``.
     scale_bits : 16, 32, int from 2 to 8, three of them, or "auto"
@@ -161,8 +162,9 @@ def factorize(
     -----
     Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory about
     ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``. With inputs about
-    ``24 n^2`` bytes more; their Gram matrix is shrunk by 1 % towards its diagonal, and 1e-4 of the
-    mean of its diagonal is added to every channel.
+    ``48 n^2`` bytes and `n^3` flops more. Their Gram matrix is shrunk towards its diagonal, by the
+    share ``n / (2 N)`` (at least 1 %, at most 50 %; 1 % with `gram`), and 1e-4 of the mean of its
+    diagonal is added to every channel.
 
     At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
     "fast" 6.20 dB (1.0 s), 200 iterations 6.35 dB (1.9 s), "best" 6.44 dB (8.3 s); double binary
@@ -311,13 +313,16 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
         return simple
-    surrogate = target.surrogate() if isinstance(target, WeightedTarget) else target
-    state = relax(
-        surrogate, k, shift=plan.shift, rng=rng, iterations=plan.max_sweeps, monitor=monitor
-    )
-    if isinstance(surrogate, ScaledTarget):
-        surrogate.restore(state, target.unit)
-        update_d2(target, state)
+    how: dict[str, Any] = {
+        "shift": plan.shift,
+        "rng": rng,
+        "iterations": plan.max_sweeps,
+        "monitor": monitor,
+    }
+    if isinstance(target, WeightedTarget):
+        state = relax_coupled(target, k, **how)
+    else:
+        state = relax(target, k, **how)
     if not monitor.stopped:
         polish(target, state, monitor, plan.tol, plan.effort, plan.widths)
     return simple if floor < squared_error(target, state) else state
@@ -331,7 +336,7 @@ def _search_snr(target: Target, goal: float, plan: _Plan, monitor: Monitor) -> S
         state = _search(target, k, plan, monitor)
         round_diagonals(target, state, plan.scale_bits)
         best[k] = state
-        return decibels(target.energy, squared_error(target, state))
+        return reached_db(target, state)
 
     first, slope = guess_k(target, goal, plan.shift, plan.seed)
     return best[budget.smallest_k(reach, goal, target.shape, first, slope)]

@@ -13,7 +13,7 @@ from strategies import matrices
 from diba_np import factorize, load
 from diba_np.kernels import flips as row_kernels
 from diba_np.metrics import output_snr_db
-from diba_np.search import activations, gram
+from diba_np.search import activations, coupled, gram, relaxation
 from diba_np.search.activations import WeightedTarget
 from diba_np.search.greedy import solve_greedy
 from diba_np.search.monitor import Monitor
@@ -164,7 +164,7 @@ def objective_of(A, X, w):
     return np.ones(len(A)) if weights.outputs is None else weights.outputs, H
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(matrices(8), st.integers(1, 5), st.sampled_from([0.0, 0.5]), st.integers(0, 99))
 @pytest.mark.parametrize("solver", ["greedy", "auto"])
 @pytest.mark.parametrize("given_weights", ["inputs", "outputs", "both"])
@@ -173,8 +173,10 @@ def test_no_single_flip_improves_what_is_returned(solver, given_weights, A, k, s
     X = rng.normal(size=(20, A.shape[1])) @ rng.normal(size=(A.shape[1], A.shape[1]))
     w = rng.random(len(A)) + 0.01
     X, w = X if given_weights != "outputs" else None, w if given_weights != "inputs" else None
+    sweeps = 200 if solver == "greedy" else 30
+    weights_given = {"inputs": X, "output_weight": w}
     f = factorize(
-        A, k=k, solver=solver, shift=shift, seed=seed, max_sweeps=200, inputs=X, output_weight=w
+        A, k=k, solver=solver, shift=shift, seed=seed, max_sweeps=sweeps, threads=1, **weights_given
     )
     assert f.record["improving_flips_left"] == 0
     weights = objective_of(A, X, w)
@@ -255,9 +257,10 @@ def test_inputs_of_every_kind_give_the_same_bits(tmp_path, rng):
     ):
         assert same(f, factorize(A, k=4, inputs=inputs, max_sweeps=20))
     H = X.astype(np.float64).T @ X
+    f = factorize(A, k=4, gram=H, max_sweeps=20)
     for scale in (1.0, 1e30, 1e-30):
         g = factorize(A, k=4, gram=scale * H, max_sweeps=20)
-        assert g.record["output_snr_db"] == pytest.approx(f.record["output_snr_db"], abs=0.2)
+        assert g.record["output_snr_db"] == pytest.approx(f.record["output_snr_db"], abs=0.1)
 
 
 def test_inputs_are_read_in_blocks(monkeypatch, rng):
@@ -294,7 +297,7 @@ def test_init_and_snr_go_by_the_weighed_error(rng):
     better = factorize(A, k=10, init=start, inputs=X)
     assert better.record["output_snr_db"] > output_snr_db(A, start, X) + 0.5
     f = factorize(A, snr=4.0, max_sweeps=20, inputs=X)
-    assert f.record["output_snr_db"] >= 4.0 - 0.05  # the goal is that of the shrunk Gram matrix
+    assert output_snr_db(A, f, X) >= 4.0 - 1e-3
     assert f.k < factorize(A, snr=4.0, max_sweeps=20).k
 
 
@@ -307,7 +310,7 @@ def test_record_tells_about_the_inputs(tmp_path, rng):
         "from": "inputs",
         "rows": 40,
         "sha256": hashlib.sha256(b"<f8 40 6 " + X.tobytes()).hexdigest(),
-        "shrinkage": 0.01,
+        "shrinkage": 0.075,  # 6 / (2 * 40)
         "ridge": 1e-4,
         "dead_channels": 0,
         "output_weight_sha256": hashlib.sha256(b"<f8 8 1 " + w.tobytes()).hexdigest(),
@@ -404,3 +407,63 @@ def test_rounding_in_single_precision_is_no_error(rng):
     H = (wide.T @ wide).astype(np.float32)
     H[3, 5] = np.nextafter(H[3, 5], np.float32(9))
     factorize(rng.normal(size=(8, 40)), k=3, gram=H, max_sweeps=5)
+
+
+# -- the start -------------------------------------------------------------------------------------
+
+
+def test_the_coupled_half_solves_its_regression(rng):
+    """The two rotations solve ``C^p X (G + ridge) + rho X = Y + rho P`` of the last inner step."""
+    A, X, w, _ = problem(1, 0.0, m=30, n=20, k=6)
+    with workers(1) as pool:
+        target = weighed_target(A, X, w, pool)
+        plain = target.surrogate()
+        H = np.cov(X.T)
+        values, V = np.linalg.eigh(H / np.sqrt(np.outer(np.diag(H), np.diag(H))))
+        rotated = coupled._Rotated(plain, V * np.sqrt(values))
+        ga, gb = relaxation._gauges(6)
+        first, half = (relaxation._Half(rows, g, rng, pool) for rows, g in ((30, ga), (20, gb)))
+        schedule = relaxation._Schedule(1.0)  # penalty 1 in both inner steps
+        points = []
+        project = half.project
+
+        def spy(*args):
+            points.append(half.X.copy())
+            project(*args)
+            points.append(half.Z - half.dual)
+
+        half.project = spy
+        single = np.float32
+        ridge = schedule.ridge
+        coupled._coupled_half_step(
+            rotated, half, first, V.astype(single), values.astype(single), schedule, None
+        )
+        N = first.make_basis(0.0)
+        C = (V * values) @ V.T
+        (_, a), *_ = plain.blocks(np.float64)
+        Y = C @ (a * plain.unit / rotated.unit).T @ N
+        left = C @ points[2] @ (N.T @ N + ridge * np.eye(6)) + points[2]
+        np.testing.assert_allclose(left, Y + points[1], atol=2e-3 * np.abs(Y).max())
+
+
+def test_the_start_knows_the_correlations(attention):
+    A, X = attention[:96, :96], correlated(96, 3000, 1)
+    with workers(1) as pool:
+        target = weighed_target(A, X, None, pool)
+        how = {"shift": 0.0, "iterations": 40}
+        error = []
+        for relax in (coupled.relax_coupled, diagonal_start):
+            monitor = Monitor()
+            monitor.begin(40, target.energy)
+            state = relax(target, 40, rng=np.random.default_rng(0), monitor=monitor, **how)
+            error.append(squared_error(target, state))
+    assert error[0] < 0.8 * error[1]
+
+
+def diagonal_start(target, k, **how):
+    """The start that knows the channels' sizes only."""
+    plain = target.surrogate()
+    state = relaxation.relax(plain, k, **how)
+    plain.restore(state, target.unit)
+    update_d2(target, state)
+    return state

@@ -19,7 +19,7 @@ from diba_np.kernels.flips_gram import sweep_columns_fixed, sweep_columns_joint,
 from diba_np.metrics import decibels
 from diba_np.search.coding import round_diagonal
 from diba_np.search.gram import Floats, Weights
-from diba_np.search.state import SLACK, State, normal_equations, residuals
+from diba_np.search.state import SLACK, State, normal_equations, residuals, squared_error
 from diba_np.search.target import Target
 from diba_np.threads import Workers
 
@@ -173,16 +173,16 @@ class ScaledTarget(Target):
     """``diag(rows) A diag(columns)``, scaled as it is read."""
 
     def __init__(self, A: NDArray[Any], workers: Workers, rows: Floats, columns: Floats) -> None:
-        self._rows, self._columns = rows, columns
+        self.rows, self.columns = rows, columns
         super().__init__(A, workers)
 
     def read(self, rows: slice) -> Floats:
-        return super().read(rows) * self._rows[rows, None] * self._columns
+        return super().read(rows) * self.rows[rows, None] * self.columns
 
     def restore(self, state: State, unit: float) -> None:
         """Turn a factorization of the scaled matrix into one of ``A / unit``."""
-        state.d1 = state.d1 / self._rows
-        state.d3 = state.d3 / self._columns
+        state.d1 = state.d1 / self.rows
+        state.d3 = state.d3 / self.columns
         state.d2 = state.d2 * (self.unit / unit)
 
 
@@ -203,3 +203,11 @@ def snr_facts(target: Target, state: State) -> dict[str, float | None]:
     if gram is not None:
         facts["output_snr_db"] = decibels(signal[1], noise[1]) if noise[1] > 0 else None
     return facts
+
+
+def reached_db(target: Target, state: State) -> float:
+    """Return the SNR that ``snr=`` is about: of the outputs, or else of the (weighted) error."""
+    if isinstance(target, WeightedTarget) and target.gram is not None:
+        output = snr_facts(target, state)["output_snr_db"]
+        return float("inf") if output is None else output
+    return decibels(target.energy, squared_error(target, state))
