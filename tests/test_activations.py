@@ -423,7 +423,7 @@ def test_the_coupled_half_solves_its_regression(rng):
         rotated = coupled._Rotated(plain, V * np.sqrt(values))
         ga, gb = relaxation._gauges(6)
         first, half = (relaxation._Half(rows, g, rng, pool) for rows, g in ((30, ga), (20, gb)))
-        schedule = relaxation._Schedule(1.0)  # penalty 1 in both inner steps
+        schedule = relaxation.Schedule(1.0)  # penalty 1 in both inner steps
         points = []
         project = half.project
 
