@@ -27,7 +27,7 @@ _Shared = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, int]
 
 def _fit_diba(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) -> Any:
     options: dict[str, Any] = {} if inputs is None else {"inputs": inputs}
-    return factorize(A, bits=bits, seed=seed, **options)
+    return factorize(A, bits=bits, scale_bits="auto", seed=seed, **options)
 
 
 def _fit_dbf(A: ArrayLike, bits: float, _inputs: ArrayLike | None, seed: int) -> Any:

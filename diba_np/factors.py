@@ -245,7 +245,7 @@ class DiBAFactors(LinearOperator):
         -----
         The components of a good factorization matter about equally, so a cut costs far more than
         a smaller budget. Of 378 at 384x384, +-1, 340 keep 8.7 dB of 11.3 and 280 keep 6.0; strict
-        0/1 with `A` 6.7 and 4.0. A fresh ``factorize(A, k=280)`` gives 8.6.
+        0/1 with `A` 6.7 and 4.0.
         """
         if budget.check_count(k, "k") > self.k:
             raise ValueError(f"k must be at most {self.k}, got {k}")
