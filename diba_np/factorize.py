@@ -167,7 +167,7 @@ def factorize(
     diagonal is added to every channel.
 
     At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
-    "fast" 6.20 dB (1.0 s), 200 iterations 6.35 dB (1.9 s), "best" 6.44 dB (8.3 s); double binary
+    "fast" 6.20 dB (1.0 s), "balanced" 6.33 dB (1.7 s), "best" 6.44 dB (8.3 s); double binary
     factorization 5.98 dB (1.6 s).
 
     References
