@@ -68,7 +68,7 @@ def test_products_equal_the_dense_matrix(label, matrix, rng):
     np.testing.assert_allclose(made.T @ y, dense.T @ y, **close)
     np.testing.assert_allclose(made.rmatvec(y), dense.T @ y, **close)
     np.testing.assert_allclose(made.H @ Y, dense.T @ Y, **close)
-    np.testing.assert_allclose(made.matvec(x[:, None]), dense @ x[:, None], **close)
+    np.testing.assert_allclose(made.matmat(x[:, None]), dense @ x[:, None], **close)
     np.testing.assert_allclose(made._matvec(rng.standard_normal((2, 3, n))).shape, (2, 3, m))
     assert (made @ x.astype(np.float32)).dtype == np.float32
     # adjointness: <y, A x> = <A^T y, x>
