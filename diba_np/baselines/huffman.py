@@ -20,7 +20,7 @@ PRECISION = 4096  # sum of the rANS frequencies
 def entropy(symbols: ArrayLike) -> float:
     """Return the empirical entropy of integer symbols, in bits a symbol."""
     counts = np.unique(np.asarray(symbols), return_counts=True)[1]
-    p = counts / max(counts.sum(), 1)
+    p = counts / max(int(counts.sum()), 1)
     return float(-(p * np.log2(p)).sum()) + 0.0
 
 

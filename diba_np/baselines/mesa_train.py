@@ -105,7 +105,7 @@ def block_penalty(
 
 def delta_entropy(layer: MESA) -> tuple[float, float]:
     """Return the entropies of a coded `MESA` layer: (code indices, deltas), bits a symbol."""
-    r = len(np.atleast_1d(layer.centroids))  # type: ignore[arg-type]
+    r = 1 if layer.centroids is None else len(layer.centroids)
     return entropy(layer.blocks), entropy(cyclic_delta(layer.blocks[:-1], layer.blocks[1:], r))
 
 

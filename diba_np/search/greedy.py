@@ -25,7 +25,7 @@ def random_state(shape: tuple[int, int], k: int, shift: float, rng: np.random.Ge
     return State(
         d1=np.ones(m),
         b1=rng.integers(0, 2, (m, k), dtype=np.uint8),
-        d2=rng.choice([-1.0, 1.0], k),
+        d2=rng.choice(np.array([-1.0, 1.0]), k),
         b2=rng.integers(0, 2, (n, k), dtype=np.uint8),
         d3=np.ones(n),
         shift=shift,
