@@ -143,9 +143,10 @@ def retune(
     with workers(threads):
         start = fit.judge()
         fit.best, fit.kept = start, fit.snapshot()
-        {"als": fit.least_squares, "lbfgs": fit.quasi_newton, "adam": lambda: fit.adam(rng)}[
-            chosen
-        ]()
+        if chosen == "adam":
+            fit.adam(rng)
+        else:
+            {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
         fit.restore(fit.kept)
         record = f.record | {
             "retune": {
