@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from diba_np.factors import DiBAFactors
 
 DONE, FAILED = 0, 1
+
+STANDARD_OUTPUT = Path("-")
 
 # a larger .npy is mapped and read in row blocks instead of being held in memory
 _MAP_BYTES = 1 << 30
@@ -46,6 +49,10 @@ def _load_array(path: str) -> Any:
 
 
 def _check_output(path: Path, force: bool) -> None:
+    if path == STANDARD_OUTPUT:
+        if sys.stdout.isatty():
+            raise CommandError("standard output is a terminal; redirect it, or name a file")
+        return
     if path.is_dir():
         raise CommandError(f"{path}: is a folder")
     if path.exists() and not force:
@@ -63,13 +70,38 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _emit(report: Report, as_json: bool, lines: Sequence[tuple[str, str]]) -> None:
+def _emit(
+    report: Report, as_json: bool, lines: Sequence[tuple[str, str]], output: Path | None = None
+) -> None:
+    """Print a report; to standard error where `output` took standard output."""
+    stream = sys.stderr if output == STANDARD_OUTPUT else sys.stdout
     if as_json:
-        print(json.dumps(_finite(report)))
+        print(json.dumps(_finite(report)), file=stream)
         return
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
-        print(f"{name:<{width}}  {text}")
+        print(f"{name:<{width}}  {text}", file=stream)
+
+
+def _write(output: Path, write: Callable[[Path], Any]) -> int:
+    """Write a file atomically, or its bytes to standard output; return their number."""
+    from diba_np.container import atomic_path
+
+    if output != STANDARD_OUTPUT:
+        with atomic_path(output) as temporary:
+            write(temporary)
+        return output.stat().st_size
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "output"
+        write(temporary)
+        sys.stdout.flush()
+        with temporary.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return temporary.stat().st_size
 
 
 def _decibels(value: float | None) -> str:
@@ -214,14 +246,12 @@ def _write_rows(
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
-    from diba_np.container import atomic_path
-
-    with atomic_path(output) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+    def write(path: Path) -> None:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         fill(array)
         array.flush()
-        del array
-    return output.stat().st_size
+
+    return _write(output, write)
 
 
 def run_retune(args: argparse.Namespace) -> int:
@@ -287,7 +317,8 @@ def run_reconstruct(args: argparse.Namespace) -> int:
         "file_bytes": file_bytes,
     }
     m, n = factors.shape
-    _emit(report, args.json, [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")])
+    lines = [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")]
+    _emit(report, args.json, lines, output)
     return DONE
 
 
@@ -328,6 +359,7 @@ def run_apply(args: argparse.Namespace) -> int:
         report,
         args.json,
         [("shape", " x ".join(map(str, shape))), ("file", f"{output} ({file_bytes} bytes)")],
+        output,
     )
     return DONE
 

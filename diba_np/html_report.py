@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from diba_np import metrics
 from diba_np._version import __version__
 from diba_np.factors import DiBAFactors
-from diba_np.pictures import draw_page, headline, look, panels_of
+from diba_np.pictures import Panel, draw_page, headline, look, panels_of
 
 if TYPE_CHECKING:
     from diba_np.baselines.base import CompressedMatrix
@@ -77,15 +77,24 @@ def html_report(
     ValueError
         The shape of `A` is another one.
     """
+    return html_page(made, panels_of(made, A), A, title)
+
+
+def html_page(
+    made: DiBAFactors | CompressedMatrix,
+    panels: list[Panel],
+    A: ArrayLike | None = None,
+    title: str | None = None,
+) -> str:
+    """Return `html_report`'s page with pictures that were made already."""
     heading = html.escape(title or "A compressed matrix")
     rows = "\n".join(
         f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in _facts(made, A)
     )
     figures = []
-    for panel in panels_of(made, A):
-        figure = draw_page([panel], columns=1)
-        figure.axes[0].set_title("")
+    for panel in panels:
+        figure = draw_page([panel], columns=1, headings=False)
         picture = io.BytesIO()
         with look():
             figure.savefig(picture, dpi=120, format="png")

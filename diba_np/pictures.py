@@ -1,4 +1,4 @@
-"""Pictures of one compressed matrix (matplotlib, an optional extra): what was lost and how it looks.
+"""Pictures of one compressed matrix (matplotlib, an optional extra): what it keeps and loses.
 
 `panels_of` makes the list that `plot_factors` draws on one page and `html_report` writes one after
 the other, each with a sentence that says in words what the picture shows.
@@ -41,8 +41,9 @@ _LOOK = {
     "legend.frameon": False,
 }
 
-# a heat map has at most this many cells a side; more entries than that share a cell
-_CELLS = 256
+# a heat map has at most this many cells a side, larger matrices share them; an error is random from
+# entry to entry, so that its map tells more in coarse cells
+_CELLS, _ERROR_CELLS = 512, 48
 # singular values are computed for matrices up to this size on the shorter side
 _LARGEST_SPECTRUM = 2048
 
@@ -81,32 +82,30 @@ def look() -> Iterator[None]:
 # -- heat maps -------------------------------------------------------------------------------------
 
 
-def _cells(rows: int, columns: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the first row of each row of cells, and likewise for columns."""
-    return (
-        np.unique(np.linspace(0, rows, min(rows, _CELLS), endpoint=False).astype(np.intp)),
-        np.unique(np.linspace(0, columns, min(columns, _CELLS), endpoint=False).astype(np.intp)),
-    )
+def _starts(size: int, most: int) -> NDArray[np.intp]:
+    """Return the first entry of each of at most `most` cells along a side."""
+    return np.arange(min(size, most)) * size // min(size, most)
 
 
 def cell_means(
-    shape: tuple[int, int], rows_of: Callable[[slice], NDArray[Any]]
+    shape: tuple[int, int], rows_of: Callable[[slice], NDArray[Any]], most: int = _CELLS
 ) -> NDArray[np.float64]:
-    """Return the mean of a matrix over cells, at most 256 a side; read in row blocks.
+    """Return the mean of a matrix over cells; it is read in row blocks.
 
     Parameters
     ----------
     shape : (int, int)
     rows_of : callable
         Returns a slice of rows as an array.
+    most : int, default 512
+        Cells a side; sides up to that are left as they are.
 
     Returns
     -------
-    (<= 256, <= 256) float64
-        A cell holds whole rows and columns; sides up to 256 are left as they are.
+    (min(m, most), min(n, most)) float64
     """
     m, n = shape
-    top, left = _cells(m, n)
+    top, left = _starts(m, most), _starts(n, most)
     heights = np.diff(np.append(top, m))
     widths = np.diff(np.append(left, n))
     sums = np.zeros((top.size, left.size))
@@ -118,7 +117,11 @@ def cell_means(
 
 
 def _heat(
-    values: NDArray[Any], shape: tuple[int, int], label: str, ends: tuple[float, float], colours: str
+    values: NDArray[Any],
+    shape: tuple[int, int],
+    label: str,
+    ends: tuple[float, float],
+    colours: str,
 ) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
         m, n = shape
@@ -162,24 +165,19 @@ def _error_panel(made: Any, A: NDArray[Any]) -> Panel:
     def energy(rows: slice) -> NDArray[Any]:
         return np.asarray((A[rows].astype(np.float64) * unit) ** 2)
 
-    mean = math.sqrt(float(np.mean(cell_means(made.shape, energy))))
-    cells = np.sqrt(cell_means(made.shape, squared)) * (100 / (mean or 1.0))
+    whole = math.sqrt(float(cell_means(made.shape, energy, 1)[0, 0]))
+    cells = np.sqrt(cell_means(made.shape, squared, _ERROR_CELLS)) * (100 / (whole or 1.0))
     snr = metrics.snr_db(A, made)
-    rows, columns = cells.mean(axis=1), cells.mean(axis=0)
-    spread = (
-        f"rows range from {rows.min():.0f} to {rows.max():.0f} %, "
-        f"columns from {columns.min():.0f} to {columns.max():.0f} %"
-    )
     return Panel(
         "error",
         "Where the error is",
-        f"Size of the error, relative to the root mean square of the entries; SNR {snr:.2f} dB; "
-        f"{spread}. Darker cells lose more.",
+        "Root mean square of the error in each cell, in percent of that of all entries: from "
+        f"{cells.min():.0f} to {cells.max():.0f} %. Darker cells lose more. SNR {snr:.2f} dB.",
         _heat(
             cells,
             made.shape,
             "error (% of the rms entry)",
-            (0, float(np.quantile(cells, 0.995)) or 1.0),
+            (0, float(cells.max()) or 1.0),
             "cividis_r",
         ),
     )
@@ -230,7 +228,7 @@ def _spectrum_panel(made: Any, A: NDArray[Any] | None) -> Panel:
         text = (
             f"Singular values of the matrix, of its compressed form and of the error. {above} of "
             f"{theirs.size} stand above the largest of the error, {lost[0]:.3g}: these directions "
-            "are surely kept."
+            "stand out of what was lost."
         )
 
     def draw(axes: Any) -> None:
@@ -247,6 +245,11 @@ def _spectrum_panel(made: Any, A: NDArray[Any] | None) -> Panel:
     return Panel("spectrum", "Singular values kept", text, draw)
 
 
+def _few_labels(value: float, _: int) -> str:
+    """Label 2 and 5 between the powers of ten, and no other."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
 def _diagonals_panel(made: DiBAFactors) -> Panel:
     spans = []
     for vector in (made.d1, made.d2, made.d3):
@@ -261,6 +264,8 @@ def _diagonals_panel(made: DiBAFactors) -> Panel:
             shown = np.where(values > 1e-4, values, np.nan)
             axes.plot(share, shown, dash, color=colour, label=f"{name} ({values.size})")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(_few_labels)
         axes.set_xlabel("share of the entries, largest first (%)")
         axes.set_ylabel("magnitude / rms of its diagonal")
         axes.grid(True)
@@ -278,7 +283,7 @@ def _diagonals_panel(made: DiBAFactors) -> Panel:
 
 def _convergence_panel(record: dict[str, Any]) -> Panel | None:
     history = [float(v) for v in record.get("objective_history", []) if v and v > 0]
-    if len(history) < 2:  # noqa: PLR2004  nothing to draw a line through
+    if len(history) < 2:
         return None
     quality = [-10 * math.log10(v) for v in history]
 
@@ -380,7 +385,9 @@ def panels_of(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) 
     return panels
 
 
-def draw_page(panels: list[Panel], title: str | None = None, columns: int = 4) -> Any:
+def draw_page(
+    panels: list[Panel], title: str | None = None, columns: int = 4, headings: bool = True
+) -> Any:
     """Return a matplotlib figure with the panels side by side, row after row.
 
     Parameters
@@ -388,6 +395,8 @@ def draw_page(panels: list[Panel], title: str | None = None, columns: int = 4) -
     panels : list of Panel
     title : str, optional
     columns : int, default 4
+    headings : bool, default True
+        Write the title of each panel over it.
 
     Returns
     -------
@@ -410,7 +419,8 @@ def draw_page(panels: list[Panel], title: str | None = None, columns: int = 4) -
         for place, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, place + 1)
             panel.draw(axes)
-            axes.set_title(panel.title)
+            if headings:
+                axes.set_title(panel.title)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     return figure
@@ -451,10 +461,20 @@ def plot_factors(
     """
     check_matplotlib()
     panels = panels_of(made, A)
-    figure = draw_page(panels, headline(made, A) if title is None else title)
+    save_page(panels, path, headline(made, A) if title is None else title, kind)
+    return panels
+
+
+def save_page(
+    panels: list[Panel],
+    path: str | os.PathLike[str],
+    title: str | None = None,
+    kind: str | None = None,
+) -> None:
+    """Draw panels on one page and save it; `kind` is the format, by default the suffix."""
+    figure = draw_page(panels, title)
     with look():
         figure.savefig(path, dpi=110, format=kind)
-    return panels
 
 
 def headline(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) -> str:

@@ -23,8 +23,8 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 
 # a module may import from its own layer and from those below it in this list
 LAYERS = [
-    {"cli", "commands", "__main__"},
-    {"compare", "report", "warmup"},
+    {"cli", "commands", "commands_view", "shell", "__main__"},
+    {"compare", "report", "pictures", "html_report", "warmup"},
     {"factorize", "retune"},
     {"baselines"},
     {"search", "store"},
