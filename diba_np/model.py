@@ -37,7 +37,7 @@ from diba_np.model_sources import Entry, Source, open_source
 from diba_np.scales import ScaleBits, check_scale_bits
 from diba_np.search.relaxation import EFFORTS
 from diba_np.search.target import as_matrix
-from diba_np.threads import resolve_threads
+from diba_np.threads import processors, resolve_threads
 
 _MOST_TOLD = 40  # characters of a name in a line of progress
 
@@ -149,7 +149,7 @@ def factorize_model(
     settings = _Settings(bits, allocation, shift, scale_bits, effort, seed)
     min_size = check_count(min_size, "min_size")
     weights = _check_weights(weights)
-    cores = resolve_threads(None)
+    cores = processors()
     own = executor is None and scheduler is None
     if not own and jobs is not None:
         raise ValueError("jobs is for processes of our own, give no executor or scheduler with it")
@@ -160,7 +160,7 @@ def factorize_model(
             f"executor must be a concurrent.futures.Executor, got {type(executor).__name__}"
         )
     jobs = min(cores, cores if jobs is None else check_count(jobs, "jobs"))
-    each = max(1, cores // jobs) if own else 1
+    each = min(resolve_threads(None), max(1, cores // jobs)) if own else 1
     if threads is not None:
         asked = check_count(threads, "threads")
         each = min(asked, each) if own else asked

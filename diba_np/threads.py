@@ -33,6 +33,14 @@ _SYMBOLS = (
 )
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
 def resolve_threads(threads: int | None) -> int:
     """Return the number of threads to use: `threads`, or the processors this process may use.
 
@@ -42,10 +50,7 @@ def resolve_threads(threads: int | None) -> int:
         `threads` is not a positive int.
     """
     if threads is None:
-        try:
-            available = len(os.sched_getaffinity(0))
-        except AttributeError:  # not on every system
-            available = os.cpu_count() or 1
+        available = processors()
         return min(available, int(os.environ.get("NUMBA_NUM_THREADS", available)))
     try:
         count = operator.index(threads)
