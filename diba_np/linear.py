@@ -21,10 +21,12 @@ Own = TypeVar("Own", bound="Layer")
 
 DIAGONALS = ("d1", "d2", "d3")
 
-# Bits of both binaries up to which BLAS on their unpacked copy is as fast as packed products, for
-# every batch: 256 x 256 at 1 bit a weight is just below. Measured forward and backward, one thread.
-# Float64 has the portable kernels only and profits up to the second number.
-_UNPACK_SINGLE, _UNPACK_DOUBLE = 1 << 16, 1 << 21
+# Bits of both binaries, k (m + n), up to which products go through BLAS on an unpacked copy: for every
+# batch, and for batches of at least so many samples. Forward and backward together then take 0.3 to
+# 1.1 of the time of packed products on one thread. Float64, whose packed kernels are portable only,
+# has one bound.
+_UNPACK, _UNPACK_BATCH, _BATCH = 1 << 17, 1 << 20, 256
+_UNPACK_DOUBLE = 1 << 21
 
 
 class Layer:
@@ -156,7 +158,9 @@ class DiBALinear(Layer):
     unpack : bool or "auto"
         Whether products go through BLAS on an unpacked copy of the binaries, which takes
         ``k (m + n)`` entries of `dtype`, instead of through the packed kernels. "auto" unpacks
-        where that is not slower: up to 2^16 bits (256 KiB) in float32, 2^21 (16 MiB) in float64.
+        where that is faster: in float32 up to 2^17 bits for every batch and up to 2^20 bits for
+        256 samples and more, in float64 up to 2^21. The copy is made when first used and takes at
+        most 4 MiB, 16 MiB in float64.
 
     Attributes
     ----------
@@ -166,7 +170,6 @@ class DiBALinear(Layer):
         The same shapes; sums over all samples since the last `zero_grad`.
     factors : DiBAFactors
         The start.
-    unpacked : bool
 
     Notes
     -----
@@ -203,24 +206,32 @@ class DiBALinear(Layer):
         parameters["bias"] = np.array(check_bias(factors.bias if bias is None else bias, m), kind)
         super().__init__((m, n), parameters, kind)
         self.factors = factors
-        most = _UNPACK_SINGLE if kind == np.dtype(np.float32) else _UNPACK_DOUBLE
-        self.unpacked = factors.k * (m + n) <= most if unpack == "auto" else bool(unpack)
-        shift = kind.type(factors.shift)
-        self._mixing: dict[str, Any]
-        if self.unpacked:
-            b1, b2 = (bits.to_dense().astype(kind) - shift for bits in (factors.b1, factors.b2))
-            self._mixing = {"b2": b2.T, "b1": b1.T, "b1.T": b1, "b2.T": b2}
-        else:
-            sides = {"b1": factors.b1, "b2": factors.b2}
-            sides |= {"b1.T": factors.b1.T, "b2.T": factors.b2.T}
-            self._mixing = {
-                name: Product(bits, alpha=factors.shift) for name, bits in sides.items()
-            }
+        self._unpack = unpack
+        self._mixing: dict[tuple[str, bool], Any] = {}
+
+    def unpacks(self, samples: int) -> bool:
+        """Tell whether a batch of so many samples goes through BLAS."""
+        if self._unpack != "auto":
+            return bool(self._unpack)
+        size = self.factors.k * sum(self.shape)
+        if self.dtype == np.dtype(np.float64):
+            return size <= _UNPACK_DOUBLE
+        return size <= (_UNPACK_BATCH if samples >= _BATCH else _UNPACK)
 
     def _mix(self, side: str, samples: Array) -> Array:
-        """Return ``samples (B - shift)^T`` for samples in rows."""
-        mixing = self._mixing[side]
-        if self.unpacked:
+        """Return ``samples (B - shift)^T`` for samples in rows; "b1.T" is the transpose of B1."""
+        unpack = self.unpacks(len(samples))
+        if (side, unpack) not in self._mixing:
+            own = side[:2]
+            bits = getattr(self.factors, own)
+            if unpack:
+                values = bits.to_dense().astype(self.dtype) - self.dtype.type(self.factors.shift)
+                self._mixing |= {(own, True): values.T, (f"{own}.T", True): values}
+            else:
+                turned = bits.T if side.endswith(".T") else bits
+                self._mixing[side, False] = Product(turned, alpha=self.factors.shift)
+        mixing = self._mixing[side, unpack]
+        if unpack:
             product: Array = samples @ mixing
             return product
         return np.ascontiguousarray(mixing.matrix(samples.T).T)

@@ -100,7 +100,7 @@ def test_unpacked_and_packed_products_agree(f, seed):
     rng = np.random.default_rng(seed)
     x, g = (rng.normal(size=(5, size)) for size in f.shape[::-1])
     layers = [DiBALinear(f, dtype=np.float64, unpack=unpack) for unpack in (True, False)]
-    assert [layer.unpacked for layer in layers] == [True, False]
+    assert [layer.unpacks(5) for layer in layers] == [True, False]
     outputs = [(layer.forward(x), layer.backward(g)) for layer in layers]
     for one, other in zip(*outputs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
@@ -113,9 +113,13 @@ def test_auto_unpacks_small_layers_only(rng):
         b = rng.integers(0, 2, (size, k))
         return DiBALinear(DiBAFactors(np.ones(size), b, np.ones(k), b.T, np.ones(size)), **options)
 
-    assert layer(256, 108).unpacked
-    assert not layer(256, 200).unpacked
-    assert layer(256, 200, dtype=np.float64).unpacked
+    assert layer(256, 250).unpacks(1)
+    assert [layer(256, 300).unpacks(size) for size in (1, 255, 256)] == [False, False, True]
+    assert not layer(1024, 600).unpacks(10**6)
+    assert layer(256, 1000, dtype=np.float64).unpacks(1)
+    made = layer(256, 300)
+    x = rng.normal(size=(300, 256)).astype(np.float32)
+    np.testing.assert_allclose(made(x)[:7], made(x[:7]), rtol=1e-4, atol=1e-2)
 
 
 def test_twins_share_parameters_and_remember_their_own_inputs(rng):
