@@ -21,10 +21,10 @@ Own = TypeVar("Own", bound="Layer")
 
 DIAGONALS = ("d1", "d2", "d3")
 
-# Bits of both binaries, k (m + n), up to which products go through BLAS on an unpacked copy: for every
-# batch, and for batches of at least so many samples. Forward and backward together then take 0.3 to
-# 1.1 of the time of packed products on one thread. Float64, whose packed kernels are portable only,
-# has one bound.
+# Bits of both binaries, k (m + n), up to which products go through BLAS on an unpacked copy: for
+# every batch, and for batches of at least so many samples. Forward and backward together then take
+# 0.3 to 1.1 of the time of packed products on one thread. Float64, which has the portable kernels
+# only, has one bound.
 _UNPACK, _UNPACK_BATCH, _BATCH = 1 << 17, 1 << 20, 256
 _UNPACK_DOUBLE = 1 << 21
 
@@ -225,7 +225,8 @@ class DiBALinear(Layer):
             own = side[:2]
             bits = getattr(self.factors, own)
             if unpack:
-                values = bits.to_dense().astype(self.dtype) - self.dtype.type(self.factors.shift)
+                values = bits.to_dense().astype(self.dtype)
+                values -= self.factors.shift
                 self._mixing |= {(own, True): values.T, (f"{own}.T", True): values}
             else:
                 turned = bits.T if side.endswith(".T") else bits

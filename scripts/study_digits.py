@@ -169,13 +169,16 @@ def measure(
     """Return test accuracy and seconds of every stage."""
     row: dict[str, Any] = {"method": method, "bits": bits, "accuracy": {}, "seconds": {}}
     fit, test = parts["fit"], parts["test"]
-    batches = np.array_split(fit[0], max(2, len(fit[0]) // 500))
+    mixed = np.random.default_rng(0).permutation(len(fit[0]))  # they come sorted by digit
+    batches = np.array_split(fit[0][mixed], 10)
     started = time.perf_counter()
 
     def done(stage: str, layers: dict[str, Layer]) -> None:
         nonlocal started
         row["seconds"][stage] = time.perf_counter() - started
         row["accuracy"][stage] = network.accuracy(layers, test)
+        told = f"{row['accuracy'][stage]:.2f} % in {row['seconds'][stage]:.0f} s"
+        print(f"{method} {bits:g} bits, {stage}: {told}", file=sys.stderr, flush=True)
         started = time.perf_counter()
 
     for stage in STAGES[:2]:
@@ -300,8 +303,6 @@ def main() -> int:
                 lambda: measure(network, parts, method, 32 / ratio, args, options),  # noqa: B023
             )
             rows.append(row)
-            told = ", ".join(f"{stage} {row['accuracy'][stage]:.2f}" for stage in STAGES)
-            print(f"{method} 1/{ratio}: {told}", file=sys.stderr, flush=True)
     show(rows, dense, len(parts["test"][1]))
     if args.plot:
         plot(args.plot, rows, dense)

@@ -38,7 +38,7 @@ import diba_np as dn
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
-RATIOS = (64, 48, 32, 24, 16, 12, 8)  # 1 / ratio
+RATIOS = (64, 32, 16, 8)  # 1 / ratio
 
 Tensors = Mapping[str, np.ndarray]
 
