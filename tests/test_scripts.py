@@ -268,3 +268,8 @@ def test_study_digits_smoke(tmp_path):
         assert ours[-1] >= ours[0]  # refitted end to end, against replaced only
         assert ours[-1] > control[0]
     assert run_script("study_digits.py", "--smoke", "--folder", str(tmp_path)) == told
+
+
+def test_bench_layer_smoke():
+    told = run_script("bench_layer.py", "--smoke")
+    assert told.count("\n| 64 × 48 |") == 2
