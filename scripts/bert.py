@@ -13,7 +13,7 @@ input; what is not used is never computed. Samples are flat: (S T, width) for S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,6 +205,15 @@ def attend(q: Array, k: Array, v: Array, mask: Array, heads: int) -> tuple[Array
     return merge(p @ v), back
 
 
+def finish(steps: Generator[Any, None, tuple[Array, Back]]) -> tuple[Array, Back]:
+    """Run `Bert.steps` through from where it is; return what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
 # -- the network -----------------------------------------------------------------------------------
 
 
@@ -229,6 +238,8 @@ class Bert:
         of the weights.
     gradients : dict of str to array
         Sums since the last `zero_grad`, of `parameters`.
+    watch : callable or None
+        Called on the way back with the name of a linear layer and the gradient of its outputs.
     """
 
     def __init__(
@@ -256,7 +267,7 @@ class Bert:
             for name, value in self.tensors.items()
             if value.ndim == 1 and name.startswith(("encoder.", "embeddings."))
         }
-        self.training = False
+        self.watch: Callable[[str, Array], None] | None = None
         self.zero_grad()
 
     def encoder_names(self, only: Sequence[str] = LINEAR) -> list[str]:
@@ -309,6 +320,8 @@ class Bert:
         y += self._vector(bias)
 
         def back(gradient: Array) -> Array:
+            if self.watch is not None:
+                self.watch(name, gradient)
             if weight.parameters:
                 dense = gradient.T @ x
                 if name in self._pending:
@@ -352,10 +365,15 @@ class Bert:
         y, back = self.norm("embeddings", x.reshape(ids.size, -1))
         return y, back
 
-    def layer(
+    def steps(
         self, i: int, x: Array, mask: Array, observe: Observer | None = None
-    ) -> tuple[Array, Back]:
-        """Return the hidden states after the encoder's layer i."""
+    ) -> Generator[tuple[Array, Array | None], None, tuple[Array, Back]]:
+        """Run the encoder's layer i with a stop before each of its four groups of linear layers.
+
+        The groups are query, key and value; the attention's output; the two of the feed-forward
+        part. Each time it yields what they read and what is added to what they give, or None, so
+        that their weights can be exchanged before they are used. `layer` runs it through.
+        """
         at = f"encoder.layer.{i}"
 
         def linear(name: str, x: Array, added: Array | None = None) -> tuple[Array, Back]:
@@ -364,12 +382,16 @@ class Bert:
                 observe(f"{at}.{name}", x, y, added)
             return y, back
 
+        yield x, None
         parts = [linear(f"attention.self.{name}", x) for name in PROJECTIONS]
         mixed, back_mix = attend(*(y for y, _ in parts), mask, self.heads)
+        yield mixed, x
         y, back_out = linear("attention.output.dense", mixed, x)
         h, back_mid = self.norm(f"{at}.attention.output", x + y)
+        yield h, None
         inner, back_inner = linear("intermediate.dense", h)
         active, back_gelu = gelu(inner)
+        yield active, h
         y, back_outer = linear("output.dense", active, h)
         y, back_end = self.norm(f"{at}.output", h + y)
 
@@ -381,6 +403,12 @@ class Bert:
             return g
 
         return y, back
+
+    def layer(
+        self, i: int, x: Array, mask: Array, observe: Observer | None = None
+    ) -> tuple[Array, Back]:
+        """Return the hidden states after the encoder's layer i, and the step back."""
+        return finish(self.steps(i, x, mask, observe))
 
     def encode(
         self, ids: Array, mask: Array, observe: Observer | None = None, layers: int | None = None
@@ -464,6 +492,41 @@ class Bert:
             return (share[:, :, None] * (g / length)[:, None]).reshape(x.shape)
 
         return unit, back
+
+
+def random_tensors(
+    seed: int,
+    layers: int = 2,
+    width: int = 8,
+    inner: int = 12,
+    words: int = 9,
+    classes: int = 3,
+    length: int = 16,
+) -> dict[str, Array]:
+    """Return random tensors of a small network with every head, float64."""
+    rng = np.random.default_rng(seed)
+    made = {
+        "embeddings.word_embeddings.weight": rng.normal(size=(words, width)),
+        "embeddings.position_embeddings.weight": rng.normal(size=(length, width)),
+        "embeddings.token_type_embeddings.weight": rng.normal(size=(2, width)),
+        "cls.predictions.decoder.weight": rng.normal(size=(words, width)),
+        "cls.predictions.bias": rng.normal(size=words),
+    }
+    shapes = {"pooler.dense": (width, width), "classifier": (classes, width)}
+    shapes["cls.predictions.transform.dense"] = (width, width)
+    norms = ["embeddings", "cls.predictions.transform"]
+    for i in range(layers):
+        at = f"encoder.layer.{i}"
+        sizes = [(width, width)] * 4 + [(inner, width), (width, inner)]
+        shapes |= {f"{at}.{name}": size for name, size in zip(LINEAR, sizes, strict=True)}
+        norms += [f"{at}.attention.output", f"{at}.output"]
+    for name, shape in shapes.items():
+        made[f"{name}.weight"] = rng.normal(size=shape) / np.sqrt(shape[1])
+        made[f"{name}.bias"] = rng.normal(size=shape[0]) / 4
+    for name in norms:
+        made[f"{name}.LayerNorm.weight"] = 1 + rng.normal(size=width) / 4
+        made[f"{name}.LayerNorm.bias"] = rng.normal(size=width) / 4
+    return made
 
 
 # -- batches ---------------------------------------------------------------------------------------

@@ -95,3 +95,34 @@ def reactions() -> dict[str, Reactions]:
         if len(cells) == len(head):
             rows.append([cells[at - 1] for at in columns])
     return clean(rows)
+
+
+def tokenized(
+    fit: int, judge: int, longest: int, split: bool = False
+) -> tuple[dict[str, list[list[int]]], dict[str, np.ndarray]]:
+    """Return tokens and labels of rows drawn from both parts, under "fit" and "judge".
+
+    Parameters
+    ----------
+    fit, judge : int
+        Rows of the training part and of the test part.
+    longest : int
+        Tokens of a training row; longer ones are left out.
+    split : bool
+        See `tokenize`.
+    """
+    vocab, parts = vocabulary(), reactions()
+    rng = np.random.default_rng(0)
+    texts: dict[str, list[list[int]]] = {}
+    labels = {}
+    for name, part, count in (("fit", parts["train"], fit), ("judge", parts["test"], judge)):
+        texts[name], kept = [], []
+        for i in rng.permutation(len(part.smiles)):
+            tokens = tokenize(part.smiles[i], vocab, split)
+            if name == "judge" or len(tokens) <= longest:
+                texts[name].append(tokens)
+                kept.append(part.labels[i])
+            if len(kept) == count:
+                break
+        labels[name] = np.array(kept)
+    return texts, labels

@@ -12,35 +12,9 @@ import diba_np as dn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-import bert  # noqa: E402
+import bert
 
-WIDTH, INNER, WORDS, CLASSES = 8, 12, 9, 3
-
-
-def tensors(rng, layers=2):
-    """Random tensors of a small network with every head."""
-    made = {
-        "embeddings.word_embeddings.weight": rng.normal(size=(WORDS, WIDTH)),
-        "embeddings.position_embeddings.weight": rng.normal(size=(10, WIDTH)),
-        "embeddings.token_type_embeddings.weight": rng.normal(size=(2, WIDTH)),
-        "cls.predictions.decoder.weight": rng.normal(size=(WORDS, WIDTH)),
-        "cls.predictions.bias": rng.normal(size=WORDS),
-    }
-    shapes = {"pooler.dense": (WIDTH, WIDTH), "classifier": (CLASSES, WIDTH)}
-    shapes["cls.predictions.transform.dense"] = (WIDTH, WIDTH)
-    norms = ["embeddings", "cls.predictions.transform"]
-    for i in range(layers):
-        at = f"encoder.layer.{i}"
-        sizes = [(WIDTH, WIDTH)] * 4 + [(INNER, WIDTH), (WIDTH, INNER)]
-        shapes |= {f"{at}.{name}": size for name, size in zip(bert.LINEAR, sizes, strict=True)}
-        norms += [f"{at}.attention.output", f"{at}.output"]
-    for name, shape in shapes.items():
-        made[f"{name}.weight"] = rng.normal(size=shape) / np.sqrt(shape[1])
-        made[f"{name}.bias"] = rng.normal(size=shape[0])
-    for name in norms:
-        made[f"{name}.LayerNorm.weight"] = rng.normal(size=WIDTH)
-        made[f"{name}.LayerNorm.bias"] = rng.normal(size=WIDTH)
-    return made
+WIDTH = 8
 
 
 def factors(rng, m, n, k=5):
@@ -51,7 +25,7 @@ def factors(rng, m, n, k=5):
 
 @pytest.fixture
 def net(rng):
-    made = bert.Bert(tensors(rng), heads=2, dtype=np.float64)
+    made = bert.Bert(bert.random_tensors(0), heads=2, dtype=np.float64)
     for name in made.encoder_names():
         m, n = made.weights[name].matrix.shape
         made.replace({name: bert.DiBAWeight(factors(rng, m, n), np.float64)})
