@@ -202,8 +202,13 @@ def run_factorize(args: argparse.Namespace) -> int:
 def run_info(args: argparse.Namespace) -> int:
     """Report what a file holds."""
     from diba_np.container import groups
+    from diba_np.model_file import is_model
     from diba_np.store import load
 
+    if not args.group and is_model(args.file):
+        from diba_np.commands_model import info_model
+
+        return info_model(args)
     file_bytes = Path(args.file).stat().st_size if Path(args.file).is_file() else 0
     names = [args.group or ""] if args.group else groups(args.file)
     if not names:
@@ -274,8 +279,13 @@ def run_retune(args: argparse.Namespace) -> int:
         bias=not args.no_bias,
         method=args.method,
         steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        schedule=args.schedule,
+        clip=args.clip,
         stay=args.stay,
         validation=args.validation,
+        patience=args.patience,
         seed=args.seed,
         threads=args.threads,
     )
@@ -367,8 +377,13 @@ def run_apply(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Check a file, and against the matrix that it was made from."""
     from diba_np.container import groups
+    from diba_np.model_file import is_model
     from diba_np.store import load
 
+    if not args.group and is_model(args.file):
+        from diba_np.commands_model import verify_model
+
+        return verify_model(args)
     names = [args.group] if args.group else groups(args.file)
     if not names:
         raise CommandError(f"{args.file}: holds no factorization")
@@ -396,44 +411,6 @@ def run_verify(args: argparse.Namespace) -> int:
         lines += [("source", told), ("SNR", _decibels(snr))]
     _emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
-
-
-def run_compare(args: argparse.Namespace) -> int:
-    """Fit every method to a .npy matrix at equal bits."""
-    plot = Path(args.plot) if args.plot else None
-    if plot is not None:
-        _check_output(plot, args.force)
-        from diba_np.report import check_matplotlib
-
-        try:
-            check_matplotlib()
-        except ImportError as error:
-            raise CommandError(str(error)) from error
-    matrix = _load_array(args.matrix)
-    inputs = _load_array(args.inputs) if args.inputs else None
-    from dataclasses import asdict
-
-    from diba_np.compare import compare, format_table
-
-    methods = "all" if args.methods == ["all"] else args.methods
-    rows = compare(matrix, args.bits, methods, inputs=inputs, jobs=args.jobs, seed=args.seed)
-    made = [row for row in rows if not row.error]
-    if plot is not None and made:
-        from diba_np.container import atomic_path
-        from diba_np.report import plot_comparison
-
-        with atomic_path(plot) as temporary:
-            title = f"{Path(args.matrix).name}, {matrix.shape[0]} × {matrix.shape[1]}"
-            quality = "snr" if inputs is None else "output_snr"
-            kind = plot.suffix.lstrip(".") or "png"
-            plot_comparison(made, temporary, quality, title, kind)
-    if args.json:
-        m, n = matrix.shape
-        report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
-        print(json.dumps(_finite(report)))
-    else:
-        print(format_table(rows))
-    return DONE if made else FAILED
 
 
 def run_warmup(args: argparse.Namespace) -> int:
