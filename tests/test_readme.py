@@ -71,9 +71,10 @@ def matrices(clone, rng):
     return clone
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", DOCS / "command-line.md"], ids=lambda p: p.stem
-)
+PASTED = [ROOT / "README.md", DOCS / "command-line.md"]
+
+
+@pytest.mark.parametrize("page", PASTED, ids=lambda page: page.stem)
 def test_commands_run(page, matrices, capsys):
     pytest.importorskip("matplotlib", reason="plot and report need matplotlib")
     for words in commands(page):
