@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from diba_np import commands
@@ -90,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--tol", type=float)
     command.add_argument("--time-limit", type=_positive(float), metavar="SECONDS")
     command.add_argument("--threads", type=_positive(int), metavar="N")
+    command.add_argument(
+        "--checkpoint", metavar="PATH", help="keep the state here; go on from it if it is there"
+    )
+    command.add_argument(
+        "--checkpoint-every", type=_positive(float), default=60.0, metavar="SECONDS"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=commands.run_factorize)
 
@@ -188,6 +195,14 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _left(args: argparse.Namespace) -> str:
+    """Return what a signal has left of the work."""
+    kept = getattr(args, "checkpoint", None)
+    if kept and Path(kept).is_file():
+        return f"the same command goes on from {kept}"
+    return "nothing written"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = build_parser().parse_args(argv)
@@ -202,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(args.run(args))
     except KeyboardInterrupt as signalled:
         how = "terminated" if isinstance(signalled, _Terminated) else "interrupted"
-        sys.stderr.write(f"diba-np: {how}, nothing written\n")
+        sys.stderr.write(f"diba-np: {how}, {_left(args)}\n")
     except (CommandError, ValueError, TypeError, OSError, MemoryError) as error:
         sys.stderr.write(f"diba-np: error: {error or type(error).__name__}\n")
     return FAILED

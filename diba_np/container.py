@@ -39,6 +39,13 @@ PathLike = str | os.PathLike[str]
 Layout = dict[str, tuple[int, np.dtype[Any]]]
 
 
+def remove_leftovers(path: PathLike) -> None:
+    """Remove the temporary files of writers of `path` that were killed."""
+    final = Path(path)
+    for left in final.parent.glob(f".{final.name}.*.part"):
+        left.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success flush it and rename it to `path`.
