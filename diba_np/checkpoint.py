@@ -85,24 +85,19 @@ class Checkpoint:
             return None
         try:
             with zipfile.ZipFile(self.path) as archive:
-                about = json.loads(archive.read("about.json"))
-                if about["format"] != FORMAT:
-                    raise KeyError(FORMAT)
-                if about["version"] != VERSION:
-                    raise FormatError(
-                        f"{self.path}: checkpoint version: found {about['version']}, "
-                        f"expected {VERSION}"
-                    )
-                self._compare(about["fingerprint"])
-                damaged = archive.testzip()
-                if damaged is not None:
-                    raise zipfile.BadZipFile(f"checksum of {damaged}")
-                tree = json.loads(archive.read("state.json"))
-                return _gather(tree, archive)
-        except (zipfile.BadZipFile, KeyError, EOFError, json.JSONDecodeError) as error:
+                about, kept = _read(archive)
+        except _DAMAGE as error:
+            if isinstance(error, PermissionError):
+                raise
             raise FormatError(
                 f"{self.path}: not readable as a checkpoint ({error}); remove it to start anew"
             ) from error
+        if about["version"] != VERSION:
+            raise FormatError(
+                f"{self.path}: checkpoint version: found {about['version']}, expected {VERSION}"
+            )
+        self._compare(about["fingerprint"])
+        return kept
 
     def _compare(self, found: dict[str, Any]) -> None:
         for name in sorted(found.keys() | self._fingerprint.keys()):
@@ -143,6 +138,26 @@ class Checkpoint:
         """Delete the file and what a killed writer may have left of it."""
         self.path.unlink(missing_ok=True)
         remove_leftovers(self.path)
+
+
+# what reading a damaged archive may end in
+_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError)
+
+
+def _read(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Any]:
+    """Return what ``about.json`` holds, and the state if its version is known; all checked."""
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise zipfile.BadZipFile("a compressed entry")
+    about = json.loads(archive.read("about.json"))
+    if about["format"] != FORMAT or not isinstance(about["fingerprint"], dict):
+        raise zipfile.BadZipFile("of another kind")
+    if about["version"] != VERSION:
+        return about, None
+    # before sizes in the arrays' headers are believed
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"checksum of {damaged}")
+    return about, _gather(json.loads(archive.read("state.json")), archive)
 
 
 def _short(value: Any) -> str:

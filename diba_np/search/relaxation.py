@@ -115,7 +115,7 @@ class _Half:
 
     def pack(self) -> dict[str, Array]:
         """Return what the next iteration needs of this half."""
-        return {name: getattr(self, name) for name in ("Z", "dual", "X", "p", "q")}
+        return {name: getattr(self, name) for name in ("Z", "dual", "X", "p", "q", "gauge")}
 
     def unpack(self, kept: dict[str, Array]) -> None:
         """Undo `pack`."""
