@@ -32,6 +32,7 @@ LAYERS = [
     {"factors"},
     {
         "bits",
+        "checkpoint",
         "container",
         "metrics",
         "products",
