@@ -30,18 +30,16 @@ _OF_THE_RUN = {"seconds", "versions", "host", "jobs", "started"}
 
 
 def contents(path: Path) -> dict[str, object]:
-    """Return all that a file holds, by name: datasets as bytes, attributes, records without times."""
+    """Return all that a file holds by name: datasets as bytes, records without times."""
     found: dict[str, object] = {}
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
             found[name] = (item.dtype.str, item.shape, item[()].tobytes())
         for key, value in item.attrs.items():
-            if key == "record":
-                value = without_times(json.loads(value))
-            elif key == "digest":  # it covers the record
-                continue
-            found[f"{name}@{key}"] = repr(value)
+            if "digest" not in key:  # it covers the record
+                known = without_times(json.loads(value)) if key == "record" else value
+                found[f"{name}@{key}"] = repr(known)
 
     with h5py.File(path, "r") as file:
         visit("", file)
@@ -102,7 +100,7 @@ def torture(
     rng: np.random.Generator,
     budget: float,
 ) -> bool:
-    """Run a command with kills until they are spent; print one line; return whether all was well."""
+    """Run a command with kills until they are spent; print a line, return whether all was well."""
     expected = {path.name for path in folder.rglob("*") if path.is_file()} | {output.name}
     finish(command)  # also warms the kernels' cache
     output.unlink()
@@ -110,7 +108,7 @@ def torture(
     reference = contents(output)
     dirty = left_over(folder, expected)
     output.unlink()
-    spent = runs = unequal = early = 0
+    spent = runs = unequal = 0
     began = time.perf_counter()
     while spent < kills and time.perf_counter() - began < budget:
         # a run is killed a few times on its way, each time before it could end
@@ -118,15 +116,14 @@ def torture(
             if spent == kills or not kill_after(command, float(rng.uniform(0.0, length))):
                 break
             spent += 1
-            early += not output.exists()
         finish(command)
         runs += 1
         unequal += contents(output) != reference
         dirty += left_over(folder, expected)
         output.unlink()
     print(
-        f"{name:<10} {spent:>5} kills {runs:>4} runs {unequal:>4} unequal {len(dirty):>4} files left"
-        f"   {length:6.1f} s a run"
+        f"{name:<10} {spent:>5} kills {runs:>4} runs {unequal:>4} unequal "
+        f"{len(dirty):>4} files left {length:8.1f} s a run"
     )
     for path in dirty:
         print(f"  left: {path}")
