@@ -133,11 +133,13 @@ def relax_coupled(
     first = admm._Half(target.shape[0], ga, rng, target.workers)
     second = admm._Half(target.shape[1], gb, rng, target.workers)
     seen: Any = _Seen(second, root)
-    penalties: list[Array | None] = [None, None]
-    if balance:
-        penalties = [np.float32(balance**2) * np.outer(g, g) for g in (gb, ga)]
+    penalties = admm.balance_grams(first, second, balance)
     schedule = admm.Schedule()
     for i in range(iterations):
+        if balance and i == int(admm.REGAUGE_AT * iterations):
+            admm.share_gauges(first, second)
+            seen.gauge = second.gauge
+            penalties = admm.balance_grams(first, second, balance)
         schedule.done = max(i / max(iterations - 3, 1), monitor.time_share() / 0.8)
         admm._half_step(rotated, first, seen, True, schedule, penalties[0])
         _coupled_half_step(rotated, second, first, rotation, lam, schedule, penalties[1])
