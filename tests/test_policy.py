@@ -55,6 +55,7 @@ LAYERS = [
     {"factors"},
     {
         "bits",
+        "checkpoint",
         "container",
         "metrics",
         "products",
