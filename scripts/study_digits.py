@@ -165,8 +165,9 @@ def measure(
     bits: float,
     args: argparse.Namespace,
     options: dict[str, Any],
+    folder: Path,
 ) -> dict[str, Any]:
-    """Return test accuracy and seconds of every stage."""
+    """Return test accuracy and seconds of every stage; layers are kept in `folder`."""
     row: dict[str, Any] = {"method": method, "bits": bits, "accuracy": {}, "seconds": {}}
     fit, test = parts["fit"], parts["test"]
     mixed = np.random.default_rng(0).permutation(len(fit[0]))  # they come sorted by digit
@@ -199,6 +200,7 @@ def measure(
         batches,
         lambda name, A, gram: compress(method, A, bits, gram, options),
         biases=network.biases,
+        folder=folder,
     )
     done("layer-wise", made.layers)
     row["layers"] = made.report
@@ -300,7 +302,15 @@ def main() -> int:
         for method in args.methods:
             row = results.get(
                 f"{method} 1/{ratio}",
-                lambda: measure(network, parts, method, 32 / ratio, args, options),  # noqa: B023
+                lambda: measure(  # noqa: B023
+                    network,
+                    parts,
+                    method,
+                    32 / ratio,
+                    args,
+                    options,
+                    results.path.with_suffix("") / f"{method} {ratio}",
+                ),  # fmt: skip
             )
             rows.append(row)
     show(rows, dense, len(parts["test"][1]))

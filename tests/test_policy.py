@@ -30,7 +30,7 @@ LAYERS = [
     {"baselines"},
     {"samples"},
     {"search", "store"},
-    {"moments"},
+    {"moments", "stages"},
     {"linear"},
     {"factors"},
     {
