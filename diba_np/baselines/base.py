@@ -110,10 +110,16 @@ class CompressedMatrix(LinearOperator):
         """Build the object again from what `to_datasets` gave."""
         raise NotImplementedError
 
-    def row_expander(self) -> Callable[[slice], Array]:
-        """Return a function from a slice of rows to those rows of the matrix, float32."""
-        rows: Callable[[slice], Array] = self.to_dense().__getitem__
+    def row_expander(self) -> Callable[[metrics.RowIndex], Array]:
+        """Return a function from a slice or vector of rows to those of the matrix, float32."""
+        rows: Callable[[metrics.RowIndex], Array] = self.to_dense().__getitem__
         return rows
+
+    def rows(self, index: Any) -> Array:
+        """Return rows of the matrix, as ``to_dense()[index]``; the same as indexing this."""
+        return metrics.pick_rows(self, index)
+
+    __getitem__ = rows
 
     # ---- products --------------------------------------------------------------------
     def _dense(self) -> Any:
@@ -170,11 +176,8 @@ class CompressedMatrix(LinearOperator):
         return metrics.snr_db(A, self)
 
     # ---- file ------------------------------------------------------------------------
-    def save(self, path: PathLike, *, group: str | None = None) -> int:
-        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
-
-        Returns the file's bytes.
-        """
+    def contents(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return the ``(attributes, arrays)`` that stand for the matrix in a file."""
         own, arrays = self.to_datasets()
         m, n = self.shape
         attributes = {
@@ -185,7 +188,14 @@ class CompressedMatrix(LinearOperator):
             "scale": self.scale,
             **own,
         }
-        return write_container(path, attributes, arrays, self.record, group=group)
+        return attributes, arrays
+
+    def save(self, path: PathLike, *, group: str | None = None) -> int:
+        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
+
+        Returns the file's bytes.
+        """
+        return write_container(path, *self.contents(), self.record, group=group)
 
     @classmethod
     def load(cls, path: PathLike, *, group: str | None = None) -> Self:
