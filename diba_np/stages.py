@@ -112,6 +112,7 @@ def read_input(stage: Stage, state: State, name: str, through: Linear) -> tuple[
 
 
 def iterate(batches: Batches) -> Iterator[State]:
+    """Return an iterator over batches that are an iterable or a callable."""
     return iter(batches() if callable(batches) else batches)
 
 

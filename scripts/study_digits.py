@@ -300,17 +300,10 @@ def main() -> int:
     rows = []
     for ratio in args.ratios:
         for method in args.methods:
+            kept = results.path.with_suffix("") / f"{method} {ratio}"
             row = results.get(
                 f"{method} 1/{ratio}",
-                lambda: measure(  # noqa: B023
-                    network,
-                    parts,
-                    method,
-                    32 / ratio,
-                    args,
-                    options,
-                    results.path.with_suffix("") / f"{method} {ratio}",
-                ),  # fmt: skip
+                lambda: measure(network, parts, method, 32 / ratio, args, options, kept),  # noqa: B023
             )
             rows.append(row)
     show(rows, dense, len(parts["test"][1]))
