@@ -5,9 +5,8 @@ python scripts/study_digits.py --smoke                         # seconds, on dra
 
 The digits and their cut are those of `study_mesa.py`: 6,000 to fit, 2,000 to validate, 2,000 to
 test; the test digits are seen only at the end. They are averaged to 14×14, so that the study takes
-minutes. An MLP 196-256-256-256-10 is trained, its three hidden layers are replaced at the same stored
-bits, its head stays. Stages, each from its own bits
-but the last:
+minutes. An MLP 196-256-256-256-10 is trained, its three hidden layers are replaced at the same
+stored bits, its head stays. Stages, each from its own bits but the last:
 
 - replaced: bits and diagonals fitted to the weights alone;
 - activations: to the Gram matrix of what the layer reads in the dense network;
