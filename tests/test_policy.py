@@ -50,7 +50,7 @@ LAYERS = [
     {"baselines"},
     {"samples"},
     {"search", "store"},
-    {"moments"},
+    {"moments", "stages"},
     {"linear"},
     {"factors"},
     {
