@@ -122,8 +122,10 @@ def run_factorize(args: argparse.Namespace) -> int:
     matrix = _load_array(args.matrix)
     inputs = _load_array(args.inputs) if args.inputs else None
     output_weight = _load_array(args.output_weight) if args.output_weight else None
+    from diba_np.checkpoint import Checkpoint
     from diba_np.factorize import factorize
 
+    keeper = Checkpoint(args.checkpoint, args.checkpoint_every) if args.checkpoint else None
     factors = factorize(
         matrix,
         k=args.k,
@@ -142,8 +144,11 @@ def run_factorize(args: argparse.Namespace) -> int:
         time_limit=args.time_limit,
         threads=args.threads,
         progress=not args.quiet,
+        checkpoint=keeper,
     )
     file_bytes = factors.save(output)
+    if keeper is not None:
+        keeper.remove()
     report = {
         "output": str(output),
         **_size_report(factors),

@@ -137,12 +137,13 @@ def relax_coupled(
     if balance:
         penalties = [np.float32(balance**2) * np.outer(g, g) for g in (gb, ga)]
     schedule = admm.Schedule()
-    for i in range(iterations):
-        schedule.done = max(i / max(iterations - 3, 1), monitor.time_share() / 0.8)
+    for i in range(admm.enter(monitor, first, second, schedule), iterations):
+        schedule.at(i, iterations, monitor)
         admm._half_step(rotated, first, seen, True, schedule, penalties[0])
         _coupled_half_step(rotated, second, first, rotation, lam, schedule, penalties[1])
         if monitor.step("relaxation", i + 1, iterations) or monitor.time_share() >= 0.8:
             break
+        admm.leave(monitor, first, second, schedule, i + 1)
     state = admm._read_out(plain, first, second, shift)
     plain.restore(state, target.unit)
     update_d2(target, state)

@@ -23,6 +23,7 @@ alphabet or balance, starts from the singular vectors, restarts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.linalg
@@ -36,8 +37,10 @@ from diba_np.search.state import (
     State,
     fit_grids,
     normal_equations,
+    pack_loop,
     squared_error,
     sweep,
+    unpack_state,
     update_d2,
     update_row_scales,
 )
@@ -110,6 +113,15 @@ class _Half:
         self.X = self.Z.copy()
         self.basis = np.empty_like(self.Z)
 
+    def pack(self) -> dict[str, Array]:
+        """Return what the next iteration needs of this half."""
+        return {name: getattr(self, name) for name in ("Z", "dual", "X", "p", "q", "gauge")}
+
+    def unpack(self, kept: dict[str, Array]) -> None:
+        """Undo `pack`."""
+        for name, array in kept.items():
+            setattr(self, name, array)
+
     def run(self, kernel: str, *arguments: object) -> None:
         """Run a kernel, or its twin for several threads."""
         suffix = "" if self.workers.threads == 1 else "_par"
@@ -180,6 +192,10 @@ class Schedule:
 
     damping = DAMPING
     balance = BALANCE
+
+    def at(self, step: int, steps: int, monitor: Monitor) -> None:
+        """Set `done`; under a time limit the ramp ends in time."""
+        self.done = max(step / max(steps - 3, 1), monitor.time_share() / 0.8)
 
     @property
     def penalties(self) -> tuple[float, ...]:
@@ -254,6 +270,31 @@ def _half_step(
         half.project(schedule.damping, pin)
 
 
+def enter(monitor: Monitor, first: _Half, second: _Half, schedule: Schedule) -> int:
+    """Take up the iterations where an earlier run kept them; return the iterations done."""
+    kept = monitor.resume()
+    if kept is None:
+        return 0
+    first.unpack(kept["first"])
+    second.unpack(kept["second"])
+    schedule.share = kept["share"]
+    return int(kept["iterations"])
+
+
+def leave(
+    monitor: Monitor, first: _Half, second: _Half, schedule: Schedule, iterations: int
+) -> None:
+    """Keep where the iterations stand, if it is time to."""
+    monitor.keep(
+        lambda: {
+            "iterations": iterations,
+            "first": first.pack(),
+            "second": second.pack(),
+            "share": schedule.share,
+        }
+    )
+
+
 def _read_out(target: Target, first: _Half, second: _Half, shift: float) -> State:
     """Turn signs into bits: ``S1 = sign(Z1) diag(ga)``, likewise S2; scales by least squares."""
     bits1 = np.signbit(first.Z) == (first.gauge < 0)
@@ -312,13 +353,13 @@ def relax(
     penalties: list[Array | None] = [None, None]
     if balance:
         penalties = [np.float32(balance**2) * np.outer(g, g) for g in (gb, ga)]
-    for i in range(iterations):
-        # under a time limit the ramp ends in time; without one this is i / (iterations - 3)
-        schedule.done = max(i / max(iterations - 3, 1), monitor.time_share() / 0.8)
+    for i in range(enter(monitor, first, second, schedule), iterations):
+        schedule.at(i, iterations, monitor)
         _half_step(target, first, second, True, schedule, penalties[0])
         _half_step(target, second, first, False, schedule, penalties[1])
         if monitor.step("relaxation", i + 1, iterations) or monitor.time_share() >= 0.8:
             break
+        leave(monitor, first, second, schedule, i + 1)
     return _read_out(target, first, second, shift)
 
 
@@ -337,9 +378,14 @@ def polish(
 
     A round costs ``6 m n k + 4 k^2 (m + n)`` flops in float64 and O(k) for each move of a walk.
     """
-    error = squared_error(target, state)
-    monitor.step("polish", 0, effort.rounds, error)
-    for round_ in range(1, effort.rounds + 1):
+    kept = monitor.resume()
+    if kept is None:
+        done, error = 0, squared_error(target, state)
+        monitor.step("polish", 0, effort.rounds, error)
+    else:
+        done, error = kept["rounds"], kept["error"]
+        state.take(unpack_state(kept["state"]))
+    for round_ in range(done + 1, effort.rounds + 1):
         before = error
         if widths is not None and state.grids is None and round_ > FREE_ROUNDS:
             before = fit_grids(target, state, widths)
@@ -356,4 +402,5 @@ def polish(
         coded = widths is None or state.grids is not None
         if coded and before - error <= tol * before:
             break
+        monitor.keep(partial(pack_loop, state, rounds=round_, error=error))
     monitor.converged = True

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.scales import Grids, Widths, fit_grid
+from diba_np.scales import Grids, LogGrid, Widths, fit_grid
 from diba_np.search.coding import round_diagonal
 from diba_np.search.target import Target
 
@@ -52,6 +52,10 @@ class State:
         arrays = {name: getattr(self, name).copy() for name in ("d1", "b1", "d2", "b2", "d3")}
         return replace(self, **arrays)
 
+    def take(self, other: State) -> None:
+        """Become what another state is."""
+        self.__dict__.update(other.__dict__)
+
     def side(self, left: bool) -> tuple[Floats, NDArray[np.uint8]]:
         """Return (scales, bits) of one side: (d1, b1) or (d3, b2)."""
         return (self.d1, self.b1) if left else (self.d3, self.b2)
@@ -60,6 +64,30 @@ class State:
         """Return ``D1 (B1 - shift)`` (m, k), or ``D3 (B2 - shift)^T`` (n, k)."""
         scales, bits = self.side(left)
         return (bits - self.shift) * scales[:, None]
+
+
+def pack_state(state: State) -> dict[str, Any]:
+    """Return copies of what a state is, as arrays and JSON values, the bits packed."""
+    grids = None if state.grids is None else [[g.bits, *g.to_pair()] for g in state.grids]
+    return {
+        **{name: getattr(state, name).copy() for name in ("d1", "d2", "d3")},
+        **{name: np.packbits(getattr(state, name), axis=1) for name in ("b1", "b2")},
+        "shift": state.shift,
+        "grids": grids,
+    }
+
+
+def pack_loop(state: State, **at: float) -> dict[str, Any]:
+    """Return `pack_state` together with where a loop over the state stands."""
+    return {**at, "state": pack_state(state)}
+
+
+def unpack_state(kept: dict[str, Any]) -> State:
+    """Undo `pack_state`."""
+    d2 = kept["d2"]
+    b1, b2 = (np.unpackbits(kept[name], axis=1, count=len(d2)) for name in ("b1", "b2"))
+    grids = kept["grids"] and tuple(LogGrid.from_pair(int(g[0]), g[1:]) for g in kept["grids"])
+    return State(kept["d1"], b1, d2, b2, kept["d3"], kept["shift"], grids)
 
 
 def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
