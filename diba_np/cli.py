@@ -167,6 +167,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--method", choices=("als", "lbfgs", "adam"))
     command.add_argument("--no-bias", action="store_true", help="fit no bias")
     command.add_argument("--steps", type=_positive(int), metavar="N")
+    command.add_argument("--batch-size", type=_positive(int), default=256, metavar="N")
+    command.add_argument("--learning-rate", type=_positive(float), default=5e-3, help="of adam")
+    command.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
+    command.add_argument("--clip", type=_positive(float), help="largest norm of adam's gradient")
+    command.add_argument("--patience", type=_positive(int), default=5, metavar="STEPS")
     command.add_argument("--stay", type=float, default=0.0, help="weight on staying near the start")
     command.add_argument(
         "--validation", type=float, default=0.1, help="share of samples that judge"
@@ -219,6 +224,34 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
     command.set_defaults(run=commands.run_compare)
+
+    command = subcommands.add_parser(
+        "sweep", parents=[common, writes], help="the rate-distortion curve of a .npy matrix"
+    )
+    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument(
+        "--bits",
+        type=_positive(float),
+        nargs="+",
+        default=[0.5, 1.0, 2.0, 4.0],
+        metavar="R",
+        help="stored bits per weight, all counted; default: 0.5 1 2 4",
+    )
+    command.add_argument(
+        "-o", "--output", metavar="A.h5", help="keep each factorization, in a group a rate"
+    )
+    command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
+    command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
+    command.add_argument(
+        "--scale-bits", type=_scale_bits, default="auto", metavar="BITS", help="as for factorize"
+    )
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
+    )
+    command.add_argument("--effort", choices=("fast", "balanced", "best"), default="fast")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--threads", type=_positive(int), metavar="N")
+    command.set_defaults(run=commands.run_sweep)
 
     command = subcommands.add_parser(
         "warmup", parents=[common], help="compile now what the first use would wait for"

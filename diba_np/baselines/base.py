@@ -110,10 +110,16 @@ class CompressedMatrix(LinearOperator):
         """Build the object again from what `to_datasets` gave."""
         raise NotImplementedError
 
-    def row_expander(self) -> Callable[[slice], Array]:
-        """Return a function from a slice of rows to those rows of the matrix, float32."""
-        rows: Callable[[slice], Array] = self.to_dense().__getitem__
+    def row_expander(self) -> Callable[[metrics.RowIndex], Array]:
+        """Return a function from a slice or vector of rows to those of the matrix, float32."""
+        rows: Callable[[metrics.RowIndex], Array] = self.to_dense().__getitem__
         return rows
+
+    def rows(self, index: Any) -> Array:
+        """Return rows of the matrix, as ``to_dense()[index]``; the same as indexing this."""
+        return metrics.pick_rows(self, index)
+
+    __getitem__ = rows
 
     # ---- products --------------------------------------------------------------------
     def _dense(self) -> Any:
