@@ -13,12 +13,10 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextlib import contextmanager, suppress
 import socket
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -123,6 +123,39 @@ def test_parts_that_are_damaged_are_made_again(here):
     again.close()
 
 
+def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
+    from diba_np import model, search
+
+    monkeypatch.setattr(model, "CHECKPOINT_EVERY", 1e-6)
+    A = np.load("m.npz")["w0"]
+    options = {"effort": "fast", "threads": 1}
+    whole = dn.factorize(A, bits=2.0, **options)
+    steps = []
+    step = search.monitor.Monitor.step
+
+    def stop(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 30:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(search.monitor.Monitor, "step", stop)
+    path = here / "0.checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        model.factorize_rows(A, 2.0, None, options, str(path))
+    assert path.exists()
+    state = path.read_bytes()
+    before = len(steps)
+    found = model.factorize_rows(A, 2.0, None, options, str(path))
+    inside = len(steps) - before
+    assert found.b1 == whole.b1 and found.b2 == whole.b2
+    # damaged: anew, with the same result
+    path.write_bytes(state[:1000] + b"x" + state[1001:])
+    before = len(steps)
+    found = model.factorize_rows(A, 2.0, None, options, str(path))
+    assert found.b1 == whole.b1 and len(steps) - before > inside
+
+
 def fail(item):
     raise ValueError(f"no {item}")
 
