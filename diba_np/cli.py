@@ -149,6 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--checkpoint-every", type=_positive(float), default=60.0, metavar="SECONDS"
     )
+    command.add_argument(
+        "--block-rows",
+        type=_positive(int),
+        metavar="N",
+        help="map A.npy and read N rows at a time, for matrices as large as the memory",
+    )
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=commands.run_factorize)
 

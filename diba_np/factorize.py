@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from diba_np import budget
 from diba_np.checkpoint import EVERY, Checkpoint
@@ -25,7 +25,7 @@ from diba_np.search.gram import Weights, as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
 from diba_np.search.pilot import choose_widths, guess_k
-from diba_np.search.rank_one import rank_one
+from diba_np.search.rank_one import rank_one, widened
 from diba_np.search.refit import factors_of, round_diagonals, state_of
 from diba_np.search.relaxation import EFFORTS, Effort, polish, relax
 from diba_np.search.state import State, sort_components, squared_error
@@ -84,6 +84,7 @@ def factorize(
     callback: Callable[[SearchState], Any] | None = None,
     checkpoint: PathLike | Checkpoint | None = None,
     checkpoint_every: float = EVERY,
+    block_rows: int | None = None,
 ) -> DiBAFactors:
     """Factorize a dense matrix into three diagonals and two 0/1 matrices.
 
@@ -147,6 +148,11 @@ def factorize(
         A `diba_np.checkpoint.Checkpoint` is left for the caller to remove when the result is safe.
     checkpoint_every : float, default 60
         Seconds, at least, between two writes of that file.
+    block_rows : int, optional
+        Rows of A that are read and converted at a time, rounded up to a multiple of 64; A is then
+        never held whole in another precision, whatever it is. By default only memory maps are read
+        so, 1/16 of the rows at a time, with 2 to 8 million entries. The number of rows decides
+        about last digits, and so about bits of large matrices.
 
     Returns
     -------
@@ -176,11 +182,11 @@ def factorize(
 
     Notes
     -----
-    Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory about
-    ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``. With inputs about
-    ``48 n^2`` bytes and `n^3` flops more. Their Gram matrix is shrunk towards its diagonal, by the
-    share ``n / (2 N)`` (at least 1 %, at most 50 %; 1 % with `gram`), and 1e-4 of the mean of its
-    diagonal is added to every channel.
+    Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory beside A: less
+    than three float32 arrays of ``k (m + n)`` and of a block of rows where A is read in blocks;
+    where it is not, ``12 m n`` bytes more. With inputs about ``48 n^2`` bytes and `n^3` flops more.
+    Their Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at
+    most 50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
 
     At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
     "fast" 6.20 dB (1.0 s), "balanced" 6.33 dB (1.7 s), "best" 6.44 dB (8.3 s); double binary
@@ -237,7 +243,7 @@ def factorize(
 
     monitor = Monitor(progress, callback, time_limit)
     source: dict[str, Any] = {"shape": list(shape), "dtype": str(matrix.dtype)}
-    with workers(threads) as pool:
+    with workers(threads, _entries(matrix, block_rows)) as pool:
         weights = as_weights(inputs, gram, output_weight, shape, pool)
         if keeper is not None:
             source["sha256"] = digest(matrix)
@@ -246,6 +252,8 @@ def factorize(
                 "scale_bits": scale_bits,
                 "effort": None if greedy else effort,
                 "time_limit": time_limit,
+                "block_rows": block_rows,
+                "memory map": isinstance(matrix, np.memmap),
             }
             monitor.keep_in(keeper, keeper.open(_fingerprint(plan, settings, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
@@ -325,6 +333,16 @@ def _fingerprint(
     }
 
 
+def _entries(matrix: NDArray[Any], block_rows: int | None) -> int | None:
+    """Return the entries of a row block; None where the matrix is not read in blocks."""
+    if block_rows is not None:
+        rows = budget.check_count(block_rows, "block_rows")
+        return -(-rows // 64) * 64 * int(matrix.shape[1])
+    if isinstance(matrix, np.memmap):
+        return int(min(max(matrix.size // 16, 1 << 21), 1 << 23))
+    return None
+
+
 def _check_tol(tol: Any) -> float:
     value = budget.check_number(tol, "tol")
     if value < 0:
@@ -373,12 +391,12 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
 
     if start is not None:
         return monitor.stage("polish", lambda: polished(start))
-    simple = rank_one(target, k, plan.shift)
+    simple = rank_one(target, plan.shift)
     floor = squared_error(target, simple)
     if decibels(target.energy, floor) >= _EXACT_DB:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
-        return simple
+        return widened(simple, k)
     how: dict[str, Any] = {
         "shift": plan.shift,
         "rng": rng,
@@ -396,7 +414,7 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
     if not monitor.stopped:
         relaxed = state
         state = monitor.stage("polish", lambda: polished(relaxed))
-    return simple if floor < squared_error(target, state) else state
+    return widened(simple, k) if floor < squared_error(target, state) else state
 
 
 def _search_snr(target: Target, goal: float, plan: _Plan, monitor: Monitor) -> State:

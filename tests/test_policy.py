@@ -45,6 +45,7 @@ LAYERS = [
     {"factors"},
     {
         "bits",
+        "checkpoint",
         "container",
         "metrics",
         "products",
