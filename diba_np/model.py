@@ -284,7 +284,8 @@ class _Run:
 
     def rows(self, task: Task) -> NDArray[Any]:
         """Return what a task factorizes."""
-        return matrix_view(self.entries[task.name].read())[task.start : task.stop]
+        # a plain array, as a process gets it: the sums over a memory map are cut otherwise
+        return np.asarray(matrix_view(self.entries[task.name].read())[task.start : task.stop])
 
     def all(self, runner: Runner, final: Path | None) -> ModelFactors:
         """Run everything."""
