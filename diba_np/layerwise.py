@@ -300,7 +300,8 @@ def _rows(x: ArrayLike, keep: ArrayLike | None) -> Array:
     mask = np.asarray(keep, bool)
     if mask.shape != x.shape[:-1]:
         raise ValueError(f"keep must have shape {x.shape[:-1]}, got {mask.shape}")
-    return flat[mask.reshape(-1)]
+    result: Array = flat[mask.reshape(-1)]
+    return result
 
 
 def _dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Linear:

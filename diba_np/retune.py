@@ -152,9 +152,10 @@ def retune(
     started = time.monotonic()
     with workers(threads):
         before = fit.begin(float(stay))
-        {"als": fit.least_squares, "lbfgs": fit.quasi_newton, "adam": lambda: fit.adam(rng)}[
-            chosen
-        ]()
+        if chosen == "adam":
+            fit.adam(rng)
+        else:
+            {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
         fit.restore(fit.kept)
         record = f.record | {
             "retune": {

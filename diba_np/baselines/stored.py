@@ -163,7 +163,8 @@ class RowBlocks(CompressedMatrix):
             block.T.matmat(Y[start:stop])
             for block, start, stop in zip(self.blocks, starts[:-1], starts[1:], strict=True)
         ]
-        return np.sum(parts, axis=0, dtype=parts[0].dtype)
+        result: Array = np.sum(parts, axis=0, dtype=parts[0].dtype)
+        return result
 
     def storage_breakdown(self) -> dict[str, int]:
         """Return the stored bits by kind: the sum over the blocks."""

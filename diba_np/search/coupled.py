@@ -137,6 +137,8 @@ def relax_coupled(
     seen: Any = _Seen(second, root)
     schedule = admm.Schedule()
     for i in range(admm.enter(monitor, first, second, schedule), iterations):
+        if balance and i == int(admm.REGAUGE_AT * iterations):
+            admm.share_gauges(first, second)
         schedule.at(i, iterations, monitor)
         admm._half_step(rotated, first, seen, True, schedule, balance)
         _coupled_half_step(rotated, second, first, rotation, lam, schedule, balance)
