@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -59,9 +60,22 @@ class Study:
 
     def __init__(self, task: nf.Task, folder: Path, args: argparse.Namespace) -> None:
         self.task, self.folder, self.args = task, folder, args
+        self._check_settings()
         self.dense = task.network()
         rows = np.random.default_rng(0).permutation(len(task.fit))
         self.read_rows, self.train_rows = rows[: args.calibration], rows[: args.rows]
+
+    def _check_settings(self) -> None:
+        """Keep what the results depend on, or compare it with what was kept."""
+        names = ("effort", "calibration", "rows", "epochs", "rate", "tokens")
+        mine = {name: getattr(self.args, name) for name in names}
+        path = self.folder / "settings.json"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(mine))
+        kept = json.loads(path.read_text())
+        if kept != mine:
+            raise SystemExit(f"{self.folder} holds results of {kept}; give another --folder")
 
     def scored(self, key: str, make: Callable[[], Bert]) -> dict[str, Any]:
         """Return the scores kept under `key`, or make the network and judge it."""
@@ -72,9 +86,10 @@ class Study:
         started = time.process_time()
         net = make()
         seconds = time.process_time() - started
-        found = {"scores": self.task.score(nf.evaluate(net, self.task)), "cpu_seconds": seconds}
+        scores = self.task.score(nf.evaluate(net, self.task))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found = {"scores": scores, "cpu_seconds": seconds, "peak_mib": round(peak)}
         self.tell(f"{key}: {cells(found['scores'])}, {seconds:.0f} s")
-        self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(found))
         part.replace(path)
