@@ -133,17 +133,22 @@ def round_stored(weight: Weight) -> None:
     weight.refresh()
 
 
-def by_weights(A: Array, bits: float) -> Weight:
+def by_weights(A: Array, bits: float, **how: Any) -> Weight:
     """Bits fitted to the weights alone."""
-    return DiBAWeight(dn.factorize(A, bits=bits, effort="fast", threads=1))
+    return DiBAWeight(dn.factorize(A, bits=bits, **how))
 
 
-def at_random(A: Array, bits: float) -> Weight:
+def by_activations(A: Array, bits: float, data: Moments, outputs: Array, **how: Any) -> Weight:
+    """Bits fitted to what a layer reads, and to how much its outputs matter."""
+    return DiBAWeight(dn.factorize(A, bits=bits, gram=data.xx, output_weight=outputs, **how))
+
+
+def at_random(A: Array, bits: float, **how: Any) -> Weight:
     """Random bits; the diagonals are as good as they can be for the weights."""
     return DiBAWeight(random_factors(A, bits=bits))
 
 
-def by_codes(A: Array, bits: float) -> Weight:
+def by_codes(A: Array, bits: float, **how: Any) -> Weight:
     """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
     made: Any = baselines.fit("rtn", A, bits)
     codes = np.zeros(A.shape, np.float32)
