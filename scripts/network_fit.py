@@ -376,7 +376,7 @@ def train(
     epochs: int = 1,
     rate: float = 2e-3,
     hidden: float = 1.0,
-    tokens: int = 4096,
+    tokens: int = 2048,
     path: Path | None = None,
     every: float = 60.0,
     seed: int = 0,

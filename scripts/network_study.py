@@ -235,10 +235,10 @@ def main(
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--effort", default="fast", help="of the searches for bits")
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
-    parser.add_argument("--rows", type=int, default=1500, help="trained on end to end")
+    parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, end to end")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a step, end to end")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step, end to end")
     parser.add_argument("--threads", type=int, help="of the searches; default: all processors")
     parser.add_argument("--folder", type=Path, help="where finished stages are kept")
     parser.add_argument(
