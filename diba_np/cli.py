@@ -106,6 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--method", choices=("als", "lbfgs", "adam"))
     command.add_argument("--no-bias", action="store_true", help="fit no bias")
     command.add_argument("--steps", type=_positive(int), metavar="N")
+    command.add_argument("--batch-size", type=_positive(int), default=256, metavar="N")
+    command.add_argument("--learning-rate", type=_positive(float), default=5e-3, help="of adam")
+    command.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
+    command.add_argument("--clip", type=_positive(float), help="largest norm of adam's gradient")
+    command.add_argument("--patience", type=_positive(int), default=5, metavar="STEPS")
     command.add_argument("--stay", type=float, default=0.0, help="weight on staying near the start")
     command.add_argument(
         "--validation", type=float, default=0.1, help="share of samples that judge"

@@ -244,8 +244,13 @@ def run_retune(args: argparse.Namespace) -> int:
         bias=not args.no_bias,
         method=args.method,
         steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        schedule=args.schedule,
+        clip=args.clip,
         stay=args.stay,
         validation=args.validation,
+        patience=args.patience,
         seed=args.seed,
         threads=args.threads,
     )

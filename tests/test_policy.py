@@ -25,10 +25,13 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 LAYERS = [
     {"cli", "commands", "__main__"},
     {"compare", "report", "warmup"},
+    {"layerwise"},
     {"factorize", "retune"},
     {"baselines"},
+    {"samples"},
     {"search", "store"},
-    {"linear", "moments"},
+    {"moments"},
+    {"linear"},
     {"factors"},
     {
         "bits",

@@ -35,7 +35,9 @@ def _data_readme():
 
 
 def test_packages_are_documented_with_their_hashes():
-    for package in (sources.MINILM, sources.RXNFP, sources.VADER):
+    packages = [p for p in vars(sources).values() if isinstance(p, sources.Package)]
+    assert len(packages) > 5
+    for package in packages:
         assert package.sha256 in _data_readme()
         assert f"`{package.name}` {package.version}" in _data_readme()
 
@@ -74,6 +76,54 @@ def test_read_torch_refuses_every_other_object():
         archive.writestr("model/data.pkl", b"cos\nsystem\n(X\x04\x00\x00\x00truetR.")
     with pytest.raises(pickle.UnpicklingError, match=r"os\.system is not a tensor; refused"):
         sources.read_torch(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"cbuiltins\neval\n(X\x06\x00\x00\x001 // 0tR.", r"builtins\.eval is not a tensor"),
+        (b"cnumpy\nload\n(X\x01\x00\x00\x00xtR.", r"numpy\.load is not a tensor"),
+        (b"ctorch._utils\n_rebuild_tensor\n.", "_rebuild_tensor is not a tensor"),
+        (b"(X\x07\x00\x00\x00storageX\x03\x00\x00\x00abctQ.", "not enough|not a storage"),
+        (
+            b"(X\x07\x00\x00\x00storageX\x03\x00\x00\x00abcX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
+            "storage of abc is not a storage; refused",
+        ),
+    ],
+)
+def test_hostile_pickles_are_refused_in_both_forms(body, words):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("model/data.pkl", body)
+        archive.writestr("model/data/0", b"\0" * 8)
+    for data in (out.getvalue(), body):
+        with pytest.raises((pickle.UnpicklingError, ValueError), match=words):
+            sources.read_torch(data)
+
+
+def field(number, payload):
+    """A field of a protocol buffer: an int, or bytes under 128 long."""
+    if isinstance(payload, int):
+        return bytes([number << 3, payload])
+    return bytes([number << 3 | 2, len(payload)]) + payload
+
+
+def test_read_onnx_finds_initializers_and_constants():
+    values = np.arange(6, dtype="<f4")
+    raw = field(1, 2) + field(1, 3) + field(2, 1) + field(8, b"w") + field(9, values.tobytes())
+    packed = field(1, bytes([6])) + field(2, 1) + field(8, b"c") + field(4, values.tobytes())
+    text = field(1, 1) + field(2, 8) + field(8, b"words")
+    node = (
+        field(2, b"out") + field(4, b"Constant") + field(5, field(1, b"value") + field(5, packed))
+    )
+    graph = field(5, raw) + field(5, text) + field(1, node)
+    found = sources.read_onnx(field(1, 8) + field(7, graph))
+    assert sorted(found) == ["out", "w"]
+    np.testing.assert_array_equal(found["w"], values.reshape(2, 3))
+    np.testing.assert_array_equal(found["out"], values)
+    for cut in (1, 5, 30):
+        with pytest.raises(ValueError, match="ONNX file ends within"):
+            sources.read_onnx(field(7, graph)[:-cut])
 
 
 def run_script(name, *args):
@@ -196,3 +246,30 @@ def test_study_activations_smoke():
     rows = json.loads(run_script("study_activations.py", "--smoke", "--json"))
     without, with_ = (row["output_snr"] for row in rows)
     assert with_ > without + 3
+
+
+def test_study_matrices_smoke(tmp_path):
+    first = run_script("study_matrices.py", "--smoke", "--folder", str(tmp_path))
+    assert "rises strictly with the ratio on all 3" in first
+    again = run_script("study_matrices.py", "--smoke", "--folder", str(tmp_path))
+    assert again == first  # from the results that were kept, seconds and all
+
+
+def test_study_digits_smoke(tmp_path):
+    told = run_script("study_digits.py", "--smoke", "--folder", str(tmp_path))
+    rows = {}
+    for line in told.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) > 5 and cells[0] in ("DiBA", "integer codes", "random binaries"):
+            rows[cells[0], cells[1]] = [float(c.split(" ")[0]) for c in cells[2:6]]
+    assert len(rows) == 6
+    for ratio in ("1/32", "1/8"):
+        ours, control = rows["DiBA", ratio], rows["random binaries", ratio]
+        assert ours[-1] >= ours[0]  # refitted end to end, against replaced only
+        assert ours[-1] > control[0]
+    assert run_script("study_digits.py", "--smoke", "--folder", str(tmp_path)) == told
+
+
+def test_bench_layer_smoke():
+    told = run_script("bench_layer.py", "--smoke")
+    assert told.count("\n| 64 × 48 |") == 2
