@@ -42,6 +42,58 @@ def _scale_bits(text: str) -> Any:
     return int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
 
 
+def _add_model(subcommands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    command = subcommands.add_parser(
+        "model", parents=parents, help="factorize every matrix of a model within one budget"
+    )
+    command.add_argument(
+        "source", metavar="SOURCE", help="a folder of .npy, an .npz, .safetensors or HDF5 file"
+    )
+    command.add_argument("-o", "--output", metavar="OUT.h5", required=True)
+    command.add_argument(
+        "--bits",
+        type=_positive(float),
+        required=True,
+        help="stored bits per weight of the whole model, all counted",
+    )
+    command.add_argument(
+        "--include", action="append", default=[], metavar="GLOB", help="only these names"
+    )
+    command.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="not these names"
+    )
+    command.add_argument(
+        "--min-size", type=_positive(int), default=16, metavar="N", help="smaller ones are kept"
+    )
+    command.add_argument(
+        "--allocation",
+        choices=("shared", "uniform"),
+        default="shared",
+        help="the least total error, or the same rate everywhere",
+    )
+    command.add_argument("--weights", metavar="W.json", help="sensitivities: {GLOB: number}")
+    command.add_argument("--grams", metavar="SOURCE", help="X^T X / N by name, from such a source")
+    command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
+    command.add_argument("--scale-bits", type=_scale_bits, default=16, metavar="BITS")
+    command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--jobs", type=_positive(int), metavar="N", help="processes; default: one a processor"
+    )
+    command.add_argument("--threads", type=_positive(int), metavar="N", help="of each process")
+    command.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on a Dask cluster")
+    command.add_argument("--restart", action="store_true", help="drop parts of another run")
+    command.add_argument("--json-log", metavar="FILE", help="append each event, one a line")
+    command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    command.set_defaults(run=_run_model)
+
+
+def _run_model(args: argparse.Namespace) -> int:
+    from diba_np.commands_model import run_model
+
+    return run_model(args)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``diba-np``; importing nothing heavy."""
     parser = argparse.ArgumentParser(
@@ -92,6 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=_positive(int), metavar="N")
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=commands.run_factorize)
+
+    _add_model(subcommands, [common, writes])
 
     command = subcommands.add_parser("info", parents=[common, reads], help="what a file holds")
     command.set_defaults(run=commands.run_info)

@@ -170,8 +170,13 @@ def run_factorize(args: argparse.Namespace) -> int:
 def run_info(args: argparse.Namespace) -> int:
     """Report what a file holds."""
     from diba_np.container import groups
+    from diba_np.model_file import is_model
     from diba_np.store import load
 
+    if not args.group and is_model(args.file):
+        from diba_np.commands_model import info_model
+
+        return info_model(args)
     file_bytes = Path(args.file).stat().st_size if Path(args.file).is_file() else 0
     names = [args.group or ""] if args.group else groups(args.file)
     if not names:
@@ -340,8 +345,13 @@ def run_apply(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Check a file, and against the matrix that it was made from."""
     from diba_np.container import groups
+    from diba_np.model_file import is_model
     from diba_np.store import load
 
+    if not args.group and is_model(args.file):
+        from diba_np.commands_model import verify_model
+
+        return verify_model(args)
     names = [args.group] if args.group else groups(args.file)
     if not names:
         raise CommandError(f"{args.file}: holds no factorization")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,14 @@ _SYMBOLS = (
 )
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
 def resolve_threads(threads: int | None) -> int:
     """Return the number of threads to use: `threads`, or the processors this process may use.
 
@@ -41,10 +50,7 @@ def resolve_threads(threads: int | None) -> int:
         `threads` is not a positive int.
     """
     if threads is None:
-        try:
-            available = len(os.sched_getaffinity(0))
-        except AttributeError:  # not on every system
-            available = os.cpu_count() or 1
+        available = processors()
         return min(available, int(os.environ.get("NUMBA_NUM_THREADS", available)))
     try:
         count = operator.index(threads)
@@ -74,17 +80,48 @@ def _blas_controls() -> list[tuple[Callable[[int], Any], Callable[[], int]]]:
     return controls
 
 
+_holding = threading.Lock()
+_held: list[tuple[Callable[[int], Any], int]] = []  # how to restore BLAS, while it is held
+_holders = 0
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Hold NumPy's and SciPy's OpenBLAS at one thread; a BLAS of another kind is left alone."""
-    before = [(set_threads, get_threads()) for set_threads, get_threads in _blas_controls()]
+    """Hold NumPy's and SciPy's OpenBLAS at one thread; a BLAS of another kind is left alone.
+
+    The number is the whole process's: of several threads inside, the last one out restores it.
+    """
+    global _holders  # noqa: PLW0603
+    with _holding:
+        _holders += 1
+        if _holders == 1:
+            _held[:] = [(set_threads, get()) for set_threads, get in _blas_controls()]
+            for set_threads, _ in _held:
+                set_threads(1)
     try:
-        for set_threads, _ in before:
-            set_threads(1)
         yield
     finally:
-        for set_threads, count in before:
-            set_threads(count)
+        with _holding:
+            _holders -= 1
+            if _holders == 0:
+                for set_threads, count in _held:
+                    set_threads(count)
+
+
+@contextmanager
+def threads_of_children(count: int) -> Iterator[None]:
+    """Let processes started inside use so many numerical threads; restored afterwards."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(count)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class Workers:

@@ -23,8 +23,17 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 
 # a module may import from its own layer and from those below it in this list
 LAYERS = [
-    {"cli", "commands", "__main__"},
-    {"compare", "report", "warmup"},
+    {"cli", "commands", "commands_model", "__main__"},
+    {
+        "compare",
+        "model",
+        "model_file",
+        "model_plan",
+        "model_run",
+        "model_sources",
+        "report",
+        "warmup",
+    },
     {"layerwise"},
     {"factorize", "retune"},
     {"baselines"},

@@ -170,11 +170,8 @@ class CompressedMatrix(LinearOperator):
         return metrics.snr_db(A, self)
 
     # ---- file ------------------------------------------------------------------------
-    def save(self, path: PathLike, *, group: str | None = None) -> int:
-        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
-
-        Returns the file's bytes.
-        """
+    def contents(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return the ``(attributes, arrays)`` that stand for the matrix in a file."""
         own, arrays = self.to_datasets()
         m, n = self.shape
         attributes = {
@@ -185,7 +182,14 @@ class CompressedMatrix(LinearOperator):
             "scale": self.scale,
             **own,
         }
-        return write_container(path, attributes, arrays, self.record, group=group)
+        return attributes, arrays
+
+    def save(self, path: PathLike, *, group: str | None = None) -> int:
+        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
+
+        Returns the file's bytes.
+        """
+        return write_container(path, *self.contents(), self.record, group=group)
 
     @classmethod
     def load(cls, path: PathLike, *, group: str | None = None) -> Self:
