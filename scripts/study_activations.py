@@ -50,14 +50,16 @@ def real_cases(names: tuple[str, ...], most_rows: int) -> dict[str, tuple[np.nda
     """Return name -> (A, inputs of the even tweets, inputs of the odd tweets)."""
     import minilm
 
-    tensors, vocab = minilm.load(), minilm.vocabulary()
-    texts, _ = minilm.sentences("tweets")
-    halves = [minilm.inputs_of(tensors, texts[start::2], vocab, names) for start in (0, 1)]
+    net, vocab = minilm.load(), minilm.vocabulary()
+    texts = [minilm.tokenize(text, vocab) for text in minilm.sentences("tweets")[0]]
+    layers = [name.removesuffix(".weight") for name in names]
+    halves = [minilm.inputs_of(net, texts[start::2], layers) for start in (0, 1)]
     rng = np.random.default_rng(0)
     cases = {}
-    for name in names:
-        taken = [X[np.sort(rng.permutation(len(X))[:most_rows])] for X in (h[name] for h in halves)]
-        cases[name] = (tensors[name], *taken)
+    for name, layer in zip(names, layers, strict=True):
+        inputs = [half[layer] for half in halves]
+        taken = [X[np.sort(rng.permutation(len(X))[:most_rows])] for X in inputs]
+        cases[name] = (net.weights[layer].matrix, *taken)
     return cases
 
 

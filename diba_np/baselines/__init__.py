@@ -29,6 +29,9 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mesa": ("mesa", "MESA", {}),
 }
 
+# in the files of whole models, beside factorizations
+_IN_MODELS = (("stored", "StoredArray"), ("stored", "RowBlocks"))
+
 
 def _find(module: str, name: str) -> type[CompressedMatrix]:
     found: type[CompressedMatrix] = getattr(import_module(f"{__name__}.{module}"), name)
@@ -85,7 +88,8 @@ def rebuild(contents: Container) -> CompressedMatrix:
     from diba_np.errors import FormatError
 
     found = contents.attributes["method"]
-    classes = {cls.method: cls for cls in (_find(*home[:2]) for home in METHODS.values())}
+    homes = [home[:2] for home in METHODS.values()] + list(_IN_MODELS)
+    classes = {cls.method: cls for cls in (_find(*home) for home in homes)}
     if found not in classes:
         raise FormatError(
             f"{contents.label}: attribute method: found {found!r}, "

@@ -53,7 +53,8 @@ def normal_values(levels: int) -> Array:
     up = norm.ppf(np.linspace(0.5, 1.0 - tail, levels // 2 + 1))
     down = norm.ppf(np.linspace(tail, 0.5, levels - levels // 2))
     values = np.concatenate([down[:-1], up])
-    return values / np.abs(values).max()
+    result: Array = values / np.abs(values).max()
+    return result
 
 
 def group_starts(n: int, group: int) -> Array:
@@ -220,7 +221,10 @@ def nearest_codes(W: Array, table: ArrayLike) -> Array:
     gaps = np.diff(table)
     if gaps.size and np.ptp(gaps) <= 1e-12 * gaps[0]:
         # the next line is what the search below gives on an even grid, several times faster
-        return np.clip(np.rint((W - table[0]) / gaps[0]), 0, len(table) - 1).astype(np.uint8)
+        result: Array = np.clip(np.rint((W - table[0]) / gaps[0]), 0, len(table) - 1).astype(
+            np.uint8
+        )
+        return result
     return np.searchsorted(0.5 * (table[1:] + table[:-1]), W).astype(np.uint8)
 
 
@@ -466,7 +470,8 @@ def _refit(W: Array, table: Array, group: int, old: Array, new: Array) -> Array:
     step = np.where(step > 0, step, old)
     values = table[round_codes(W, table, group, step)] * step.astype(np.float64)[:, index]
     losses.append(np.add.reduceat((W - values) ** 2, starts, axis=1))
-    return np.choose(np.argmin(losses, axis=0), [old, new, step]).astype("<f2")
+    result: Array = np.choose(np.argmin(losses, axis=0), [old, new, step]).astype("<f2")
+    return result
 
 
 class SignRows(ScalarQuantized):
