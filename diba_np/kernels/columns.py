@@ -3,7 +3,8 @@
 For a group of 5 inputs the 32 partial sums, each for one cache line of columns (16 float32, 8
 float64), form a table; an output row adds one entry a group. The tables of a few units stay in the
 cache while all rows pass over them. The vectors are plain LLVM vectors: AVX-512, AVX2, SSE or NEON,
-whatever the CPU has.
+whatever the CPU has. Inside, matrices are kept as panels: a cache line of columns each, row after
+row.
 Layout of the tiles: ``kernels/layout.py``.
 """
 
@@ -18,8 +19,8 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
 
-BLOCK_UNITS = 4  # units whose tables are built at a time: 24 KiB
-# columns done between two synchronisations: bounds the inner k x columns matrix
+BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
+# columns done at a time: bounds the panels, n + k + m rows of them
 CHUNK_COLUMNS = 512
 
 
@@ -108,7 +109,6 @@ def _make_mix_tile(fixed_units):
                     table = builder.add(tables, builder.mul(u, _ir.index(3 * 32 * 64)))
                     return _look_up_unit(builder, bits, table, 0, carried)
 
-                _ir.prefetch(builder, builder.add(ahead, builder.mul(i, _ir.index(64))))
                 carried = [_ir.load(builder, row, vector, 64) for row in rows]
                 for u in range(fixed_units):
                     bits = _ir.load(builder, _ir.offset(builder, words, 64 * u), _ir.I32, 4)
@@ -119,6 +119,8 @@ def _make_mix_tile(fixed_units):
                     _ir.store(builder, value, row, 64)
                 return []
 
+            for u in range(fixed_units or 1):
+                _ir.prefetch(builder, _ir.offset(builder, ahead, 64 * u))
             _ir.counted_loop(builder, _ir.index(16), [], lane)
             return context.get_dummy_value()
 
@@ -235,8 +237,8 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
 
     Notes
     -----
-    Time k (m + n) b / 62 cycles (AVX-512, float32); extra memory two cache lines for every output
-    row of a stage and 30 KiB a thread, in the `_par` twin also k by `CHUNK_COLUMNS` floats. The
+    Time k (m + n) b / 59 cycles (AVX-512, float32; one load and one addition a cycle would be 80);
+    extra memory (n + k + m) times `CHUNK_COLUMNS` entries and 30 KiB a thread. The `_par`
     twin is bitwise equal. naive: ``tests/naive.py::product_columns``.
     """
     lanes = 64 // x.itemsize
