@@ -7,10 +7,14 @@ Results go to standard output, progress and warnings to standard error. Exit sta
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from diba_np import commands, commands_rates, commands_view
@@ -187,6 +191,18 @@ def build_parser() -> Parser:
     command.add_argument("--tol", type=float)
     command.add_argument("--time-limit", type=_positive(float), metavar="SECONDS")
     command.add_argument("--threads", type=_positive(int), metavar="N")
+    command.add_argument(
+        "--checkpoint", metavar="PATH", help="keep the state here; go on from it if it is there"
+    )
+    command.add_argument(
+        "--checkpoint-every", type=_positive(float), default=60.0, metavar="SECONDS"
+    )
+    command.add_argument(
+        "--block-rows",
+        type=_positive(int),
+        metavar="N",
+        help="map A.npy and read N rows at a time, for matrices as large as the memory",
+    )
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=commands.run_factorize)
 
@@ -318,6 +334,36 @@ def build_parser() -> Parser:
     return parser
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came; ends the work as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise `_Terminated` in the main thread on SIGTERM, unless the signal has a handler."""
+
+    def terminate(*_: Any) -> None:
+        raise _Terminated
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _left(args: argparse.Namespace) -> str:
+    """Return what a signal has left of the work."""
+    kept = getattr(args, "checkpoint", None)
+    if kept and Path(kept).is_file():
+        return f"the same command goes on from {kept}"
+    return "nothing written"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = build_parser().parse_args(argv)
@@ -326,12 +372,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"diba-np: note: {message}\n")
 
     try:
-        with warnings.catch_warnings():
+        with _sigterm_as_interrupt(), warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = note
             return int(args.run(args))
-    except KeyboardInterrupt:
-        sys.stderr.write("diba-np: interrupted, nothing written\n")
+    except KeyboardInterrupt as signalled:
+        how = "terminated" if isinstance(signalled, _Terminated) else "interrupted"
+        sys.stderr.write(f"diba-np: {how}, {_left(args)}\n")
     except (CommandError, ValueError, TypeError, OSError, MemoryError) as error:
         sys.stderr.write(f"diba-np: error: {error or type(error).__name__}\n")
     return FAILED

@@ -31,13 +31,13 @@ class CommandError(Exception):
 # -- arrays and reports ----------------------------------------------------------------------------
 
 
-def _load_array(path: str) -> Any:
+def _load_array(path: str, mapped: bool = False) -> Any:
     """Read a .npy file; refuse objects, archives and files shorter than they claim to be."""
     import numpy as np
 
     if not Path(path).is_file():
         raise CommandError(f"{path}: no such file")
-    mode = "r" if Path(path).stat().st_size > _MAP_BYTES else None
+    mode = "r" if mapped or Path(path).stat().st_size > _MAP_BYTES else None
     try:
         array = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (ValueError, EOFError, OSError) as error:
@@ -151,11 +151,13 @@ def run_factorize(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix, store it and report its sizes and quality."""
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     _check_output(output, args.force)
-    matrix = _load_array(args.matrix)
+    matrix = _load_array(args.matrix, mapped=args.block_rows is not None)
     inputs = _load_array(args.inputs) if args.inputs else None
     output_weight = _load_array(args.output_weight) if args.output_weight else None
+    from diba_np.checkpoint import Checkpoint
     from diba_np.factorize import factorize
 
+    keeper = Checkpoint(args.checkpoint, args.checkpoint_every) if args.checkpoint else None
     factors = factorize(
         matrix,
         k=args.k,
@@ -174,8 +176,12 @@ def run_factorize(args: argparse.Namespace) -> int:
         time_limit=args.time_limit,
         threads=args.threads,
         progress=not args.quiet,
+        checkpoint=keeper,
+        block_rows=args.block_rows,
     )
     file_bytes = factors.save(output)
+    if keeper is not None:
+        keeper.remove()
     report = {
         "output": str(output),
         **_size_report(factors),

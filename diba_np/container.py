@@ -13,9 +13,10 @@ import json
 import mmap
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,25 +41,66 @@ PathLike = str | os.PathLike[str]
 Layout = dict[str, tuple[int, np.dtype[Any]]]
 
 
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_PROCESS = os.urandom(4).hex()  # tells this process from an earlier one of the same number
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def remove_leftovers(path: PathLike) -> None:
+    """Remove the temporary files of `path` whose writers, processes of this host, were killed."""
+    final = Path(path)
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.{_HOST}-(\d+)-([0-9a-f]+)\..*\.part")
+    for name in os.listdir(final.parent):
+        found = pattern.fullmatch(name)
+        if found is None:
+            continue
+        process = int(found[1])
+        alive = found[2] == _PROCESS if process == os.getpid() else _is_running(process)
+        if not alive:
+            (final.parent / name).unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success flush it and rename it to `path`.
 
-    On an exception, Ctrl-C included, the temporary file is removed and `path` is as it was.
+    On an exception, Ctrl-C included, the temporary file is removed and `path` is as it was. What a
+    killed writer has left is removed by the next one.
     """
     final = Path(path)
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
+    remove_leftovers(final)
+    prefix = f".{final.name}.{_HOST}-{os.getpid()}-{_PROCESS}."
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         # mkstemp makes private files; a result is as readable as any new file of the user's
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, final)
+        with suppress(OSError):  # not every file system lets a folder be flushed
+            _flush(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -210,6 +252,17 @@ def write_groups(
             file.attrs[name] = value
         file.attrs["groups_digest"] = _digest({"root": attributes, "groups": digests}, {})
     return final.stat().st_size
+
+
+def read_root(path: PathLike) -> dict[str, Any]:
+    """Return the attributes of a file's root.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open(Path(path)) as file:
+        return _plain_attributes(file)
 
 
 def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -1,7 +1,8 @@
 """Does it pay to know the inputs? MiniLM's layers on real sentences, with `inputs=` and without.
 
 Each weight is factorized from what it reads on one half of the tweets; the SNR of its outputs is
-measured on the other half. Rows: the same solver at the same stored bits, without and with inputs.
+measured on the other half, all at the same stored bits: the same solver without and with inputs,
+double binary factorization with a weight for each column (the norm of its inputs), GPTQ.
 
 python scripts/study_activations.py            # the table
 python scripts/study_activations.py --smoke    # one small case, for the tests; downloads nothing
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 import diba_np as dn
+from diba_np import baselines
+from diba_np.baselines.dbf import dbf
 from diba_np.metrics import output_snr_db
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -37,6 +40,8 @@ Method = Callable[[np.ndarray, np.ndarray, float, dict[str, Any]], Any]
 METHODS: dict[str, Method] = {
     "without inputs": lambda A, X, bits, options: dn.factorize(A, bits=bits, **options),
     "with inputs": lambda A, X, bits, options: dn.factorize(A, bits=bits, inputs=X, **options),
+    "DBF, weighted": lambda A, X, bits, options: dbf(A, bits=bits, inputs=X, threads=1),
+    "GPTQ": lambda A, X, bits, options: baselines.fit("gptq", A, bits, inputs=X),
 }
 
 

@@ -50,11 +50,12 @@ LAYERS = [
     {"baselines"},
     {"samples"},
     {"search", "store"},
-    {"moments"},
+    {"moments", "stages"},
     {"linear"},
     {"factors"},
     {
         "bits",
+        "checkpoint",
         "container",
         "metrics",
         "products",

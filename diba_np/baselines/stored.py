@@ -140,22 +140,17 @@ class RowBlocks(CompressedMatrix):
         return np.concatenate([block.to_dense() for block in self.blocks])
 
     def row_expander(self) -> Callable[[metrics.RowIndex], Array]:
-        """Return a function from a slice or vector of rows to those rows of the matrix, float32."""
+        """Return a function from a slice or vector of rows to those of the matrix, float32."""
         starts, expanders = self.starts, [block.row_expander() for block in self.blocks]
 
         def rows(wanted: metrics.RowIndex) -> Array:
-            if not isinstance(wanted, slice):
-                each = [rows(slice(int(i), int(i) + 1)) for i in wanted]
-                return np.concatenate(each) if each else np.empty((0, self.shape[1]), np.float32)
-            first, last, step = wanted.indices(self.shape[0])
-            if step != 1:
-                raise ValueError(f"rows must follow one another, got a step of {step}")
-            found = [
-                expand(slice(max(first - start, 0), min(last, stop) - start))
-                for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True)
-                if start < last and first < stop
-            ]
-            return np.concatenate(found or [np.empty((0, self.shape[1]), np.float32)])
+            index = np.arange(self.shape[0])[wanted]
+            found = np.empty((len(index), self.shape[1]), np.float32)
+            for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True):
+                mine = np.flatnonzero((start <= index) & (index < stop))
+                if mine.size:
+                    found[mine] = expand(index[mine] - start)
+            return found
 
         return rows
 
