@@ -34,11 +34,16 @@ def _load_array(path: str) -> Any:
 
     if not Path(path).is_file():
         raise CommandError(f"{path}: no such file")
-    mode = "r" if Path(path).stat().st_size > _MAP_BYTES else None
     try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
-    except (ValueError, EOFError, OSError) as error:
-        raise CommandError(f"{path}: not readable as .npy ({error})") from error
+        # a map checks the size that the header claims against the file's; no memory is taken
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.ndarray) and array.nbytes <= _MAP_BYTES:
+            array = np.array(array)
+    except PermissionError:
+        raise
+    except Exception as error:  # a header can be anything
+        told = str(error).splitlines() or [type(error).__name__]
+        raise CommandError(f"{path}: not readable as .npy ({told[0]})") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise CommandError(f"{path}: found an archive of arrays, expected one array (.npy)")
@@ -219,10 +224,11 @@ def _write_rows(
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
-    from diba_np.container import atomic_path
+    from diba_np.container import atomic_path, reserve
 
     with atomic_path(output) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        reserve(temporary, temporary.stat().st_size, output)
         fill(array)
         array.flush()
         del array
