@@ -105,7 +105,10 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     final = Path(path)
     remove_leftovers(final)
     prefix = f".{final.name}.{_HOST}-{os.getpid()}-{_PROCESS}."
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
+    try:
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(final)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -157,6 +160,11 @@ def _created(final: Path) -> Iterator[h5py.File]:
                 yield file
         except RuntimeError as error:
             raise OSError(f"{final}: not written ({_first_line(error)})") from error
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            # HDF5's own tells the address of its buffer and much else
+            raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
 
 
 def reserve(path: PathLike, size: int, final: PathLike) -> None:
@@ -339,6 +347,17 @@ def write_groups(
             file.attrs[name] = value
         file.attrs["groups_digest"] = _digest({"root": attributes, "groups": digests}, {})
     return final.stat().st_size
+
+
+def read_root(path: PathLike) -> dict[str, Any]:
+    """Return the attributes of a file's root.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open(Path(path)) as file:
+        return _plain_attributes(file)
 
 
 def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

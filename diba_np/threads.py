@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK_ENTRIES = 1 << 21  # entries of what is worked on at a time: 16 MiB in float64
+
 # flops under which a block is not worth a thread's start
 _BLOCK_FLOPS = 2e7
 _MOST_BLOCKS = 16
@@ -128,15 +130,30 @@ class Workers:
     """A pool whose products are bitwise the same for every number of threads.
 
     Use through `workers`, which holds BLAS at one thread meanwhile.
+
+    Attributes
+    ----------
+    threads : int
+    entries : int
+        Entries of the row blocks in which large arrays are worked on.
+    streamed : bool
+        Whether matrices in memory are read in row blocks as well, instead of being converted whole.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, entries: int | None = None) -> None:
         self.threads = threads
+        self.entries = entries or BLOCK_ENTRIES
+        self.streamed = entries is not None
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+
+    def row_blocks(self, rows: int, columns: int) -> list[slice]:
+        """Cut rows into slices of at most `entries` entries, each of a multiple of 64 rows."""
+        step = max(1, self.entries // max(1, columns) // 64) * 64
+        return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
     def run(self, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
         """Return ``[work(item) for item in items]``, computed side by side."""
@@ -165,7 +182,8 @@ class Workers:
         m, k = A.shape
         blocks = int(min(_MOST_BLOCKS, max(1, m * k * k // _BLOCK_FLOPS)))
         if blocks == 1:
-            return A.T @ A
+            result: NDArray[Any] = A.T @ A
+            return result
         out = np.empty((k, k), A.dtype)
         step = -(-k // blocks)
         self.run(
@@ -190,13 +208,13 @@ def mirror(upper: NDArray[Any]) -> None:
 
 
 @contextmanager
-def workers(threads: int | None = None) -> Iterator[Workers]:
+def workers(threads: int | None = None, entries: int | None = None) -> Iterator[Workers]:
     """Provide `Workers`; Numba's own number of threads is set for the time and restored."""
     import numba
 
     count = resolve_threads(threads)
     numba_before = numba.get_num_threads()
-    pool = Workers(count)
+    pool = Workers(count, entries)
     try:
         numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
         with single_threaded_blas():

@@ -80,6 +80,13 @@ HANDWRITING = Package(
     "58a3132a4c3ccf04175142e0c9464e5fe132421aa26d7130cbd6b1d2c03c7b12",
     "MIT",
 )
+DRFP = Package(
+    "drfp",
+    "0.3.7",
+    "be841e38316e8f5d42325d706941979288911cf4b701a904db555a4e95977af7",
+    "MIT",
+    source=True,
+)
 VADER = Package(
     "vaderSentiment",
     "3.3.2",

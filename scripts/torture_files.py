@@ -224,7 +224,8 @@ WRONG: list[Any] = [
     "text", "", "\ud7ff" * 3, 0, -1, 1, 2**31, 2**62, np.uint64(2**64 - 1), 0.5, np.nan, np.inf,
     -1e300, True, b"bytes \xff", np.zeros(0), np.ones(3), np.ones((3, 2)), np.arange(3),
     [2, 300, -4], np.array(["a", "bc"], h5py.string_dtype()), 1 + 2j,
-    np.zeros(2, [("a", "f4"), ("b", "i2")]), np.float16(1), h5py.Empty("f4"), h5py.Empty(h5py.string_dtype()), np.void(b"\x00\x01"),
+    np.zeros(2, [("a", "f4"), ("b", "i2")]), np.float16(1), h5py.Empty("f4"),
+    h5py.Empty(h5py.string_dtype()), np.void(b"\x00\x01"),
     "[" * 5000, "9" * 6000, "x" * 30000, '{"a": NaN}', "[1]", "null",
 ]  # fmt: skip
 
