@@ -37,11 +37,16 @@ def _load_array(path: str, mapped: bool = False) -> Any:
 
     if not Path(path).is_file():
         raise CommandError(f"{path}: no such file")
-    mode = "r" if mapped or Path(path).stat().st_size > _MAP_BYTES else None
     try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
-    except (ValueError, EOFError, OSError) as error:
-        raise CommandError(f"{path}: not readable as .npy ({error})") from error
+        # a map checks the size that the header claims against the file's; no memory is taken
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.ndarray) and array.nbytes <= _MAP_BYTES and not mapped:
+            array = np.array(array)
+    except PermissionError:
+        raise
+    except Exception as error:  # a header can be anything
+        told = str(error).splitlines() or [type(error).__name__]
+        raise CommandError(f"{path}: not readable as .npy ({told[0]})") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise CommandError(f"{path}: found an archive of arrays, expected one array (.npy)")
@@ -257,8 +262,11 @@ def _write_rows(
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
+    from diba_np.container import reserve
+
     def write(path: Path) -> None:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        reserve(path, path.stat().st_size, output)
         fill(array)
         array.flush()
 

@@ -8,6 +8,8 @@ too, except for the heap of strings, whose sizes are checked before HDF5 reads t
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -15,8 +17,9 @@ import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +37,22 @@ FORMAT = "diba_np"
 _LIBVER = ("v110", "v110")
 
 _LARGEST_RECORD = 60_000  # bytes of JSON; an HDF5 attribute holds 64 KiB
+_HEADER = 16 * 1024  # bytes that HDF5's structures of one group may take
+
+_LONGEST_WAIT = 60.0  # seconds for another writer of the same folder
 
 PathLike = str | os.PathLike[str]
+
+# what h5py raises on files that are not as they should be
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+)
 
 # dataset -> (entries, dtype)
 Layout = dict[str, tuple[int, np.dtype[Any]]]
@@ -88,7 +105,10 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     final = Path(path)
     remove_leftovers(final)
     prefix = f".{final.name}.{_HOST}-{os.getpid()}-{_PROCESS}."
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
+    try:
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(final)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -105,6 +125,77 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Hold off other writers of groups in that folder, in this and in other processes.
+
+    A group is added by copying the file: without this the second of two writers would drop what
+    the first has added meanwhile.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + _LONGEST_WAIT
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise OSError(f"{folder}: another program is writing to it") from None
+                time.sleep(0.02)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _created(final: Path) -> Iterator[h5py.File]:
+    """Give a new HDF5 file that becomes `final` on success; see `_check_space`."""
+    with atomic_path(final) as temporary:
+        try:
+            with h5py.File(temporary, "w", libver=_LIBVER) as file:
+                yield file
+        except RuntimeError as error:
+            raise OSError(f"{final}: not written ({_first_line(error)})") from error
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            # HDF5's own tells the address of its buffer and much else
+            raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
+
+
+def reserve(path: PathLike, size: int, final: PathLike) -> None:
+    """Give a file `size` bytes of the disk; OSError that names `final` where it is full.
+
+    For files that are then written through a map, where a full disk would end the process.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(final)) from error
+    finally:
+        os.close(handle)
+
+
+def _check_space(final: Path, file: h5py.File, count: int) -> None:
+    """Raise OSError unless the disk has room for `count` more bytes of the file.
+
+    Where space runs out in the middle, HDF5 can neither write a file nor close it.
+    """
+    size = os.stat(file.filename).st_size
+    try:
+        reserve(file.filename, max(size, file.id.get_filesize()) + count, final)
+    finally:
+        os.truncate(file.filename, size)
+
+
 def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
     """Return the SHA-256 over the attributes (sorted, as JSON) and the arrays' bytes."""
     sha = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=_plain).encode())
@@ -116,6 +207,7 @@ def _digest(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
 
 
 def _write(
+    final: Path,
     place: h5py.Group,
     attributes: dict[str, Any],
     arrays: dict[str, NDArray[Any]],
@@ -129,6 +221,8 @@ def _write(
         raise ValueError(
             f"record takes {len(text.encode())} bytes as JSON, at most {_LARGEST_RECORD} fit"
         )
+    size = sum(array.nbytes for array in arrays.values()) + len(text) + _HEADER
+    _check_space(final, place.file, size)
     for name, array in arrays.items():
         # a chunk, and with it a checksum, takes at least one entry
         checked = {"chunks": array.shape, "fletcher32": True} if array.size else {}
@@ -193,21 +287,22 @@ def write_container(
     if group is not None and not group.strip("/"):
         raise ValueError(f"group must be a name, got {group!r}")
     final = Path(path)
-    with atomic_path(final) as temporary:
-        keep = group is not None and final.exists()
-        with h5py.File(temporary, "w", libver=_LIBVER) as file:
-            if keep:
-                with _open(final) as old:
-                    for name in old:
-                        old.copy(name, file)
-                    for name, value in old.attrs.items():
-                        file.attrs[name] = value
-            place: h5py.Group = file
-            if group is not None:
-                if group in file:
-                    del file[group]
-                place = file.create_group(group)
-            _write(place, attributes, arrays, record)
+    with _one_writer(final.parent) if group is not None else nullcontext(), _created(final) as file:
+        if group is not None and final.exists():
+            _check_space(final, file, final.stat().st_size)
+            with _open(final) as old:
+                for name in old:
+                    if _member(old, name) is None:
+                        raise FormatError(f"{final}: {name}: found a link, expected a group")
+                    old.copy(name, file)
+                for name, value in old.attrs.items():
+                    file.attrs[name] = value
+        place: h5py.Group = file
+        if group is not None:
+            if group in file:
+                del file[group]
+            place = file.create_group(group)
+        _write(final, place, attributes, arrays, record)
     return final.stat().st_size
 
 
@@ -242,11 +337,11 @@ def write_groups(
         The file's bytes.
     """
     final = Path(path)
-    with atomic_path(final) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
+    with _created(final) as file:
         digests = {}
         for group, own, arrays, record in items:
             place = file.create_group(group)
-            _write(place, own, arrays, record)
+            _write(final, place, own, arrays, record)
             digests[group] = place.attrs["digest"]
         for name, value in attributes.items():
             file.attrs[name] = value
@@ -315,10 +410,26 @@ def _open(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except (FormatError, PermissionError):
+        raise
+    except _UNREADABLE as error:
         raise FormatError(f"{path}: not readable as HDF5 ({_first_line(error)})") from error
+
+
+def _member(place: h5py.Group, name: str) -> Any:
+    """Return what `name` stands for in this very file; None if it is not there, or a link.
+
+    Soft and external links can lead in circles and to other files.
+    """
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
+        if not isinstance(place, h5py.Group):
+            return None
+        if not isinstance(place.get(part, getlink=True), h5py.HardLink):
+            return None
+        place = place.get(part)
+    return place
 
 
 @lru_cache(maxsize=32)
@@ -356,15 +467,20 @@ def _first_line(error: Exception) -> str:
 def groups(path: PathLike) -> list[str]:
     """Return the names of all groups of a file that hold a matrix of ours; "" is the root."""
     found: list[str] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Group) and "format" in item.attrs:
-            found.append(name)
-
+    seen = set()
     with _open(Path(path)) as file:
-        if "format" in file.attrs:
-            found.append("")
-        file.visititems(visit)
+        waiting: list[tuple[str, h5py.Group]] = [("", file)]
+        while waiting:
+            name, place = waiting.pop()
+            address = h5py.h5o.get_info(place.id).addr
+            if address in seen:  # links can lead in circles
+                continue
+            seen.add(address)
+            if "format" in place.attrs:
+                found.append(name)
+            inside = [(item, _member(place, item)) for item in place]
+            named = [(f"{name}/{item}".lstrip("/"), made) for item, made in inside]
+            waiting += [item for item in reversed(named) if isinstance(item[1], h5py.Group)]
     return found
 
 
@@ -422,7 +538,7 @@ class Reader:
 
     def array(self, name: str, size: int | None, dtype: np.dtype[Any] | None) -> NDArray[Any]:
         """Read a dataset; None for a size or dtype that the attributes do not tell."""
-        item = self.place.get(name)
+        item = _member(self.place, name)
         if not isinstance(item, h5py.Dataset):
             expected = "a dataset" if dtype is None else f"{size} entries of {dtype.str}"
             raise self.fail(f"dataset {name}", "none", expected)
@@ -438,6 +554,9 @@ class Reader:
                 f"a file of {self.length} bytes",
                 f"at least {size * dtype.itemsize}",
             )
+        # a chunk is read whole, however large, and other files are not ours to read
+        if item.chunks not in (None, item.shape) or item.external or item.is_virtual:
+            raise self.fail(f"dataset {name}", "another storage", "one chunk in this file")
         values: NDArray[Any] = item[:]
         return values
 
@@ -456,7 +575,7 @@ class Reader:
                 raise self.fail(f"attribute {name}", self.attribute(name, int), "a positive size")
         wanted = layout(self)
         if wanted is None:
-            names = [name for name, item in self.place.items() if isinstance(item, h5py.Dataset)]
+            names = [n for n in self.place if isinstance(_member(self.place, n), h5py.Dataset)]
             arrays = {name: self.array(name, None, None) for name in names}
         else:
             arrays = {name: self.array(name, *wanted[name]) for name in wanted}
@@ -470,6 +589,8 @@ class Reader:
         if digest != actual:
             raise self.fail("digest", actual, digest)
         record = json.loads(self.attribute("record", str))
+        if not isinstance(record, dict):
+            raise self.fail("attribute record", type(record).__name__, "an object")
         for name in ("format", "record"):
             del attributes[name]
         return Container(self.label, attributes, arrays, record)
@@ -504,9 +625,9 @@ def read_container(
     with _open(final) as file:
         place: Any = file
         if group is not None:
-            place = file.get(group)
+            place = _member(file, group)
             if not isinstance(place, h5py.Group):
-                place = file.get(group_key(group))  # a model's file, a name with "/" in it
+                place = _member(file, group_key(group))  # a model's file, a name with "/" in it
             if not isinstance(place, h5py.Group):
                 raise FormatError(f"{final}: group {group}: found {_names(file)}, expected it")
         if "format" not in place.attrs:

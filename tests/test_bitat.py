@@ -50,6 +50,22 @@ def test_order_of_the_variants_on_correlated_inputs(correlated):
     assert reached["descending"] + 0.4 < reached["flips"]
 
 
+def test_order_of_the_variants_on_the_attention_matrix(attention):
+    rng = np.random.default_rng(0)
+    n = attention.shape[1]
+    Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    X = (rng.standard_normal((4000, n)) / np.sqrt(np.arange(1, n + 1))) @ Q.T
+    H = gram(X[:3000], n, 0.01)
+    reached = []
+    for order, flips in [(o, False) for o in ORDERS] + [("descending", True)]:
+        S, alpha = binarize(attention.astype(float), H, order, flips, rounds=1, passes=2)
+        reached.append(output_snr(attention, S * alpha[:, None], X[3000:]))
+    plain, ascending, natural, descending, flipped = reached
+    assert abs(plain - 4.27) < 0.15
+    assert plain + 2 < ascending < natural <= descending + 0.05
+    assert descending + 0.5 < flipped
+
+
 def test_on_white_inputs_all_variants_are_equal(rng):
     W = rng.standard_normal((64, 80))
     for order in ORDERS:

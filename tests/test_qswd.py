@@ -70,6 +70,13 @@ def test_one_nonzero_of_value_one_is_a_fixed_point_of_k_means(rng):
         np.testing.assert_allclose(C[j], V[label == j].mean(axis=0), atol=2e-3)
 
 
+@pytest.mark.parametrize(("bits", "least"), [(2.0, 5.7), (4.0, 9.6)])
+def test_figures_on_the_attention_matrix(bits, least, attention):
+    made = QSWD.fit(attention, bits, sweeps=3)
+    assert made.bits_per_weight <= bits
+    assert made.snr(attention) > least + 3
+
+
 def test_slot_search_is_exact_for_one_slot_and_never_rises(rng):
     C = rng.standard_normal((5, 12))
     V = rng.standard_normal((30, 5))

@@ -184,7 +184,10 @@ class QSWD(CompressedMatrix):
     def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
         """Build the matrix again from `to_datasets`."""
         shape = (int(attrs["m"]), int(attrs["n"]))
-        st = Setting(shape, *(int(attrs[name]) for name in ("d", "r", "s", "c_bits", "z_bits")))
+        d, r, s, c_bits, z_bits = (int(attrs[name]) for name in ("d", "r", "s", "c_bits", "z_bits"))
+        if min(d, r) < 1 or not 1 <= s <= r or not 1 <= c_bits <= 16 or not 0 <= z_bits <= 16:
+            raise ValueError(f"sizes {(d, r, s)} and widths {(c_bits, z_bits)} contradict")
+        st = Setting(shape, d, r, s, c_bits, z_bits)
         c = unpack_codes(arrays["c"], st.d * st.r, 2**st.c_bits).reshape(st.d, st.r) - 2 ** (
             st.c_bits - 1
         )

@@ -140,6 +140,7 @@ class ScalarQuantized(CompressedMatrix):
         m, n, levels, group, nk = (
             int(attrs[key]) for key in ("m", "n", "levels", "group", "n_kept")
         )
+        codes = unpack_codes(arrays["codes"], m * nk, levels).astype(np.uint8).reshape(m, nk)
         if nk == n:
             kept = np.ones(n, bool)
         else:
@@ -148,7 +149,6 @@ class ScalarQuantized(CompressedMatrix):
             ).astype(bool)
         if int(kept.sum()) != nk:
             raise ValueError(f"kept must mark {nk} columns, found {int(kept.sum())}")
-        codes = unpack_codes(arrays["codes"], m * nk, levels).astype(np.uint8).reshape(m, nk)
         n_groups = group_starts(nk, group).size if nk else 0
         scales = take(arrays, "scales", "<f2", m * n_groups).reshape(m, n_groups)
         table = (
