@@ -17,9 +17,57 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diba_np import commands
+from diba_np import commands, commands_rates, commands_view
 from diba_np._version import __version__
 from diba_np.commands import FAILED, CommandError
+from diba_np.shell import SHELLS, Parser, examples
+
+OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
+
+# subcommand -> commands that its help page shows; "" is the page of the program
+EXAMPLES = {
+    "": (
+        "diba-np factorize A.npy --bits 1.0 -o A.h5",
+        "diba-np verify A.h5 A.npy",
+        "diba-np report A.h5 A.npy -o A.html",
+        "diba-np factorize --help",
+    ),
+    "factorize": (
+        "diba-np factorize A.npy --bits 1.0 -o A.h5",
+        "diba-np factorize A.npy --snr 10 --scale-bits auto --effort best",
+        "diba-np factorize A.npy --bits 2 --inputs X.npy --json",
+    ),
+    "info": ("diba-np info A.h5", "diba-np info model.h5 --group layer.0 --json"),
+    "retune": ("diba-np retune A.h5 --inputs X.npy --targets Y.npy -o B.h5",),
+    "reconstruct": (
+        "diba-np reconstruct A.h5 -o A_hat.npy",
+        "diba-np reconstruct A.h5 -o - > A_hat.npy",
+    ),
+    "apply": (
+        "diba-np apply A.h5 X.npy -o Y.npy",
+        "diba-np apply A.h5 X.npy --transpose -o - > Y.npy",
+    ),
+    "verify": ("diba-np verify A.h5", "diba-np verify A.h5 A.npy"),
+    "compare": (
+        "diba-np compare A.npy --bits 1 2 4",
+        "diba-np compare A.npy --bits 1 --methods diba dbf rtn --plot out.png",
+    ),
+    "sweep": (
+        "diba-np sweep A.npy --bits 0.5 1 2 4",
+        "diba-np sweep A.npy --plot curve.png -o curve.h5",
+    ),
+    "model": (
+        "diba-np model weights.npz --bits 1.0 -o model.h5",
+        "diba-np model folder --bits 2 --include '*.attention.*' --jobs 2 -o model.h5",
+    ),
+    "plot": ("diba-np plot A.h5 A.npy -o A.png", "diba-np plot A.h5 -o - > A.png"),
+    "report": ("diba-np report A.h5 A.npy -o A.html",),
+    "completion": (
+        "diba-np completion bash > ~/.local/share/bash-completion/completions/diba-np",
+        "diba-np completion fish > ~/.config/fish/completions/diba-np.fish",
+    ),
+    "warmup": ("diba-np warmup",),
+}
 
 # -- parser ----------------------------------------------------------------------------------------
 
@@ -43,14 +91,14 @@ def _scale_bits(text: str) -> Any:
     return int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
 
 
-def _add_model(subcommands: Any, parents: list[argparse.ArgumentParser]) -> None:
+def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     command = subcommands.add_parser(
         "model", parents=parents, help="factorize every matrix of a model within one budget"
     )
     command.add_argument(
         "source", metavar="SOURCE", help="a folder of .npy, an .npz, .safetensors or HDF5 file"
     )
-    command.add_argument("-o", "--output", metavar="OUT.h5", required=True)
+    command.add_argument("-o", "--output", metavar="OUT.h5", required=True, help="the model file")
     command.add_argument(
         "--bits",
         type=_positive(float),
@@ -95,20 +143,20 @@ def _run_model(args: argparse.Namespace) -> int:
     return run_model(args)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of ``diba-np``; importing nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="diba-np",
         description="Factorize a dense matrix into three diagonals and two 0/1 matrices, "
         "A ~ D1 B1 D2 B2 D3, and use the result.",
     )
     parser.add_argument("--version", action="version", version=f"diba-np {__version__}")
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON object")
-    writes = argparse.ArgumentParser(add_help=False)
+    writes = Parser(add_help=False)
     writes.add_argument("--force", action="store_true", help="replace an existing output")
-    reads = argparse.ArgumentParser(add_help=False)
+    reads = Parser(add_help=False)
     reads.add_argument("file", metavar="A.h5", help="a stored factorization")
     reads.add_argument("--group", help="the group that holds it, in a file of many")
 
@@ -189,7 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = subcommands.add_parser(
         "reconstruct", parents=[common, writes, reads], help="expand to a dense .npy"
     )
-    command.add_argument("-o", "--output", metavar="A_hat.npy", required=True)
+    command.add_argument("-o", "--output", metavar="A_hat.npy", required=True, help=OUTPUT)
     command.set_defaults(run=commands.run_reconstruct)
 
     command = subcommands.add_parser(
@@ -198,7 +246,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="multiply vectors, one a row: Y = X A^T, plus the bias if there is one",
     )
     command.add_argument("inputs", metavar="X.npy", help="(n,) or (..., n)")
-    command.add_argument("-o", "--output", metavar="Y.npy", required=True)
+    command.add_argument("-o", "--output", metavar="Y.npy", required=True, help=OUTPUT)
     command.add_argument("--transpose", action="store_true", help="Y = X A instead")
     command.set_defaults(run=commands.run_apply)
 
@@ -229,7 +277,24 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--jobs", type=_positive(int), default=1, metavar="N", help="processes")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
-    command.set_defaults(run=commands.run_compare)
+    command.set_defaults(run=commands_rates.run_compare)
+
+    for name, what in (
+        ("plot", "one page of pictures"),
+        ("report", "an HTML page for any browser"),
+    ):
+        command = subcommands.add_parser(
+            name, parents=[common, writes, reads], help=f"{what} of a stored matrix (matplotlib)"
+        )
+        command.add_argument("matrix", metavar="A.npy", nargs="?", help="what it stands for")
+        command.add_argument("-o", "--output", help="default: beside A.h5; - for standard output")
+        command.set_defaults(
+            run=commands_view.run_plot if name == "plot" else commands_view.run_report
+        )
+
+    command = subcommands.add_parser("completion", help="print a script for tab completion")
+    command.add_argument("shell", choices=SHELLS)
+    command.set_defaults(run=lambda args: commands_view.run_completion(args, parser))
 
     command = subcommands.add_parser(
         "sweep", parents=[common, writes], help="the rate-distortion curve of a .npy matrix"
@@ -257,12 +322,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="fast")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--threads", type=_positive(int), metavar="N")
-    command.set_defaults(run=commands.run_sweep)
+    command.set_defaults(run=commands_rates.run_sweep)
 
     command = subcommands.add_parser(
         "warmup", parents=[common], help="compile now what the first use would wait for"
     )
     command.set_defaults(run=commands.run_warmup)
+    for name, command in parser.subparsers().items():
+        command.epilog = examples(*EXAMPLES.get(name, ()))
+    parser.epilog = examples(*EXAMPLES[""])
     return parser
 
 

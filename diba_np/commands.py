@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diba_np.baselines.base import CompressedMatrix
-    from diba_np.compare import Row
     from diba_np.factors import DiBAFactors
 
 DONE, FAILED = 0, 1
+
+STANDARD_OUTPUT = Path("-")
 
 # a larger .npy is mapped and read in row blocks instead of being held in memory
 _MAP_BYTES = 1 << 30
@@ -47,6 +49,10 @@ def _load_array(path: str, mapped: bool = False) -> Any:
 
 
 def _check_output(path: Path, force: bool) -> None:
+    if path == STANDARD_OUTPUT:
+        if sys.stdout.isatty():
+            raise CommandError("standard output is a terminal; redirect it, or name a file")
+        return
     if path.is_dir():
         raise CommandError(f"{path}: is a folder")
     if path.exists() and not force:
@@ -64,13 +70,38 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _emit(report: Report, as_json: bool, lines: Sequence[tuple[str, str]]) -> None:
+def _emit(
+    report: Report, as_json: bool, lines: Sequence[tuple[str, str]], output: Path | None = None
+) -> None:
+    """Print a report; to standard error where `output` took standard output."""
+    stream = sys.stderr if output == STANDARD_OUTPUT else sys.stdout
     if as_json:
-        print(json.dumps(_finite(report)))
+        print(json.dumps(_finite(report)), file=stream)
         return
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
-        print(f"{name:<{width}}  {text}")
+        print(f"{name:<{width}}  {text}", file=stream)
+
+
+def _write(output: Path, write: Callable[[Path], Any]) -> int:
+    """Write a file atomically, or its bytes to standard output; return their number."""
+    from diba_np.container import atomic_path
+
+    if output != STANDARD_OUTPUT:
+        with atomic_path(output) as temporary:
+            write(temporary)
+        return output.stat().st_size
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "output"
+        write(temporary)
+        sys.stdout.flush()
+        with temporary.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return temporary.stat().st_size
 
 
 def _decibels(value: float | None) -> str:
@@ -226,14 +257,12 @@ def _write_rows(
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
-    from diba_np.container import atomic_path
-
-    with atomic_path(output) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+    def write(path: Path) -> None:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         fill(array)
         array.flush()
-        del array
-    return output.stat().st_size
+
+    return _write(output, write)
 
 
 def run_retune(args: argparse.Namespace) -> int:
@@ -304,7 +333,8 @@ def run_reconstruct(args: argparse.Namespace) -> int:
         "file_bytes": file_bytes,
     }
     m, n = factors.shape
-    _emit(report, args.json, [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")])
+    lines = [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")]
+    _emit(report, args.json, lines, output)
     return DONE
 
 
@@ -345,6 +375,7 @@ def run_apply(args: argparse.Namespace) -> int:
         report,
         args.json,
         [("shape", " x ".join(map(str, shape))), ("file", f"{output} ({file_bytes} bytes)")],
+        output,
     )
     return DONE
 
@@ -386,134 +417,6 @@ def run_verify(args: argparse.Namespace) -> int:
         lines += [("source", told), ("SNR", _decibels(snr))]
     _emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
-
-
-def _check_plot(name: str | None, force: bool) -> Path | None:
-    """Return the path of a picture that can be drawn and written, or None if none is wanted."""
-    if not name:
-        return None
-    _check_output(Path(name), force)
-    from diba_np.report import check_matplotlib
-
-    try:
-        check_matplotlib()
-    except ImportError as error:
-        raise CommandError(str(error)) from error
-    return Path(name)
-
-
-def _draw_rates(plot: Path, rows: Sequence[Row], matrix: str, with_inputs: bool) -> None:
-    """Draw rate against quality into a picture, atomically."""
-    from diba_np.container import atomic_path
-    from diba_np.report import plot_comparison
-
-    with atomic_path(plot) as temporary:
-        quality = "output_snr" if with_inputs else "snr"
-        kind = plot.suffix.lstrip(".") or "png"
-        plot_comparison(rows, temporary, quality, matrix, kind)
-
-
-def run_sweep(args: argparse.Namespace) -> int:
-    """Factorize a .npy matrix at several rates: its rate-distortion curve."""
-    plot = _check_plot(args.plot, args.force)
-    output = Path(args.output) if args.output else None
-    if output is not None:
-        _check_output(output, args.force)
-    matrix = _load_array(args.matrix)
-    inputs = _load_array(args.inputs) if args.inputs else None
-    from diba_np.compare import Row
-    from diba_np.sweep import sweep
-
-    made = sweep(
-        matrix,
-        args.bits,
-        effort=args.effort,
-        scale_bits=args.scale_bits,
-        shift=args.shift,
-        inputs=inputs,
-        seed=args.seed,
-        threads=args.threads,
-    )
-    targets = sorted(set(args.bits))
-    points = [
-        {
-            "target_bits": target,
-            "bits_per_weight": f.bits_per_weight,
-            "k": f.k,
-            "scale_bits": f.scale_bits,
-            "snr_db": f.record["snr_db"],
-            **({} if inputs is None else {"output_snr_db": f.record["output_snr_db"]}),
-            "seconds": f.record["seconds"],
-        }
-        for target, f in zip(targets, made, strict=True)
-    ]
-    if output is not None:
-        from diba_np.container import atomic_path
-
-        with atomic_path(output) as temporary:
-            temporary.unlink()  # `save` adds groups to a file that is there, and makes a new one
-            for point, f in zip(points, made, strict=True):
-                point["group"] = f"bits_{point['target_bits']:g}"
-                f.save(temporary, group=point["group"])
-    if plot is not None:
-        rows = [
-            Row(
-                "diba",
-                point["target_bits"],
-                point["bits_per_weight"],
-                snr=point["snr_db"],
-                output_snr=point.get("output_snr_db", math.nan),
-            )
-            for point in points
-            if point["snr_db"] is not None
-        ]
-        if rows:
-            _draw_rates(plot, rows, f"{Path(args.matrix).name}, {_size(matrix)}", bool(args.inputs))
-    report: Report = {"matrix": args.matrix, "m": matrix.shape[0], "n": matrix.shape[1]}
-    report |= {"output": args.output, "rows": points}
-    if args.json:
-        print(json.dumps(_finite(report)))
-        return DONE
-    head = f"{'target':>6} {'bits/w':>7} {'k':>6} {'SNR dB':>7}"
-    print(head + (f" {'out dB':>7}" if args.inputs else "") + f" {'seconds':>8}")
-    for point in points:
-        line = f"{point['target_bits']:6.3g} {point['bits_per_weight']:7.4f} {point['k']:6d}"
-        line += f" {_short_decibels(point['snr_db'])}"
-        line += f" {_short_decibels(point['output_snr_db'])}" if args.inputs else ""
-        print(f"{line} {point['seconds']:8.2f}")
-    return DONE
-
-
-def _short_decibels(value: float | None) -> str:
-    return f"{'exact':>7}" if value is None or value == math.inf else f"{value:7.2f}"
-
-
-def _size(matrix: Any) -> str:
-    return f"{matrix.shape[0]} × {matrix.shape[1]}"
-
-
-def run_compare(args: argparse.Namespace) -> int:
-    """Fit every method to a .npy matrix at equal bits."""
-    plot = _check_plot(args.plot, args.force)
-    matrix = _load_array(args.matrix)
-    inputs = _load_array(args.inputs) if args.inputs else None
-    from dataclasses import asdict
-
-    from diba_np.compare import compare, format_table
-
-    methods = "all" if args.methods == ["all"] else args.methods
-    rows = compare(matrix, args.bits, methods, inputs=inputs, jobs=args.jobs, seed=args.seed)
-    made = [row for row in rows if not row.error]
-    if plot is not None and made:
-        title = f"{Path(args.matrix).name}, {_size(matrix)}"
-        _draw_rates(plot, made, title, bool(args.inputs))
-    if args.json:
-        m, n = matrix.shape
-        report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
-        print(json.dumps(_finite(report)))
-    else:
-        print(format_table(rows))
-    return DONE if made else FAILED
 
 
 def run_warmup(args: argparse.Namespace) -> int:

@@ -254,6 +254,17 @@ def write_groups(
     return final.stat().st_size
 
 
+def read_root(path: PathLike) -> dict[str, Any]:
+    """Return the attributes of a file's root.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open(Path(path)) as file:
+        return _plain_attributes(file)
+
+
 def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the attributes of the root and of each group of a file that `write_groups` wrote.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +38,7 @@ def _diagonal(values: ArrayLike, name: str, size: int) -> Vector:
     return single
 
 
-class DiBAFactors(LinearOperator):
+class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
     """A matrix as ``D1 (B1 - shift) D2 (B2 - shift) D3``: three diagonals, two 0/1 matrices.
 
     With ``shift=0`` this is DiBA (arXiv 2605.05994); ``shift=0.5`` is the +-1 alphabet on the same
@@ -110,6 +110,8 @@ class DiBAFactors(LinearOperator):
     """
 
     method: ClassVar[str] = "diba"
+    shape: tuple[int, int]
+    T: DiBAFactors
     d1: Vector
     d2: Vector
     d3: Vector
@@ -352,6 +354,11 @@ class DiBAFactors(LinearOperator):
             return self._matmat(x.reshape(n))
         return self._matmat(x.reshape(-1, n).T).T.reshape(*x.shape[:-1], self.shape[0])
 
+    @overload
+    def __matmul__(self, x: NDArray[Any]) -> NDArray[Any]: ...
+    @overload
+    def __matmul__(self, x: Any) -> Any: ...
+
     def __matmul__(self, x: Any) -> Any:
         # the common case without scipy's checks, which take as long as a small product
         if type(x) is np.ndarray and x.dtype == np.float32 and x.shape == (self.shape[1],):
@@ -373,7 +380,8 @@ class DiBAFactors(LinearOperator):
         n = self.shape[1]
         if x.ndim > 1 and x.shape[-1] == n and x.shape != (n, 1):
             return self._matvec(x)
-        return super().matvec(x)
+        result: NDArray[Any] = super().matvec(x)
+        return result
 
     def matvec_rounded(self, x: ArrayLike) -> Vector:
         """Multiply with a vector in 16-bit tables: about twice as fast, and not exact.

@@ -18,7 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np import metrics
 from diba_np.baselines.stored import StoredArray, stack
 from diba_np.budget import check_count, check_number
+from diba_np.checkpoint import Checkpoint
 from diba_np.diagnostics import versions
+from diba_np.errors import FormatError
 from diba_np.factorize import factorize
 from diba_np.factors import DiBAFactors, check_shift
 from diba_np.model_file import Made, ModelFactors, open_model, write_model
@@ -38,6 +40,9 @@ from diba_np.scales import ScaleBits, check_scale_bits
 from diba_np.search.relaxation import EFFORTS
 from diba_np.search.target import as_matrix
 from diba_np.threads import processors, resolve_threads
+
+CHECKPOINT = "checkpoint"  # suffix of the file with a search's state
+CHECKPOINT_EVERY = 20.0  # seconds
 
 _MOST_TOLD = 40  # characters of a name in a line of progress
 
@@ -279,7 +284,8 @@ class _Run:
 
     def rows(self, task: Task) -> NDArray[Any]:
         """Return what a task factorizes."""
-        return matrix_view(self.entries[task.name].read())[task.start : task.stop]
+        # a plain array, as a process gets it: the sums over a memory map are cut otherwise
+        return np.asarray(matrix_view(self.entries[task.name].read())[task.start : task.stop])
 
     def all(self, runner: Runner, final: Path | None) -> ModelFactors:
         """Run everything."""
@@ -360,11 +366,15 @@ class _Run:
                 "seed": self.settings.seed,
                 "threads": self.threads,
             }
-            return (self.rows(task), rate, self.grams.get(task.name), options)
+            # other machines may not see the folder
+            near = self.parts is not None and not runner.foreign
+            path = str(self.parts.path(task.number, CHECKPOINT)) if near and self.parts else None
+            return (self.rows(task), rate, self.grams.get(task.name), options, path)
 
         for task, factors in runner.run(factorize_rows, missing, arguments):
             if self.parts is not None:
                 factors.save(self.parts.path(task.number))
+                self.parts.path(task.number, CHECKPOINT).unlink(missing_ok=True)
             self._take(task, factors, left, self.events.advance(work[task.number]))
 
     def _take(
@@ -458,7 +468,18 @@ def _work(task: Task, bits: int) -> float:
 
 
 def factorize_rows(
-    A: NDArray[Any], bits: float, gram: NDArray[Any] | None, options: dict[str, Any]
+    A: NDArray[Any],
+    bits: float,
+    gram: NDArray[Any] | None,
+    options: dict[str, Any],
+    checkpoint: str | None = None,
 ) -> DiBAFactors:
     """Factorize one task's rows; what an executor is given."""
-    return factorize(A, bits=bits, gram=gram, **options)
+    if checkpoint is None:
+        return factorize(A, bits=bits, gram=gram, **options)
+    keeper = Checkpoint(checkpoint, CHECKPOINT_EVERY)
+    try:
+        return factorize(A, bits=bits, gram=gram, **options, checkpoint=keeper)
+    except FormatError:
+        keeper.remove()  # damaged: the search begins anew, with the same result
+        return factorize(A, bits=bits, gram=gram, **options, checkpoint=keeper)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diba_np import metrics
 from diba_np.baselines.base import CompressedMatrix
 from diba_np.baselines.stored import BFLOAT16, StoredArray
-from diba_np.container import PathLike, group_key, read_groups, write_groups
+from diba_np.container import PathLike, group_key, read_groups, read_root, write_groups
 from diba_np.errors import FormatError
 from diba_np.factors import DiBAFactors
 from diba_np.store import load, payload
@@ -167,9 +167,9 @@ def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -
 
 
 def is_model(path: PathLike) -> bool:
-    """Return whether a file holds a model; False for anything that cannot be read as one."""
+    """Return whether a file says that it holds a model; False if it cannot be read."""
     try:
-        return read_groups(path)[0].get("contents") == CONTENTS
+        return read_root(path).get("contents") == CONTENTS
     except (OSError, FormatError):
         return False
 

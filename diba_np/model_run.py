@@ -67,6 +67,11 @@ class Runner:
         self._given = executor
         self._own: futures.ProcessPoolExecutor | None = None
 
+    @property
+    def foreign(self) -> bool:
+        """Whether calls run on an executor that was given."""
+        return self._given is not None
+
     def start(self) -> None:
         """Start the processes, if they are our own."""
         if self._given is not None or self.jobs == 1:

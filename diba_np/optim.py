@@ -8,6 +8,7 @@ one's own (a LayerNorm, say) are added to both.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ def gather(layers: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Array
     """
     parameters, gradients = (
         {f"{at}.{name}": array for at, layer in layers.items() for name, array in of(layer).items()}
-        for of in (lambda layer: layer.parameters, lambda layer: layer.gradients)
+        for of in (operator.attrgetter("parameters"), operator.attrgetter("gradients"))
     )
     return parameters, gradients
 

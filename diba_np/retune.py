@@ -99,9 +99,9 @@ def retune(
     Returns
     -------
     DiBAFactors
-        The same bits; diagonals and bias rounded to 16 bits. On the samples that judge its
-        objective is never above that of `f`. ``record["retune"]`` tells the settings, the
-        losses, the history and the seconds.
+        The same bits; diagonals and bias rounded to 16 bits, coded diagonals too. On the samples
+        that judge its objective is never above that of `f`. ``record["retune"]`` tells the
+        settings, the losses, the history and the seconds.
 
     Raises
     ------
@@ -152,9 +152,10 @@ def retune(
     started = time.monotonic()
     with workers(threads):
         before = fit.begin(float(stay))
-        {"als": fit.least_squares, "lbfgs": fit.quasi_newton, "adam": lambda: fit.adam(rng)}[
-            chosen
-        ]()
+        if chosen == "adam":
+            fit.adam(rng)
+        else:
+            {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
         fit.restore(fit.kept)
         record = f.record | {
             "retune": {

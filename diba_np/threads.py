@@ -182,7 +182,8 @@ class Workers:
         m, k = A.shape
         blocks = int(min(_MOST_BLOCKS, max(1, m * k * k // _BLOCK_FLOPS)))
         if blocks == 1:
-            return A.T @ A
+            result: NDArray[Any] = A.T @ A
+            return result
         out = np.empty((k, k), A.dtype)
         step = -(-k // blocks)
         self.run(

@@ -2,7 +2,10 @@
 
 import json
 import math
+import runpy
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 import diba_np as dn
 from diba_np.baselines.stored import RowBlocks, StoredArray, stack
 from diba_np.cli import main
-from diba_np.container import group_key, read_groups
+from diba_np.container import group_key
 from diba_np.errors import FormatError
 from diba_np.model_file import is_model, open_model
 from diba_np.model_plan import Curve, Task, allocate, lower_hull, row_parts
@@ -236,6 +239,8 @@ def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
     assert np.allclose(made @ np.eye(20), dense, atol=1e-5)
     assert np.allclose(made.T @ np.eye(50), dense.T, atol=1e-5)
     assert np.array_equal(made.row_expander()(slice(25, 40)), dense[25:40])
+    assert np.array_equal(made[[49, 0, 31, 0]], dense[[49, 0, 31, 0]])
+    assert np.array_equal(made[-1], dense[-1])
     assert made.storage_bits() == sum(block.storage_bits() for block in blocks)
     made.save(tmp_path / "r.h5")
     read = dn.load(tmp_path / "r.h5")
@@ -308,6 +313,7 @@ def test_damaged_model_files_are_refused(model, tmp_path):
         del file["bias"]
     with pytest.raises(FormatError, match="groups_digest"):
         open_model(path)
+    assert main(["verify", str(path)]) == main(["info", str(path)]) == 1
     path.write_bytes(whole)
     with h5py.File(path, "a") as file:
         file.move("a", "other")
@@ -325,7 +331,23 @@ def test_damaged_model_files_are_refused(model, tmp_path):
     dn.factorize(np.eye(20), k=3, threads=1).save(path)
     with pytest.raises(FormatError, match="expected a model"):
         open_model(path)
-    assert read_groups  # the reader that all of these go through
+
+
+def test_a_flipped_byte_is_found_or_harmless(model, tmp_path, rng):
+    path = tmp_path / "m.h5"
+    model.save(path)
+    whole = bytearray(path.read_bytes())
+    refused = 0
+    for at in rng.integers(0, len(whole), 40):
+        changed = whole.copy()
+        changed[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            with open_model(path) as read:
+                same(model, read)
+        except FormatError:
+            refused += 1
+    assert refused > 20
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<i8", "|b1", "<f2", "|u1", "bfloat16"])
@@ -337,6 +359,18 @@ def test_stored_arrays_come_back_as_they_were(dtype, tmp_path):
     assert np.array_equal(read.array, array)
     assert np.allclose(read @ np.ones(3), array.astype(float) @ np.ones(3))
     assert read.storage_bits() == 6 * (16 if dtype == "bfloat16" else 8 * array.itemsize)
+
+
+def test_bench_runs(capsys, monkeypatch):
+    path = Path(__file__).parent.parent / "scripts" / "bench_model.py"
+    bench = runpy.run_path(str(path))
+    monkeypatch.setattr(
+        sys, "argv", ["bench_model.py", "--smoke", "--bits", "2", "--jobs", "1", "--no-speedup"]
+    )
+    assert bench["main"]() == 0
+    out = capsys.readouterr().out
+    for words in ("| uniform |", "| shared |", "| word embeddings |", "error lower by"):
+        assert words in out
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -23,14 +23,24 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 
 # a module may import from its own layer and from those below it in this list
 LAYERS = [
-    {"cli", "commands", "commands_model", "__main__"},
+    {
+        "cli",
+        "commands",
+        "commands_model",
+        "commands_rates",
+        "commands_view",
+        "shell",
+        "__main__",
+    },
     {
         "compare",
+        "html_report",
         "model",
         "model_file",
         "model_plan",
         "model_run",
         "model_sources",
+        "pictures",
         "report",
         "sweep",
         "warmup",
@@ -40,7 +50,7 @@ LAYERS = [
     {"baselines"},
     {"samples"},
     {"search", "store"},
-    {"moments"},
+    {"moments", "stages"},
     {"linear"},
     {"factors"},
     {

@@ -30,7 +30,7 @@ Array = NDArray[Any]
 KINDS = ("payload", "scales", "index", "codebook")
 
 
-class _Adjoint(LinearOperator):
+class _Adjoint(LinearOperator):  # type: ignore[misc]  # scipy ships no types
     """The transposed operator of a `CompressedMatrix` (real, so also its adjoint)."""
 
     def __init__(self, parent: CompressedMatrix) -> None:
@@ -60,7 +60,7 @@ def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
     return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
 
 
-class CompressedMatrix(LinearOperator):
+class CompressedMatrix(LinearOperator):  # type: ignore[misc]
     """A matrix kept in few bits; a scipy ``LinearOperator`` of dtype float32.
 
     Attributes
@@ -129,11 +129,13 @@ class CompressedMatrix(LinearOperator):
 
     def _apply(self, X: Array) -> Array:
         """Return ``A_hat @ X`` for X of shape (n, N)."""
-        return self._dense() @ X
+        result: Array = self._dense() @ X
+        return result
 
     def _apply_transposed(self, Y: Array) -> Array:
         """Return ``A_hat.T @ Y`` for Y of shape (m, N)."""
-        return self._dense().T @ Y
+        result: Array = self._dense().T @ Y
+        return result
 
     def _matvec(self, x: Array) -> Array:
         return _along_last(self._apply, x, self.shape[1])
@@ -165,11 +167,11 @@ class CompressedMatrix(LinearOperator):
     @property
     def bits_per_weight(self) -> float:
         """Stored bits divided by m n."""
-        return self.storage_bits() / (self.shape[0] * self.shape[1])
+        return float(self.storage_bits() / (self.shape[0] * self.shape[1]))
 
     def storage_ratio(self) -> float:
         """Return `storage_bits` as a share of the dense float32 matrix."""
-        return self.storage_bits() / (metrics.DENSE_BITS * self.shape[0] * self.shape[1])
+        return float(self.storage_bits() / (metrics.DENSE_BITS * self.shape[0] * self.shape[1]))
 
     def snr(self, A: ArrayLike) -> float:
         """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
@@ -327,7 +329,7 @@ def gram(X: Array | None, n: int, ridge: float = 0.01, weights: Array | None = N
     H = (X * w[:, None]).T @ X / w.sum()
     mean = float(np.trace(H)) / n
     H[np.diag_indices(n)] += ridge * mean if mean > 0.0 else 1.0
-    return H
+    return np.asarray(H)
 
 
 def to_half(values: ArrayLike) -> Array:

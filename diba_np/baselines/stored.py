@@ -139,20 +139,18 @@ class RowBlocks(CompressedMatrix):
         """Return the matrix as (m, n) float32."""
         return np.concatenate([block.to_dense() for block in self.blocks])
 
-    def row_expander(self) -> Callable[[slice], Array]:
-        """Return a function from a slice of rows to those rows of the matrix, float32."""
+    def row_expander(self) -> Callable[[metrics.RowIndex], Array]:
+        """Return a function from a slice or vector of rows to those of the matrix, float32."""
         starts, expanders = self.starts, [block.row_expander() for block in self.blocks]
 
-        def rows(wanted: slice) -> Array:
-            first, last, step = wanted.indices(self.shape[0])
-            if step != 1:
-                raise ValueError(f"rows must follow one another, got a step of {step}")
-            found = [
-                expand(slice(max(first - start, 0), min(last, stop) - start))
-                for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True)
-                if start < last and first < stop
-            ]
-            return np.concatenate(found or [np.empty((0, self.shape[1]), np.float32)])
+        def rows(wanted: metrics.RowIndex) -> Array:
+            index = np.arange(self.shape[0])[wanted]
+            found = np.empty((len(index), self.shape[1]), np.float32)
+            for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True):
+                mine = np.flatnonzero((start <= index) & (index < stop))
+                if mine.size:
+                    found[mine] = expand(index[mine] - start)
+            return found
 
         return rows
 
@@ -165,7 +163,8 @@ class RowBlocks(CompressedMatrix):
             block.T.matmat(Y[start:stop])
             for block, start, stop in zip(self.blocks, starts[:-1], starts[1:], strict=True)
         ]
-        return np.sum(parts, axis=0, dtype=parts[0].dtype)
+        result: Array = np.sum(parts, axis=0, dtype=parts[0].dtype)
+        return result
 
     def storage_breakdown(self) -> dict[str, int]:
         """Return the stored bits by kind: the sum over the blocks."""

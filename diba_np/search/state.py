@@ -98,7 +98,8 @@ def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
     if weighed is N:
         return target.workers.gram(N)
     product = target.workers.matmul(np.ascontiguousarray(N.T), weighed)
-    return (product + product.T) / 2.0
+    result: Floats = (product + product.T) / 2.0
+    return result
 
 
 def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, Floats]:
