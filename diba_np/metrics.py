@@ -55,10 +55,11 @@ def _is_empty(index: Any) -> bool:
 
 def largest_magnitude(A: NDArray[Any]) -> float:
     """Return ``max |A|``; dividing by it keeps squares from overflowing or vanishing."""
-    return max(
-        (float(np.abs(A[rows].astype(np.float64)).max()) for rows in row_blocks(A.shape)),
-        default=0.0,
-    )
+    largest = 0.0
+    for rows in row_blocks(A.shape):
+        part = A[rows]  # its extremes, so that nothing is copied
+        largest = max(largest, abs(float(part.max())), abs(float(part.min())))
+    return largest
 
 
 def decibels(signal: float, noise: float) -> float:

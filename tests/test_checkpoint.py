@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 import zipfile
 
+import naive
 import numpy as np
 import pytest
 
@@ -149,6 +151,59 @@ def test_seconds_of_all_runs_count_for_the_time_limit(tmp_path):
     seen = []
     factorize(A, callback=lambda s: seen.append(s.seconds), **options)
     assert seen[0] >= 0.2
+
+
+# -- row blocks ------------------------------------------------------------------------------------
+
+
+def test_row_blocks_of_any_source_give_the_same_and_are_resumed(tmp_path):
+    A = matrix(shape=(300, 32)).astype(np.float32)
+    np.save(tmp_path / "A.npy", A)
+    mapped = np.load(tmp_path / "A.npy", mmap_mode="r")
+    options = {"k": 20, "max_sweeps": 10, "block_rows": 50}
+    blocks, _ = run(A, **options)
+    assert contents(run(mapped, **options)[0]) == contents(blocks)
+    assert contents(run(A, **{**options, "block_rows": 64})[0])[0] == contents(blocks)[0]
+    whole, _ = run(A, k=20, max_sweeps=10)
+    assert blocks.snr(A) == pytest.approx(whole.snr(A), abs=0.1)
+    with pytest.raises(Killed):
+        run(mapped, tmp_path / "a.ckpt", end_after=7, **options)
+    with pytest.raises(ValueError, match="block_rows was 50 and is now 128"):
+        run(mapped, tmp_path / "a.ckpt", **{**options, "block_rows": 128})
+    assert contents(run(mapped, tmp_path / "a.ckpt", **options)[0]) == contents(blocks)
+
+
+@pytest.mark.parametrize("weights", [{}, {"output_weight": np.linspace(0.5, 2.0, 300)}])
+@pytest.mark.parametrize("solver", ["auto", "greedy"])
+def test_no_flip_improves_what_row_blocks_give(solver, weights):
+    A = matrix(shape=(300, 32))
+    f, _ = run(A, k=10, solver=solver, block_rows=64, max_sweeps=20, **weights)
+    assert f.record["improving_flips_left"] == 0
+    if not weights:
+        parts = (f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3)
+        assert naive.improving_flips(A, *parts, f.shift, relative=1e-9) == 0
+
+
+def test_row_blocks_keep_the_promised_memory(tmp_path):
+    m, n, k, block = 12000, 96, 96, 512
+    A = np.lib.format.open_memmap(tmp_path / "A.npy", "w+", np.float32, (m, n))
+    A[:] = matrix(shape=(m, n))
+    options = {"k": k, "max_sweeps": 1, "block_rows": block}
+    ends = {"callback": lambda seen: seen.phase == "polish" and seen.step == 1, "threads": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        factorize(A[:200], **options, **ends)
+        tracemalloc.start()
+        factorize(A, **options, **ends)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak <= 4 * 3 * (k * (m + n) + block * n)
+
+
+@pytest.mark.parametrize("block_rows", [0, 2.5, "x", True])
+def test_bad_row_blocks(block_rows):
+    with pytest.raises((TypeError, ValueError), match="block_rows must be"):
+        factorize(matrix(), k=3, block_rows=block_rows)
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -247,3 +247,16 @@ def test_study_digits_smoke(tmp_path):
 def test_bench_layer_smoke():
     told = run_script("bench_layer.py", "--smoke")
     assert told.count("\n| 64 × 48 |") == 2
+
+
+def test_torture_resume_smoke():
+    told = run_script("torture_resume.py", "--smoke").splitlines()
+    assert [line.split()[0] for line in told] == ["factorize", "model"]
+    assert all(" 0 unequal " in line and " 0 files left" in line for line in told)
+
+
+def test_bench_large_smoke():
+    header, _, row = run_script("bench_large.py", "--smoke").splitlines()
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert float(cells["share"]) < 2  # a small matrix: what does not grow with it counts
+    assert int(cells["writes"]) > 0

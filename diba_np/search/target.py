@@ -101,8 +101,9 @@ class Target:
                 f"got {largest:g}; scale A first"
             )
         squares = 0.0
-        for rows in row_blocks(self.shape):
-            part = self.read(rows) / (largest or 1.0)
+        for rows in row_blocks(self.shape, workers.entries):
+            part = self.read(rows)
+            part /= largest or 1.0
             squares += float(np.vdot(part, part))
         self.unit = largest * float(np.sqrt(squares / A.size)) if largest else 1.0
         self.energy = float(A.size) if largest else 0.0
