@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np import budget
 from diba_np.baselines.coded_linear import CodedLinear
-from diba_np.baselines.rounding import ScalarQuantized
+from diba_np.baselines.scalar import ScalarQuantized
 from diba_np.container import atomic_path
 from diba_np.factors import DiBAFactors
 from diba_np.linear import DIAGONALS, DiBALinear, Layer
@@ -28,13 +28,22 @@ from diba_np.metrics import decibels, row_blocks, snr_db
 from diba_np.moments import CrossMoments, LeastSquares, Moments
 from diba_np.search.gram import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
 from diba_np.search.target import as_matrix, digest
+from diba_np.stages import (
+    Batches,
+    Linear,
+    Stage,
+    State,
+    States,
+    dense_linear,
+    groups_of,
+    iterate,
+    layers_linear,
+    read_input,
+    rows_of,
+)
 from diba_np.store import load
 
 Array = NDArray[Any]
-State = Any  # an array, or a tuple or dict of arrays
-Linear = Callable[..., Array]
-Stage = Callable[[State, Linear], State]
-Batches = Iterable[State] | Callable[[], Iterable[State]]
 Compressed = DiBAFactors | ScalarQuantized
 Fit = Callable[[str, Array, Array], Compressed]
 
@@ -148,9 +157,9 @@ def compress_layers(
     parts = _Parts(None if folder is None else Path(folder))
     result = Layerwise()
     with tempfile.TemporaryDirectory(dir=scratch) as space:
-        states = _States(Path(space), batches)
+        states = States(Path(space), batches)
         for number, stage in enumerate(stages):
-            order = _groups(stage, states.first(), dense, given)
+            order = groups_of(stage, states.first(), dense, given)
             for names in order:
                 twice = [name for name in names if name in result.layers]
                 if twice:
@@ -174,7 +183,7 @@ def compress_layers(
                         callback(told)
             if number + 1 < len(stages):
                 states.advance(
-                    stage, _dense_linear(dense, given), _layers_linear(dense, given, result.layers)
+                    stage, dense_linear(dense, given), layers_linear(dense, given, result.layers)
                 )
     return result
 
@@ -219,7 +228,7 @@ def capture(
         raise TypeError("rows= needs a folder= to keep them in")
     rng = np.random.default_rng(budget.check_count(seed, "seed", least=0))
     found: dict[str, Captured] = {}
-    plain = _dense_linear(dense, given)
+    plain = dense_linear(dense, given)
 
     def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
         y = plain(name, x)
@@ -231,10 +240,10 @@ def capture(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 kept = np.lib.format.open_memmap(path, "w+", np.float32, (rows, n))
             found[name] = Captured(np.zeros((n, n)), np.zeros(n), 0, kept)
-        found[name].add(_rows(x, keep), rng)
+        found[name].add(rows_of(x, keep), rng)
         return y
 
-    for batch in _iterate(batches):
+    for batch in iterate(batches):
         forward(batch, linear)
     for each in found.values():
         each.close()
@@ -284,95 +293,7 @@ class Captured:
             self.inputs = self.inputs[: self.count]
 
 
-# -- the network, run in pieces ----------------------------------------------------------------
-
-
-class _Reached(BaseException):
-    """Ends a stage at the layer that is waited for; no `except Exception` stops it."""
-
-
-def _rows(x: ArrayLike, keep: ArrayLike | None) -> Array:
-    """Return the rows (N, n) of (..., n) that a mask leaves."""
-    x = np.asarray(x)
-    flat = x.reshape(-1, x.shape[-1])
-    if keep is None:
-        return flat
-    mask = np.asarray(keep, bool)
-    if mask.shape != x.shape[:-1]:
-        raise ValueError(f"keep must have shape {x.shape[:-1]}, got {mask.shape}")
-    result: Array = flat[mask.reshape(-1)]
-    return result
-
-
-def _dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Linear:
-    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        if name not in dense:
-            raise KeyError(f"weights has no {name!r}, which a stage calls")
-        x = np.asarray(x)
-        if x.shape[-1] != dense[name].shape[1]:
-            raise ValueError(f"{name!r} reads {dense[name].shape[1]} channels, got {x.shape}")
-        y: Array = x @ dense[name].T.astype(x.dtype, copy=False)
-        if name in biases:
-            y = y + biases[name].astype(x.dtype, copy=False)
-        return y
-
-    return linear
-
-
-def _layers_linear(
-    dense: Mapping[str, Array], biases: Mapping[str, Array], layers: Mapping[str, Layer]
-) -> Linear:
-    """The compressed network; layers that are not compressed yet are dense."""
-    plain = _dense_linear(dense, biases)
-
-    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        return layers[name](x) if name in layers else plain(name, x)
-
-    return linear
-
-
-def _groups(
-    stage: Stage, state: State, dense: Mapping[str, Array], biases: Mapping[str, Array]
-) -> list[list[str]]:
-    """Return the names of a stage in the order of their calls, those with one input together."""
-    plain, groups, last = _dense_linear(dense, biases), [], None
-
-    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        nonlocal last
-        y = plain(name, x)
-        if x is last:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-        last = x
-        return y
-
-    stage(state, linear)
-    names = [name for group in groups for name in group]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"each layer must be called once, {name!r} is called again")
-    return groups
-
-
-def _read(stage: Stage, state: State, name: str, through: Linear) -> tuple[Array, Any]:
-    """Run a stage up to a layer; return what it reads there and its mask."""
-    seen: list[Any] = []
-
-    def linear(called: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        if called == name:
-            seen.append((np.asarray(x), keep))
-            raise _Reached
-        return through(called, x)
-
-    try:
-        stage(state, linear)
-    except _Reached:
-        pass
-    if not seen:
-        raise ValueError(f"{name!r} must be called for every batch, as for the first")
-    x, keep = seen[0]
-    return x, keep
+# -- one layer -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -385,7 +306,7 @@ class _Pair:
 
 def _capture(
     stage: Stage,
-    states: _States,
+    states: States,
     name: str,
     dense: Mapping[str, Array],
     biases: Mapping[str, Array],
@@ -395,12 +316,12 @@ def _capture(
     """Pass all batches to a layer in both networks."""
     n = dense[name].shape[1]
     pair = _Pair(CrossMoments(n), CrossMoments(n))
-    through = _dense_linear(dense, biases), _layers_linear(dense, biases, layers)
+    through = dense_linear(dense, biases), layers_linear(dense, biases, layers)
     every = round(1 / hold_out) if hold_out else 0
     every = min(max(every, 2), states.count) if every else 0
     for at, both in enumerate(states):
         x, z = (
-            _rows(*_read(stage, state, name, linear))
+            rows_of(*read_input(stage, state, name, linear))
             for state, linear in zip(both, through, strict=True)
         )
         judges = every > 1 and at % every == every - 1
@@ -518,75 +439,7 @@ def _noise(layer: Layer, moments: CrossMoments, A: Array, bias: Array) -> float:
     return moments.noise(A, _matrix(layer).to_dense(), layer.parameters["bias"] - bias)[1]
 
 
-# -- states and parts on disk ------------------------------------------------------------------
-
-
-def _iterate(batches: Batches) -> Iterator[State]:
-    return iter(batches() if callable(batches) else batches)
-
-
-class _States:
-    """The states of the dense and of the compressed network before a stage, batch by batch."""
-
-    def __init__(self, folder: Path, batches: Batches) -> None:
-        if isinstance(batches, Iterator):
-            raise TypeError(
-                "batches must be iterable again, or a callable that returns an iterator; "
-                f"got a {type(batches).__name__}"
-            )
-        self.folder, self.batches = folder, batches
-        self.stage = 0
-        self.count = sum(1 for _ in _iterate(batches))
-        if not self.count:
-            raise ValueError("batches must hold at least one batch, got none")
-
-    def first(self) -> State:
-        """Return the dense network's state of the first batch."""
-        return next(iter(self))[0]
-
-    def __iter__(self) -> Iterator[tuple[State, State]]:
-        if self.stage == 0:
-            for state in _iterate(self.batches):
-                yield state, state
-            return
-        for at in range(self.count):
-            yield _load_state(self._path(at, "dense")), _load_state(self._path(at, "compressed"))
-
-    def _path(self, at: int, kind: str, stage: int | None = None) -> Path:
-        return self.folder / f"{self.stage if stage is None else stage}-{at}-{kind}.npz"
-
-    def advance(self, stage: Stage, dense: Linear, compressed: Linear) -> None:
-        """Replace every state by what a stage makes of it."""
-        for at, (one, other) in enumerate(self):
-            for kind, state, linear in (("dense", one, dense), ("compressed", other, compressed)):
-                _save_state(self._path(at, kind, self.stage + 1), stage(state, linear))
-                if self.stage:
-                    self._path(at, kind).unlink()
-        self.stage += 1
-
-
-def _save_state(path: Path, state: State) -> None:
-    if isinstance(state, dict):
-        named = {f"key {name}": value for name, value in state.items()}
-    elif isinstance(state, (tuple, list)):
-        named = {f"item {i}": value for i, value in enumerate(state)}
-    else:
-        named = {"array": state}
-    arrays = {name: np.asarray(value) for name, value in named.items()}
-    for name, array in arrays.items():
-        if array.dtype.kind not in "buif":
-            raise TypeError(f"a state must hold arrays of numbers, got {array.dtype} as {name}")
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-
-
-def _load_state(path: Path) -> State:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    if "array" in arrays:
-        return arrays["array"]
-    if next(iter(arrays)).startswith("item "):
-        return tuple(arrays[f"item {i}"] for i in range(len(arrays)))
-    return {name.removeprefix("key "): value for name, value in arrays.items()}
+# -- finished layers on disk -----------------------------------------------------------------------
 
 
 def _file_name(name: str) -> str:

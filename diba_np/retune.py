@@ -99,9 +99,9 @@ def retune(
     Returns
     -------
     DiBAFactors
-        The same bits; diagonals and bias rounded to 16 bits. On the samples that judge its
-        objective is never above that of `f`. ``record["retune"]`` tells the settings, the
-        losses, the history and the seconds.
+        The same bits; diagonals and bias rounded to 16 bits, coded diagonals too. On the samples
+        that judge its objective is never above that of `f`. ``record["retune"]`` tells the
+        settings, the losses, the history and the seconds.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def sweep(
         As for `diba_np.factorize`; chosen at each rate by default.
     callback : callable, optional
         Called with every factorization as it is done; a true return value ends the sweep there.
-    **options
+    options
         Passed on to `diba_np.factorize`: ``shift``, ``inputs``, ``seed``, ``threads`` and so on.
 
     Returns
@@ -66,7 +66,7 @@ def sweep(
     --------
     >>> A = np.random.default_rng(0).standard_normal((48, 40))
     >>> [f.k for f in sweep(A, bits=[2, 4], scale_bits=16)]
-    [27, 67]
+    [23, 60]
     """
     for name in _BUDGETS:
         if name in options:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -244,16 +245,27 @@ def compare_kinds(runs: Runs, args: argparse.Namespace) -> None:
 
 
 def compare_sizes(runs: Runs, args: argparse.Namespace) -> None:
-    """Print seconds against size at one bit, with those a flop."""
+    """Print seconds and memory against size at one bit; sizes in ascending order.
+
+    Memory is the most that the process has held so far, Python and the compiler included.
+    """
     rows = []
-    for side in args.sizes:
+    for side in sorted(args.sizes):
         A = np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
         for effort in args.efforts:
-            own = search(runs, "Gaussian", A, 1.0, effort, 0.0, 1)
+
+            def run(A: np.ndarray = A, effort: str = effort) -> dict[str, Any]:
+                f = factorize(A, bits=1.0, effort=effort, scale_bits="auto", threads=1)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                return {**result(f, A), "gib": round(peak, 2)}
+
+            own = runs.get(("size", side, effort), run)
+            # all that grows fastest, products and inverses, grows with the cube of the side
             each = own["seconds"] / (side / 1000) ** 3
-            cells = [f"{own['seconds']:.1f}", f"{each:.1f}", f"{own['snr']:.2f}"]
-            rows.append([f"{side} × {side}", effort, *cells])
-    table(["size", "effort", "seconds", "seconds / (side / 1000)³", "SNR, dB"], rows)
+            cells = [f"{own['seconds']:.1f}", f"{each:.1f}", f"{own['gib']:.2f}"]
+            rows.append([f"{side} × {side}", str(own["k"]), effort, *cells, f"{own['snr']:.2f}"])
+    each = "seconds / (side / 1000)³"
+    table(["size", "k", "effort", "seconds", each, "peak GiB", "SNR, dB"], rows)
 
 
 def main() -> int:

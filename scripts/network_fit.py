@@ -17,7 +17,8 @@ import numpy as np
 from bert import Array, Back, Bert, CodeWeight, DiBAWeight, Weight, batches, finish, padded, softmax
 
 import diba_np as dn
-from diba_np import baselines, budget
+from diba_np import baselines
+from diba_np.baselines.random_bits import random_factors
 from diba_np.linear import DIAGONALS
 from diba_np.losses import cross_entropy
 from diba_np.moments import LeastSquares, Moments
@@ -27,6 +28,7 @@ from diba_np.scales import round_diagonals
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
 RIDGE = 0.01  # on the regression of what is missing, in means of the Gram matrix's diagonal
 SWEEPS = 10  # of the alternating closed forms
+STAY = 1e-4  # on the squared relative distance of a diagonal from its start, in squared outputs
 EVEN = 0.2  # share of the tokens' weights that is the same for all
 
 # what is fitted one after the other; those of one line read the same inputs
@@ -131,23 +133,22 @@ def round_stored(weight: Weight) -> None:
     weight.refresh()
 
 
-def by_weights(A: Array, bits: float) -> Weight:
+def by_weights(A: Array, bits: float, **how: Any) -> Weight:
     """Bits fitted to the weights alone."""
-    return DiBAWeight(dn.factorize(A, bits=bits, effort="fast", threads=1))
+    return DiBAWeight(dn.factorize(A, bits=bits, **how))
 
 
-def at_random(A: Array, bits: float) -> Weight:
+def by_activations(A: Array, bits: float, data: Moments, outputs: Array, **how: Any) -> Weight:
+    """Bits fitted to what a layer reads, and to how much its outputs matter."""
+    return DiBAWeight(dn.factorize(A, bits=bits, gram=data.xx, output_weight=outputs, **how))
+
+
+def at_random(A: Array, bits: float, **how: Any) -> Weight:
     """Random bits; the diagonals are as good as they can be for the weights."""
-    k = budget.intermediate_dimension("bits", bits, A.shape, 16)
-    rng = np.random.default_rng(0)
-    b1, b2 = (rng.integers(0, 2, shape, np.uint8) for shape in ((A.shape[0], k), (k, A.shape[1])))
-    signs = 1.0 - 2.0 * (np.arange(k) % 2)  # 0/1 factors carry no sign, d2 has to
-    f = dn.DiBAFactors(np.ones(A.shape[0]), b1, signs, b2, np.ones(A.shape[1]))
-    data = Moments(np.eye(A.shape[1]), A, float(np.vdot(A, A)), np.zeros(0), np.zeros(0))
-    return refit(DiBAWeight(f), data)
+    return DiBAWeight(random_factors(A, bits=bits))
 
 
-def by_codes(A: Array, bits: float) -> Weight:
+def by_codes(A: Array, bits: float, **how: Any) -> Weight:
     """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
     made: Any = baselines.fit("rtn", A, bits)
     codes = np.zeros(A.shape, np.float32)
@@ -168,7 +169,7 @@ def _set_diagonals(weight: DiBAWeight, data: Moments) -> None:
         weight.b2.astype(np.uint8),
         weight.parameters["d3"],
     )
-    solver = LeastSquares(f, data, 1e-4)
+    solver = LeastSquares(f, data, STAY * data.yy)
     for _ in range(SWEEPS):
         solver.sweep()
     for name in DIAGONALS:
@@ -343,8 +344,7 @@ def aimed(A: Array, data: Moments) -> Array:
 
 def missed(matrix: Array, data: Moments) -> float:
     """Return the relative error of the outputs: root of the squared error's share."""
-    left = data.yy - 2 * np.vdot(matrix, data.yx) + np.vdot(matrix @ data.xx, matrix)
-    return float(np.sqrt(max(left, 0.0) / data.yy)) if data.yy else 0.0
+    return float(np.sqrt(max(data.error(matrix), 0.0) / data.yy)) if data.yy else 0.0
 
 
 # -- end to end ------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def train(
     epochs: int = 1,
     rate: float = 2e-3,
     hidden: float = 1.0,
-    tokens: int = 4096,
+    tokens: int = 2048,
     path: Path | None = None,
     every: float = 60.0,
     seed: int = 0,

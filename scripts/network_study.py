@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,12 +33,10 @@ import numpy as np
 from bert import LINEAR, Bert, Weight
 from sources import cache_folder
 
-import diba_np as dn
-
 RATIOS = ("1/64", "1/32", "1/16", "1/8")
 VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
 STAGES = ("replaced", "layer-wise", "activations", "end to end")
-METHODS: dict[str, Callable[[nf.Array, float], Weight]] = {
+METHODS: dict[str, Callable[..., Weight]] = {
     "diba": nf.by_weights,
     "codes": nf.by_codes,
     "random": nf.at_random,
@@ -59,9 +58,23 @@ class Study:
 
     def __init__(self, task: nf.Task, folder: Path, args: argparse.Namespace) -> None:
         self.task, self.folder, self.args = task, folder, args
+        self.how = {"effort": args.effort, "threads": args.threads}
+        self._check_settings()
         self.dense = task.network()
         rows = np.random.default_rng(0).permutation(len(task.fit))
         self.read_rows, self.train_rows = rows[: args.calibration], rows[: args.rows]
+
+    def _check_settings(self) -> None:
+        """Keep what the results depend on, or compare it with what was kept."""
+        names = ("effort", "calibration", "rows", "epochs", "rate", "tokens")
+        mine = {name: getattr(self.args, name) for name in names}
+        path = self.folder / "settings.json"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(mine))
+        kept = json.loads(path.read_text())
+        if kept != mine:
+            raise SystemExit(f"{self.folder} holds results of {kept}; give another --folder")
 
     def scored(self, key: str, make: Callable[[], Bert]) -> dict[str, Any]:
         """Return the scores kept under `key`, or make the network and judge it."""
@@ -72,9 +85,10 @@ class Study:
         started = time.process_time()
         net = make()
         seconds = time.process_time() - started
-        found = {"scores": self.task.score(nf.evaluate(net, self.task)), "cpu_seconds": seconds}
+        scores = self.task.score(nf.evaluate(net, self.task))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found = {"scores": scores, "cpu_seconds": seconds, "peak_mib": round(peak)}
         self.tell(f"{key}: {cells(found['scores'])}, {seconds:.0f} s")
-        self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(found))
         part.replace(path)
@@ -94,12 +108,16 @@ class Study:
         bits = 32 * float(Fraction(ratio))
         if stage == "replaced":
             for name in names:
-                net.replace({name: METHODS[method](net.weights[name].matrix, bits)})
+                net.replace({name: METHODS[method](net.weights[name].matrix, bits, **self.how)})
         elif stage == "layer-wise":
             net = self.stage(variant, method, ratio, "replaced")
             self.compress(net, names, lambda name, aim, data, w: nf.refit(net.weights[name], data))
         elif stage == "activations":
-            self.compress(net, names, lambda *given: by_activations(*given, bits, self.args.effort))
+            self.compress(
+                net,
+                names,
+                lambda name, aim, data, w: nf.by_activations(aim, bits, data, w, **self.how),
+            )
         else:
             net = self.stage(variant, method, ratio, before(method))
             nf.train(
@@ -119,20 +137,6 @@ class Study:
 
     def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit) -> None:
         nf.compress(net, self.dense, self.task, self.read_rows, names, fit, tell=self.tell)
-
-
-def by_activations(
-    name: str,
-    aim: nf.Array,
-    data: Any,
-    outputs: nf.Array,
-    bits: float,
-    effort: str,
-) -> Weight:
-    """Bits fitted to what a layer reads and should give."""
-    return nf.DiBAWeight(
-        dn.factorize(aim, bits=bits, gram=data.xx, output_weight=outputs, effort=effort, threads=1)
-    )
 
 
 def before(method: str) -> str:
@@ -231,10 +235,11 @@ def main(
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--effort", default="fast", help="of the searches for bits")
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
-    parser.add_argument("--rows", type=int, default=1500, help="trained on end to end")
+    parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, end to end")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a step, end to end")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step, end to end")
+    parser.add_argument("--threads", type=int, help="of the searches; default: all processors")
     parser.add_argument("--folder", type=Path, help="where finished stages are kept")
     parser.add_argument(
         "--only-finished", action="store_true", help="run nothing, show what is kept"

@@ -4,9 +4,9 @@ python scripts/study_digits.py --plot data/study_digits.png    # the table and t
 python scripts/study_digits.py --smoke                         # seconds, on drawn digits
 
 The digits and their cut are those of `study_mesa.py`: 6,000 to fit, 2,000 to validate, 2,000 to
-test; the test digits are seen only at the end. An MLP 784-256-256-256-10 is trained, its three
-hidden layers are replaced at the same stored bits, its head stays. Stages, each from its own bits
-but the last:
+test; the test digits are seen only at the end. They are averaged to 14×14, so that the study takes
+minutes. An MLP 196-256-256-256-10 is trained, its three hidden layers are replaced at the same
+stored bits, its head stays. Stages, each from its own bits but the last:
 
 - replaced: bits and diagonals fitted to the weights alone;
 - activations: to the Gram matrix of what the layer reads in the dense network;
@@ -43,6 +43,16 @@ STAGES = ("replaced", "activations", "layer-wise", "end to end")
 METHODS = ("DiBA", "integer codes", "random binaries")
 RATIOS = (64, 32, 16, 8)
 BATCH = 64
+
+
+def pooled(rows: np.ndarray) -> np.ndarray:
+    """Average 28×28 images to 14×14."""
+    return rows.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(len(rows), 196)
+
+
+def pooled_shift(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Move 28×28 images by up to a pixel, then average."""
+    return pooled(shift(rows, rng))
 
 
 class Network:
@@ -109,20 +119,23 @@ def train_end_to_end(
     layers: dict[str, Layer],
     fit: Digits,
     validation: Digits,
+    images: np.ndarray,
     epochs: int,
     rate: float,
-    augmented: bool,
 ) -> None:
-    """Adam on all diagonals (scales) and biases; the best epoch on the validation digits stays."""
+    """Adam on all diagonals (scales) and biases; the best epoch on the validation digits stays.
+
+    `images` are the fitted digits before they are averaged: they are moved at every use.
+    """
     rng = np.random.default_rng(0)
-    X, y = fit
+    y = fit[1]
     parameters, gradients = gather(layers)
 
     def batches(epoch: int) -> Any:
-        order = rng.permutation(len(X))
-        for start in range(0, len(X), BATCH):
+        order = rng.permutation(len(y))
+        for start in range(0, len(y), BATCH):
             rows = order[start : start + BATCH]
-            yield (shift(X[rows], rng) if augmented else X[rows]), y[rows]
+            yield pooled_shift(images[rows], rng), y[rows]
 
     best = network.accuracy(layers, validation)
     kept = {name: value.copy() for name, value in parameters.items()}
@@ -138,7 +151,7 @@ def train_end_to_end(
         parameters,
         gradients,
         batches,
-        steps_per_epoch=-(-len(X) // BATCH),
+        steps_per_epoch=-(-len(y) // BATCH),
         epochs=epochs,
         learning_rate=rate,
         clip=1.0,
@@ -165,8 +178,10 @@ def measure(
     bits: float,
     args: argparse.Namespace,
     options: dict[str, Any],
+    images: np.ndarray,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Return test accuracy and seconds of every stage."""
+    """Return test accuracy and seconds of every stage; layers are kept in `folder`."""
     row: dict[str, Any] = {"method": method, "bits": bits, "accuracy": {}, "seconds": {}}
     fit, test = parts["fit"], parts["test"]
     mixed = np.random.default_rng(0).permutation(len(fit[0]))  # they come sorted by digit
@@ -199,21 +214,19 @@ def measure(
         batches,
         lambda name, A, gram: compress(method, A, bits, gram, options),
         biases=network.biases,
+        folder=folder,
     )
     done("layer-wise", made.layers)
     row["layers"] = made.report
-    train_end_to_end(
-        network, made.layers, fit, parts["validation"], args.epochs, args.rate, not args.smoke
-    )
+    train_end_to_end(network, made.layers, fit, parts["validation"], images, args.epochs, args.rate)
     done("end to end", rounded(made.layers))
     return row
 
 
-def dense_network(parts: dict[str, Digits], sizes: list[int], args: argparse.Namespace) -> MLP:
+def dense_network(images: Digits, sizes: list[int], epochs: int) -> MLP:
     rng = np.random.default_rng(0)
     mlp = MLP(sizes, rng)
-    augment = None if args.smoke else shift
-    mlp.train(*parts["fit"], rng, epochs=args.dense_epochs, augment=augment)
+    mlp.train(*images, rng, epochs=epochs, augment=pooled_shift)
     return mlp
 
 
@@ -279,28 +292,29 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where rows are kept")
     parser.add_argument("--smoke", action="store_true", help="a small network, drawn digits")
     args = parser.parse_args()
-    sizes = [784, 256, 256, 256, 10]
+    sizes = [196, 256, 256, 256, 10]
     if args.smoke:
         sizes = [196, 64, 64, 10]
         args.ratios, args.effort, args.epochs, args.dense_epochs = [32, 8], "fast", 8, 8
         args.methods = list(METHODS)
-    parts = split(drawn_digits(1200) if args.smoke else load_digits())
-    if args.smoke:
-        parts = {name: (X[:, ::4], y) for name, (X, y) in parts.items()}
+    raw = split(drawn_digits(1200) if args.smoke else load_digits())
+    parts = {name: (pooled(X), y) for name, (X, y) in raw.items()}
+    images = raw["fit"][0]
     settings = {
         "sizes": sizes, "effort": args.effort, "epochs": args.epochs, "rate": args.rate,
         "dense_epochs": args.dense_epochs, "smoke": args.smoke,
     }  # fmt: skip
     results = Results("digits-smoke" if args.smoke else "digits", settings, args.folder)
-    network = Network(dense_network(parts, sizes, args))
+    network = Network(dense_network(raw["fit"], sizes, args.dense_epochs))
     dense = 100 * network.mlp.accuracy(*parts["test"])
     options = {"effort": args.effort, "threads": args.threads}
     rows = []
     for ratio in args.ratios:
         for method in args.methods:
+            kept = results.path.with_suffix("") / f"{method} {ratio}"
             row = results.get(
                 f"{method} 1/{ratio}",
-                lambda: measure(network, parts, method, 32 / ratio, args, options),  # noqa: B023
+                lambda: measure(network, parts, method, 32 / ratio, args, options, images, kept),  # noqa: B023
             )
             rows.append(row)
     show(rows, dense, len(parts["test"][1]))

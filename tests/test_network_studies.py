@@ -51,7 +51,7 @@ def made_weights(rng):
 def test_refitted_layers_miss_less_and_keep_their_bits(rng):
     A, made = made_weights(rng)
     X = rng.normal(size=(400, 10)) @ rng.normal(size=(10, 10))
-    data = moments(X, X @ A.T, np.arange(400), True, np.zeros(12))
+    data = moments([(X, X @ A.T)], True, np.zeros(12))
     for weight in made:
         before, bits = nf.missed(weight.matrix, data), nf.store(weight)
         nf.refit(weight, data)

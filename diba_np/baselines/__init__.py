@@ -24,8 +24,8 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "svd16": ("svd", "TruncatedSVD", {"width": 16}),
     "svd8": ("svd", "TruncatedSVD", {"width": 8}),
     "qswd": ("qswd", "QSWD", {}),
-    "fcqh": ("mesa", "HuffmanCoded", {}),
-    "deepc": ("mesa", "DeepCompression", {}),
+    "fcqh": ("deepc", "HuffmanCoded", {}),
+    "deepc": ("deepc", "DeepCompression", {}),
     "mesa": ("mesa", "MESA", {}),
 }
 

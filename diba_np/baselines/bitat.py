@@ -15,7 +15,8 @@ from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.baselines.base import Array, check_problem, gram, to_half, too_small
 from diba_np.baselines.gptq import output_error, sequential_rounding
-from diba_np.baselines.rounding import ScalarQuantized, layout_bits, sign_columns, uniform_values
+from diba_np.baselines.rounding import sign_columns
+from diba_np.baselines.scalar import ScalarQuantized, layout_bits, uniform_values
 from diba_np.kernels.signs import flip_signs, xnor_product
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.baselines.base import to_half
-from diba_np.baselines.rounding import ScalarQuantized, group_starts
+from diba_np.baselines.scalar import ScalarQuantized, group_starts
 from diba_np.linear import Layer, check_bias, check_float
 from diba_np.moments import Moments
 

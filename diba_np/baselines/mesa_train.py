@@ -15,15 +15,9 @@ from typing import Any
 import numpy as np
 
 from diba_np.baselines.base import Array, CompressedMatrix, to_half
+from diba_np.baselines.deepc import DeepCompression, HuffmanCoded
 from diba_np.baselines.huffman import entropy
-from diba_np.baselines.mesa import (
-    MESA,
-    DeepCompression,
-    HuffmanCoded,
-    block_layout,
-    cyclic_delta,
-    stride_order,
-)
+from diba_np.baselines.mesa import MESA, block_layout, cyclic_delta, stride_order
 from diba_np.baselines.mesa_layer import kmeans, nearest
 from diba_np.baselines.mlp import MLP, Augment
 

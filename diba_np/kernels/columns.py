@@ -3,7 +3,8 @@
 For a group of 5 inputs the 32 partial sums, each for one cache line of columns (16 float32, 8
 float64), form a table; an output row adds one entry a group. The tables of a few units stay in the
 cache while all rows pass over them. The vectors are plain LLVM vectors: AVX-512, AVX2, SSE or NEON,
-whatever the CPU has.
+whatever the CPU has. Inside, matrices are kept as panels: a cache line of columns each, row after
+row.
 Layout of the tiles: ``kernels/layout.py``.
 """
 
@@ -19,7 +20,7 @@ from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
-# columns done between two synchronisations: bounds the inner k x columns matrix
+# columns done at a time: bounds the panels, n + k + m rows of them
 CHUNK_COLUMNS = 512
 
 
@@ -66,100 +67,149 @@ def _build_tables(typingctx, panel, n_units, tables, totals, zero):
     return signature, codegen
 
 
-@intrinsic
-def _mix_tile(typingctx, tile, ahead, tables, n_units, sums, zero):
-    """Add the look-ups of `n_units` units to the 32 rows of sums of a tile; `zero` sets the type.
+def _look_up_unit(builder, bits, tables, unit_offset, carried):
+    """Add a unit's 3 look-ups for the two rows whose bits a word holds; return their sums."""
+    entry_mask = ir.Constant(_ir.I32, 31 * 64)
+    vector = carried[0].type
+    for g in range(3):
+        table = _ir.offset(builder, tables, unit_offset + g * 32 * 64)
+        for half in range(2):
+            # (bits >> (5 g + 16 half) & 31) * 64
+            shift = 5 * g + 16 * half - 6
+            moved = builder.lshr if shift > 0 else builder.shl
+            entry = builder.and_(moved(bits, ir.Constant(_ir.I32, abs(shift))), entry_mask)
+            entry = builder.add(table, builder.zext(entry, _ir.I64))
+            carried[half] = builder.fadd(carried[half], _ir.load(builder, entry, vector, 64))
+    return carried
 
-    `ahead` is the address of a tile to fetch meanwhile: the tiles lie far apart, and the hardware
-    does not guess.
-    """
-    signature = types.void(types.intp, types.intp, types.intp, types.intp, types.intp, zero)
-    element, lanes = _element(zero)
-    vector = _ir.vector(element, lanes)
 
-    def codegen(context, builder, signature, args):
-        tile, ahead, tables, n_units, sums, _ = args
-        entry_mask = ir.Constant(_ir.I32, 31 * 64)
+def _make_mix_tile(fixed_units):
+    @intrinsic
+    def mix_tile(typingctx, tile, ahead, tables, n_units, sums, zero):
+        """Add the look-ups of some units to the 32 rows of sums of a tile; `zero` sets the type.
 
-        def lane(i, nothing):
-            words = builder.add(tile, builder.mul(i, _ir.index(4)))
-            rows = builder.add(sums, builder.mul(i, _ir.index(64)))
-            rows = [rows, _ir.offset(builder, rows, 16 * 64)]
+        `ahead` is the address of a tile to fetch meanwhile: the tiles lie far apart, and the
+        hardware does not guess.
+        """
+        signature = types.void(types.intp, types.intp, types.intp, types.intp, types.intp, zero)
+        element, lanes = _element(zero)
+        vector = _ir.vector(element, lanes)
 
-            def unit(u, carried):
-                table = builder.add(tables, builder.mul(u, _ir.index(3 * 32 * 64)))
-                bits = _ir.load(
-                    builder, builder.add(words, builder.mul(u, _ir.index(64))), _ir.I32, 4
-                )
-                for g in range(3):
-                    for half in range(2):
-                        # (bits >> (5 g + 16 half) & 31) * 64
-                        shift = 5 * g + 16 * half - 6
-                        moved = builder.lshr if shift > 0 else builder.shl
-                        entry = builder.and_(
-                            moved(bits, ir.Constant(_ir.I32, abs(shift))), entry_mask
-                        )
-                        entry = builder.add(
-                            _ir.offset(builder, table, g * 32 * 64), builder.zext(entry, _ir.I64)
-                        )
-                        carried[half] = builder.fadd(
-                            carried[half], _ir.load(builder, entry, vector, 64)
-                        )
-                return carried
+        def codegen(context, builder, signature, args):
+            tile, ahead, tables, n_units, sums, _ = args
 
-            _ir.prefetch(builder, builder.add(ahead, builder.mul(i, _ir.index(64))))
-            first = [_ir.load(builder, row, vector, 64) for row in rows]
-            final = _ir.counted_loop(builder, n_units, first, unit)
-            for value, row in zip(final, rows, strict=True):
-                _ir.store(builder, value, row, 64)
-            return []
+            def lane(i, nothing):
+                words = builder.add(tile, builder.mul(i, _ir.index(4)))
+                row = builder.add(sums, builder.mul(i, _ir.index(64)))
+                rows = [row, _ir.offset(builder, row, 16 * 64)]
 
-        _ir.counted_loop(builder, _ir.index(16), [], lane)
-        return context.get_dummy_value()
+                def unit(u, carried):
+                    word = builder.add(words, builder.mul(u, _ir.index(64)))
+                    bits = _ir.load(builder, word, _ir.I32, 4)
+                    table = builder.add(tables, builder.mul(u, _ir.index(3 * 32 * 64)))
+                    return _look_up_unit(builder, bits, table, 0, carried)
 
-    return signature, codegen
+                carried = [_ir.load(builder, row, vector, 64) for row in rows]
+                for u in range(fixed_units):
+                    bits = _ir.load(builder, _ir.offset(builder, words, 64 * u), _ir.I32, 4)
+                    carried = _look_up_unit(builder, bits, tables, 3 * 32 * 64 * u, carried)
+                if not fixed_units:
+                    carried = _ir.counted_loop(builder, n_units, carried, unit)
+                for value, row in zip(carried, rows, strict=True):
+                    _ir.store(builder, value, row, 64)
+                return []
+
+            for u in range(fixed_units or 1):
+                _ir.prefetch(builder, _ir.offset(builder, ahead, 64 * u))
+            _ir.counted_loop(builder, _ir.index(16), [], lane)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return mix_tile
+
+
+_mix_tile = _make_mix_tile(0)  # any number of units
+_mix_tile_block = _make_mix_tile(BLOCK_UNITS)  # without a loop: the sums of more rows overlap
 
 
 @njit(fastmath=False)
-def _mix_panel(source, first, scale_in, tiles, start, stop, alpha, scale_out, bias, out, first_out):
-    """Do the rows of the tiles ``start ... stop - 1`` for one cache line of columns.
+def _lines(n_panels, n_lines, like):
+    """Return uninitialized (n_panels, n_lines, cache line) of a type, from a cache line on."""
+    lanes = 64 // like.itemsize
+    size = n_panels * n_lines * lanes
+    memory = np.empty(size + lanes, dtype=like.dtype)
+    skip = (-memory.ctypes.data) % 64 // like.itemsize
+    return memory[skip : skip + size].reshape(n_panels, n_lines, lanes)
 
-    Column c of the result, ``scale_out * ((B - alpha) (scale_in * source[:, first + c])) + bias``,
-    goes to ``out[:, first_out + c]``.
+
+@njit(fastmath=False)
+def _gather(source, first, scale, start, stop, panels):
+    """Write ``scale * source`` of some rows to panels, a cache line of columns each.
+
+    Rows past the last one are zero. Reading and writing both go along the rows: a panel alone
+    would take one line of each row, and wait for every one.
     """
-    lanes = 64 // source.itemsize
+    lanes = panels.shape[2]
+    for j in range(start, min(stop, scale.size)):
+        for p in range(panels.shape[0]):
+            for c in range(lanes):
+                panels[p, j, c] = scale[j] * source[j, first + lanes * p + c]
+    panels[:, max(start, scale.size) : stop] = 0
+
+
+@njit(fastmath=False)
+def _scatter(panels, scale, bias, start, stop, out, first):
+    """Write ``scale * panels + bias`` of some rows to the columns of `out` from `first` on."""
+    lanes = panels.shape[2]
+    for i in range(start, min(stop, scale.size)):
+        shift = bias[i] if bias.size else scale[i] * 0
+        for p in range(panels.shape[0]):
+            for c in range(lanes):
+                out[i, first + lanes * p + c] = scale[i] * panels[p, i, c] + shift
+
+
+@njit(fastmath=False)
+def _mix_panel(panel, tiles, start, stop, alpha, sums):
+    """Write ``(B - alpha) panel`` to the rows of `sums` of the tiles ``start ... stop - 1``."""
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
-    # one allocation, every part on a cache line: tables, panel, totals, sums
-    lines = 96 * block + 15 * block + 1 + 32 * (stop - start)
-    memory = np.zeros((lines + 1) * lanes, dtype=source.dtype)
-    skip = (-memory.ctypes.data) % 64 // source.itemsize
-    memory = memory[skip : skip + lines * lanes].reshape(lines, lanes)
-    panel = memory[96 * block : 111 * block]
-    totals = memory[111 * block]
-    sums = memory[111 * block + 1 :]
+    memory = _lines(1, 96 * block + 1, panel)[0]
+    totals = memory[96 * block]
+    totals[:] = 0
     zero = totals[0]
+    sums[32 * start : 32 * stop] = 0
     for u in range(0, n_units, block):
         units = min(block, n_units - u)
-        rows = min(15 * units, source.shape[0] - 15 * u)
-        for j in range(rows):
-            scale = scale_in[15 * u + j]
-            for c in range(lanes):
-                panel[j, c] = scale * source[15 * u + j, first + c]
-        panel[rows : 15 * units] = 0
-        _build_tables(panel.ctypes.data, units, memory.ctypes.data, totals.ctypes.data, zero)
+        source = panel.ctypes.data + 15 * 64 * u
+        _build_tables(source, units, memory.ctypes.data, totals.ctypes.data, zero)
         for t in range(start, stop):
             tile = tiles.ctypes.data + 64 * (n_units * t + u)
             ahead = tile + 64 * n_units * min(2, stop - 1 - t)
-            target = sums.ctypes.data + 2048 * (t - start)
-            _mix_tile(tile, ahead, memory.ctypes.data, units, target, zero)
-    if alpha == 0:
-        totals[:] = 0  # 0 * total would be NaN where the total, which no row asked for, overflows
-    for i in range(32 * start, min(32 * stop, scale_out.size)):
-        shift = bias[i] if bias.size else alpha * 0
-        for c in range(lanes):
-            mixed = sums[i - 32 * start, c] - alpha * totals[c]
-            out[i, first_out + c] = scale_out[i] * mixed + shift
+            target = sums.ctypes.data + 2048 * t
+            if units == BLOCK_UNITS:
+                _mix_tile_block(tile, ahead, memory.ctypes.data, units, target, zero)
+            else:
+                _mix_tile(tile, ahead, memory.ctypes.data, units, target, zero)
+    if alpha != 0:  # 0 * total would be NaN where the total, which no row asked for, overflows
+        for i in range(32 * start, 32 * stop):
+            for c in range(sums.shape[1]):
+                sums[i, c] -= alpha * totals[c]
+
+
+@njit(fastmath=False)
+def _scale_rows(scale, start, stop, panel):
+    """Multiply some rows of a panel by their scale; those past the last one become zero."""
+    for i in range(start, min(stop, scale.size)):
+        for c in range(panel.shape[1]):
+            panel[i, c] *= scale[i]
+    panel[max(start, scale.size) : stop] = 0
+
+
+@njit(fastmath=False)
+def _inner_rows(tiles2, tiles1):
+    """Return how many rows the first stage's result takes: whole tiles, and whole units to read."""
+    return max(32 * tiles2.shape[0], 15 * tiles1.shape[1])
 
 
 @njit(fastmath=False)
@@ -187,49 +237,60 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
 
     Notes
     -----
-    Time k (m + n) b / 62 cycles (AVX-512, float32); extra memory two cache lines for every output
-    row of a stage and 30 KiB a thread, in the `_par` twin also k by `CHUNK_COLUMNS` floats. The
+    Time k (m + n) b / 59 cycles (AVX-512, float32; one load and one addition a cycle would be 80);
+    extra memory (n + k + m) times `CHUNK_COLUMNS` entries and 30 KiB a thread. The `_par`
     twin is bitwise equal. naive: ``tests/naive.py::product_columns``.
     """
-    none = np.empty(0, dtype=x.dtype)
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    z = np.empty((d2.size if n_tiles1 else 0, lanes), dtype=x.dtype)
-    ones = np.ones(d2.size if n_tiles1 else 0, dtype=x.dtype)
-    for first in range(0, x.shape[1] // lanes * lanes, lanes):
+    for first in range(0, x.shape[1] // lanes * lanes, CHUNK_COLUMNS):
+        n_panels = min(CHUNK_COLUMNS, x.shape[1] - first) // lanes
+        panels = _lines(n_panels, 15 * tiles2.shape[1], x)
+        inner = _lines(n_panels, _inner_rows(tiles2, tiles1), x)
+        _gather(x, first, d3, 0, panels.shape[1], panels)
+        for p in range(n_panels):
+            _mix_panel(panels[p], tiles2, 0, n_tiles2, alpha, inner[p])
         if n_tiles1 == 0:
-            _mix_panel(x, first, d3, tiles2, 0, n_tiles2, alpha, d2, bias, out, first)
+            _scatter(inner, d2, bias, 0, 32 * n_tiles2, out, first)
         else:
-            _mix_panel(x, first, d3, tiles2, 0, n_tiles2, alpha, d2, none, z, 0)
-            _mix_panel(z, 0, ones, tiles1, 0, n_tiles1, alpha, d1, bias, out, first)
+            results = _lines(n_panels, 32 * n_tiles1, x)
+            for p in range(n_panels):
+                _scale_rows(d2, 0, inner.shape[1], inner[p])
+                _mix_panel(inner[p], tiles1, 0, n_tiles1, alpha, results[p])
+            _scatter(results, d1, bias, 0, 32 * n_tiles1, out, first)
 
 
 @njit(fastmath=False, parallel=True)
 def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """Do what `product_columns` does, cut into panels of columns and, if these are few, rows."""
-    none = np.empty(0, dtype=x.dtype)
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    ones = np.ones(d2.size, dtype=x.dtype)
-    n_columns = x.shape[1] // lanes * lanes
-    for chunk in range(0, n_columns, CHUNK_COLUMNS):
-        columns = min(CHUNK_COLUMNS, n_columns - chunk)
-        panels = columns // lanes
-        pieces = 1 if panels % n_parts == 0 else n_parts
-        two = n_tiles1 > 0
-        z = np.empty((d2.size, columns), dtype=x.dtype) if two else out
-        z_first = 0 if two else chunk
-        bias2 = none if two else bias
-        for item in numba.prange(panels * pieces):
-            panel, piece = item // pieces, item % pieces
+    for first in range(0, x.shape[1] // lanes * lanes, CHUNK_COLUMNS):
+        n_panels = min(CHUNK_COLUMNS, x.shape[1] - first) // lanes
+        pieces = 1 if n_panels % n_parts == 0 else n_parts
+        panels = _lines(n_panels, 15 * tiles2.shape[1], x)
+        inner = _lines(n_panels, _inner_rows(tiles2, tiles1), x)
+        results = _lines(n_panels, 32 * n_tiles1, x)
+        for part in numba.prange(n_parts):
+            size = panels.shape[1]
+            start, stop = size * part // n_parts, size * (part + 1) // n_parts
+            _gather(x, first, d3, start, stop, panels)
+        for item in numba.prange(n_panels * pieces):
+            p, piece = item // pieces, item % pieces
             start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
-            first = panel * lanes
-            into = z_first + first
-            _mix_panel(x, chunk + first, d3, tiles2, start, stop, alpha, d2, bias2, z, into)
-        if two:
-            for item in numba.prange(panels * pieces):
-                panel, piece = item // pieces, item % pieces
+            _mix_panel(panels[p], tiles2, start, stop, alpha, inner[p])
+            if n_tiles1:
+                last = inner.shape[1] if piece == pieces - 1 else 32 * stop
+                _scale_rows(d2, 32 * start, last, inner[p])
+        if n_tiles1:
+            for item in numba.prange(n_panels * pieces):
+                p, piece = item // pieces, item % pieces
                 start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
-                first = panel * lanes
-                into = chunk + first
-                _mix_panel(z, first, ones, tiles1, start, stop, alpha, d1, bias, out, into)
+                _mix_panel(inner[p], tiles1, start, stop, alpha, results[p])
+        for part in numba.prange(n_parts):
+            if n_tiles1:
+                start, stop = 32 * n_tiles1 * part // n_parts, 32 * n_tiles1 * (part + 1) // n_parts
+                _scatter(results, d1, bias, start, stop, out, first)
+            else:
+                start, stop = 32 * n_tiles2 * part // n_parts, 32 * n_tiles2 * (part + 1) // n_parts
+                _scatter(inner, d2, bias, start, stop, out, first)
