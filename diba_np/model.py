@@ -96,8 +96,14 @@ def factorize_model(
         first that does. 1 for all others.
     grams : mapping of str to (n, n) array_like, or a source of such, optional
         ``X^T X / N`` of the inputs of the array of that name: its error is that of the outputs.
-    shift, scale_bits, effort, seed
+    shift : float, default 0.0
+        0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet.
+    scale_bits : 16, 32, int from 2 to 8, three of them, or "auto"
+        Bits of an entry of the diagonals, as for `diba_np.factorize`.
+    effort : {"fast", "balanced", "best"}
         As for `diba_np.factorize`.
+    seed : int, default 0
+        Of every search.
     jobs : int, optional
         Processes (spawned); by default one for each processor, never more. 1 stays in this one.
     threads : int, optional
