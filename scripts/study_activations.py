@@ -5,7 +5,6 @@ measured on the other half, all at the same stored bits: the same solver without
 double binary factorization with a weight for each column (the norm of its inputs), GPTQ.
 
 python scripts/study_activations.py            # the table
-python scripts/study_activations.py --efforts fast balanced best --methods "with inputs"
 python scripts/study_activations.py --smoke    # one small case, for the tests; downloads nothing
 """
 

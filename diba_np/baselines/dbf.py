@@ -101,4 +101,5 @@ def _norms(inputs: ArrayLike, n: int) -> NDArray[np.float64]:
     if X.shape[1] != n:
         raise ValueError(f"inputs must have {n} columns, got {X.shape[1]}")
     norms = np.linalg.norm(X.astype(np.float64), axis=0)
-    return np.maximum(norms / (np.sqrt(np.mean(norms**2)) or 1.0), _LEAST_WEIGHT)
+    weights: NDArray[np.float64] = norms / (np.sqrt(np.mean(norms**2)) or 1.0)
+    return weights.clip(_LEAST_WEIGHT)

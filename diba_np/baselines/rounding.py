@@ -163,7 +163,8 @@ def _refit(W: Array, table: Array, group: int, old: Array, new: Array) -> Array:
     step = np.where(step > 0, step, old)
     values = table[round_codes(W, table, group, step)] * step.astype(np.float64)[:, index]
     losses.append(np.add.reduceat((W - values) ** 2, starts, axis=1))
-    return np.choose(np.argmin(losses, axis=0), [old, new, step]).astype("<f2")
+    best: Array = np.choose(np.argmin(losses, axis=0), [old, new, step]).astype("<f2")
+    return best
 
 
 class SignRows(ScalarQuantized):

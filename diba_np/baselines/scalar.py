@@ -51,7 +51,8 @@ def normal_values(levels: int) -> Array:
     up = norm.ppf(np.linspace(0.5, 1.0 - tail, levels // 2 + 1))
     down = norm.ppf(np.linspace(tail, 0.5, levels - levels // 2))
     values = np.concatenate([down[:-1], up])
-    return values / np.abs(values).max()
+    scaled: Array = values / np.abs(values).max()
+    return scaled
 
 
 def group_starts(n: int, group: int) -> Array:
@@ -218,7 +219,8 @@ def nearest_codes(W: Array, table: ArrayLike) -> Array:
     gaps = np.diff(table)
     if gaps.size and np.ptp(gaps) <= 1e-12 * gaps[0]:
         # the next line is what the search below gives on an even grid, several times faster
-        return np.clip(np.rint((W - table[0]) / gaps[0]), 0, len(table) - 1).astype(np.uint8)
+        codes: Array = np.clip(np.rint((W - table[0]) / gaps[0]), 0, len(table) - 1)
+        return codes.astype(np.uint8)
     return np.searchsorted(0.5 * (table[1:] + table[:-1]), W).astype(np.uint8)
 
 

@@ -67,7 +67,8 @@ class Journal:
             key = self._key()
             if key in self._done:
                 self.recall(self._done[key]["facts"])
-                return _unpacked(self._done[key]["result"])
+                kept: Result = _unpacked(self._done[key]["result"])
+                return kept
             result = run()
             inner = f"{key}/"
             self._done = {k: v for k, v in self._done.items() if not k.startswith(inner)}
