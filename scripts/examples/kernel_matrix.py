@@ -22,16 +22,16 @@ def covariance(a: np.ndarray, b: np.ndarray, length: float = 0.5) -> np.ndarray:
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    points, others = rng.uniform(0, 2, (300, 2)), rng.uniform(0, 2, (200, 2))
+    points, others = rng.uniform(0, 2, (200, 2)), rng.uniform(0, 2, (200, 2))
 
     def surface(p: np.ndarray) -> np.ndarray:
         return np.sin(3 * p[:, 0]) * np.cos(2 * p[:, 1])
 
     noise = 0.1
-    values = surface(points) + noise * rng.normal(size=300)
+    values = surface(points) + noise * rng.normal(size=200)
     K = covariance(points, points)
     cross = covariance(others, points)
-    print("covariance of 300 points; error of the regression at 200 others")
+    print("covariance of 200 points; error of the regression at 200 others")
     for name, operator, bits in (
         ("dense", LinearOperator(K.shape, matvec=K.__matmul__, dtype=np.float64), 32.0),
         *(

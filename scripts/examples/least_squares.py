@@ -23,7 +23,7 @@ def steps_of(solver, A, b, M, **options):
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    n = 200
+    n = 140
 
     # lsqr with the factorization as the operator: what noise in the data hides anyway
     truth = rng.normal(size=n)

@@ -18,7 +18,7 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def main() -> None:
-    table = np.load(DATA / "minilm_intermediate_1536x384.npy")[:768]
+    table = np.load(DATA / "minilm_intermediate_1536x384.npy")[:512]
     table = table / np.linalg.norm(table, axis=1, keepdims=True)
     rng = np.random.default_rng(0)
     picked = rng.choice(len(table), 100, replace=False)
