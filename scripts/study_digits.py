@@ -250,7 +250,7 @@ def plot(path: Path, rows: list[dict[str, Any]], dense: float) -> None:
     """Draw accuracy against the ratio: a colour a method, dashed as replaced, full end to end."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     ratios = sorted({round(32 / row["bits"]) for row in rows}, reverse=True)
     colours = dict(zip(METHODS, ("#0072B2", "#D55E00", "0.5"), strict=True))
@@ -275,7 +275,7 @@ def plot(path: Path, rows: list[dict[str, Any]], dense: float) -> None:
     axes.set_xlabel("storage ratio to float32, hidden layers")
     axes.set_ylabel("test accuracy in %")
     axes.grid(color="0.9")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
