@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diba_np.factors import DiBAFactors
     from diba_np.linear import DiBALinear
     from diba_np.metrics import snr_db
+    from diba_np.model import factorize_model
     from diba_np.retune import retune
     from diba_np.store import load
 
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "compare",
     "factorize",
+    "factorize_model",
     "load",
     "retune",
     "show_versions",
@@ -51,6 +53,7 @@ _HOME = {
     "PackedBits": "bits",
     "compare": "compare",
     "factorize": "factorize",
+    "factorize_model": "model",
     "load": "store",
     "retune": "retune",
     "show_versions": "diagnostics",

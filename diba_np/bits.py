@@ -189,13 +189,17 @@ class PackedBits:
         """Return the transpose, packed; the same object as `T`."""
         return self.T
 
-    def __getitem__(self, rows: slice) -> PackedBits:
-        """Return a slice of whole rows; a view if its step is 1."""
-        if not isinstance(rows, slice):
-            raise TypeError(f"PackedBits takes slices of rows, got {type(rows).__name__}")
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> PackedBits:
+        """Return whole rows, by a slice (a view if its step is 1) or a vector of indices."""
+        if not isinstance(rows, (slice, np.ndarray)) or (
+            isinstance(rows, np.ndarray) and (rows.ndim != 1 or rows.dtype.kind not in "iu")
+        ):
+            raise TypeError(
+                f"PackedBits takes slices or vectors of row indices, got {type(rows).__name__}"
+            )
         picked = self.words[rows]
         if picked.shape[0] == 0:
-            raise ValueError(f"the slice holds none of the {self.shape[0]} rows")
+            raise ValueError(f"none of the {self.shape[0]} rows is chosen")
         part = PackedBits.__new__(PackedBits)
         part._set(np.ascontiguousarray(picked), (picked.shape[0], self.shape[1]))
         return part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from diba_np.factors import DiBAFactors
 
 DONE, FAILED = 0, 1
+
+STANDARD_OUTPUT = Path("-")
 
 # a larger .npy is mapped and read in row blocks instead of being held in memory
 _MAP_BYTES = 1 << 30
@@ -28,13 +31,13 @@ class CommandError(Exception):
 # -- arrays and reports ----------------------------------------------------------------------------
 
 
-def _load_array(path: str) -> Any:
+def _load_array(path: str, mapped: bool = False) -> Any:
     """Read a .npy file; refuse objects, archives and files shorter than they claim to be."""
     import numpy as np
 
     if not Path(path).is_file():
         raise CommandError(f"{path}: no such file")
-    mode = "r" if Path(path).stat().st_size > _MAP_BYTES else None
+    mode = "r" if mapped or Path(path).stat().st_size > _MAP_BYTES else None
     try:
         array = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (ValueError, EOFError, OSError) as error:
@@ -46,6 +49,10 @@ def _load_array(path: str) -> Any:
 
 
 def _check_output(path: Path, force: bool) -> None:
+    if path == STANDARD_OUTPUT:
+        if sys.stdout.isatty():
+            raise CommandError("standard output is a terminal; redirect it, or name a file")
+        return
     if path.is_dir():
         raise CommandError(f"{path}: is a folder")
     if path.exists() and not force:
@@ -63,13 +70,38 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _emit(report: Report, as_json: bool, lines: Sequence[tuple[str, str]]) -> None:
+def _emit(
+    report: Report, as_json: bool, lines: Sequence[tuple[str, str]], output: Path | None = None
+) -> None:
+    """Print a report; to standard error where `output` took standard output."""
+    stream = sys.stderr if output == STANDARD_OUTPUT else sys.stdout
     if as_json:
-        print(json.dumps(_finite(report)))
+        print(json.dumps(_finite(report)), file=stream)
         return
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
-        print(f"{name:<{width}}  {text}")
+        print(f"{name:<{width}}  {text}", file=stream)
+
+
+def _write(output: Path, write: Callable[[Path], Any]) -> int:
+    """Write a file atomically, or its bytes to standard output; return their number."""
+    from diba_np.container import atomic_path
+
+    if output != STANDARD_OUTPUT:
+        with atomic_path(output) as temporary:
+            write(temporary)
+        return output.stat().st_size
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "output"
+        write(temporary)
+        sys.stdout.flush()
+        with temporary.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return temporary.stat().st_size
 
 
 def _decibels(value: float | None) -> str:
@@ -119,11 +151,13 @@ def run_factorize(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix, store it and report its sizes and quality."""
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     _check_output(output, args.force)
-    matrix = _load_array(args.matrix)
+    matrix = _load_array(args.matrix, mapped=args.block_rows is not None)
     inputs = _load_array(args.inputs) if args.inputs else None
     output_weight = _load_array(args.output_weight) if args.output_weight else None
+    from diba_np.checkpoint import Checkpoint
     from diba_np.factorize import factorize
 
+    keeper = Checkpoint(args.checkpoint, args.checkpoint_every) if args.checkpoint else None
     factors = factorize(
         matrix,
         k=args.k,
@@ -142,8 +176,12 @@ def run_factorize(args: argparse.Namespace) -> int:
         time_limit=args.time_limit,
         threads=args.threads,
         progress=not args.quiet,
+        checkpoint=keeper,
+        block_rows=args.block_rows,
     )
     file_bytes = factors.save(output)
+    if keeper is not None:
+        keeper.remove()
     report = {
         "output": str(output),
         **_size_report(factors),
@@ -170,8 +208,13 @@ def run_factorize(args: argparse.Namespace) -> int:
 def run_info(args: argparse.Namespace) -> int:
     """Report what a file holds."""
     from diba_np.container import groups
+    from diba_np.model_file import is_model
     from diba_np.store import load
 
+    if not args.group and is_model(args.file):
+        from diba_np.commands_model import info_model
+
+        return info_model(args)
     file_bytes = Path(args.file).stat().st_size if Path(args.file).is_file() else 0
     names = [args.group or ""] if args.group else groups(args.file)
     if not names:
@@ -214,14 +257,12 @@ def _write_rows(
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
-    from diba_np.container import atomic_path
-
-    with atomic_path(output) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+    def write(path: Path) -> None:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         fill(array)
         array.flush()
-        del array
-    return output.stat().st_size
+
+    return _write(output, write)
 
 
 def run_retune(args: argparse.Namespace) -> int:
@@ -244,8 +285,13 @@ def run_retune(args: argparse.Namespace) -> int:
         bias=not args.no_bias,
         method=args.method,
         steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        schedule=args.schedule,
+        clip=args.clip,
         stay=args.stay,
         validation=args.validation,
+        patience=args.patience,
         seed=args.seed,
         threads=args.threads,
     )
@@ -287,7 +333,8 @@ def run_reconstruct(args: argparse.Namespace) -> int:
         "file_bytes": file_bytes,
     }
     m, n = factors.shape
-    _emit(report, args.json, [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")])
+    lines = [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")]
+    _emit(report, args.json, lines, output)
     return DONE
 
 
@@ -328,6 +375,7 @@ def run_apply(args: argparse.Namespace) -> int:
         report,
         args.json,
         [("shape", " x ".join(map(str, shape))), ("file", f"{output} ({file_bytes} bytes)")],
+        output,
     )
     return DONE
 
@@ -335,8 +383,13 @@ def run_apply(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Check a file, and against the matrix that it was made from."""
     from diba_np.container import groups
+    from diba_np.model_file import is_model
     from diba_np.store import load
 
+    if not args.group and is_model(args.file):
+        from diba_np.commands_model import verify_model
+
+        return verify_model(args)
     names = [args.group] if args.group else groups(args.file)
     if not names:
         raise CommandError(f"{args.file}: holds no factorization")
@@ -364,44 +417,6 @@ def run_verify(args: argparse.Namespace) -> int:
         lines += [("source", told), ("SNR", _decibels(snr))]
     _emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
-
-
-def run_compare(args: argparse.Namespace) -> int:
-    """Fit every method to a .npy matrix at equal bits."""
-    plot = Path(args.plot) if args.plot else None
-    if plot is not None:
-        _check_output(plot, args.force)
-        from diba_np.report import check_matplotlib
-
-        try:
-            check_matplotlib()
-        except ImportError as error:
-            raise CommandError(str(error)) from error
-    matrix = _load_array(args.matrix)
-    inputs = _load_array(args.inputs) if args.inputs else None
-    from dataclasses import asdict
-
-    from diba_np.compare import compare, format_table
-
-    methods = "all" if args.methods == ["all"] else args.methods
-    rows = compare(matrix, args.bits, methods, inputs=inputs, jobs=args.jobs, seed=args.seed)
-    made = [row for row in rows if not row.error]
-    if plot is not None and made:
-        from diba_np.container import atomic_path
-        from diba_np.report import plot_comparison
-
-        with atomic_path(plot) as temporary:
-            title = f"{Path(args.matrix).name}, {matrix.shape[0]} × {matrix.shape[1]}"
-            quality = "snr" if inputs is None else "output_snr"
-            kind = plot.suffix.lstrip(".") or "png"
-            plot_comparison(made, temporary, quality, title, kind)
-    if args.json:
-        m, n = matrix.shape
-        report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
-        print(json.dumps(_finite(report)))
-    else:
-        print(format_table(rows))
-    return DONE if made else FAILED
 
 
 def run_warmup(args: argparse.Namespace) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from diba_np.baselines.dbf import dbf
 from diba_np.budget import check_count
 from diba_np.factorize import factorize
 from diba_np.metrics import snr_db
+from diba_np.threads import threads_of_children
 
 HELD_OUT = 0.25  # share of the inputs that no method is fitted on
 
@@ -197,29 +196,13 @@ def _work(label: str, rate: float) -> Row:
     return _one(_shared_here[0], label, rate)
 
 
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes started inside use one numerical thread; restored afterwards."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> list[Row]:
     """Run the tasks in spawned processes; a process that dies is an error row."""
     import concurrent.futures
     import multiprocessing
 
     rows = {}
-    with _one_thread_each():
+    with threads_of_children(1):
         pool = concurrent.futures.ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), _start_worker, (shared,)
         )

@@ -12,9 +12,11 @@ import hashlib
 import json
 import mmap
 import os
+import re
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,25 +41,66 @@ PathLike = str | os.PathLike[str]
 Layout = dict[str, tuple[int, np.dtype[Any]]]
 
 
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_PROCESS = os.urandom(4).hex()  # tells this process from an earlier one of the same number
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def remove_leftovers(path: PathLike) -> None:
+    """Remove the temporary files of `path` whose writers, processes of this host, were killed."""
+    final = Path(path)
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.{_HOST}-(\d+)-([0-9a-f]+)\..*\.part")
+    for name in os.listdir(final.parent):
+        found = pattern.fullmatch(name)
+        if found is None:
+            continue
+        process = int(found[1])
+        alive = found[2] == _PROCESS if process == os.getpid() else _is_running(process)
+        if not alive:
+            (final.parent / name).unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success flush it and rename it to `path`.
 
-    On an exception, Ctrl-C included, the temporary file is removed and `path` is as it was.
+    On an exception, Ctrl-C included, the temporary file is removed and `path` is as it was. What a
+    killed writer has left is removed by the next one.
     """
     final = Path(path)
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
+    remove_leftovers(final)
+    prefix = f".{final.name}.{_HOST}-{os.getpid()}-{_PROCESS}."
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         # mkstemp makes private files; a result is as readable as any new file of the user's
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, final)
+        with suppress(OSError):  # not every file system lets a folder be flushed
+            _flush(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -166,6 +209,98 @@ def write_container(
                 place = file.create_group(group)
             _write(place, attributes, arrays, record)
     return final.stat().st_size
+
+
+def group_key(name: str) -> str:
+    """Return the group in which a model's file keeps the matrix of any name, "/" in it included.
+
+    >>> group_key("encoder/dense.weight"), group_key("")
+    ('encoder%2Fdense.weight', '%')
+    """
+    key = re.sub("[%/\x00\ud800-\udfff]", lambda found: f"%{ord(found[0]):02X}", name)
+    return {"": "%", ".": "%2E"}.get(key, key)
+
+
+def write_groups(
+    path: PathLike,
+    items: Iterable[tuple[str, dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]],
+    attributes: dict[str, Any],
+) -> int:
+    """Write a file of many groups at once, atomically; it replaces what was there.
+
+    Parameters
+    ----------
+    path : path-like
+    items : iterable of (group, attributes, arrays, record)
+        As `write_container` takes them.
+    attributes : dict
+        Of the root. Their digest, and that of the groups' names and digests, is written with them.
+
+    Returns
+    -------
+    int
+        The file's bytes.
+    """
+    final = Path(path)
+    with atomic_path(final) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
+        digests = {}
+        for group, own, arrays, record in items:
+            place = file.create_group(group)
+            _write(place, own, arrays, record)
+            digests[group] = place.attrs["digest"]
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file.attrs["groups_digest"] = _digest({"root": attributes, "groups": digests}, {})
+    return final.stat().st_size
+
+
+def read_root(path: PathLike) -> dict[str, Any]:
+    """Return the attributes of a file's root.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open(Path(path)) as file:
+        return _plain_attributes(file)
+
+
+def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the attributes of the root and of each group of a file that `write_groups` wrote.
+
+    That no group is missing, changed or added is checked, their datasets only when they are read.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    final = Path(path)
+    with _open(final) as file:
+        root = _plain_attributes(file)
+        if "groups_digest" not in root:
+            raise FormatError(f"{final}: attribute groups_digest: found none, expected a model")
+        found = {
+            name: _plain_attributes(file[name])
+            for name in file
+            if isinstance(file.get(name, getlink=True), h5py.HardLink)
+        }
+    told = root.pop("groups_digest")
+    digests = {name: attributes.get("digest") for name, attributes in found.items()}
+    try:
+        actual = _digest({"root": root, "groups": digests}, {})
+    except TypeError:
+        actual = "attributes that are no numbers or strings"
+    if told != actual:
+        raise FormatError(f"{final}: attribute groups_digest: found {told!r}, expected {actual}")
+    return root, found
+
+
+def _plain_attributes(place: Any) -> dict[str, Any]:
+    values = {name: place.attrs[name] for name in place.attrs}
+    return {
+        name: value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+        for name, value in values.items()
+    }
 
 
 @contextmanager
@@ -370,6 +505,8 @@ def read_container(
         place: Any = file
         if group is not None:
             place = file.get(group)
+            if not isinstance(place, h5py.Group):
+                place = file.get(group_key(group))  # a model's file, a name with "/" in it
             if not isinstance(place, h5py.Group):
                 raise FormatError(f"{final}: group {group}: found {_names(file)}, expected it")
         if "format" not in place.attrs:

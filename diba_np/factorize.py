@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from diba_np import budget
+from diba_np.checkpoint import EVERY, Checkpoint
+from diba_np.container import PathLike
 from diba_np.diagnostics import versions
 from diba_np.errors import ConvergenceWarning
 from diba_np.factors import DiBAFactors, check_shift
@@ -18,11 +21,11 @@ from diba_np.metrics import decibels
 from diba_np.scales import ScaleBits, Widths, check_scale_bits
 from diba_np.search.activations import WeightedTarget, reached_db, snr_facts
 from diba_np.search.coupled import relax_coupled
-from diba_np.search.gram import as_weights
+from diba_np.search.gram import Weights, as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
 from diba_np.search.pilot import choose_widths, guess_k
-from diba_np.search.rank_one import rank_one
+from diba_np.search.rank_one import rank_one, widened
 from diba_np.search.refit import factors_of, round_diagonals, state_of
 from diba_np.search.relaxation import EFFORTS, Effort, polish, relax
 from diba_np.search.state import State, sort_components, squared_error
@@ -79,6 +82,9 @@ def factorize(
     threads: int | None = None,
     progress: bool = False,
     callback: Callable[[SearchState], Any] | None = None,
+    checkpoint: PathLike | Checkpoint | None = None,
+    checkpoint_every: float = EVERY,
+    block_rows: int | None = None,
 ) -> DiBAFactors:
     """Factorize a dense matrix into three diagonals and two 0/1 matrices.
 
@@ -128,13 +134,25 @@ def factorize(
         Relative decrease of the squared error in a round under which polishing (default 1e-5) or
         the greedy solver (default 0: only when no bit flips) ends.
     time_limit : float, optional
-        Seconds, after which the best found so far is returned.
+        Seconds, after which the best found so far is returned. With a checkpoint the seconds of all
+        runs count, up to the last write of each.
     threads : int, optional
         By default every processor that this process may use.
     progress : bool, default False
         Show progress on standard error.
     callback : callable, optional
         Called with a `SearchState` after every step; a true return value ends the search.
+    checkpoint : path-like or Checkpoint, optional
+        A file that keeps the state of the search. If it is there, the search goes on from it, and
+        ends with the same bits as if it had never been interrupted; the file is removed on return.
+        A `diba_np.checkpoint.Checkpoint` is left for the caller to remove when the result is safe.
+    checkpoint_every : float, default 60
+        Seconds, at least, between two writes of that file.
+    block_rows : int, optional
+        Rows of A that are read and converted at a time, rounded up to a multiple of 64; A is then
+        never held whole in another precision, whatever it is. By default only memory maps are read
+        so, 1/16 of the rows at a time, with 2 to 8 million entries. The number of rows decides
+        about last digits, and so about bits of large matrices.
 
     Returns
     -------
@@ -149,22 +167,26 @@ def factorize(
     TypeError
         An argument is of the wrong kind, or not exactly one budget is given.
     ValueError
-        A value or shape is out of range, A holds NaN or infinity, or a budget cannot be met.
+        A value or shape is out of range, A holds NaN or infinity, a budget cannot be met, or
+        `checkpoint` belongs to a run with another matrix, other arguments or another version.
+    FormatError
+        `checkpoint` is damaged, or a file of another kind.
 
     Warns
     -----
     ConvergenceWarning
         `max_sweeps` or `time_limit` ended the search before its own end condition.
     UserWarning
-        `inputs` has fewer rows than channels, or there are channels that are always zero.
+        `inputs` has fewer rows than channels, there are channels that are always zero, or the
+        checkpoint cannot be written.
 
     Notes
     -----
-    Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory about
-    ``4 m n + 24 (m + n) k`` bytes, and in the polish ``8 m n + 40 (m + n) k``. With inputs about
-    ``48 n^2`` bytes and `n^3` flops more. Their Gram matrix is shrunk towards its diagonal, by the
-    share ``n / (2 N)`` (at least 1 %, at most 50 %; 1 % with `gram`), and 1e-4 of the mean of its
-    diagonal is added to every channel.
+    Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory beside A: less
+    than three float32 arrays of ``k (m + n)`` and of a block of rows where A is read in blocks;
+    where it is not, ``12 m n`` bytes more. With inputs about ``48 n^2`` bytes and `n^3` flops more.
+    Their Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at
+    most 50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
 
     At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
     "fast" 6.20 dB (1.0 s), "balanced" 6.33 dB (1.7 s), "best" 6.44 dB (8.3 s); double binary
@@ -215,9 +237,25 @@ def factorize(
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
+    keeper = checkpoint
+    if not isinstance(keeper, Checkpoint):
+        keeper = None if keeper is None else Checkpoint(keeper, checkpoint_every)
+
     monitor = Monitor(progress, callback, time_limit)
-    with workers(threads) as pool:
+    source: dict[str, Any] = {"shape": list(shape), "dtype": str(matrix.dtype)}
+    with workers(threads, _entries(matrix, block_rows)) as pool:
         weights = as_weights(inputs, gram, output_weight, shape, pool)
+        if keeper is not None:
+            source["sha256"] = digest(matrix)
+            settings = {
+                name: size if name == "k" else float(value),
+                "scale_bits": scale_bits,
+                "effort": None if greedy else effort,
+                "time_limit": time_limit,
+                "block_rows": block_rows,
+                "memory map": isinstance(matrix, np.memmap),
+            }
+            monitor.keep_in(keeper, keeper.open(_fingerprint(plan, settings, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
         if auto:
             near = size or budget.guess_k(goal or 0.0, shape)
@@ -228,13 +266,17 @@ def factorize(
         if plan.init is not None:
             _check_init_size(plan.init, shape, size, plan.shift)
         try:
-            if goal is None:
-                state = _search(target, size, plan, monitor)
-            else:
-                state = _search_snr(target, goal, plan, monitor)
+            state = monitor.stage(
+                "search",
+                lambda: (
+                    _search(target, size, plan, monitor)
+                    if goal is None
+                    else _search_snr(target, goal, plan, monitor)
+                ),
+            )
         finally:
             monitor.close()
-        left = _finish(target, state, monitor, plan.scale_bits)
+        state = monitor.stage("finish", lambda: _finish(target, state, monitor, plan.scale_bits))
         told = snr_facts(target, state)
     record = {
         "solver": solver,
@@ -245,11 +287,11 @@ def factorize(
         "tol": plan.tol,
         "converged": monitor.converged and not monitor.stopped,
         "stopped": monitor.stopped or None,
-        "improving_flips_left": left,
+        "improving_flips_left": 0 if monitor.settled else None,
         "seconds": round(monitor.seconds, 3),
         **told,
         "objective_history": monitor.thinned_history(),
-        "source": {"shape": list(shape), "dtype": str(matrix.dtype), "sha256": digest(matrix)},
+        "source": {"sha256": digest(matrix), **source},
         **({} if weights is None else {"activations": weights.facts}),
         "versions": versions(),
     }
@@ -260,7 +302,45 @@ def factorize(
             ConvergenceWarning,
             stacklevel=2,
         )
+    if isinstance(checkpoint, Checkpoint):
+        monitor.keep_done()
+    elif keeper is not None:
+        keeper.remove()
     return factors_of(state, target.unit, record)
+
+
+def _fingerprint(
+    plan: _Plan, settings: dict[str, Any], source: dict[str, Any], weights: Weights | None
+) -> dict[str, Any]:
+    """Return all that decides about the bits of the result, for a checkpoint."""
+    names = ("solver", "shift", "seed", "max_sweeps", "tol")
+    init = None
+    if plan.init is not None:
+        sha = hashlib.sha256(repr((plan.init.k, plan.init.grids)).encode())
+        for name in ("d1", "d2", "d3"):
+            sha.update(getattr(plan.init, name).data)
+        for bits in (plan.init.b1, plan.init.b2):
+            sha.update(bits.words.data)
+        init = sha.hexdigest()
+    found = versions()
+    return {
+        **{f"{name} of A": value for name, value in source.items()},
+        **settings,
+        **{name: getattr(plan, name) for name in names},
+        "init": init,
+        **{f"{k} of the activations": v for k, v in (weights.facts if weights else {}).items()},
+        **{f"version of {name}": found[name] for name in ("diba_np", "numpy", "scipy", "numba")},
+    }
+
+
+def _entries(matrix: NDArray[Any], block_rows: int | None) -> int | None:
+    """Return the entries of a row block; None where the matrix is not read in blocks."""
+    if block_rows is not None:
+        rows = budget.check_count(block_rows, "block_rows")
+        return -(-rows // 64) * 64 * int(matrix.shape[1])
+    if isinstance(matrix, np.memmap):
+        return int(min(max(matrix.size // 16, 1 << 21), 1 << 23))
+    return None
 
 
 def _check_tol(tol: Any) -> float:
@@ -290,8 +370,8 @@ def _check_init_size(init: DiBAFactors, shape: tuple[int, int], k: int, shift: f
 
 def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
     """Run the chosen solver at one k."""
-    monitor.begin(k, target.energy)
     rng = np.random.default_rng(plan.seed)
+    monitor.begin(k, target.energy, rng)
     start = None if plan.init is None else state_of(plan.init, target.unit, plan.widths)
     if plan.solver == "greedy":
         return solve_greedy(
@@ -304,50 +384,59 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
             monitor=monitor,
             start=start,
         )
+
+    def polished(state: State) -> State:
+        polish(target, state, monitor, plan.tol, plan.effort, plan.widths)
+        return state
+
     if start is not None:
-        polish(target, start, monitor, plan.tol, plan.effort, plan.widths)
-        return start
-    simple = rank_one(target, k, plan.shift)
+        return monitor.stage("polish", lambda: polished(start))
+    simple = rank_one(target, plan.shift)
     floor = squared_error(target, simple)
     if decibels(target.energy, floor) >= _EXACT_DB:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
-        return simple
+        return widened(simple, k)
     how: dict[str, Any] = {
         "shift": plan.shift,
         "rng": rng,
         "iterations": plan.max_sweeps,
         "monitor": monitor,
     }
-    if isinstance(target, WeightedTarget):
-        state = relax_coupled(target, k, **how)
-    else:
-        state = relax(target, k, **how)
+    state = monitor.stage(
+        "relaxation",
+        lambda: (
+            relax_coupled(target, k, **how)
+            if isinstance(target, WeightedTarget)
+            else relax(target, k, **how)
+        ),
+    )
     if not monitor.stopped:
-        polish(target, state, monitor, plan.tol, plan.effort, plan.widths)
-    return simple if floor < squared_error(target, state) else state
+        relaxed = state
+        state = monitor.stage("polish", lambda: polished(relaxed))
+    return widened(simple, k) if floor < squared_error(target, state) else state
 
 
 def _search_snr(target: Target, goal: float, plan: _Plan, monitor: Monitor) -> State:
     """Run the solver at the smallest k that reaches `goal` dB."""
     best: dict[int, State] = {}
 
-    def reach(k: int) -> float:
+    def rounded(k: int) -> State:
         state = _search(target, k, plan, monitor)
         round_diagonals(target, state, plan.scale_bits)
-        best[k] = state
-        return reached_db(target, state)
+        return state
+
+    def reach(k: int) -> float:
+        best[k] = monitor.stage(f"k={k}", lambda: rounded(k))
+        return reached_db(target, best[k])
 
     first, slope = guess_k(target, goal, plan.shift, plan.seed)
     return best[budget.smallest_k(reach, goal, target.shape, first, slope)]
 
 
-def _finish(target: Target, state: State, monitor: Monitor, scale_bits: ScaleBits) -> int | None:
-    """Round what will be stored and flip what still improves; return the improving flips left.
-
-    None if the time was up before that could be told.
-    """
+def _finish(target: Target, state: State, monitor: Monitor, scale_bits: ScaleBits) -> State:
+    """Round what will be stored and flip what still improves, unless the time is up."""
     round_diagonals(target, state, scale_bits)
-    settled = not monitor.stopped and settle(target, state)
+    monitor.settled = not monitor.stopped and settle(target, state, monitor)
     sort_components(target, state)
-    return 0 if settled else None
+    return state

@@ -1,8 +1,13 @@
-"""`DiBALinear`: a factorization as a layer whose diagonals and bias can be trained."""
+"""`DiBALinear`: a factorization as a layer whose diagonals and bias can be trained.
+
+`Layer` is what all trained layers have in common; `diba_np.baselines.coded_linear` has the one of
+the integer codes.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -12,92 +17,87 @@ from diba_np.products import Product
 from diba_np.scales import round_diagonals, round_half
 
 Array = NDArray[Any]
+Own = TypeVar("Own", bound="Layer")
 
 DIAGONALS = ("d1", "d2", "d3")
 
+# Bits of both binaries, k (m + n), up to which products go through BLAS on an unpacked copy: for
+# every batch, and for batches of at least so many samples. Forward and backward together then take
+# 0.3 to 1.1 of the time of packed products on one thread. Float64, which has the portable kernels
+# only, has one bound.
+_UNPACK, _UNPACK_BATCH, _BATCH = 1 << 17, 1 << 20, 256
+_UNPACK_DOUBLE = 1 << 21
 
-class DiBALinear:
-    """``y = d1 * (B1 (d2 * (B2 (d3 * x)))) + bias`` with gradients written by hand.
 
-    The binary matrices are frozen (DiBARD, arXiv 2605.05994). For a network of one's own: call
-    `forward`, then `backward` with the loss's gradient; gradients add up until `zero_grad`.
+class Layer:
+    """A linear layer with a bias: parameters that are trained in place, and their gradients.
 
     Parameters
     ----------
-    factors : DiBAFactors
-        Where the bits come from and the diagonals start.
-    bias : (m,) array_like, optional
-        Start of the bias; by default that of `factors`, or zero.
+    shape : (int, int)
+        (m, n): n inputs, m outputs.
+    parameters : dict of str to ndarray
+        Kept by reference; ``"bias"`` is one of them.
     dtype : {float32, float64}
-        Of the parameters and the arithmetic.
+        Of the arithmetic.
 
     Attributes
     ----------
     parameters : dict of str to ndarray
-        ``d1 (m,)``, ``d2 (k,)``, ``d3 (n,)``, ``bias (m,)``; to be changed in place.
+        To be changed in place.
     gradients : dict of str to ndarray
         The same shapes; sums over all samples since the last `zero_grad`.
-
-    Notes
-    -----
-    With ``u = d3 x``, ``v = B2 u``, ``t = B1 (d2 v)`` and upstream gradient g (METHODS 1.6):
-    ``g_d1 = sum(g t)``, ``r = B1^T (d1 g)``, ``g_d2 = sum(r v)``, ``e = B2^T (d2 r)``,
-    ``g_d3 = sum(e x)``, ``g_x = d3 e``, ``g_bias = sum(g)``.
-
-    Examples
-    --------
-    >>> import numpy as np, diba_np as dn
-    >>> layer = DiBALinear(dn.factorize(np.eye(3) + 1, k=3))
-    >>> y = layer.forward(np.ones((2, 3), np.float32))
-    >>> layer.backward(np.ones_like(y)).shape, layer.gradients["bias"]
-    ((2, 3), array([2., 2., 2.], dtype=float32))
     """
 
     def __init__(
-        self, factors: DiBAFactors, bias: ArrayLike | None = None, dtype: DTypeLike = np.float32
+        self, shape: tuple[int, int], parameters: dict[str, Array], dtype: DTypeLike
     ) -> None:
-        if not isinstance(factors, DiBAFactors):
-            raise TypeError(f"factors must be a DiBAFactors, got {type(factors).__name__}")
-        kind = np.dtype(dtype)
-        if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"dtype must be float32 or float64, got {kind}")
-        m = factors.shape[0]
-        start = factors.bias if bias is None else np.asarray(bias)
-        start = np.zeros(m) if start is None else start
-        if start.shape != (m,):
-            raise ValueError(f"bias must have shape ({m},), got {start.shape}")
-        self.factors = factors
-        self.dtype = kind
-        self.parameters: dict[str, Array] = {
-            name: np.array(getattr(factors, name), kind) for name in DIAGONALS
-        }
-        self.parameters["bias"] = np.array(start, kind)
-        self.gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        self._seen: tuple[Array, Array, Array] | None = None
-        sides = {"b1": factors.b1, "b2": factors.b2, "b1.T": factors.b1.T, "b2.T": factors.b2.T}
-        self._mixing = {name: Product(bits, alpha=factors.shift) for name, bits in sides.items()}
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.parameters = parameters
+        self.gradients = {name: np.zeros_like(value) for name, value in parameters.items()}
+        self._seen: Any = None
 
-    def _mix(self, side: str, samples: Array) -> Array:
-        """Return ``samples (B - shift)^T`` for samples in rows."""
-        return self._mixing[side].matrix(samples.T).T
+    def _forward(self, samples: Array) -> tuple[Array, Any]:
+        """Return the outputs (N, m) of (N, n) samples, and what `_backward` needs beside them."""
+        raise NotImplementedError
+
+    def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
+        """Add to the gradients; return the one (N, n) with respect to the samples."""
+        raise NotImplementedError
 
     def zero_grad(self) -> None:
         """Set the accumulated gradients to zero."""
         for gradient in self.gradients.values():
             gradient[...] = 0
 
+    def twin(self: Own) -> Own:
+        """Return a layer of the same parameters and gradients that remembers its own `forward`.
+
+        For a layer that is applied several times in one pass: one twin for each place.
+        """
+        other = copy.copy(self)
+        other._seen = None
+        return other
+
     def forward(self, x: ArrayLike) -> Array:
         """Return the outputs of (..., n) samples, (..., m), and keep what `backward` needs."""
         x = np.asarray(x, self.dtype)
-        m, n = self.factors.shape
+        m, n = self.shape
         if x.ndim == 0 or x.shape[-1] != n:
             raise ValueError(f"x must have shape (..., {n}), got {x.shape}")
         samples = x.reshape(-1, n)
-        p = self.parameters
-        v = self._mix("b2", p["d3"] * samples)
-        t = self._mix("b1", p["d2"] * v)
-        self._seen = samples, v, t
-        return (p["d1"] * t + p["bias"]).reshape(*x.shape[:-1], m)
+        y, kept = self._forward(samples)
+        self._seen = samples, kept
+        return y.reshape(*x.shape[:-1], m)
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Return the outputs as `forward` does, and keep nothing."""
+        before, self._seen = self._seen, None
+        try:
+            return self.forward(x)
+        finally:
+            self._seen = before
 
     def backward(self, gy: ArrayLike) -> Array:
         """Add to the gradients and return the one with respect to x.
@@ -114,11 +114,139 @@ class DiBALinear:
         gy = np.asarray(gy, self.dtype)
         if self._seen is None:
             raise ValueError("backward needs a forward before it")
-        samples, v, t = self._seen
-        m, n = self.factors.shape
+        m, n = self.shape
+        if gy.ndim == 0 or gy.shape[-1] != m:
+            raise ValueError(f"gy must have shape (..., {m}), got {gy.shape}")
+        samples, kept = self._seen
         g = gy.reshape(-1, m)
         if len(g) != len(samples):
             raise ValueError(f"gy must hold {len(samples)} samples as x did, got {len(g)}")
+        return self._backward(g, samples, kept).reshape(*gy.shape[:-1], n)
+
+
+def check_bias(bias: ArrayLike | None, m: int) -> Array:
+    """Return the start of a bias of m outputs, zeros for None."""
+    start = np.zeros(m) if bias is None else np.asarray(bias)
+    if start.shape != (m,):
+        raise ValueError(f"bias must have shape ({m},), got {start.shape}")
+    return start
+
+
+def check_float(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype of a layer's arithmetic, float32 or float64."""
+    kind = np.dtype(dtype)
+    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype must be float32 or float64, got {kind}")
+    return kind
+
+
+class DiBALinear(Layer):
+    """``y = d1 * (B1 (d2 * (B2 (d3 * x)))) + bias`` with gradients written by hand.
+
+    The binary matrices are frozen (DiBARD, arXiv 2605.05994). For a network of one's own: call
+    `forward`, then `backward` with the loss's gradient; gradients add up until `zero_grad`.
+    `diba_np.optim` has an optimiser and a loop.
+
+    Parameters
+    ----------
+    factors : DiBAFactors
+        Where the bits come from and the diagonals start.
+    bias : (m,) array_like, optional
+        Start of the bias; by default that of `factors`, or zero.
+    dtype : {float32, float64}
+        Of the parameters and the arithmetic.
+    unpack : bool or "auto"
+        Whether products go through BLAS on an unpacked copy of the binaries, which takes
+        ``k (m + n)`` entries of `dtype`, instead of through the packed kernels. "auto" unpacks
+        where that is faster: in float32 up to 2^17 bits for every batch and up to 2^20 bits for
+        256 samples and more, in float64 up to 2^21. The copy is made when first used and takes at
+        most 4 MiB, 16 MiB in float64.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        ``d1 (m,)``, ``d2 (k,)``, ``d3 (n,)``, ``bias (m,)``; to be changed in place.
+    gradients : dict of str to ndarray
+        The same shapes; sums over all samples since the last `zero_grad`.
+    factors : DiBAFactors
+        The start.
+
+    Notes
+    -----
+    With ``u = d3 x``, ``v = B2 u``, ``t = B1 (d2 v)`` and upstream gradient g (METHODS 1.6):
+    ``g_d1 = sum(g t)``, ``r = B1^T (d1 g)``, ``g_d2 = sum(r v)``, ``e = B2^T (d2 r)``,
+    ``g_d3 = sum(e x)``, ``g_x = d3 e``, ``g_bias = sum(g)``.
+
+    A forward keeps x, v and t of N samples: ``N (n + k + m)`` entries. Packed products of both
+    directions hold two copies of the bits.
+
+    Examples
+    --------
+    >>> import numpy as np, diba_np as dn
+    >>> layer = DiBALinear(dn.factorize(np.eye(3) + 1, k=3))
+    >>> y = layer.forward(np.ones((2, 3), np.float32))
+    >>> layer.backward(np.ones_like(y)).shape, layer.gradients["bias"]
+    ((2, 3), array([2., 2., 2.], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        factors: DiBAFactors,
+        bias: ArrayLike | None = None,
+        dtype: DTypeLike = np.float32,
+        unpack: bool | str = "auto",
+    ) -> None:
+        if not isinstance(factors, DiBAFactors):
+            raise TypeError(f"factors must be a DiBAFactors, got {type(factors).__name__}")
+        if unpack not in (True, False, "auto"):
+            raise ValueError(f'unpack must be True, False or "auto", got {unpack!r}')
+        kind = check_float(dtype)
+        m, n = factors.shape
+        parameters = {name: np.array(getattr(factors, name), kind) for name in DIAGONALS}
+        parameters["bias"] = np.array(check_bias(factors.bias if bias is None else bias, m), kind)
+        super().__init__((m, n), parameters, kind)
+        self.factors = factors
+        self._unpack = unpack
+        self._mixing: dict[tuple[str, bool], Any] = {}
+
+    def unpacks(self, samples: int) -> bool:
+        """Tell whether a batch of so many samples goes through BLAS."""
+        if self._unpack != "auto":
+            return bool(self._unpack)
+        size = self.factors.k * sum(self.shape)
+        if self.dtype == np.dtype(np.float64):
+            return size <= _UNPACK_DOUBLE
+        return size <= (_UNPACK_BATCH if samples >= _BATCH else _UNPACK)
+
+    def _mix(self, side: str, samples: Array) -> Array:
+        """Return ``samples (B - shift)^T`` for samples in rows; "b1.T" is the transpose of B1."""
+        unpack = self.unpacks(len(samples))
+        if (side, unpack) not in self._mixing:
+            own = side[:2]
+            bits = getattr(self.factors, own)
+            if unpack:
+                values = bits.to_dense().astype(self.dtype)
+                values -= self.factors.shift
+                self._mixing |= {(own, True): values.T, (f"{own}.T", True): values}
+            else:
+                turned = bits.T if side.endswith(".T") else bits
+                self._mixing[side, False] = Product(turned, alpha=self.factors.shift)
+        mixing = self._mixing[side, unpack]
+        if unpack:
+            product: Array = samples @ mixing
+            return product
+        return np.ascontiguousarray(mixing.matrix(samples.T).T)
+
+    def _forward(self, samples: Array) -> tuple[Array, Any]:
+        p = self.parameters
+        v = self._mix("b2", p["d3"] * samples)
+        t = self._mix("b1", p["d2"] * v)
+        y: Array = p["d1"] * t
+        y += p["bias"]
+        return y, (v, t)
+
+    def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
+        v, t = kept
         p = self.parameters
         r = self._mix("b1.T", p["d1"] * g)
         e = self._mix("b2.T", p["d2"] * r)
@@ -126,7 +254,8 @@ class DiBALinear:
         self.gradients["d2"] += np.einsum("ij,ij->j", r, v)
         self.gradients["d3"] += np.einsum("ij,ij->j", e, samples)
         self.gradients["bias"] += g.sum(axis=0)
-        return (p["d3"] * e).reshape(*gy.shape[:-1], n)
+        e *= p["d3"]
+        return e
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
         """Return the factorization with the present diagonals and bias, rounded to 16 bits.

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+# which rows of a matrix: a slice, or a vector of indices
+RowIndex = slice | NDArray[np.intp]
+
 DENSE_BITS = 32  # the dense matrix that a storage ratio of 1 stands for is float32
 
 _BLOCK_ENTRIES = 1 << 21  # entries of a row block: 16 MiB in float64
@@ -19,6 +22,35 @@ def row_blocks(shape: tuple[int, int], entries: int = _BLOCK_ENTRIES) -> Iterato
     step = max(1, entries // max(1, n))
     for start in range(0, m, step):
         yield slice(start, min(start + step, m))
+
+
+def pick_rows(matrix: Any, index: Any) -> NDArray[np.float32]:
+    """Return ``matrix.to_dense()[index]`` of a matrix with a `row_expander`, row by row.
+
+    Parameters
+    ----------
+    matrix : object with ``shape`` and ``row_expander()``
+    index : int, slice, or array_like of int or bool
+
+    Raises
+    ------
+    IndexError
+        As NumPy raises it.
+    """
+    m, n = matrix.shape
+    picked = np.asarray(np.arange(m)[np.asarray(index, np.intp) if _is_empty(index) else index])
+    found = np.empty((*picked.shape, n), np.float32)
+    if picked.size:
+        flat, chosen = found.reshape(-1, n), picked.ravel()
+        expand = matrix.row_expander()
+        for part in row_blocks(flat.shape):
+            flat[part] = expand(chosen[part])
+    return found
+
+
+def _is_empty(index: Any) -> bool:
+    """Tell whether the index is a list of nothing, which NumPy takes for one of floats."""
+    return isinstance(index, list) and not index
 
 
 def largest_magnitude(A: NDArray[Any]) -> float:

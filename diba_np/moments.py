@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from diba_np.factors import DiBAFactors
 from diba_np.linear import DIAGONALS
-from diba_np.metrics import row_blocks
+from diba_np.optim import root_mean_square
 
 Array = NDArray[Any]
 
@@ -39,22 +40,21 @@ class Moments:
     x_mean: Array
     y_mean: Array
 
+    def error(self, A: Array) -> float:
+        """Return the squared error per sample of ``Y ~ X A^T`` (with the best bias if centred)."""
+        return float(self.yy - 2.0 * np.vdot(A, self.yx) + np.vdot(A @ self.xx, A))
 
-def moments(X: Array, Y: Array, rows: NDArray[np.intp], centred: bool, offset: Array) -> Moments:
-    """Accumulate `Moments` in float64 over blocks of `rows` of X (N, n) and Y - offset (N, m)."""
-    n, m = X.shape[1], Y.shape[1]
-    xx, yx, yy = np.zeros((n, n)), np.zeros((m, n)), 0.0
-    x_sum, y_sum = np.zeros(n), np.zeros(m)
-    for block in row_blocks((len(rows), n + m)):
-        x, y = X[rows[block]].astype(np.float64), Y[rows[block]].astype(np.float64) - offset
-        xx += x.T @ x
-        yx += y.T @ x
-        yy += float(np.vdot(y, y))
-        x_sum += x.sum(axis=0)
-        y_sum += y.sum(axis=0)
-    count = len(rows)
-    x_mean = x_sum / count if centred else np.zeros(n)
-    y_mean = y_sum / count if centred else np.zeros(m)
+
+def moments(pairs: Iterable[tuple[Array, Array]], centred: bool, offset: Array) -> Moments:
+    """Accumulate `Moments` in float64 over batches of X (N, n) and Y - offset (N, m)."""
+    total: list[Any] = [0.0, 0.0, 0.0, 0.0, 0.0, 0]
+    for x, y in pairs:
+        X, Y = x.astype(np.float64), y.astype(np.float64) - offset
+        parts = (X.T @ X, Y.T @ X, float(np.vdot(Y, Y)), X.sum(axis=0), Y.sum(axis=0), len(X))
+        total = [a + b for a, b in zip(total, parts, strict=True)]
+    xx, yx, yy, x_sum, y_sum, count = total
+    x_mean = x_sum / count if centred else np.zeros_like(x_sum)
+    y_mean = y_sum / count if centred else np.zeros_like(y_sum)
     return Moments(
         xx / count - np.outer(x_mean, x_mean),
         yx / count - np.outer(y_mean, x_mean),
@@ -64,25 +64,86 @@ def moments(X: Array, Y: Array, rows: NDArray[np.intp], centred: bool, offset: A
     )
 
 
-class LeastSquares:
-    """Alternating closed forms of the three diagonals on `Moments`."""
+class CrossMoments:
+    """Second moments of what a layer reads in two networks, side by side: x and z of one sample.
 
-    def __init__(self, factors: DiBAFactors, data: Moments, stay: float) -> None:
+    Both are taken with a constant 1 behind them, so that means and biases need no care.
+
+    Parameters
+    ----------
+    n : int
+        Inputs of the layer.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.xx, self.xz, self.zz = (np.zeros((n + 1, n + 1)) for _ in range(3))
+        self.count = 0
+
+    def add(self, x: Array, z: Array) -> None:
+        """Add samples (N, n) of both networks, summed in float64."""
+        X, Z = (np.concatenate([a, np.ones((len(a), 1))], axis=1, dtype=np.float64) for a in (x, z))
+        self.xx += X.T @ X
+        self.xz += X.T @ Z
+        self.zz += Z.T @ Z
+        self.count += len(X)
+
+    def against(self, A: Array, centred: bool) -> Moments:
+        """Return the `Moments` of inputs z and targets ``A x``."""
+        N = self.count
+        x_mean, z_mean = (s[:-1, -1] / N for s in (self.xx, self.zz))
+        if not centred:
+            x_mean, z_mean = np.zeros_like(x_mean), np.zeros_like(z_mean)
+        xx = self.xx[:-1, :-1] / N - np.outer(x_mean, x_mean)
+        xz = self.xz[:-1, :-1] / N - np.outer(x_mean, z_mean)
+        zz = self.zz[:-1, :-1] / N - np.outer(z_mean, z_mean)
+        return Moments(zz, A @ xz, float(np.vdot(A @ xx, A)), z_mean, A @ x_mean)
+
+    def noise(self, A: Array, A_hat: Array, bias: Array) -> tuple[float, float]:
+        """Return ``(|X A^T|^2, |X A^T - Z A_hat^T - bias|^2)``, both summed over the samples."""
+        a = np.concatenate([A, np.zeros((len(A), 1))], axis=1)
+        b = np.concatenate([A_hat, bias[:, None]], axis=1).astype(np.float64)
+        signal = float(np.vdot(a @ self.xx, a))
+        noise = signal - 2.0 * float(np.vdot(a @ self.xz, b)) + float(np.vdot(b @ self.zz, b))
+        return signal, max(noise, 0.0)
+
+
+class LeastSquares:
+    """Alternating closed forms of the three diagonals on `Moments`.
+
+    Parameters
+    ----------
+    factors : DiBAFactors, (m, n)
+    data : Moments
+    stay : float
+        Weight, in units of the squared error per sample, of the mean squared distance of each
+        diagonal from its start relative to its root mean square there.
+    """
+
+    def __init__(self, factors: DiBAFactors, data: Moments, stay: float = 0.0) -> None:
         self.b1 = factors.b1.to_dense() - np.float64(factors.shift)
         self.b2 = factors.b2.to_dense() - np.float64(factors.shift)
         self.d = {name: getattr(factors, name).astype(np.float64) for name in DIAGONALS}
         self.start = {name: value.copy() for name, value in self.d.items()}
-        self.data, self.stay = data, stay
+        self.weights = {
+            name: stay / (value.size * root_mean_square(value) ** 2)
+            for name, value in self.d.items()
+        }
+        self.data = data
+
+    def _pull(self, name: str, size: float) -> tuple[float, Array]:
+        """Return the weight on the diagonal of a system, and its right side: two known points.
+
+        The ridge pulls to where the diagonal is, so that no direction is left undetermined.
+        """
+        low = _RIDGE * size + np.finfo(np.float64).tiny
+        weight = self.weights[name]
+        return weight + low, weight * self.start[name] + low * self.d[name]
 
     def _solve(self, name: str, normal: Array, right: Array) -> None:
         """Minimise ``d N d - 2 r d`` plus the weight on staying near the start."""
-        size = float(np.trace(normal)) / len(normal)
-        weight = self.stay * size
-        ridge = _RIDGE * size + weight + np.finfo(np.float64).tiny
-        near = normal + ridge * np.eye(len(normal))
-        # both weights pull to a known point, so that no direction is left undetermined
-        pulled = right + weight * self.start[name] + _RIDGE * size * self.d[name]
-        self.d[name] = np.linalg.solve(near, pulled)
+        weight, pulled = self._pull(name, float(np.trace(normal)) / len(normal))
+        near = normal + weight * np.eye(len(normal))
+        self.d[name] = np.linalg.solve(near, right + pulled)
 
     def apply(self, x: Array) -> Array:
         """Return ``A_hat x``."""
@@ -96,22 +157,11 @@ class LeastSquares:
         vv = v @ (b2 * self.d["d3"]).T
         vy = data.yx @ (b2 * self.d["d3"]).T  # (m, k)
         t = b1 * self.d["d2"]
-        self._solve_rows(np.einsum("ik,ik->i", t @ vv, t), np.einsum("ik,ik->i", t, vy))
+        normal, right = np.einsum("ik,ik->i", t @ vv, t), np.einsum("ik,ik->i", t, vy)
+        weight, pulled = self._pull("d1", float(normal.mean()))
+        self.d["d1"] = (right + pulled) / (normal + weight)
         u = b1 * self.d["d1"][:, None]
         self._solve("d2", (u.T @ u) * vv, np.einsum("ik,ik->k", u, vy))
         q = (u * self.d["d2"]) @ b2  # (m, n)
         self._solve("d3", (q.T @ q) * data.xx, np.einsum("ij,ij->j", q, data.yx))
-        return self.error(q)
-
-    def _solve_rows(self, normal: Array, right: Array) -> None:
-        size = float(normal.mean())
-        weight = self.stay * size
-        low = _RIDGE * size + np.finfo(np.float64).tiny
-        pulled = right + weight * self.start["d1"] + low * self.d["d1"]
-        self.d["d1"] = pulled / (normal + weight + low)
-
-    def error(self, q: Array) -> float:
-        """Squared error per sample for ``Q = D1 B1 D2 B2`` and the present d3."""
-        a = q * self.d["d3"]
-        cross, own = np.vdot(a, self.data.yx), np.vdot(a @ self.data.xx, a)
-        return float(self.data.yy - 2.0 * cross + own)
+        return data.error(q * self.d["d3"])

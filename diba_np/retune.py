@@ -7,8 +7,9 @@ cost does not grow with the number of samples after one pass over them. Any othe
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,8 @@ from diba_np.factors import DiBAFactors
 from diba_np.linear import DIAGONALS, DiBALinear
 from diba_np.losses import LOSSES, Loss
 from diba_np.moments import LeastSquares, moments
-from diba_np.optim import Adam
-from diba_np.search.target import as_matrix
+from diba_np.optim import SCHEDULES, minimise, root_mean_square
+from diba_np.samples import Pair, Samples, Source, open_samples
 from diba_np.threads import workers
 
 Array = NDArray[Any]
@@ -31,8 +32,8 @@ METHODS = ("als", "lbfgs", "adam")
 
 def retune(
     f: DiBAFactors,
-    X: ArrayLike,
-    Y: ArrayLike,
+    X: ArrayLike | Source,
+    Y: ArrayLike | None = None,
     *,
     loss: str | Loss = "mse",
     bias: bool = True,
@@ -40,6 +41,8 @@ def retune(
     steps: int | None = None,
     batch_size: int = 256,
     learning_rate: float = 5e-3,
+    schedule: str = "cosine",
+    clip: float | None = None,
     stay: float = 0.0,
     validation: float = 0.1,
     patience: int = 5,
@@ -52,13 +55,17 @@ def retune(
     Parameters
     ----------
     f : DiBAFactors, (m, n)
-    X : (N, n) array_like
-        Inputs, one sample a row. A memory map is read in blocks.
+    X : (N, n) array_like, or batches
+        Inputs, one sample a row. A memory map is read in blocks. Or, with `Y` left out, batches
+        ``(x, y)`` of any sizes: an iterable that can be iterated again, or a callable that returns
+        an iterator. Every pass must give the same samples in the same order.
     Y : (N, m) array_like, or (N,) of int for class labels
         Targets of the outputs ``X A^T``, one sample a row.
     loss : {"mse", "cross_entropy"} or callable, default "mse"
-        A callable takes ``(y_pred, y)`` of a batch and returns the mean loss over its samples and
-        the gradient with respect to ``y_pred``.
+        "mse" is the squared error summed over the outputs, "cross_entropy" that of the softmax
+        with labels or probabilities `Y`; both are means over samples. A callable takes
+        ``(y_pred, y)`` of a batch and returns the mean loss over its samples and the gradient
+        with respect to ``y_pred``.
     bias : bool, default True
         Whether a bias is fitted too; without it, one that `f` has is kept as it is.
     method : {"als", "lbfgs", "adam"}, optional
@@ -67,27 +74,34 @@ def retune(
     steps : int, optional
         Most sweeps of als (30), iterations of L-BFGS (100) or epochs of Adam (20).
     batch_size : int, default 256
-        Samples of a minibatch, and of a block wherever all samples are passed through.
+        Samples of a minibatch, and of a block wherever all samples are passed through. Batches
+        that are given stay as they are.
     learning_rate : float, default 5e-3
         Of Adam, relative to the root mean square of each diagonal.
+    schedule : {"cosine", "constant"}
+        Of Adam's rate.
+    clip : float, optional
+        Largest norm of Adam's gradient (`diba_np.optim.Adam`).
     stay : float, default 0.0
-        Weight on staying near the start: relative to the mean curvature in als, else the weight of
-        the squared distance, relative to the size of each diagonal, that is added to the loss.
+        Weight on staying near the start. The objective is the loss plus `stay` times the loss at
+        the start times the squared distance: of each diagonal relative to its root mean square at
+        the start, a mean over its entries, summed over the three.
     validation : float, default 0.1
         Share of the samples that is held out and decides which step is kept; 0 judges on all.
     patience : int, default 5
-        Steps without a better loss on what judges after which the fit ends.
+        Steps without a better objective on what judges after which the fit ends.
     seed : int, default 0
         Draws the held-out samples and the minibatches.
     threads : int, optional
     callback : callable, optional
-        Called with (step, loss on what judges); a true return value ends the fit.
+        Called with (step, objective on what judges); a true return value ends the fit.
 
     Returns
     -------
     DiBAFactors
-        The same bits; diagonals and bias rounded to 16 bits. On the samples that judge it is never
-        worse than `f`. ``record["retune"]`` tells the method, the losses and the seconds.
+        The same bits; diagonals and bias rounded to 16 bits, coded diagonals too. On the samples
+        that judge its objective is never above that of `f`. ``record["retune"]`` tells the
+        settings, the losses, the history and the seconds.
 
     Raises
     ------
@@ -97,7 +111,8 @@ def retune(
     Notes
     -----
     als takes one pass over the samples, ``N n (n + m)`` flops, and then ``O(k n (m + n))`` and a
-    solve of order n a sweep, whatever N. The others cost four packed products a sample and pass.
+    solve of order n a sweep, whatever N; and a product a step for the samples that judge. The
+    others cost four packed products a sample and pass.
 
     References
     ----------
@@ -106,67 +121,69 @@ def retune(
     if not isinstance(f, DiBAFactors):
         raise TypeError(f"f must be a DiBAFactors, got {type(f).__name__}")
     score, name = _check_loss(loss)
-    inputs, targets = _check_samples(f, X, Y, name)
     squared = loss == "mse"  # a callable of that name may be another thing
     chosen = method or ("als" if squared else "adam")
     if chosen not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {chosen!r}")
     if chosen == "als" and not squared:
         raise ValueError(f'method="als" is for loss="mse", got loss={name!r}')
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if not 0 <= budget.check_number(validation, "validation") < 1:
         raise ValueError(f"validation must lie in [0, 1), got {validation:g}")
     if budget.check_number(stay, "stay") < 0:
         raise ValueError(f"stay must not be negative, got {stay:g}")
     most = {"als": 30, "lbfgs": 100, "adam": 20}[chosen]
+    size = budget.check_count(batch_size, "batch_size")
     rng = np.random.default_rng(budget.check_count(seed, "seed", least=0))
-    order = rng.permutation(len(inputs))
-    held = round(validation * len(inputs))
-    if held == 0:
-        held_rows = fit_rows = np.arange(len(inputs))
-    else:
-        held_rows, fit_rows = np.sort(order[:held]), np.sort(order[held:])
+    samples = open_samples(X, Y, f.shape, loss == "cross_entropy", float(validation), size, seed)
     fit = _Fit(
         layer=DiBALinear(f),
-        samples=(inputs, targets),
+        samples=samples,
         loss=score,
         bias=bool(bias),
-        fit_rows=fit_rows,
-        held_rows=held_rows,
         steps=most if steps is None else budget.check_count(steps, "steps"),
-        batch_size=budget.check_count(batch_size, "batch_size"),
         learning_rate=budget.check_number(learning_rate, "learning_rate", above=0.0),
-        stay=float(stay),
+        schedule=schedule,
+        clip=None if clip is None else budget.check_number(clip, "clip", above=0.0),
         patience=budget.check_count(patience, "patience"),
         callback=callback,
     )
     started = time.monotonic()
     with workers(threads):
-        start = fit.judge()
-        fit.best, fit.kept = start, fit.snapshot()
-        {"als": fit.least_squares, "lbfgs": fit.quasi_newton, "adam": lambda: fit.adam(rng)}[
-            chosen
-        ]()
+        before = fit.begin(float(stay))
+        if chosen == "adam":
+            fit.adam(rng)
+        else:
+            {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
         fit.restore(fit.kept)
         record = f.record | {
             "retune": {
                 "method": chosen,
                 "loss": name,
-                "samples": len(inputs),
-                "held_out": held,
+                "bias": bool(bias),
+                "samples": samples.count,
+                "held_out": samples.held_count,
                 "steps": fit.done,
-                "loss_before": start,
+                "kept_step": fit.kept_step,
+                "stay": float(stay),
                 "seed": seed,
+                "history": fit.history,
+                "loss_before": before,
             }
+            | (
+                {"learning_rate": learning_rate, "schedule": schedule, "batch_size": size}
+                if chosen == "adam"
+                else {}
+            )
         }
         result = fit.layer.to_factors(record)
         # judged again as rounded; the start is kept where rounding would make it worse than that
         fit.layer = DiBALinear(result)
         after = fit.judge()
-    if not after <= start:
-        result, after = (
-            DiBAFactors(f.d1, f.b1, f.d2, f.b2, f.d3, f.shift, record, bias=f.bias),
-            start,
-        )
+        if not after + fit.distance() <= before:
+            result = DiBAFactors(f.d1, f.b1, f.d2, f.b2, f.d3, f.shift, record, bias=f.bias)
+            after, result.record["retune"]["kept_step"] = before, 0
     result.record["retune"] |= {
         "loss_after": after,
         "seconds": round(time.monotonic() - started, 3),
@@ -182,49 +199,35 @@ def _check_loss(loss: Any) -> tuple[Loss, str]:
     return LOSSES[loss], loss
 
 
-def _check_samples(f: DiBAFactors, X: ArrayLike, Y: ArrayLike, loss: str) -> tuple[Array, Array]:
-    """Check kinds, shapes and finiteness of the samples; labels also against the outputs."""
-    m, n = f.shape
-    inputs = as_matrix(X, "X")
-    if inputs.shape[1] != n:
-        raise ValueError(f"X must have shape (N, {n}), got {inputs.shape}")
-    targets = np.asanyarray(Y)
-    if loss == "cross_entropy" and targets.ndim == 1:
-        if targets.dtype.kind not in "iu":
-            raise TypeError(f"Y must hold class labels as ints, got dtype {targets.dtype}")
-        if len(targets) and not 0 <= targets.min() <= targets.max() < m:
-            raise ValueError(
-                f"Y must hold labels in [0, {m}), got {targets.min()}..{targets.max()}"
-            )
-    else:
-        targets = as_matrix(targets, "Y")
-        if targets.shape[1] != m:
-            raise ValueError(f"Y must have shape (N, {m}), got {targets.shape}")
-    if len(targets) != len(inputs):
-        raise ValueError(f"X and Y must hold as many samples, got {len(inputs)} and {len(targets)}")
-    return inputs, targets
-
-
 @dataclass
 class _Fit:
     """One call of `retune`: the layer in training and what judges it."""
 
     layer: DiBALinear
-    samples: tuple[Array, Array]
+    samples: Samples
     loss: Loss
     bias: bool
-    fit_rows: NDArray[np.intp]
-    held_rows: NDArray[np.intp]
     steps: int
-    batch_size: int
     learning_rate: float
-    stay: float
+    schedule: str
+    clip: float | None
     patience: int
     callback: Callable[[int, float], Any] | None
+    weight: float = 0.0  # of the distance, in units of the loss
+    start: dict[str, Array] = field(default_factory=dict)
     best: float = np.inf
     kept: dict[str, Array] = field(default_factory=dict)
+    kept_step: int = 0
     done: int = 0
+    history: list[float] = field(default_factory=list)
     _waited: int = 0
+
+    def begin(self, stay: float) -> float:
+        """Judge and remember the start; return its loss."""
+        before = self.judge()
+        self.weight = stay * (abs(before) or 1.0) if stay else 0.0
+        self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
+        return before
 
     def snapshot(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self.layer.parameters.items()}
@@ -233,43 +236,56 @@ class _Fit:
         for name, value in parameters.items():
             self.layer.parameters[name][...] = value
 
-    def batch(self, rows: NDArray[np.intp]) -> tuple[Array, Array]:
-        x, y = self.samples
-        targets = y[rows] if y.dtype.kind in "iu" and y.ndim == 1 else y[rows].astype(np.float32)
-        return x[rows].astype(np.float32), targets
-
-    def blocks(self, rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-        for start in range(0, len(rows), self.batch_size):
-            yield rows[start : start + self.batch_size]
+    def evaluate(self, x: Array, y: Array) -> tuple[float, Array]:
+        """Return the mean loss of some samples and its gradient; check what a callable gave."""
+        outputs = self.layer.forward(x)
+        value, gradient = self.loss(outputs, y)
+        if np.shape(gradient) != outputs.shape:
+            raise ValueError(
+                "loss must return (value, gradient) with a gradient of shape "
+                f"{outputs.shape}, got {np.shape(gradient)}"
+            )
+        return float(value), np.asarray(gradient)
 
     def judge(self) -> float:
         """Return the mean loss over the samples that decide what is kept."""
+        total, count = 0.0, 0
+        for x, y in self.samples.judging():
+            total += self.evaluate(x, y)[0] * len(x)
+            count += len(x)
+        return total / count
+
+    def distance(self) -> float:
+        """Return the weighted squared distance of the diagonals from the start."""
+        if not self.weight:
+            return 0.0
         total = 0.0
-        for rows in self.blocks(self.held_rows):
-            x, y = self.batch(rows)
-            total += self.loss(self.layer.forward(x), y)[0] * len(rows)
-        return total / len(self.held_rows)
+        for name in DIAGONALS:
+            start = self.start[name]
+            away = (self.layer.parameters[name] - start) / root_mean_square(start)
+            total += float(np.mean(np.square(away, dtype=np.float64)))
+        return self.weight * total
 
     def ended(self) -> bool:
         """Judge the present parameters, keep the best; return whether the fit is over."""
         self.done += 1
-        value = self.judge()
-        if value < self.best * (1 - 1e-6):
+        value = self.judge() + self.distance()
+        self.history.append(value)
+        if value < self.best - 1e-6 * abs(self.best):
             self._waited = 0
         else:
             self._waited += 1
         if value < self.best:
-            self.best, self.kept = value, self.snapshot()
+            self.best, self.kept, self.kept_step = value, self.snapshot(), self.done
         stop = self.callback is not None and bool(self.callback(self.done, value))
         return stop or self._waited >= self.patience or self.done >= self.steps
 
     def least_squares(self) -> None:
         """Alternate the closed forms of d1, d2 and d3; the bias follows from the means."""
-        x, y = self.samples
         own = self.layer.parameters["bias"].astype(np.float64)
         offset = np.zeros_like(own) if self.bias else own
-        data = moments(x, y, self.fit_rows, self.bias, offset)
-        solver = LeastSquares(self.layer.factors, data, self.stay)
+        data = moments(self.samples.fitted(), self.bias, offset)
+        solver = LeastSquares(self.layer.factors, data, self.weight)
         while True:
             solver.sweep()
             for name in DIAGONALS:
@@ -280,26 +296,31 @@ class _Fit:
                 return
 
     def adam(self, rng: np.random.Generator) -> None:
-        """Train on minibatches; the rate falls to zero along a half cosine."""
-        trained = self._trained()
-        start = self.snapshot()
-        optimiser = Adam(trained, self.learning_rate)
-        batches = -(-len(self.fit_rows) // self.batch_size)
-        while True:
-            for at, rows in enumerate(self.blocks(rng.permutation(self.fit_rows))):
-                done = (self.done + at / batches) / self.steps
-                self._loss_and_gradient(np.sort(rows), start)
-                optimiser.step(self.layer.gradients, 0.5 * (1 + np.cos(np.pi * done)))
-            if self.ended():
-                return
+        """Train on minibatches."""
+
+        def loss(pair: Pair) -> float:
+            return self.add_gradient(*pair) + self.add_distance_gradient()
+
+        minimise(
+            loss,
+            self.trained(),
+            self.layer.gradients,
+            lambda epoch: self.samples.fitted(rng),
+            steps_per_epoch=self.samples.steps,
+            epochs=self.steps,
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            clip=self.clip,
+            ended=lambda epoch, value: self.ended(),
+        )
 
     def quasi_newton(self) -> None:
         """Minimise over all samples at once with scipy's L-BFGS."""
         from scipy.optimize import minimize
 
-        trained, start = self._trained(), self.snapshot()
+        trained = self.trained()
         # in units of each array's size, so that one curvature fits all
-        units = {name: _size(value) for name, value in trained.items()}
+        units = {name: root_mean_square(value) for name, value in trained.items()}
         cuts = np.cumsum([value.size for value in trained.values()])[:-1]
 
         def spread(flat: Array) -> None:
@@ -309,7 +330,7 @@ class _Fit:
 
         def objective(flat: Array) -> tuple[float, Array]:
             spread(flat)
-            value = self._loss_and_gradient(self.fit_rows, start)
+            value = self.full_gradient()
             parts = [self.layer.gradients[name] * units[name] for name in trained]
             return value, np.concatenate(parts).astype(np.float64)
 
@@ -328,27 +349,29 @@ class _Fit:
             options={"maxiter": self.steps},
         )
 
-    def _trained(self) -> dict[str, Array]:
+    def trained(self) -> dict[str, Array]:
         names = (*DIAGONALS, "bias") if self.bias else DIAGONALS
         return {name: self.layer.parameters[name] for name in names}
 
-    def _loss_and_gradient(self, rows: NDArray[np.intp], start: dict[str, Array]) -> float:
-        """Return the mean loss of some samples; the layer's gradients are those of that mean."""
+    def add_gradient(self, x: Array, y: Array, share: float = 1.0) -> float:
+        """Add `share` times the gradient of the mean loss of some samples; return that share."""
+        value, gradient = self.evaluate(x, y)
+        self.layer.backward(share * gradient)
+        return value * share
+
+    def add_distance_gradient(self) -> float:
+        """Add the gradient of `distance` and return its value."""
+        if not self.weight:
+            return 0.0
+        for name in DIAGONALS:
+            start = self.start[name]
+            scale = 2.0 * self.weight / (start.size * root_mean_square(start) ** 2)
+            self.layer.gradients[name] += scale * (self.layer.parameters[name] - start)
+        return self.distance()
+
+    def full_gradient(self) -> float:
+        """Return the objective of all fitted samples; the layer's gradients are its."""
         self.layer.zero_grad()
-        total = 0.0
-        for block in self.blocks(rows):
-            x, y = self.batch(block)
-            value, gradient = self.loss(self.layer.forward(x), y)
-            share = len(block) / len(rows)
-            total += value * share
-            self.layer.backward(gradient * np.float32(share))
-        for name, now in self.layer.parameters.items() if self.stay else ():
-            away = (now - start[name]) / _size(start[name])
-            total += self.stay * float(np.vdot(away, away)) / away.size
-            self.layer.gradients[name] += 2 * self.stay * away / (away.size * _size(start[name]))
-        return total
-
-
-def _size(value: Array) -> float:
-    """Root mean square; 1 for zeros."""
-    return float(np.sqrt(np.mean(np.square(value)))) or 1.0
+        count = self.samples.fit_count
+        total = math.fsum(self.add_gradient(x, y, len(x) / count) for x, y in self.samples.fitted())
+        return total + self.add_distance_gradient()

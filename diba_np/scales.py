@@ -127,9 +127,10 @@ class LogGrid:
         """Return the numbers that codes stand for."""
         magnitude = self.levels[codes & np.uint8(len(self.levels) - 1)]
         if not self.signed:
-            return magnitude
+            return np.asarray(magnitude, np.float32)
         negative = codes >= len(self.levels)
-        return np.where(negative, -magnitude, magnitude)
+        result: Vector = np.where(negative, -magnitude, magnitude)
+        return result
 
     def round(self, vector: ArrayLike) -> Vector:
         """Return the nearest levels."""

@@ -53,7 +53,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {HALF: np.dtype("<f2"), SINGLE: np.dtype("<f
 _DIAGONALS = ("d1", "d2", "d3")
 
 
-def _payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the (attributes, arrays) that stand for a factorization in a file."""
     attributes: dict[str, Any] = {
         "m": factors.shape[0],
@@ -98,7 +98,7 @@ def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> i
     int
         The file's bytes.
     """
-    attributes, arrays = _payload(factors)
+    attributes, arrays = payload(factors)
     return write_container(path, attributes, arrays, factors.record, group=group)
 
 
@@ -162,13 +162,14 @@ def load(path: PathLike, *, group: str | None = None) -> DiBAFactors | Compresse
     """
     contents = read_container(path, _layout, group=group)
     if "method" in contents.attributes:
-        from diba_np.baselines import rebuild
+        from diba_np import baselines
 
-        return rebuild(contents)
-    return _factors(contents)
+        return baselines.rebuild(contents)
+    return rebuild(contents)
 
 
-def _factors(contents: Container) -> DiBAFactors:
+def rebuild(contents: Container) -> DiBAFactors:
+    """Build a factorization from what a file holds; `FormatError` if that is inconsistent."""
     attributes, arrays = contents.attributes, contents.arrays
     m, n, k = (attributes[name] for name in ("m", "n", "k"))
     rest = (attributes["shift"], contents.record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+BLOCK_ENTRIES = 1 << 21  # entries of what is worked on at a time: 16 MiB in float64
 
 # flops under which a block is not worth a thread's start
 _BLOCK_FLOPS = 2e7
@@ -32,6 +35,14 @@ _SYMBOLS = (
 )
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
 def resolve_threads(threads: int | None) -> int:
     """Return the number of threads to use: `threads`, or the processors this process may use.
 
@@ -41,10 +52,7 @@ def resolve_threads(threads: int | None) -> int:
         `threads` is not a positive int.
     """
     if threads is None:
-        try:
-            available = len(os.sched_getaffinity(0))
-        except AttributeError:  # not on every system
-            available = os.cpu_count() or 1
+        available = processors()
         return min(available, int(os.environ.get("NUMBA_NUM_THREADS", available)))
     try:
         count = operator.index(threads)
@@ -74,32 +82,78 @@ def _blas_controls() -> list[tuple[Callable[[int], Any], Callable[[], int]]]:
     return controls
 
 
+_holding = threading.Lock()
+_held: list[tuple[Callable[[int], Any], int]] = []  # how to restore BLAS, while it is held
+_holders = 0
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Hold NumPy's and SciPy's OpenBLAS at one thread; a BLAS of another kind is left alone."""
-    before = [(set_threads, get_threads()) for set_threads, get_threads in _blas_controls()]
+    """Hold NumPy's and SciPy's OpenBLAS at one thread; a BLAS of another kind is left alone.
+
+    The number is the whole process's: of several threads inside, the last one out restores it.
+    """
+    global _holders  # noqa: PLW0603
+    with _holding:
+        _holders += 1
+        if _holders == 1:
+            _held[:] = [(set_threads, get()) for set_threads, get in _blas_controls()]
+            for set_threads, _ in _held:
+                set_threads(1)
     try:
-        for set_threads, _ in before:
-            set_threads(1)
         yield
     finally:
-        for set_threads, count in before:
-            set_threads(count)
+        with _holding:
+            _holders -= 1
+            if _holders == 0:
+                for set_threads, count in _held:
+                    set_threads(count)
+
+
+@contextmanager
+def threads_of_children(count: int) -> Iterator[None]:
+    """Let processes started inside use so many numerical threads; restored afterwards."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(count)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class Workers:
     """A pool whose products are bitwise the same for every number of threads.
 
     Use through `workers`, which holds BLAS at one thread meanwhile.
+
+    Attributes
+    ----------
+    threads : int
+    entries : int
+        Entries of the row blocks in which large arrays are worked on.
+    streamed : bool
+        Whether matrices in memory are read in row blocks as well, instead of being converted whole.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, entries: int | None = None) -> None:
         self.threads = threads
+        self.entries = entries or BLOCK_ENTRIES
+        self.streamed = entries is not None
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+
+    def row_blocks(self, rows: int, columns: int) -> list[slice]:
+        """Cut rows into slices of at most `entries` entries, each of a multiple of 64 rows."""
+        step = max(1, self.entries // max(1, columns) // 64) * 64
+        return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
     def run(self, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
         """Return ``[work(item) for item in items]``, computed side by side."""
@@ -128,7 +182,8 @@ class Workers:
         m, k = A.shape
         blocks = int(min(_MOST_BLOCKS, max(1, m * k * k // _BLOCK_FLOPS)))
         if blocks == 1:
-            return A.T @ A
+            result: NDArray[Any] = A.T @ A
+            return result
         out = np.empty((k, k), A.dtype)
         step = -(-k // blocks)
         self.run(
@@ -153,13 +208,13 @@ def mirror(upper: NDArray[Any]) -> None:
 
 
 @contextmanager
-def workers(threads: int | None = None) -> Iterator[Workers]:
+def workers(threads: int | None = None, entries: int | None = None) -> Iterator[Workers]:
     """Provide `Workers`; Numba's own number of threads is set for the time and restored."""
     import numba
 
     count = resolve_threads(threads)
     numba_before = numba.get_num_threads()
-    pool = Workers(count)
+    pool = Workers(count, entries)
     try:
         numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
         with single_threaded_blas():

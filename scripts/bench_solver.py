@@ -15,7 +15,9 @@ was ended goes on where it was.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 from sources import MINILM, read_member, read_safetensors
 
+import diba_np
 from diba_np import factorize
 from diba_np.baselines.dbf import dbf
 from diba_np.metrics import snr_db
@@ -34,6 +37,15 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 LEAST_SIDE = 256
 MOST_ROWS = 1536  # larger matrices are cut into row blocks
 EFFORTS = ("fast", "balanced", "best")
+
+# what the results depend on; a cached run of other code is not used
+SOURCES = (
+    "search/*.py",
+    "kernels/flips*.py",
+    "kernels/magnitudes.py",
+    "kernels/codes.py",
+    "scales.py",
+)
 
 Matrices = Iterator[tuple[str, np.ndarray]]
 
@@ -99,10 +111,18 @@ def svd(A: np.ndarray, bits: float) -> float:
     return snr_db(A, left.astype(np.float64) @ right.astype(np.float16).astype(np.float64))
 
 
+def code_version() -> str:
+    """Return eight digits that change with the code of the solver."""
+    package = Path(diba_np.__file__).parent
+    files = sorted(p for pattern in SOURCES for p in package.glob(pattern))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:8]
+
+
 class Runs:
     """Runs methods and keeps what came out, in a file if there is one."""
 
     def __init__(self, cache: str | None) -> None:
+        self.version = code_version()
         self.path = Path(cache) if cache else None
         self.known: dict[str, dict[str, Any]] = {}
         if self.path and self.path.exists():
@@ -111,7 +131,7 @@ class Runs:
                 self.known[row["key"]] = row
 
     def get(self, key: tuple[Any, ...], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        label = " | ".join(map(str, key))
+        label = " | ".join(map(str, (*key, self.version)))
         if label not in self.known:
             started = time.process_time()
             row = {"key": label, **run()}
@@ -225,16 +245,27 @@ def compare_kinds(runs: Runs, args: argparse.Namespace) -> None:
 
 
 def compare_sizes(runs: Runs, args: argparse.Namespace) -> None:
-    """Print seconds against size at one bit, with those a flop."""
+    """Print seconds and memory against size at one bit; sizes in ascending order.
+
+    Memory is the most that the process has held so far, Python and the compiler included.
+    """
     rows = []
-    for side in args.sizes:
+    for side in sorted(args.sizes):
         A = np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
         for effort in args.efforts:
-            own = search(runs, "Gaussian", A, 1.0, effort, 0.0, 1)
+
+            def run(A: np.ndarray = A, effort: str = effort) -> dict[str, Any]:
+                f = factorize(A, bits=1.0, effort=effort, scale_bits="auto", threads=1)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                return {**result(f, A), "gib": round(peak, 2)}
+
+            own = runs.get(("size", side, effort), run)
+            # all that grows fastest, products and inverses, grows with the cube of the side
             each = own["seconds"] / (side / 1000) ** 3
-            cells = [f"{own['seconds']:.1f}", f"{each:.1f}", f"{own['snr']:.2f}"]
-            rows.append([f"{side} × {side}", effort, *cells])
-    table(["size", "effort", "seconds", "seconds / (side / 1000)³", "SNR, dB"], rows)
+            cells = [f"{own['seconds']:.1f}", f"{each:.1f}", f"{own['gib']:.2f}"]
+            rows.append([f"{side} × {side}", str(own["k"]), effort, *cells, f"{own['snr']:.2f}"])
+    each = "seconds / (side / 1000)³"
+    table(["size", "k", "effort", "seconds", each, "peak GiB", "SNR, dB"], rows)
 
 
 def main() -> int:
@@ -243,6 +274,7 @@ def main() -> int:
     )
     parser.add_argument("--weights", metavar="FOLDER|minilm")
     parser.add_argument("--only", default="", help="matrices whose name contains this")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th matrix only")
     parser.add_argument("--blocks", type=int, default=2, help="row blocks of a tall matrix")
     parser.add_argument("--kinds", action="store_true")
     parser.add_argument("--side", type=int, default=256, help="of the synthetic kinds")
@@ -270,7 +302,7 @@ def main() -> int:
         compare_sizes(runs, args)
     if not args.kinds and not args.sizes:
         found = [(n, A) for n, A in weights(args.weights, args.blocks) if args.only in n]
-        compare(runs, found, args)
+        compare(runs, found[:: args.every], args)
     return 0
 
 

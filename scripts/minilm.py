@@ -8,18 +8,23 @@ from __future__ import annotations
 import sys
 import tarfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
-from scipy.special import erf
+from bert import Array, Bert, batches, padded
 from sources import MINILM, VADER, read_member, read_safetensors
 
-LAYERS, HEADS, EPSILON = 6, 12, 1e-12
+HEADS = 12
 TOKENS = 48  # longer sentences are cut
-BATCH = 64
+BATCH = 2048  # tokens
 
-Observer = Callable[[str, np.ndarray], None]
+SENTENCES = (
+    "tweets",
+    "amazonReviewSnippets",
+    "movieReviewSnippets",
+    "nytEditorialSnippets",
+)
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -75,112 +80,42 @@ def tokenize(text: str, vocab: Mapping[str, int], most: int = TOKENS) -> list[in
 # -- the network -----------------------------------------------------------------------------------
 
 
-def load() -> dict[str, np.ndarray]:
+def tensors() -> dict[str, Array]:
     """Return the network's tensors by name."""
     return read_safetensors(read_member(MINILM, "model/model.safetensors"))
 
 
-def _normed(x: np.ndarray, tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    x = x - x.mean(axis=-1, keepdims=True)
-    x /= np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPSILON)
-    return x * tensors[f"{name}.LayerNorm.weight"] + tensors[f"{name}.LayerNorm.bias"]
+def load() -> Bert:
+    """Return the network."""
+    return Bert(tensors(), HEADS)
 
 
-def forward(
-    tensors: Mapping[str, np.ndarray],
-    ids: np.ndarray,
-    mask: np.ndarray,
-    observe: Observer | None = None,
-    layers: int = LAYERS,
-) -> np.ndarray:
-    """Return the hidden states (S, T, 384) of a batch after so many layers.
-
-    Parameters
-    ----------
-    tensors : mapping of str to array
-        `load()`, or the same with some weights replaced.
-    ids : (S, T) int
-    mask : (S, T) bool
-        False for padding.
-    observe : callable, optional
-        Called with the name of each weight and its inputs (N, n) without padding, one a row.
-    """
-
-    def linear(name: str, x: np.ndarray) -> np.ndarray:
-        if observe is not None:
-            observe(f"{name}.weight", x[mask])
-        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
-
-    def heads(x: np.ndarray) -> np.ndarray:
-        return x.reshape(*x.shape[:2], HEADS, -1).transpose(0, 2, 1, 3)
-
-    x = tensors["embeddings.word_embeddings.weight"][ids]
-    x = x + tensors["embeddings.position_embeddings.weight"][: ids.shape[1]]
-    x = _normed(x + tensors["embeddings.token_type_embeddings.weight"][0], tensors, "embeddings")
-    for i in range(layers):
-        at = f"encoder.layer.{i}"
-        q, key, v = (
-            heads(linear(f"{at}.attention.self.{s}", x)) for s in ("query", "key", "value")
-        )
-        scores = q @ key.swapaxes(-1, -2) / np.float32(np.sqrt(q.shape[-1]))
-        scores = np.where(mask[:, None, None], scores, np.float32(-1e9))
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        scores /= scores.sum(axis=-1, keepdims=True)
-        mixed = (scores @ v).transpose(0, 2, 1, 3).reshape(x.shape)
-        x = _normed(
-            x + linear(f"{at}.attention.output.dense", mixed), tensors, f"{at}.attention.output"
-        )
-        inner = linear(f"{at}.intermediate.dense", x)
-        inner = inner * np.float32(0.5) * (1 + erf(inner / np.float32(np.sqrt(2.0))))
-        x = _normed(x + linear(f"{at}.output.dense", inner), tensors, f"{at}.output")
-    return x
-
-
-def batches(
-    texts: Sequence[str], vocab: Mapping[str, int]
-) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Yield (places in `texts`, ids, mask), sentences of like length together."""
-    tokens = [tokenize(text, vocab) for text in texts]
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        ids = np.zeros((len(chosen), len(tokens[chosen[-1]])), np.int64)
-        mask = np.zeros(ids.shape, bool)
-        for row, i in enumerate(chosen):
-            ids[row, : len(tokens[i])] = tokens[i]
-            mask[row, : len(tokens[i])] = True
-        yield chosen, ids, mask
-
-
-def embed(
-    tensors: Mapping[str, np.ndarray], texts: Sequence[str], vocab: Mapping[str, int]
-) -> np.ndarray:
-    """Return (S, 384) unit vectors: the mean of the last hidden states of each text."""
-    out = np.empty((len(texts), 384), np.float32)
-    for chosen, ids, mask in batches(texts, vocab):
-        x = forward(tensors, ids, mask) * mask[..., None]
-        x = x.sum(axis=1) / mask.sum(axis=1, keepdims=True)
-        out[chosen] = x / np.linalg.norm(x, axis=1, keepdims=True)
+def embed(net: Bert, texts: Sequence[Sequence[int]]) -> Array:
+    """Return (S, width) unit vectors of texts in tokens: the mean of the last hidden states."""
+    found = []
+    for rows in batches(texts, BATCH):
+        ids, mask = padded([texts[i] for i in rows])
+        found.append((rows, net.mean(net.encode(ids, mask)[0][-1], mask)[0]))
+    out = np.empty((len(texts), found[0][1].shape[1]), np.float32)
+    for rows, vectors in found:
+        out[rows] = vectors
     return out
 
 
 def inputs_of(
-    tensors: Mapping[str, np.ndarray],
-    texts: Sequence[str],
-    vocab: Mapping[str, int],
-    names: Sequence[str],
+    net: Bert, texts: Sequence[Sequence[int]], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Return, for each named weight, what it reads when the network reads `texts`: (N, n)."""
+    """Return, for each named linear layer, what it reads when the network reads `texts`: (N, n)."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     layers = 1 + max(int(name.split(".")[2]) for name in names)
-    for _, ids, mask in batches(texts, vocab):
-        forward(
-            tensors,
-            ids,
-            mask,
-            lambda name, x: found[name].append(x) if name in found else None,
-            layers,
-        )
+    for rows in batches(texts, BATCH):
+        ids, mask = padded([texts[i] for i in rows])
+
+        def keep(name: str, x: Array, y: Array, added: Array | None, at: Array = mask) -> None:
+            if name in found:
+                found[name].append(x[at.ravel()])
+
+        net.encode(ids, mask, keep, layers)
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
@@ -188,10 +123,7 @@ def inputs_of(
 
 
 def sentences(kind: str = "tweets") -> tuple[list[str], np.ndarray]:
-    """Return texts and their mean human valence in [-4, 4].
-
-    `kind` is "tweets", "amazonReviewSnippets", "movieReviewSnippets" or "nytEditorialSnippets".
-    """
+    """Return texts and their mean human valence in [-4, 4]; `kind` is one of `SENTENCES`."""
     archive = read_member(VADER, "additional_resources/hutto_ICWSM_2014.tar.gz")
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
         file = tar.extractfile(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")
@@ -202,5 +134,6 @@ def sentences(kind: str = "tweets") -> tuple[list[str], np.ndarray]:
 
 
 if __name__ == "__main__":
-    vectors = embed(load(), sys.argv[1:], vocabulary())
+    vocab = vocabulary()
+    vectors = embed(load(), [tokenize(text, vocab) for text in sys.argv[1:]])
     print(np.round(vectors @ vectors.T, 3))

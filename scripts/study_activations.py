@@ -1,7 +1,8 @@
 """Does it pay to know the inputs? MiniLM's layers on real sentences, with `inputs=` and without.
 
 Each weight is factorized from what it reads on one half of the tweets; the SNR of its outputs is
-measured on the other half. Rows: the same solver at the same stored bits, without and with inputs.
+measured on the other half, all at the same stored bits: the same solver without and with inputs,
+double binary factorization with a weight for each column (the norm of its inputs), GPTQ.
 
 python scripts/study_activations.py            # the table
 python scripts/study_activations.py --smoke    # one small case, for the tests; downloads nothing
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 import diba_np as dn
+from diba_np import baselines
+from diba_np.baselines.dbf import dbf
 from diba_np.metrics import output_snr_db
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -37,6 +40,8 @@ Method = Callable[[np.ndarray, np.ndarray, float, dict[str, Any]], Any]
 METHODS: dict[str, Method] = {
     "without inputs": lambda A, X, bits, options: dn.factorize(A, bits=bits, **options),
     "with inputs": lambda A, X, bits, options: dn.factorize(A, bits=bits, inputs=X, **options),
+    "DBF, weighted": lambda A, X, bits, options: dbf(A, bits=bits, inputs=X, threads=1),
+    "GPTQ": lambda A, X, bits, options: baselines.fit("gptq", A, bits, inputs=X),
 }
 
 
@@ -44,14 +49,16 @@ def real_cases(names: tuple[str, ...], most_rows: int) -> dict[str, tuple[np.nda
     """Return name -> (A, inputs of the even tweets, inputs of the odd tweets)."""
     import minilm
 
-    tensors, vocab = minilm.load(), minilm.vocabulary()
-    texts, _ = minilm.sentences("tweets")
-    halves = [minilm.inputs_of(tensors, texts[start::2], vocab, names) for start in (0, 1)]
+    net, vocab = minilm.load(), minilm.vocabulary()
+    texts = [minilm.tokenize(text, vocab) for text in minilm.sentences("tweets")[0]]
+    layers = [name.removesuffix(".weight") for name in names]
+    halves = [minilm.inputs_of(net, texts[start::2], layers) for start in (0, 1)]
     rng = np.random.default_rng(0)
     cases = {}
-    for name in names:
-        taken = [X[np.sort(rng.permutation(len(X))[:most_rows])] for X in (h[name] for h in halves)]
-        cases[name] = (tensors[name], *taken)
+    for name, layer in zip(names, layers, strict=True):
+        inputs = [half[layer] for half in halves]
+        taken = [X[np.sort(rng.permutation(len(X))[:most_rows])] for X in inputs]
+        cases[name] = (net.weights[layer].matrix, *taken)
     return cases
 
 

@@ -440,26 +440,34 @@ def power_magnitudes(Q, q, block):
     return p, np.array([np.abs(Q[a : a + block]).T @ p[a : a + block] for a in starts])
 
 
-def blend_magnitudes(X, Z, theta, U, q, block):
-    """``Q = theta X + (1 - theta) Z + U`` and a power step on it."""
-    Q = theta * X + (1 - theta) * Z + U
-    return Q, *power_magnitudes(Q, q, block)
-
-
 def project_signs(Q, p, q):
     """``Z = sign(Q) * outer(p, q)`` and ``Q - Z``."""
     Z = np.where(np.signbit(Q), -1.0, 1.0) * np.outer(p, q)
     return Z, Q - Z
 
 
-def soften(Z, X, c, block):
+def regression_point(Q, p, q, rho, Y):
+    """``rho (Z - U) + Y``."""
+    Z, U = project_signs(Q, p, q)
+    return rho * (Z - U) + Y
+
+
+def blend_magnitudes(X, Q, theta, q, p, block):
+    """``Q = theta X + (1 - theta) Z + U`` and a power step on it."""
+    Z, U = project_signs(Q, p, q)
+    Q = theta * X + (1 - theta) * Z + U
+    return Q, *power_magnitudes(Q, q, block)
+
+
+def soften(Q, p, q, c, X, block):
     """``N = (1 - c) Z + c X`` and its columns' squares over each block of rows."""
-    N = (1 - c) * Z + c * X
+    N = (1 - c) * project_signs(Q, p, q)[0] + c * X
     return N, np.array([(N[a : a + block] ** 2).sum(0) for a in range(0, len(N), block)])
 
 
-def explained(X, Y, Z, U, weight):
+def explained(X, Y, Q, p, q, weight):
     """Each row's share of ``<X, Y - (Z - U) + weight X>``."""
+    Z, U = project_signs(Q, p, q)
     return (X * (Y - (Z - U) + weight * X)).sum(1)
 
 

@@ -425,18 +425,21 @@ def test_the_coupled_half_solves_its_regression(rng):
         first, half = (relaxation._Half(rows, g, rng, pool) for rows, g in ((30, ga), (20, gb)))
         schedule = relaxation.Schedule(1.0)  # penalty 1 in both inner steps
         points = []
-        project = half.project
+        blend, project = half.blend, half.project
 
-        def spy(*args):
-            points.append(half.X.copy())
-            project(*args)
-            points.append(half.Z - half.dual)
+        def spy_blend(rows, X, damping):
+            points.append(X.copy())
+            blend(rows, X, damping)
 
-        half.project = spy
+        def spy_project(pin):
+            project(pin)
+            points.append(2 * half.Z - half.Q)
+
+        half.blend, half.project = spy_blend, spy_project
         single = np.float32
         ridge = schedule.ridge
         coupled._coupled_half_step(
-            rotated, half, first, V.astype(single), values.astype(single), schedule, None
+            rotated, half, first, V.astype(single), values.astype(single), schedule, 0.0
         )
         N = first.make_basis(0.0)
         C = (V * values) @ V.T

@@ -88,7 +88,7 @@ def test_row_slices(rng):
         slice(None, 0, -1),
     ):
         np.testing.assert_array_equal(packed[rows].to_dense(), bits[rows])
-    with pytest.raises(TypeError, match="slices of rows"):
+    with pytest.raises(TypeError, match="slices or vectors of row indices, got int"):
         packed[3]
     with pytest.raises(ValueError, match="none of the 20 rows"):
         packed[5:5]

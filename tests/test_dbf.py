@@ -1,8 +1,10 @@
 """The peer: what it owes on a real matrix, and its budget."""
 
+import numpy as np
 import pytest
 
 from diba_np.baselines.dbf import dbf
+from diba_np.metrics import output_snr_db
 
 
 def test_the_peer_reaches_its_published_quality(attention):
@@ -15,3 +17,13 @@ def test_the_peers_scales_are_counted(attention):
     assert (f.k, f.shift, f.scale_bits) == (172, 0.5, 16)
     assert f.bits_per_weight <= 1.0
     assert f.snr(attention) > 4
+
+
+def test_known_inputs_weigh_the_columns(attention, rng):
+    A = attention[:96, :96]
+    X = rng.normal(size=(200, 96)) * np.where(np.arange(96) < 24, 5.0, 0.2)
+    plain, weighted = (dbf(A, k=40, inputs=given, outer=60) for given in (None, X))
+    assert output_snr_db(A, weighted.to_dense(), X) > output_snr_db(A, plain.to_dense(), X) + 3
+    assert weighted.scale_bits == 16
+    with pytest.raises(ValueError, match="inputs must have 96 columns, got 3"):
+        dbf(A, k=4, inputs=np.ones((5, 3)))

@@ -78,6 +78,7 @@ def test_to_factors_keeps_the_bits_and_carries_the_bias(rng):
         (lambda f: DiBALinear(3), TypeError, "factors must be a DiBAFactors, got int"),
         (lambda f: DiBALinear(f, bias=[1]), ValueError, r"bias must have shape \(2,\), got \(1,\)"),
         (lambda f: DiBALinear(f, dtype=int), TypeError, "dtype must be float32 or float64"),
+        (lambda f: DiBALinear(f, unpack=3), ValueError, "unpack must be True, False or"),
         (lambda f: DiBALinear(f).forward(np.ones(3)), ValueError, r"x must have shape \(..., 2\)"),
         (lambda f: DiBALinear(f).backward(np.ones(2)), ValueError, "needs a forward before"),
     ],
@@ -92,3 +93,47 @@ def test_backward_wants_as_many_samples(rng):
     layer.forward(np.ones((2, 3)))
     with pytest.raises(ValueError, match="must hold 2 samples as x did, got 3"):
         layer.backward(np.ones((3, 3)))
+
+
+@given(factors(), st.integers(0, 10**6))
+def test_unpacked_and_packed_products_agree(f, seed):
+    rng = np.random.default_rng(seed)
+    x, g = (rng.normal(size=(5, size)) for size in f.shape[::-1])
+    layers = [DiBALinear(f, dtype=np.float64, unpack=unpack) for unpack in (True, False)]
+    assert [layer.unpacks(5) for layer in layers] == [True, False]
+    outputs = [(layer.forward(x), layer.backward(g)) for layer in layers]
+    for one, other in zip(*outputs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+    for name, gradient in layers[0].gradients.items():
+        np.testing.assert_allclose(gradient, layers[1].gradients[name], rtol=1e-9, atol=1e-8)
+
+
+def test_auto_unpacks_small_layers_only(rng):
+    def layer(size, k, **options):
+        b = rng.integers(0, 2, (size, k))
+        return DiBALinear(DiBAFactors(np.ones(size), b, np.ones(k), b.T, np.ones(size)), **options)
+
+    assert layer(256, 250).unpacks(1)
+    assert [layer(256, 300).unpacks(size) for size in (1, 255, 256)] == [False, False, True]
+    assert not layer(1024, 600).unpacks(10**6)
+    assert layer(256, 1000, dtype=np.float64).unpacks(1)
+    made = layer(256, 300)
+    x = rng.normal(size=(300, 256)).astype(np.float32)
+    np.testing.assert_allclose(made(x)[:7], made(x[:7]), rtol=1e-4, atol=1e-2)
+
+
+def test_twins_share_parameters_and_remember_their_own_inputs(rng):
+    layer = DiBALinear(factorize(rng.normal(size=(4, 4)), k=3), dtype=np.float64)
+    places = [layer, layer.twin()]
+    x = rng.normal(size=(2, 3, 4))
+    for place, part in zip(places, x, strict=True):
+        place.forward(part)
+    for place in places:
+        place.backward(np.ones((3, 4)))
+    both = DiBALinear(layer.factors, dtype=np.float64)
+    both.forward(x)
+    both.backward(np.ones((2, 3, 4)))
+    for name, gradient in both.gradients.items():
+        np.testing.assert_allclose(layer.gradients[name], gradient)
+    np.testing.assert_array_equal(places[1](x[0]), layer(x[0]))
+    layer.backward(np.ones((3, 4)))  # a call has kept nothing and forgotten nothing

@@ -13,31 +13,35 @@ def arrays(rng, rows, k, count):
 
 def calls(rng, rows=150, k=37):
     """Arguments, the arrays that the kernel writes, and the reference's results, by kernel."""
-    X, Z, U, Y = arrays(rng, rows, k, 4)
+    X, Q, Y = arrays(rng, rows, k, 3)
     q, p = rng.random(k, np.float32), rng.random(rows, np.float32)
     parts = np.empty((-(-rows // kernels.BLOCK), k), np.float32)
     c, block = np.float32(0.3), kernels.BLOCK
-    U0, U1, p0, p1 = U.copy(), U.copy(), p.copy(), p.copy()
-    N, Z1, out = np.empty_like(X), np.empty_like(X), np.empty(rows)
+    Q0, X0, p0, p1 = Q.copy(), X.copy(), p.copy(), p.copy()
+    point, out = np.empty_like(X), np.empty(rows)
     parts0, parts1 = parts.copy(), parts.copy()
     return {
+        "regression_point": (
+            (Q, p, q, c, Y, point),
+            (point,),
+            (naive.regression_point(Q, p, q, 0.3, Y),),
+        ),
         "blend_magnitudes": (
-            (X, Z, c, U0, q, p0, parts),
-            (U0, p0, parts),
-            naive.blend_magnitudes(X, Z, 0.3, U, q, block),
+            (X, Q0, c, q, p0, parts),
+            (Q0, p0, parts),
+            naive.blend_magnitudes(X, Q, 0.3, q, p, block),
         ),
         "power_magnitudes": (
-            (U, q, p1, parts0),
+            (Q, q, p1, parts0),
             (p1, parts0),
-            naive.power_magnitudes(U, q, block),
+            naive.power_magnitudes(Q, q, block),
         ),
-        "project_signs": ((U1, p, q, Z1), (Z1, U1), naive.project_signs(U, p, q)),
-        "soften": ((Z, X, c, N, parts1), (N, parts1), naive.soften(Z, X, 0.3, block)),
-        "explained": ((X, Y, Z, U, c, out), (out,), (naive.explained(X, Y, Z, U, 0.3),)),
+        "soften": ((Q, p, q, c, X0, parts1), (X0, parts1), naive.soften(Q, p, q, 0.3, X, block)),
+        "explained": ((X, Y, Q, p, q, c, out), (out,), (naive.explained(X, Y, Q, p, q, 0.3),)),
     }
 
 
-NAMES = ("blend_magnitudes", "power_magnitudes", "project_signs", "soften", "explained")
+NAMES = ("regression_point", "blend_magnitudes", "power_magnitudes", "soften", "explained")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np.baselines.base import check_problem, gram
+from diba_np.baselines.deepc import DeepCompression, HuffmanCoded
 from diba_np.baselines.huffman import entropy
 from diba_np.baselines.mesa import (
     MESA,
-    DeepCompression,
-    HuffmanCoded,
     block_layout,
     cyclic_decode,
     cyclic_delta,

@@ -23,15 +23,39 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py"))
 
 # a module may import from its own layer and from those below it in this list
 LAYERS = [
-    {"cli", "commands", "__main__"},
-    {"compare", "report", "warmup"},
+    {
+        "cli",
+        "commands",
+        "commands_model",
+        "commands_rates",
+        "commands_view",
+        "shell",
+        "__main__",
+    },
+    {
+        "compare",
+        "html_report",
+        "model",
+        "model_file",
+        "model_plan",
+        "model_run",
+        "model_sources",
+        "pictures",
+        "report",
+        "sweep",
+        "warmup",
+    },
+    {"layerwise"},
     {"factorize", "retune"},
     {"baselines"},
+    {"samples"},
     {"search", "store"},
-    {"linear", "moments"},
+    {"moments", "stages"},
+    {"linear"},
     {"factors"},
     {
         "bits",
+        "checkpoint",
         "container",
         "metrics",
         "products",
@@ -245,3 +269,40 @@ def test_works_without_a_cache(variable):
         "print(f.k, np.round(f @ np.ones(3, np.float32)))"
     )
     assert in_fresh_interpreter(code, **{name: value}) == "1 [3. 3. 3.]\n"
+
+
+def test_public_docstrings_are_complete():
+    """What ``python -m pydoc diba_np.factorize`` shows is enough to work from (numpydoc)."""
+
+    def check(name, thing, function, kind):
+        text = inspect.getdoc(thing) or ""
+        first = text.split("\n\n")[0]
+        assert first.endswith((".", ":")) and "\n" not in first, f"{name}: one line first"
+        parts = dict(
+            re.findall(r"^(\w[\w ]*)\n-{3,}\n(.*?)(?=\n\n\w[\w ]*\n-{3,}\n|\Z)", text, re.S | re.M)
+        )
+        signature = inspect.signature(function)
+        names = [p.lstrip("*") for p in signature.parameters if p not in ("self", "cls")]
+        told = re.findall(r"^([\w*, ]+?) : ", parts.get("Parameters", ""), re.M)
+        told = [one.strip().lstrip("*") for group in told for one in group.split(",")]
+        if kind == "function" or (kind == "class" and names):
+            assert sorted(told) == sorted(names), f"{name}: documents {told}, takes {names}"
+        assert set(told) <= set(names), f"{name}: documents {told}, takes {names}"
+        if kind == "function":
+            assert "Returns" in parts or signature.return_annotation in ("None", None), name
+            assert "Raises" in parts or not names, f"{name}: which errors?"
+
+    for name in diba_np.__all__:
+        thing = getattr(diba_np, name)
+        if inspect.isfunction(thing):
+            check(name, thing, thing, "function")
+        elif inspect.isclass(thing):
+            check(
+                name,
+                thing,
+                thing.__init__,
+                "class" if not issubclass(thing, Exception | Warning) else "error",
+            )
+            for part, member in vars(thing).items():
+                if not part.startswith("_") and inspect.isfunction(member):
+                    check(f"{name}.{part}", member, member, "method")

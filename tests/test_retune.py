@@ -11,6 +11,8 @@ from strategies import factors
 from diba_np import DiBALinear, factorize, retune
 from diba_np.losses import cross_entropy, mse
 from diba_np.moments import LeastSquares, moments
+from diba_np.retune import _Fit
+from diba_np.samples import open_samples
 
 
 def samples(rng, A, count=400, noise=0.1, offset=0.5):
@@ -60,7 +62,7 @@ def test_methods_agree_where_the_problem_is_nearly_convex(problem):
 def test_each_closed_form_lowers_the_exact_squared_error(f, seed):
     rng = np.random.default_rng(seed)
     X, Y = samples(rng, rng.normal(size=f.shape), count=30)
-    data = moments(X, Y, np.arange(30), True, np.zeros(f.shape[0]))
+    data = moments([(X[:20], Y[:20]), (X[20:], Y[20:])], True, np.zeros(f.shape[0]))
     solver = LeastSquares(f, data, 0.0)
 
     def exact():
@@ -125,6 +127,103 @@ def test_stay_holds_the_diagonals(problem):
             return np.linalg.norm(g.to_dense() - f.to_dense())
 
         assert away(held) < 0.3 * away(free)
+        told = held.record["retune"]
+        assert told["loss_after"] <= told["loss_before"]
+
+
+def test_als_and_lbfgs_agree_on_the_objective_with_stay(problem):
+    f, X, Y = problem
+    als = retune(f, X, Y, validation=0, stay=0.3, steps=300, patience=300)
+    lbfgs = retune(f, X, Y, validation=0, stay=0.3, method="lbfgs", steps=300, patience=300)
+    a, b = (min(g.record["retune"]["history"]) for g in (als, lbfgs))
+    assert a == pytest.approx(b, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels"), [(mse, False), (cross_entropy, False), (cross_entropy, True)]
+)
+def test_gradients_of_the_objective_equal_central_differences(rng, loss, labels):
+    """Loss and distance together, in float64, over several batches."""
+    f = factorize(rng.normal(size=(4, 5)), k=3, max_sweeps=10)
+    X = rng.normal(size=(23, 5))
+    Y = rng.integers(0, 4, 23) if labels else rng.random((23, 4))
+    fit = _Fit(
+        layer=DiBALinear(f, dtype=np.float64),
+        samples=open_samples(X, Y, f.shape, labels, 0.3, 7, 0),
+        loss=loss, bias=True, steps=1, learning_rate=1.0, schedule="cosine", clip=None,
+        patience=1, callback=None,
+    )  # fmt: skip
+    fit.begin(0.5)
+    for value in fit.trained().values():
+        np.add(value, 0.1 * rng.normal(size=value.shape), out=value)
+        assert value.dtype == np.float64
+    fit.full_gradient()
+    kept = {name: g.copy() for name, g in fit.layer.gradients.items()}
+    for name, value in fit.trained().items():
+        for at in range(value.size):
+            slopes = []
+            for step in (1e-5, -1e-5):
+                value[at] += step
+                slopes.append(fit.full_gradient() / (2 * step))
+                value[at] -= step
+            assert kept[name][at] == pytest.approx(sum(slopes), rel=1e-6, abs=1e-7)
+
+
+def batches_of(X, Y, sizes=(100, 1, 150, 149)):
+    cuts = np.cumsum(sizes)[:-1]
+    return list(zip(np.split(X, cuts), np.split(Y, cuts), strict=True))
+
+
+@pytest.mark.parametrize("method", ["als", "lbfgs", "adam"])
+def test_batches_from_an_iterable_or_a_factory(problem, method):
+    f, X, Y = problem
+    options = {"method": method, "steps": 15, "learning_rate": 0.05}
+    told = []
+    for source in (batches_of(X, Y), lambda: iter(batches_of(X, Y))):
+        g = retune(f, source, **options)
+        told.append(g.record["retune"])
+        assert loss_of(g, X, Y) < 0.8 * loss_of(f, X, Y)
+        assert told[-1]["samples"] == 400
+        assert 15 < told[-1]["held_out"] < 70
+    assert told[0]["history"] == told[1]["history"]
+
+
+def test_all_samples_as_batches_give_what_arrays_give(problem):
+    f, X, Y = problem
+    a = retune(f, X, Y, validation=0)
+    b = retune(f, batches_of(X, Y), validation=0)
+    np.testing.assert_allclose(a.to_dense(), b.to_dense(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        (np.ones((4, 3)), TypeError, "Y must be given"),
+        (3, TypeError, "got X of type int"),
+        (iter([]), TypeError, "again at every pass.*got a list_iterator"),
+        ([], ValueError, "must yield at least one batch, got none"),
+        ([np.ones((4, 3))], TypeError, r"must yield pairs \(x, y\), got a ndarray"),
+        ([(np.ones((4, 5)), np.ones((4, 2)))], ValueError, r"X must have shape \(N, 3\)"),
+        ([(np.ones((1, 3)), np.ones((1, 2)))], ValueError, "must leave samples on both sides"),
+    ],
+)
+def test_bad_batches(source, error, words):
+    f = factorize(np.arange(6.0).reshape(2, 3), k=2)
+    with pytest.raises(error, match=words):
+        retune(f, source)
+
+
+def test_batches_that_change_between_passes_are_refused(problem):
+    f, X, Y = problem
+    passes = iter([batches_of(X, Y), batches_of(X, Y)[:3]])
+    with pytest.raises(ValueError, match="the same samples at every pass, got 400 and then 251"):
+        retune(f, lambda: next(passes))
+
+
+def test_a_loss_with_a_gradient_of_another_shape_is_refused(problem):
+    f, X, Y = problem
+    with pytest.raises(ValueError, match=r"gradient of shape \(40, 12\), got \(\)"):
+        retune(f, X, Y, loss=lambda y_pred, y: (0.0, 1.0))
 
 
 def test_without_bias(problem):
@@ -184,6 +283,8 @@ def test_same_seed_same_result_and_the_callback_ends(problem):
         ({"method": "sgd"}, ValueError, "method must be one of als, lbfgs, adam, got 'sgd'"),
         ({"method": "als", "loss": mse}, ValueError, 'method="als" is for loss="mse"'),
         ({"validation": 1.0}, ValueError, r"validation must lie in \[0, 1\), got 1"),
+        ({"schedule": "step"}, ValueError, "schedule must be one of cosine, constant, got 'step'"),
+        ({"clip": 0}, ValueError, "clip must be"),
         ({"stay": -1}, ValueError, "stay must not be negative, got -1"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"loss": "cross_entropy", "Y": np.array([0, 1, 2, 0])}, ValueError, r"labels in \[0, 2\)"),

@@ -5,10 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diba_np.baselines.rounding import (
-    NormalFloat,
-    SignRows,
-    UniformRounding,
+from diba_np.baselines.rounding import NormalFloat, SignRows, UniformRounding
+from diba_np.baselines.scalar import (
     fit_scales,
     layout_bits,
     layouts,

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import bert  # noqa: E402
 import minilm  # noqa: E402
 import sources  # noqa: E402
 
@@ -35,7 +36,9 @@ def _data_readme():
 
 
 def test_packages_are_documented_with_their_hashes():
-    for package in (sources.MINILM, sources.RXNFP, sources.VADER):
+    packages = [p for p in vars(sources).values() if isinstance(p, sources.Package)]
+    assert len(packages) > 5
+    for package in packages:
         assert package.sha256 in _data_readme()
         assert f"`{package.name}` {package.version}" in _data_readme()
 
@@ -74,6 +77,54 @@ def test_read_torch_refuses_every_other_object():
         archive.writestr("model/data.pkl", b"cos\nsystem\n(X\x04\x00\x00\x00truetR.")
     with pytest.raises(pickle.UnpicklingError, match=r"os\.system is not a tensor; refused"):
         sources.read_torch(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"cbuiltins\neval\n(X\x06\x00\x00\x001 // 0tR.", r"builtins\.eval is not a tensor"),
+        (b"cnumpy\nload\n(X\x01\x00\x00\x00xtR.", r"numpy\.load is not a tensor"),
+        (b"ctorch._utils\n_rebuild_tensor\n.", "_rebuild_tensor is not a tensor"),
+        (b"(X\x07\x00\x00\x00storageX\x03\x00\x00\x00abctQ.", "not enough|not a storage"),
+        (
+            b"(X\x07\x00\x00\x00storageX\x03\x00\x00\x00abcX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
+            "storage of abc is not a storage; refused",
+        ),
+    ],
+)
+def test_hostile_pickles_are_refused_in_both_forms(body, words):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("model/data.pkl", body)
+        archive.writestr("model/data/0", b"\0" * 8)
+    for data in (out.getvalue(), body):
+        with pytest.raises((pickle.UnpicklingError, ValueError), match=words):
+            sources.read_torch(data)
+
+
+def field(number, payload):
+    """A field of a protocol buffer: an int, or bytes under 128 long."""
+    if isinstance(payload, int):
+        return bytes([number << 3, payload])
+    return bytes([number << 3 | 2, len(payload)]) + payload
+
+
+def test_read_onnx_finds_initializers_and_constants():
+    values = np.arange(6, dtype="<f4")
+    raw = field(1, 2) + field(1, 3) + field(2, 1) + field(8, b"w") + field(9, values.tobytes())
+    packed = field(1, bytes([6])) + field(2, 1) + field(8, b"c") + field(4, values.tobytes())
+    text = field(1, 1) + field(2, 8) + field(8, b"words")
+    node = (
+        field(2, b"out") + field(4, b"Constant") + field(5, field(1, b"value") + field(5, packed))
+    )
+    graph = field(5, raw) + field(5, text) + field(1, node)
+    found = sources.read_onnx(field(1, 8) + field(7, graph))
+    assert sorted(found) == ["out", "w"]
+    np.testing.assert_array_equal(found["w"], values.reshape(2, 3))
+    np.testing.assert_array_equal(found["out"], values)
+    for cut in (1, 5, 30):
+        with pytest.raises(ValueError, match="ONNX file ends within"):
+            sources.read_onnx(field(7, graph)[:-cut])
 
 
 def run_script(name, *args):
@@ -153,46 +204,46 @@ def test_tokens_are_the_longest_known_pieces():
     assert minilm.tokenize("cafe " * 99, VOCAB, most=5) == [1, 6, 6, 6, 2]
 
 
-def small_network(rng, layers=1):
-    """Random tensors with MiniLM's names and, but for the widths, its shapes."""
-    width, inner = 24, 40
-    tensors = {
-        "embeddings.word_embeddings.weight": rng.normal(size=(len(VOCAB), width)),
-        "embeddings.position_embeddings.weight": rng.normal(size=(50, width)),
-        "embeddings.token_type_embeddings.weight": rng.normal(size=(2, width)),
-    }
-    norms = ["embeddings"]
-    for i in range(layers):
-        at = f"encoder.layer.{i}"
-        shapes = {f"attention.self.{s}": (width, width) for s in ("query", "key", "value")}
-        shapes |= {"attention.output.dense": (width, width)}
-        shapes |= {"intermediate.dense": (inner, width), "output.dense": (width, inner)}
-        for name, shape in shapes.items():
-            tensors[f"{at}.{name}.weight"] = rng.normal(size=shape) / 5
-            tensors[f"{at}.{name}.bias"] = rng.normal(size=shape[0])
-        norms += [f"{at}.attention.output", f"{at}.output"]
-    for at in norms:
-        tensors[f"{at}.LayerNorm.weight"] = rng.normal(size=width)
-        tensors[f"{at}.LayerNorm.bias"] = rng.normal(size=width)
-    return tensors
-
-
-def test_the_forward_pass_ignores_padding_and_shows_inputs_without_it(rng):
-    tensors = small_network(rng)
-    texts = ["unaffable cafe!", "cafe", "cafe cafe ! un"]
-    (whole,) = minilm.batches(texts, VOCAB)
-    assert whole[0] == [1, 2, 0]
-    together = minilm.forward(tensors, *whole[1:], layers=1)
-    for row, i in enumerate(whole[0]):
-        ((_, ids, mask),) = minilm.batches([texts[i]], VOCAB)
-        alone = minilm.forward(tensors, ids, mask, layers=1)[0]
-        np.testing.assert_allclose(together[row, : mask.sum()], alone, atol=1e-9)
-    name = "encoder.layer.0.output.dense.weight"
-    seen = minilm.inputs_of(tensors, texts, VOCAB, [name])[name]
-    assert seen.shape == (whole[2].sum(), 40)
+def test_what_a_layer_reads_is_shown_without_padding():
+    net = bert.Bert(bert.random_tensors(0), heads=2)
+    texts = [[1, 3, 4, 2], [1, 2], [1, 5, 2]]
+    name = "encoder.layer.0.output.dense"
+    seen = minilm.inputs_of(net, texts, [name])[name]
+    assert seen.shape == (9, 12)
+    vectors = minilm.embed(net, texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(vectors[1], minilm.embed(net, texts[1:2])[0], atol=1e-5)
 
 
 def test_study_activations_smoke():
     rows = json.loads(run_script("study_activations.py", "--smoke", "--json"))
-    without, with_ = (row["output_snr"] for row in rows)
-    assert with_ > without + 3
+    reached = {row["method"]: row["output_snr"] for row in rows}
+    assert reached["with inputs"] > reached["without inputs"] + 3
+    assert reached["with inputs"] > reached["DBF, weighted"]
+
+
+def test_study_matrices_smoke(tmp_path):
+    first = run_script("study_matrices.py", "--smoke", "--folder", str(tmp_path))
+    assert "rises strictly with the ratio on all 3" in first
+    again = run_script("study_matrices.py", "--smoke", "--folder", str(tmp_path))
+    assert again == first  # from the results that were kept, seconds and all
+
+
+def test_study_digits_smoke(tmp_path):
+    told = run_script("study_digits.py", "--smoke", "--folder", str(tmp_path))
+    rows = {}
+    for line in told.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) > 5 and cells[0] in ("DiBA", "integer codes", "random binaries"):
+            rows[cells[0], cells[1]] = [float(c.split(" ")[0]) for c in cells[2:6]]
+    assert len(rows) == 6
+    for ratio in ("1/32", "1/8"):
+        ours, control = rows["DiBA", ratio], rows["random binaries", ratio]
+        assert ours[-1] >= ours[0]  # refitted end to end, against replaced only
+        assert ours[-1] > control[0]
+    assert run_script("study_digits.py", "--smoke", "--folder", str(tmp_path)) == told
+
+
+def test_bench_layer_smoke():
+    told = run_script("bench_layer.py", "--smoke")
+    assert told.count("\n| 64 × 48 |") == 2

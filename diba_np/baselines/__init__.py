@@ -24,10 +24,13 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "svd16": ("svd", "TruncatedSVD", {"width": 16}),
     "svd8": ("svd", "TruncatedSVD", {"width": 8}),
     "qswd": ("qswd", "QSWD", {}),
-    "fcqh": ("mesa", "HuffmanCoded", {}),
-    "deepc": ("mesa", "DeepCompression", {}),
+    "fcqh": ("deepc", "HuffmanCoded", {}),
+    "deepc": ("deepc", "DeepCompression", {}),
     "mesa": ("mesa", "MESA", {}),
 }
+
+# in the files of whole models, beside factorizations
+_IN_MODELS = (("stored", "StoredArray"), ("stored", "RowBlocks"))
 
 
 def _find(module: str, name: str) -> type[CompressedMatrix]:
@@ -85,7 +88,8 @@ def rebuild(contents: Container) -> CompressedMatrix:
     from diba_np.errors import FormatError
 
     found = contents.attributes["method"]
-    classes = {cls.method: cls for cls in (_find(*home[:2]) for home in METHODS.values())}
+    homes = [home[:2] for home in METHODS.values()] + list(_IN_MODELS)
+    classes = {cls.method: cls for cls in (_find(*home) for home in homes)}
     if found not in classes:
         raise FormatError(
             f"{contents.label}: attribute method: found {found!r}, "

@@ -30,7 +30,7 @@ Array = NDArray[Any]
 KINDS = ("payload", "scales", "index", "codebook")
 
 
-class _Adjoint(LinearOperator):
+class _Adjoint(LinearOperator):  # type: ignore[misc]  # scipy ships no types
     """The transposed operator of a `CompressedMatrix` (real, so also its adjoint)."""
 
     def __init__(self, parent: CompressedMatrix) -> None:
@@ -60,7 +60,7 @@ def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
     return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
 
 
-class CompressedMatrix(LinearOperator):
+class CompressedMatrix(LinearOperator):  # type: ignore[misc]
     """A matrix kept in few bits; a scipy ``LinearOperator`` of dtype float32.
 
     Attributes
@@ -110,10 +110,16 @@ class CompressedMatrix(LinearOperator):
         """Build the object again from what `to_datasets` gave."""
         raise NotImplementedError
 
-    def row_expander(self) -> Callable[[slice], Array]:
-        """Return a function from a slice of rows to those rows of the matrix, float32."""
-        rows: Callable[[slice], Array] = self.to_dense().__getitem__
+    def row_expander(self) -> Callable[[metrics.RowIndex], Array]:
+        """Return a function from a slice or vector of rows to those of the matrix, float32."""
+        rows: Callable[[metrics.RowIndex], Array] = self.to_dense().__getitem__
         return rows
+
+    def rows(self, index: Any) -> Array:
+        """Return rows of the matrix, as ``to_dense()[index]``; the same as indexing this."""
+        return metrics.pick_rows(self, index)
+
+    __getitem__ = rows
 
     # ---- products --------------------------------------------------------------------
     def _dense(self) -> Any:
@@ -123,11 +129,13 @@ class CompressedMatrix(LinearOperator):
 
     def _apply(self, X: Array) -> Array:
         """Return ``A_hat @ X`` for X of shape (n, N)."""
-        return self._dense() @ X
+        result: Array = self._dense() @ X
+        return result
 
     def _apply_transposed(self, Y: Array) -> Array:
         """Return ``A_hat.T @ Y`` for Y of shape (m, N)."""
-        return self._dense().T @ Y
+        result: Array = self._dense().T @ Y
+        return result
 
     def _matvec(self, x: Array) -> Array:
         return _along_last(self._apply, x, self.shape[1])
@@ -159,22 +167,19 @@ class CompressedMatrix(LinearOperator):
     @property
     def bits_per_weight(self) -> float:
         """Stored bits divided by m n."""
-        return self.storage_bits() / (self.shape[0] * self.shape[1])
+        return float(self.storage_bits() / (self.shape[0] * self.shape[1]))
 
     def storage_ratio(self) -> float:
         """Return `storage_bits` as a share of the dense float32 matrix."""
-        return self.storage_bits() / (metrics.DENSE_BITS * self.shape[0] * self.shape[1])
+        return float(self.storage_bits() / (metrics.DENSE_BITS * self.shape[0] * self.shape[1]))
 
     def snr(self, A: ArrayLike) -> float:
         """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
         return metrics.snr_db(A, self)
 
     # ---- file ------------------------------------------------------------------------
-    def save(self, path: PathLike, *, group: str | None = None) -> int:
-        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
-
-        Returns the file's bytes.
-        """
+    def contents(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return the ``(attributes, arrays)`` that stand for the matrix in a file."""
         own, arrays = self.to_datasets()
         m, n = self.shape
         attributes = {
@@ -185,7 +190,14 @@ class CompressedMatrix(LinearOperator):
             "scale": self.scale,
             **own,
         }
-        return write_container(path, attributes, arrays, self.record, group=group)
+        return attributes, arrays
+
+    def save(self, path: PathLike, *, group: str | None = None) -> int:
+        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
+
+        Returns the file's bytes.
+        """
+        return write_container(path, *self.contents(), self.record, group=group)
 
     @classmethod
     def load(cls, path: PathLike, *, group: str | None = None) -> Self:
@@ -317,7 +329,7 @@ def gram(X: Array | None, n: int, ridge: float = 0.01, weights: Array | None = N
     H = (X * w[:, None]).T @ X / w.sum()
     mean = float(np.trace(H)) / n
     H[np.diag_indices(n)] += ridge * mean if mean > 0.0 else 1.0
-    return H
+    return np.asarray(H)
 
 
 def to_half(values: ArrayLike) -> Array:

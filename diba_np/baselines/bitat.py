@@ -15,7 +15,8 @@ from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.baselines.base import Array, check_problem, gram, to_half, too_small
 from diba_np.baselines.gptq import output_error, sequential_rounding
-from diba_np.baselines.rounding import ScalarQuantized, layout_bits, sign_columns, uniform_values
+from diba_np.baselines.rounding import sign_columns
+from diba_np.baselines.scalar import ScalarQuantized, layout_bits, uniform_values
 from diba_np.kernels.signs import flip_signs, xnor_product
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def rotation(H: Array) -> tuple[Array, Array]:
 def importance(H: Array) -> Array:
     """Return the importance of every column, (n,): ``sum_k V_jk^2 s_k^2``, the diagonal of H."""
     V, s = rotation(H)
-    return (V**2) @ s**2
+    result: Array = (V**2) @ s**2
+    return result
 
 
 def cross_layer_target(W: Array, X_full: Array, X_compressed: Array, ridge: float = 0.01) -> Array:
@@ -53,7 +55,8 @@ def cross_layer_target(W: Array, X_full: Array, X_compressed: Array, ridge: floa
     add = ridge * mean if mean > 0.0 else 1.0
     H[np.diag_indices(len(H))] += add
     right = W @ (X_full.T @ X_compressed) + add * W
-    return cho_solve(cho_factor(H), right.T).T
+    result: Array = cho_solve(cho_factor(H), right.T).T
+    return result
 
 
 def row_scales(S: Array, W: Array, H: Array) -> Array:
@@ -117,7 +120,8 @@ def binarize(
         def quantize(position: int, rest: Array) -> Array:
             if not kept[columns[position]]:
                 return np.zeros(len(alpha))
-            return np.where(rest[0] >= 0, alpha, -alpha)
+            values: Array = np.where(rest[0] >= 0, alpha, -alpha)
+            return values
 
         S = np.where(sequential_rounding(W, H, columns, quantize) >= 0, 1.0, -1.0) * kept
         S[alpha == 0] = np.where(W[alpha == 0] >= 0, 1.0, -1.0) * kept
@@ -234,7 +238,8 @@ class BiTAT(ScalarQuantized):
         xnor_product(pack_signs(self.codes), pack_signs(X >= 0), nk, products)
         beta = np.mean(np.abs(X), axis=1, keepdims=True)
         alpha = 0.5 * self.scales[:, 0].astype(np.float64) * self.scale
-        return (products * beta * alpha).astype(np.float32)
+        result: Array = (products * beta * alpha).astype(np.float32)
+        return result
 
 
 def pack_signs(positive: Array) -> Array:

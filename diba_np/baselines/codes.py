@@ -39,7 +39,7 @@ def packed_bytes(count: int, levels: int) -> int:
         return -(-count * (levels.bit_length() - 1) // 8)
     digits = _digits_per_word(levels)
     words, rest = divmod(count, digits)
-    return 8 * words + -(-(levels**rest - 1).bit_length() // 8)
+    return int(8 * words + -(-(levels**rest - 1).bit_length() // 8))
 
 
 def pack_codes(codes: ArrayLike, levels: int) -> Array:
@@ -103,7 +103,7 @@ BLOCK = 32  # sets whose ranks are written as one number
 
 def _rank_bits(total: int, count: int) -> int:
     """Bits of `count` digits of base `total` written as one number."""
-    return (total**count - 1).bit_length()
+    return int((total**count - 1).bit_length())
 
 
 def sets_bytes(count: int, r: int, s: int) -> int:

@@ -3,18 +3,20 @@
 Our own implementation from the published description: an ADMM alternating over the two factors,
 260 outer and 3 inner iterations, a ridge of 3 % and a penalty of the first inner step that rises as
 ``t^3``. It runs on the kernels of our own solver, so that seconds compare like with like. There is
-no polish, no rounding that the others adapt to, and the 16-bit scales are counted.
+no polish, no rounding that the others adapt to, and the 16-bit scales are counted. What it knows of
+inputs is as published too: a weight for each column, the norm of its inputs.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from diba_np import budget
 from diba_np.bits import PackedBits
 from diba_np.factors import DiBAFactors
 from diba_np.scales import power_of_two, round_half
+from diba_np.search.activations import ScaledTarget
 from diba_np.search.monitor import Monitor
 from diba_np.search.relaxation import Published, relax
 from diba_np.search.state import normalise, update_d2
@@ -23,12 +25,16 @@ from diba_np.threads import workers
 
 OUTER, INNER, RIDGE = 260, 3, 0.03
 
+# column weights stay within this share of their root mean square
+_LEAST_WEIGHT = 1e-2
+
 
 def dbf(
     A: ArrayLike,
     *,
     k: int | None = None,
     bits: float | None = None,
+    inputs: ArrayLike | None = None,
     outer: int = OUTER,
     seed: int = 0,
     threads: int | None = None,
@@ -40,6 +46,8 @@ def dbf(
     A : (m, n) array_like
     k, bits : int or float
         Exactly one: intermediate dimension, or stored bits per weight with 16-bit scales.
+    inputs : (N, n) array_like, optional
+        What the matrix is multiplied with: errors in a column count as the norm of its inputs.
     outer : int, default 260
         Outer iterations.
     seed : int
@@ -56,7 +64,11 @@ def dbf(
     size = budget.intermediate_dimension(name, value, shape)
     monitor = Monitor()
     with workers(threads) as pool:
-        target = Target(matrix, pool)
+        target: Target = Target(matrix, pool)
+        columns = np.ones(shape[1])
+        if inputs is not None:
+            columns = _norms(inputs, shape[1])
+            target = ScaledTarget(matrix, pool, np.ones(shape[0]), columns)
         state = relax(
             target,
             size,
@@ -68,7 +80,8 @@ def dbf(
         )
         normalise(state)
         state.d1 = round_half(state.d1).astype(np.float64)
-        state.d3 = round_half(state.d3).astype(np.float64)
+        d3 = round_half(state.d3 / columns)
+        state.d3 = d3 * columns
         update_d2(target, state)
     d2 = state.d2 * target.unit
     return DiBAFactors(
@@ -76,7 +89,17 @@ def dbf(
         PackedBits(state.b1),
         round_half(d2, power_of_two(d2)),
         PackedBits(np.ascontiguousarray(state.b2.T)),
-        state.d3,
+        d3,
         0.5,
         {"method": "dbf", "outer": outer, "seed": seed, "seconds": round(monitor.seconds, 3)},
     )
+
+
+def _norms(inputs: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return the norms of the input channels over their root mean square, none too small."""
+    X = as_matrix(inputs, "inputs")
+    if X.shape[1] != n:
+        raise ValueError(f"inputs must have {n} columns, got {X.shape[1]}")
+    norms = np.linalg.norm(X.astype(np.float64), axis=0)
+    weights: NDArray[np.float64] = norms / (np.sqrt(np.mean(norms**2)) or 1.0)
+    return weights.clip(_LEAST_WEIGHT)

@@ -14,13 +14,8 @@ from numpy.typing import ArrayLike
 from scipy.linalg import cholesky, solve_triangular
 
 from diba_np.baselines.base import Array, Problem, check_problem, gram
-from diba_np.baselines.rounding import (
-    UniformRounding,
-    fit_scales,
-    group_starts,
-    nearest_codes,
-    strongest_columns,
-)
+from diba_np.baselines.rounding import UniformRounding
+from diba_np.baselines.scalar import fit_scales, group_starts, nearest_codes, strongest_columns
 
 if TYPE_CHECKING:
     from typing_extensions import Self

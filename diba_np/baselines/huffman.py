@@ -15,6 +15,7 @@ from diba_np.kernels.coding import decode_huffman, decode_rans, encode_rans
 
 LIMIT = 15  # longest Huffman code: a length fits 4 bits
 PRECISION = 4096  # sum of the rANS frequencies
+CODERS = ("huffman", "rans")
 
 
 def entropy(symbols: ArrayLike) -> float:
@@ -161,6 +162,16 @@ def encode(symbols: ArrayLike, r: int, coder: str = "huffman") -> tuple[Array, A
         words = encode_rans(symbols, freq, cumulative, out)
         return out[:words].astype("<u2").view(np.uint8), pack_codes(freq, PRECISION)
     raise ValueError(f"coder must be 'huffman' or 'rans', got {coder!r}")
+
+
+def smallest(symbols: Array, r: int, coder: str) -> tuple[Array, Array, str]:
+    """Encode with `coder`, or with whichever is shorter for "auto"; (stream, book, coder)."""
+    if coder == "auto":
+        return min(
+            (smallest(symbols, r, one) for one in CODERS),
+            key=lambda made: made[0].size + made[1].size,
+        )
+    return (*encode(symbols, r, coder), coder)
 
 
 def decode(stream: Array, book: Array, count: int, r: int, coder: str = "huffman") -> Array:

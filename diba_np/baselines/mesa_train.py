@@ -10,19 +10,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from diba_np.baselines.base import Array, CompressedMatrix, to_half
+from diba_np.baselines.deepc import DeepCompression, HuffmanCoded
 from diba_np.baselines.huffman import entropy
-from diba_np.baselines.mesa import (
-    MESA,
-    DeepCompression,
-    HuffmanCoded,
-    block_layout,
-    cyclic_delta,
-    stride_order,
-)
+from diba_np.baselines.mesa import MESA, block_layout, cyclic_delta, stride_order
 from diba_np.baselines.mesa_layer import kmeans, nearest
 from diba_np.baselines.mlp import MLP, Augment
 
@@ -53,7 +48,7 @@ class Outcome:
     name: str
     accuracy: float
     network: MLP
-    layers: list
+    layers: list[Any]
     kept: int
     bits: int
 
@@ -65,7 +60,7 @@ class Outcome:
     @property
     def compression(self) -> float:
         """Bits of the dense float32 weights divided by the stored bits."""
-        return 32 * sum(W.size for W in self.network.weights) / self.bits
+        return float(32 * sum(W.size for W in self.network.weights) / self.bits)
 
 
 def block_penalty(
@@ -246,7 +241,8 @@ def _largest_mask(W: Array, keep: float) -> Array:
     """Mark the share `keep` of entries of largest magnitude."""
     count = max(int(keep * W.size), 1)
     threshold = np.partition(np.abs(W).ravel(), W.size - count)[W.size - count]
-    return (np.abs(W) >= threshold).astype(np.float32)
+    result: Array = (np.abs(W) >= threshold).astype(np.float32)
+    return result
 
 
 def _share(network: MLP, q: int) -> list[Array]:

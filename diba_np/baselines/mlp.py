@@ -168,7 +168,8 @@ class MLP:
 
 def _softmax(scores: Array) -> Array:
     exp = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return exp / exp.sum(axis=1, keepdims=True)
+    result: Array = exp / exp.sum(axis=1, keepdims=True)
+    return result
 
 
 def _centroids(weights: list[Array], share: list[Array]) -> list[Array]:

@@ -124,7 +124,8 @@ class QSWD(CompressedMatrix):
         st = self.setting
         Z = self._sparse().toarray().reshape(st.bands, st.r, st.shape[1])
         bands = np.matmul(self._dictionary(), Z).reshape(-1, st.shape[1])
-        return (bands[: st.shape[0]] * self.scale).astype(np.float32)
+        result: Array = (bands[: st.shape[0]] * self.scale).astype(np.float32)
+        return result
 
     def _dense(self) -> Any:
         if self._decoded is None:
@@ -137,7 +138,8 @@ class QSWD(CompressedMatrix):
         C, Z, _ = self._dense()
         hidden = (Z @ X).reshape(st.bands, st.r, -1)
         Y = np.matmul(C, hidden).reshape(st.bands * st.d, -1)[: st.shape[0]]
-        return Y * Y.dtype.type(self.scale)
+        result: Array = Y * Y.dtype.type(self.scale)
+        return result
 
     def _apply_transposed(self, Y: Array) -> Array:
         st = self.setting
@@ -145,7 +147,8 @@ class QSWD(CompressedMatrix):
         padded = np.zeros((st.bands * st.d, Y.shape[1]), np.result_type(np.float32, Y))
         padded[: st.shape[0]] = Y
         hidden = np.matmul(C.T, padded.reshape(st.bands, st.d, -1)).reshape(st.bands * st.r, -1)
-        return (Zt @ hidden) * padded.dtype.type(self.scale)
+        result: Array = (Zt @ hidden) * padded.dtype.type(self.scale)
+        return result
 
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""

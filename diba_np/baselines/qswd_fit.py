@@ -64,14 +64,14 @@ class Setting:
     @property
     def z_levels(self) -> int:
         """Levels of a stored value: zero is one of them only where the support is full."""
-        return 2**self.z_bits
+        return int(2**self.z_bits)
 
     @property
     def z_max(self) -> int:
         """Largest magnitude of a value; 0 stands for "always +1"."""
         if self.s == self.r and self.z_bits > 1:
-            return 2 ** (self.z_bits - 1) - 1
-        return 2**self.z_bits // 2
+            return int(2 ** (self.z_bits - 1) - 1)
+        return int(2**self.z_bits // 2)
 
     @property
     def full(self) -> bool:
@@ -172,7 +172,8 @@ def _first_dictionary(V: Array, st: Setting, rng: np.random.Generator) -> Array:
     C = V[chosen].T.copy()
     C += 1e-3 * np.sqrt(total / max(V.size, 1)) * rng.standard_normal(C.shape)
     # a value of up to z_max multiplies an atom; s atoms share a column
-    return C / max(np.sqrt(st.s), 1.0) / max(0.5 * st.z_max, 1.0)
+    result: Array = C / max(np.sqrt(st.s), 1.0) / max(0.5 * st.z_max, 1.0)
+    return result
 
 
 def _full_support(V: Array, C: Array, st: Setting) -> tuple[Array, Array, Array]:

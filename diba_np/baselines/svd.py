@@ -125,11 +125,13 @@ class TruncatedSVD(CompressedMatrix):
 
     def _apply(self, X: Array) -> Array:
         u, v = self._dense()
-        return u @ (v.T @ X)
+        result: Array = u @ (v.T @ X)
+        return result
 
     def _apply_transposed(self, Y: Array) -> Array:
         u, v = self._dense()
-        return v @ (u.T @ Y)
+        result: Array = v @ (u.T @ Y)
+        return result
 
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""

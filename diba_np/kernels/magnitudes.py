@@ -1,4 +1,6 @@
-"""Passes of the sign relaxation over a factor: blending, rank-one magnitudes, projection.
+"""Passes of the sign relaxation over a factor: points, blending, rank-one magnitudes.
+
+One array Q holds two: the projection ``Z = sign(Q) * outer(p, q)`` and the scaled dual ``Q - Z``.
 
 All arrays are (rows, k) float32 in C-order and read once a pass. Sums over the rows are made block
 by block, `BLOCK` rows each, and added up in the order of the blocks, so every number of threads
@@ -19,30 +21,68 @@ BLOCK = 64
 _SUMS = {"reassoc", "contract", "nsz"}
 
 
-@njit(fastmath=_SUMS)
-def _blend_rows(X, Z, theta, U, q, p, part, start, stop):
-    part[:] = 0
-    rest = np.float32(1.0) - theta
-    for i in range(start, stop):
-        a = np.float32(0.0)
-        for j in range(q.size):
-            u = U[i, j] + theta * X[i, j] + rest * Z[i, j]
-            U[i, j] = u
-            a += abs(u) * q[j]
-        p[i] = a
-        for j in range(q.size):
-            part[j] += a * abs(U[i, j])
+@njit(fastmath=False)
+def _point_row(Q, p, q, rho, Y, out):
+    for j in range(q.size):
+        z = np.copysign(p * q[j], Q[j])
+        out[j] = rho * (z - (Q[j] - z)) + Y[j]
 
 
-@njit(fastmath=_SUMS)
-def blend_magnitudes(X, Z, theta, U, q, p, parts):
-    """Form ``Q = theta X + (1 - theta) Z + U`` in `U`, with the first power step on ``|Q|``.
+@njit(fastmath=False)
+def regression_point(Q, p, q, rho, Y, out):
+    """Form ``rho (Z - U) + Y``, what a regression is solved for.
 
     Parameters
     ----------
-    X, Z : (rows, k) float32
+    Q : (rows, k) float32
+        Stands for ``Z = sign(Q) * outer(p, q)`` and the scaled dual ``U = Q - Z``.
+    p : (rows,) float32, not negative
+    q : (k,) float32, not negative
+    rho : float32
+    Y : (rows, k) float32
+    out : (rows, k) float32, overwritten
+
+    Notes
+    -----
+    O(rows k). naive: ``tests/naive.py::regression_point``.
+    """
+    for i in range(p.size):
+        _point_row(Q[i], p[i], q, rho, Y[i], out[i])
+
+
+@njit(fastmath=False, parallel=True)
+def regression_point_par(Q, p, q, rho, Y, out):
+    """`regression_point` with the rows spread over threads; the same bits."""
+    for i in prange(p.size):
+        _point_row(Q[i], p[i], q, rho, Y[i], out[i])
+
+
+@njit(fastmath=_SUMS)
+def _blend_rows(X, Q, theta, q, p, part, start, stop):
+    part[:] = 0
+    for i in range(start, stop):
+        a = np.float32(0.0)
+        for j in range(q.size):
+            # U + theta X + (1 - theta) Z with U = Q - Z
+            z = np.copysign(p[i] * q[j], Q[i, j])
+            u = Q[i, j] + theta * (X[i, j] - z)
+            Q[i, j] = u
+            a += abs(u) * q[j]
+        p[i] = a
+        for j in range(q.size):
+            part[j] += a * abs(Q[i, j])
+
+
+@njit(fastmath=_SUMS)
+def blend_magnitudes(X, Q, theta, q, p, parts):
+    """Form the new ``Q = theta X + (1 - theta) Z + U``, with the first power step on ``|Q|``.
+
+    Parameters
+    ----------
+    X : (rows, k) float32
+    Q : (rows, k) float32, modified in place
+        On entry it stands for ``Z = sign(Q) * outer(p, q)`` and ``U = Q - Z``.
     theta : float32
-    U : (rows, k) float32, the scaled dual on entry, Q on return
     q : (k,) float32
     p : (rows,) float32, overwritten
         ``|Q| q``.
@@ -55,15 +95,15 @@ def blend_magnitudes(X, Z, theta, U, q, p, parts):
     """
     for b in range(parts.shape[0]):
         stop = min(p.size, (b + 1) * BLOCK)
-        _blend_rows(X, Z, theta, U, q, p, parts[b], b * BLOCK, stop)
+        _blend_rows(X, Q, theta, q, p, parts[b], b * BLOCK, stop)
 
 
 @njit(fastmath=_SUMS, parallel=True)
-def blend_magnitudes_par(X, Z, theta, U, q, p, parts):
+def blend_magnitudes_par(X, Q, theta, q, p, parts):
     """`blend_magnitudes` with the blocks spread over threads; the same bits."""
     for b in prange(parts.shape[0]):
         stop = min(p.size, (b + 1) * BLOCK)
-        _blend_rows(X, Z, theta, U, q, p, parts[b], b * BLOCK, stop)
+        _blend_rows(X, Q, theta, q, p, parts[b], b * BLOCK, stop)
 
 
 @njit(fastmath=_SUMS)
@@ -103,60 +143,28 @@ def power_magnitudes_par(Q, q, p, parts):
         _power_rows(Q, q, p, parts[b], b * BLOCK, min(p.size, (b + 1) * BLOCK))
 
 
-@njit(fastmath=False)
-def _project_row(U, p, q, Z):
-    for j in range(q.size):
-        z = np.copysign(p * q[j], U[j])
-        Z[j] = z
-        U[j] -= z
-
-
-@njit(fastmath=False)
-def project_signs(U, p, q, Z):
-    """Project Q: ``Z = sign(Q) * outer(p, q)``, dual ``U = Q - Z``.
-
-    Parameters
-    ----------
-    U : (rows, k) float32, Q on entry, the scaled dual on return
-    p : (rows,) float32, not negative
-    q : (k,) float32, not negative
-    Z : (rows, k) float32, overwritten
-
-    Notes
-    -----
-    O(rows k). naive: ``tests/naive.py::project_signs``.
-    """
-    for i in range(p.size):
-        _project_row(U[i], p[i], q, Z[i])
-
-
-@njit(fastmath=False, parallel=True)
-def project_signs_par(U, p, q, Z):
-    """`project_signs` with the rows spread over threads; the same bits."""
-    for i in prange(p.size):
-        _project_row(U[i], p[i], q, Z[i])
-
-
 @njit(fastmath=_SUMS)
-def _soften_rows(Z, X, c, N, part, start, stop):
+def _soften_rows(Q, p, q, c, X, part, start, stop):
     part[:] = 0
     keep = np.float32(1.0) - c
     for i in range(start, stop):
         for j in range(part.size):
-            v = keep * Z[i, j] + c * X[i, j]
-            N[i, j] = v
+            v = keep * np.copysign(p[i] * q[j], Q[i, j]) + c * X[i, j]
+            X[i, j] = v
             part[j] += v * v
 
 
 @njit(fastmath=_SUMS)
-def soften(Z, X, c, N, parts):
-    """Form ``N = (1 - c) Z + c X`` and the squares of its columns.
+def soften(Q, p, q, c, X, parts):
+    """Form ``(1 - c) Z + c X`` with ``Z = sign(Q) * outer(p, q)``, and the squares of its columns.
 
     Parameters
     ----------
-    Z, X : (rows, k) float32
+    Q : (rows, k) float32
+    p : (rows,) float32, not negative
+    q : (k,) float32, not negative
     c : float32
-    N : (rows, k) float32, overwritten
+    X : (rows, k) float32, overwritten by the result
     parts : (ceil(rows / BLOCK), k) float32, overwritten
         Sums of squares over each block of rows.
 
@@ -165,26 +173,27 @@ def soften(Z, X, c, N, parts):
     O(rows k). naive: ``tests/naive.py::soften``.
     """
     for b in range(parts.shape[0]):
-        _soften_rows(Z, X, c, N, parts[b], b * BLOCK, min(len(Z), (b + 1) * BLOCK))
+        _soften_rows(Q, p, q, c, X, parts[b], b * BLOCK, min(len(X), (b + 1) * BLOCK))
 
 
 @njit(fastmath=_SUMS, parallel=True)
-def soften_par(Z, X, c, N, parts):
+def soften_par(Q, p, q, c, X, parts):
     """`soften` with the blocks spread over threads; the same bits."""
     for b in prange(parts.shape[0]):
-        _soften_rows(Z, X, c, N, parts[b], b * BLOCK, min(len(Z), (b + 1) * BLOCK))
+        _soften_rows(Q, p, q, c, X, parts[b], b * BLOCK, min(len(X), (b + 1) * BLOCK))
 
 
 @njit(fastmath=_SUMS)
-def _fit_row(X, Y, Z, U, weight):
+def _fit_row(X, Y, Q, p, q, weight):
     total = 0.0
     for j in range(X.size):
-        total += X[j] * (Y[j] - (Z[j] - U[j]) + weight * X[j])
+        z = np.copysign(p * q[j], Q[j])
+        total += X[j] * (Y[j] - (z - (Q[j] - z)) + weight * X[j])
     return total
 
 
 @njit(fastmath=_SUMS)
-def explained(X, Y, Z, U, weight, out):
+def explained(X, Y, Q, p, q, weight, out):
     """Give each row's share of ``<X, Y - (Z - U) + weight X>``.
 
     For ``X (G + weight I) = Y + Z - U`` with ``Y = A N`` and ``G = N^T N`` this is how much less
@@ -192,7 +201,10 @@ def explained(X, Y, Z, U, weight, out):
 
     Parameters
     ----------
-    X, Y, Z, U : (rows, k) float32
+    X, Y, Q : (rows, k) float32
+        Q stands for ``Z = sign(Q) * outer(p, q)`` and ``U = Q - Z``.
+    p : (rows,) float32, not negative
+    q : (k,) float32, not negative
     weight : float32
     out : (rows,) float64, overwritten
 
@@ -201,11 +213,11 @@ def explained(X, Y, Z, U, weight, out):
     O(rows k). naive: ``tests/naive.py::explained``.
     """
     for i in range(out.size):
-        out[i] = _fit_row(X[i], Y[i], Z[i], U[i], weight)
+        out[i] = _fit_row(X[i], Y[i], Q[i], p[i], q, weight)
 
 
 @njit(fastmath=_SUMS, parallel=True)
-def explained_par(X, Y, Z, U, weight, out):
+def explained_par(X, Y, Q, p, q, weight, out):
     """`explained` with the rows spread over threads; the same bits."""
     for i in prange(out.size):
-        out[i] = _fit_row(X[i], Y[i], Z[i], U[i], weight)
+        out[i] = _fit_row(X[i], Y[i], Q[i], p[i], q, weight)

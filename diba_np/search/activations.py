@@ -62,8 +62,8 @@ class WeightedTarget(Target):
         self.coupled = self.H is not None
         self.energy = sum(self.squares(rows, part) for rows, part in self.blocks(np.float64))
 
-    def weigh_rows(self, N: NDArray[Any]) -> NDArray[Any]:
-        return N if self.w is None else N * self.w[:, None]
+    def weigh_rows(self, N: NDArray[Any], rows: slice = slice(None)) -> NDArray[Any]:
+        return N if self.w is None else N * self.w[rows, None]
 
     def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
         return N if self.H is None else self.workers.matmul(self.H, N)

@@ -41,8 +41,11 @@ class _Seen:
     """The second half as the first regresses on it: its basis in the rotated coordinates."""
 
     def __init__(self, half: admm._Half, root: Array) -> None:
-        self.gauge = half.gauge
         self._half, self._root = half, root
+
+    @property
+    def gauge(self) -> Array:
+        return self._half.gauge
 
     def make_basis(self, softness: float) -> Array:
         basis = self._half.workers.matmul(self._root, self._half.make_basis(softness))
@@ -58,21 +61,20 @@ def _coupled_half_step(
     rotation: Array,
     lam: Array,
     schedule: admm.Schedule,
-    balance: Array | None,
+    balance: float,
 ) -> None:
     """Move the half whose rows are coupled: two regressions, each followed by a projection."""
     matmul = target.workers.matmul
     N = other.make_basis(schedule.softness)
-    gram = target.workers.gram(N)
-    if balance is not None:
-        gram += balance
+    gram = admm.balanced_gram(N, other.gauge, balance, target.workers)
     gamma, basis = (part.astype(np.float32) for part in scipy.linalg.eigh(gram, driver="evd"))
     back = np.ascontiguousarray(basis.T)
     pull = matmul(target.rmatmul(N) * np.sqrt(lam)[:, None], basis)
     into = np.ascontiguousarray(rotation.T)
+    rows = slice(0, len(half.Q))
     ridge = np.float32(schedule.ridge)
     for rho, last in ((np.float32(schedule.penalties[0]), False), (np.float32(1.0), True)):
-        R = matmul(matmul(into, rho * (half.Z - half.dual)), basis)
+        R = matmul(matmul(into, half.point(rows, rho, np.zeros_like(half.Q))), basis)
         R += pull
         R /= lam[:, None] * (gamma + ridge) + rho
         if last and target.energy:
@@ -80,8 +82,8 @@ def _coupled_half_step(
             share = 1.0 - float(fitted) / target.energy
             schedule.share = min(1.0, max(share, admm.LEAST_SHARE))
         half.X = matmul(rotation, matmul(R, back), out=half.X)
-        pin = half.gauge * other.gauge if last and balance is not None else None
-        half.project(admm.DAMPING, pin)
+        half.blend(rows, half.X, admm.DAMPING)
+        half.project(half.gauge * other.gauge if last and balance else None)
 
 
 def relax_coupled(
@@ -133,17 +135,17 @@ def relax_coupled(
     first = admm._Half(target.shape[0], ga, rng, target.workers)
     second = admm._Half(target.shape[1], gb, rng, target.workers)
     seen: Any = _Seen(second, root)
-    penalties: list[Array | None] = [None, None]
-    if balance:
-        penalties = [np.float32(balance**2) * np.outer(g, g) for g in (gb, ga)]
     schedule = admm.Schedule()
-    for i in range(iterations):
-        schedule.done = max(i / max(iterations - 3, 1), monitor.time_share() / 0.8)
-        admm._half_step(rotated, first, seen, True, schedule, penalties[0])
-        _coupled_half_step(rotated, second, first, rotation, lam, schedule, penalties[1])
+    for i in range(admm.enter(monitor, first, second, schedule), iterations):
+        if balance and i == int(admm.REGAUGE_AT * iterations):
+            admm.share_gauges(first, second)
+        schedule.at(i, iterations, monitor)
+        admm._half_step(rotated, first, seen, True, schedule, balance)
+        _coupled_half_step(rotated, second, first, rotation, lam, schedule, balance)
         if monitor.step("relaxation", i + 1, iterations) or monitor.time_share() >= 0.8:
             break
-    state = admm._read_out(plain, first, second, shift)
+        admm.leave(monitor, first, second, schedule, i + 1)
+    state = admm._read_out(first, second, shift)
     plain.restore(state, target.unit)
     update_d2(target, state)
     return state

@@ -68,7 +68,8 @@ def gram_of_inputs(X: NDArray[Any], workers: Workers) -> Floats:
     for rows in row_blocks(X.shape):
         part = np.ascontiguousarray(X[rows], np.float64)
         total += workers.matmul(np.ascontiguousarray(part.T), part)
-    return (total + total.T) / (2.0 * X.shape[0])
+    result: Floats = (total + total.T) / (2.0 * X.shape[0])
+    return result
 
 
 def as_weights(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from diba_np.kernels.flips import sweep_fixed, sweep_fixed_par, sweep_joint, sweep_joint_par
 from diba_np.search.monitor import Monitor
-from diba_np.search.state import State, sweep, update_d2, update_row_scales
+from diba_np.search.state import (
+    State,
+    pack_loop,
+    sweep,
+    unpack_state,
+    update_d2,
+    update_row_scales,
+)
 from diba_np.search.target import Target
 
 _JOINT = (sweep_joint, sweep_joint_par)
@@ -73,9 +82,14 @@ def solve_greedy(
     A round costs about ``8 m n k`` flops and O((m + n) k) a pass of tests.
     """
     state = random_state(target.shape, k, shift, rng) if start is None else start
-    error = update_d2(target, state)
-    monitor.step("greedy", 0, max_sweeps, error)
-    for round_ in range(1, max_sweeps + 1):
+    kept_before = monitor.resume()
+    if kept_before is None:
+        done, error = 0, update_d2(target, state)
+        monitor.step("greedy", 0, max_sweeps, error)
+    else:
+        done, error = kept_before["rounds"], kept_before["error"]
+        state.take(unpack_state(kept_before["state"]))
+    for round_ in range(done + 1, max_sweeps + 1):
         before, flips = error, 0
         for left in (True, False):
             kept = state.copy()
@@ -95,17 +109,23 @@ def solve_greedy(
         if flips == 0 or (tol > 0 and before - error <= tol * before):
             monitor.converged = True
             return state
+        monitor.keep(partial(pack_loop, state, rounds=round_, error=error))
     return state
 
 
-def settle(target: Target, state: State, most_rounds: int = 1000) -> bool:
+def settle(target: Target, state: State, monitor: Monitor, most_rounds: int = 1000) -> bool:
     """Flip single bits at the diagonals as they are until none improves; return whether so.
 
     Run on rounded diagonals this makes the end condition hold for what is stored.
     """
-    clean = 0  # sides in a row that needed nothing
-    for round_ in range(2 * most_rounds):
+    done, clean = 0, 0  # clean: sides in a row that needed nothing
+    kept = monitor.resume()
+    if kept is not None:
+        done, clean = kept["rounds"], kept["clean"]
+        state.take(unpack_state(kept["state"]))
+    for round_ in range(done, 2 * most_rounds):
         clean = clean + 1 if sweep(target, state, round_ % 2 == 0, _FIXED, 1000) == 0 else 0
         if clean == 2:
             return True
+        monitor.keep(partial(pack_loop, state, rounds=round_ + 1, clean=clean))
     return False

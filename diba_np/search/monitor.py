@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from diba_np.search.journal import Journal
+
 # objective values kept in a record; more are thinned out evenly
 HISTORY = 64
 
@@ -41,8 +45,8 @@ class SearchState:
     seconds: float
 
 
-class Monitor:
-    """Progress, history, callback and time limit of one call of `factorize`.
+class Monitor(Journal):
+    """Progress, history, callback, time limit and journal of one call of `factorize`.
 
     Parameters
     ----------
@@ -51,7 +55,8 @@ class Monitor:
     callback : callable, optional
         Called with a `SearchState` after every step; a true return value ends the search.
     time_limit : float, optional
-        Seconds after which the search ends with the best found so far.
+        Seconds after which the search ends with the best found so far; those of earlier runs that
+        the journal tells of are counted.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Monitor:
         callback: Callable[[SearchState], Any] | None = None,
         time_limit: float | None = None,
     ) -> None:
+        super().__init__()
         self.started = time.monotonic()
         self.callback = callback
         self.time_limit = time_limit
@@ -68,16 +74,32 @@ class Monitor:
         self.history: list[float] = []
         self.sweeps = 0
         self.converged = False
+        self.settled = False  # no single flip improves what is stored
+        self.rng: np.random.Generator | None = None
         self.stopped = ""  # why the search was ended early: "time_limit", "callback" or nothing
         self._progress = progress
         self._bar: Any = None
         self._phase = ""
         self._last_line = self.started
 
-    def begin(self, k: int, energy: float) -> None:
+    def begin(self, k: int, energy: float, rng: np.random.Generator | None = None) -> None:
         """Start a search at `k` on a target of that squared norm; forget an earlier one."""
-        self.k, self.energy = k, energy or 1.0
+        self.k, self.energy, self.rng = k, energy or 1.0, rng
         self.history, self.sweeps, self.converged = [], 0, False
+
+    def facts(self) -> dict[str, Any]:
+        names = ("k", "energy", "history", "sweeps", "converged", "settled", "stopped", "seconds")
+        generator = self.rng and self.rng.bit_generator.state
+        return {**{name: getattr(self, name) for name in names}, "rng": generator}
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        seconds, generator = facts["seconds"], facts["rng"]
+        for name in facts.keys() - {"seconds", "rng"}:
+            setattr(self, name, facts[name])
+        self.history = list(self.history)
+        self.started = time.monotonic() - seconds
+        if self.rng is not None and generator:
+            self.rng.bit_generator.state = generator
 
     @property
     def seconds(self) -> float:

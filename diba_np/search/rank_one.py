@@ -10,10 +10,10 @@ from diba_np.search.target import Target
 _POWER_STEPS = 30
 
 
-def rank_one(target: Target, k: int, shift: float) -> State:
-    """Put the leading singular pair into d1, d3 and one component of equal bits.
+def rank_one(target: Target, shift: float) -> State:
+    """Put the leading singular pair into d1, d3 and one component of equal bits: k is 1.
 
-    The other components are switched off (their d2 is zero). Costs 60 products with a vector.
+    Costs 60 products with a vector.
     """
     m, n = target.shape
     # the row of largest norm is never orthogonal to everything that A maps
@@ -33,7 +33,14 @@ def rank_one(target: Target, k: int, shift: float) -> State:
             break
         v /= energy
     bit = np.uint8(shift <= 0.5)
-    b1, b2 = np.full((m, k), bit), np.full((n, k), bit)
-    d2 = np.zeros(k)
-    d2[0] = 1.0 / (float(bit) - shift) ** 2
+    b1, b2 = np.full((m, 1), bit), np.full((n, 1), bit)
+    d2 = np.full(1, 1.0 / (float(bit) - shift) ** 2)
     return State(u[:, 0], b1, d2, b2, v[:, 0], shift)
+
+
+def widened(state: State, k: int) -> State:
+    """Return a state of one component with k, the others alike but switched off: d2 is zero."""
+    d2 = np.zeros(k)
+    d2[0] = state.d2[0]
+    b1, b2 = (np.repeat(bits, k, axis=1) for bits in (state.b1, state.b2))
+    return State(state.d1, b1, d2, b2, state.d3, state.shift)

@@ -10,17 +10,21 @@ from numpy.typing import ArrayLike
 from diba_np.bits import PackedBits
 from diba_np.factors import DiBAFactors
 from diba_np.scales import SINGLE, ScaleBits, Widths, power_of_two, round_half
+from diba_np.search.monitor import Monitor
+from diba_np.search.relaxation import EFFORTS, polish
 from diba_np.search.state import (
     State,
     fit_grids,
     normalise,
+    sort_components,
     update_d2,
     update_row_scales,
 )
 from diba_np.search.target import Target, as_matrix
 from diba_np.threads import workers
 
-_ROUNDS = 4
+_ROUNDS = 4  # of the diagonals alone, before bits move
+_TOL = 1e-3  # relative decrease of the error in a round under which the polish ends
 
 
 def state_of(factors: DiBAFactors, unit: float, widths: Widths | None) -> State:
@@ -70,8 +74,11 @@ def factors_of(state: State, unit: float, record: dict[str, Any]) -> DiBAFactors
     )
 
 
-def refit_scales(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
-    """Fit the three diagonals to `A` again, the bits as they are; same `scale_bits`."""
+def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
+    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits`.
+
+    Costs a few rounds of the polish of "fast".
+    """
     matrix = as_matrix(A)
     if matrix.shape != factors.shape:
         raise ValueError(f"A must have shape {factors.shape}, got {matrix.shape}")
@@ -83,5 +90,8 @@ def refit_scales(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
             update_d2(target, state)
             for left in (True, False):
                 update_row_scales(target, state, left)
+        widths = bits if isinstance(bits, tuple) else None
+        polish(target, state, Monitor(), _TOL, EFFORTS["fast"], widths)
         round_diagonals(target, state, bits)
+        sort_components(target, state)
         return factors_of(state, target.unit, factors.record)

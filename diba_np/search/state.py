@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.scales import Grids, Widths, fit_grid
+from diba_np.scales import Grids, LogGrid, Widths, fit_grid
 from diba_np.search.coding import round_diagonal
 from diba_np.search.target import Target
 
@@ -52,14 +52,45 @@ class State:
         arrays = {name: getattr(self, name).copy() for name in ("d1", "b1", "d2", "b2", "d3")}
         return replace(self, **arrays)
 
+    def take(self, other: State) -> None:
+        """Become what another state is."""
+        self.__dict__.update(other.__dict__)
+
     def side(self, left: bool) -> tuple[Floats, NDArray[np.uint8]]:
         """Return (scales, bits) of one side: (d1, b1) or (d3, b2)."""
         return (self.d1, self.b1) if left else (self.d3, self.b2)
 
-    def scaled(self, left: bool) -> Floats:
-        """Return ``D1 (B1 - shift)`` (m, k), or ``D3 (B2 - shift)^T`` (n, k)."""
+    def scaled(self, left: bool, rows: slice = slice(None)) -> Floats:
+        """Return rows of ``D1 (B1 - shift)`` (m, k), or of ``D3 (B2 - shift)^T`` (n, k)."""
         scales, bits = self.side(left)
-        return (bits - self.shift) * scales[:, None]
+        values: Floats = bits[rows].astype(np.float64)
+        values -= self.shift
+        values *= scales[rows, None]
+        return values
+
+
+def pack_state(state: State) -> dict[str, Any]:
+    """Return copies of what a state is, as arrays and JSON values, the bits packed."""
+    grids = None if state.grids is None else [[g.bits, *g.to_pair()] for g in state.grids]
+    return {
+        **{name: getattr(state, name).copy() for name in ("d1", "d2", "d3")},
+        **{name: np.packbits(getattr(state, name), axis=1) for name in ("b1", "b2")},
+        "shift": state.shift,
+        "grids": grids,
+    }
+
+
+def pack_loop(state: State, **at: float) -> dict[str, Any]:
+    """Return `pack_state` together with where a loop over the state stands."""
+    return {**at, "state": pack_state(state)}
+
+
+def unpack_state(kept: dict[str, Any]) -> State:
+    """Undo `pack_state`."""
+    d2 = kept["d2"]
+    b1, b2 = (np.unpackbits(kept[name], axis=1, count=len(d2)) for name in ("b1", "b2"))
+    grids = kept["grids"] and tuple(LogGrid.from_pair(int(g[0]), g[1:]) for g in kept["grids"])
+    return State(kept["d1"], b1, d2, b2, kept["d3"], kept["shift"], grids)
 
 
 def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
@@ -67,7 +98,8 @@ def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
     if weighed is N:
         return target.workers.gram(N)
     product = target.workers.matmul(np.ascontiguousarray(N.T), weighed)
-    return (product + product.T) / 2.0
+    result: Floats = (product + product.T) / 2.0
+    return result
 
 
 def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, Floats]:
@@ -77,10 +109,30 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
     weights ``G = M H M^T``, ``C = A H M^T`` for the left, W in the place of H for the right.
     Cost: ``2 m n k + 2 k^2 n`` flops.
     """
-    other = state.scaled(not left) * state.d2
-    weighed = target.weigh_columns(other) if left else target.weigh_rows(other)
-    product = target.matmul if left else target.rmatmul
-    return _gram(target, other, weighed), product(weighed)
+    if left:
+        other = state.scaled(False)
+        other *= state.d2
+        weighed = target.weigh_columns(other)
+        return _gram(target, other, weighed), target.matmul(weighed)
+    k = len(state.d2)
+    gram, cross = np.zeros((k, k)), np.zeros((target.shape[1], k))
+    for rows, part in target.blocks(np.float64):
+        other = state.scaled(True, rows)
+        other *= state.d2
+        weighed = target.weigh_rows(other, rows)
+        gram += _gram(target, other, weighed)
+        cross += target.workers.matmul(part.T, weighed)
+    return gram, cross
+
+
+def row_forms(target: Target, state: State, left: bool, gram: Floats) -> Floats:
+    """Return ``y^T gram y`` for the values y of each row of one side."""
+    _, bits = state.side(left)
+    forms = np.empty(len(bits))
+    for rows in target.workers.row_blocks(*bits.shape):
+        values = bits[rows] - state.shift
+        np.einsum("ik,ik->i", values, target.workers.matmul(values, gram), out=forms[rows])
+    return forms
 
 
 def sweep(
@@ -102,11 +154,12 @@ def sweep(
         return target.sweep_columns(state, kernels[0], passes, *extra, equations=equations)
     scales, bits = state.side(left)
     gram, cross = equations or normal_equations(target, state, left)
-    h = target.workers.matmul(bits - state.shift, gram)
     slack = np.full(len(bits), SLACK * target.energy / len(bits))
     flips = np.zeros(len(bits), np.int64)
     kernel = kernels[0] if target.workers.threads == 1 else kernels[1]
-    kernel(bits, h, gram, cross, scales, slack, passes, flips, *extra)
+    for at in target.workers.row_blocks(*bits.shape):
+        h = target.workers.matmul(bits[at] - state.shift, gram)
+        kernel(bits[at], h, gram, cross[at], scales[at], slack[at], passes, flips[at], *extra)
     return int(flips.sum())
 
 
@@ -122,9 +175,10 @@ def update_row_scales(
         return
     scales, bits = state.side(left)
     gram, cross = equations or normal_equations(target, state, left)
-    values = bits - state.shift
-    p = np.einsum("ik,ik->i", values, cross)
-    q = np.einsum("ik,ik->i", values, target.workers.matmul(values, gram))
+    p = np.empty(len(bits))
+    for rows in target.workers.row_blocks(*bits.shape):
+        np.einsum("ik,ik->i", bits[rows] - state.shift, cross[rows], out=p[rows])
+    q = row_forms(target, state, left, gram)
     np.divide(p, q, out=scales, where=q > 1e-12 * np.diag(gram).max(initial=0.0))
     if state.grids is not None:
         scales[:] = state.grids[0 if left else 2].round(scales)
@@ -137,10 +191,17 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     V = (B2 - shift) D3; with weights W of the outputs and G of the inputs ``U^T W U``, ``V G V^T``
     and ``U^T W A G V^T``. Cost: ``2 m n k + k^2 (m + n)`` flops.
     """
-    U, V = state.scaled(True), state.scaled(False)
-    WU, GV = target.weigh_rows(U), target.weigh_columns(V)
-    normal = _gram(target, U, WU) * _gram(target, V, GV)
-    return normal, np.einsum("ik,ik->k", WU, target.matmul(GV))
+    V = state.scaled(False)
+    GV = target.weigh_columns(V)
+    k = len(state.d2)
+    normal, right = np.zeros((k, k)), np.zeros(k)
+    for rows, part in target.blocks(np.float64):
+        U = state.scaled(True, rows)
+        WU = target.weigh_rows(U, rows)
+        normal += _gram(target, U, WU)
+        right += np.einsum("ik,ik->k", WU, target.workers.matmul(part, GV))
+    normal *= _gram(target, V, GV)
+    return normal, right
 
 
 def update_d2(target: Target, state: State) -> float:
@@ -158,8 +219,9 @@ def update_d2(target: Target, state: State) -> float:
     if state.grids is None:
         own = np.diag(normal)
         least = max(1e-12 * float(own.mean()), np.finfo(np.float64).tiny)
-        ridge = np.diag(np.maximum(_RIDGE * own, least))
-        solved = np.asarray(np.linalg.solve(normal + ridge, right), np.float64)
+        ridged = normal.copy()
+        ridged[np.diag_indices_from(ridged)] += np.maximum(_RIDGE * own, least)
+        solved = np.asarray(np.linalg.solve(ridged, right), np.float64)
     else:
         solved = round_diagonal(normal, right, state.d2, state.grids[1].values / target.unit)
     before, after = error(state.d2), error(solved)
@@ -180,9 +242,8 @@ def fit_grids(target: Target, state: State, widths: Widths) -> float:
     for left in (True, False):
         equations = normal_equations(target, state, left)
         update_row_scales(target, state, left, equations)
-        scales, bits = state.side(left)
-        values = bits - state.shift
-        weights = np.einsum("ik,ik->i", values, target.workers.matmul(values, equations[0]))
+        scales, _ = state.side(left)
+        weights = row_forms(target, state, left, equations[0])
         grid = fit_grid(scales, np.maximum(weights, 0.0), widths[0 if left else 2])
         scales[:] = grid.round(scales)
         fitted.append(grid)
@@ -208,10 +269,12 @@ def sort_components(target: Target, state: State) -> None:
 
 def residuals(target: Target, state: State) -> Iterator[tuple[slice, Floats, Floats]]:
     """Yield (rows, ``A[rows] / unit``, its residual), block by block."""
-    right = np.ascontiguousarray((state.scaled(False) * state.d2).T)
-    left = state.scaled(True)
+    other = state.scaled(False)
+    other *= state.d2
+    right = np.ascontiguousarray(other.T)
+    del other
     for rows, part in target.blocks(np.float64):
-        yield rows, part, part - target.workers.matmul(left[rows], right)
+        yield rows, part, part - target.workers.matmul(state.scaled(True, rows), right)
 
 
 def squared_error(target: Target, state: State) -> float:

@@ -65,8 +65,8 @@ def digest(A: NDArray[Any]) -> str:
 class Target:
     """A matrix in units of its root mean square, read in row blocks.
 
-    An array in memory is converted once for each precision and kept; a memory map is converted
-    block by block at every pass, so that it is never held whole.
+    An array in memory is converted once for each precision and kept; a memory map, or any array
+    where the workers are told to stream, is converted block by block at every pass.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Target:
         self.A = A
         self.shape = (int(A.shape[0]), int(A.shape[1]))
         self.workers = workers
-        self._streamed = isinstance(A, np.memmap)
+        self._streamed = workers.streamed or isinstance(A, np.memmap)
         self._kept: dict[np.dtype[Any], NDArray[Any]] = {}
         largest = largest_magnitude(A)
         if largest and not _SMALLEST <= largest <= _LARGEST:
@@ -113,20 +113,25 @@ class Target:
 
     def blocks(self, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield (rows, ``A[rows] / unit``) as C-order arrays of `dtype`."""
-        dtype = np.dtype(dtype)
-        if not self._streamed:
-            if dtype not in self._kept:
-                kept = np.empty(self.shape, dtype)
-                for rows in row_blocks(self.shape):
-                    kept[rows] = self.read(rows) / self.unit
-                self._kept[dtype] = kept
-            yield slice(0, self.shape[0]), self._kept[dtype]
-            return
-        for rows in row_blocks(self.shape):
-            yield rows, (self.read(rows) / self.unit).astype(dtype)
+        for rows in self.workers.row_blocks(*self.shape):
+            yield rows, self._part(rows, dtype) if self._streamed else self._whole(dtype)[rows]
 
-    def weigh_rows(self, N: NDArray[Any]) -> NDArray[Any]:
-        """Return ``W N`` for N (m, k) with the weights W of the outputs; here N itself."""
+    def _part(self, rows: slice, dtype: Any) -> NDArray[Any]:
+        part = self.read(rows)
+        part /= self.unit
+        return part.astype(dtype, copy=False)
+
+    def _whole(self, dtype: Any) -> NDArray[Any]:
+        dtype = np.dtype(dtype)
+        if dtype not in self._kept:
+            kept = np.empty(self.shape, dtype)
+            for rows in row_blocks(self.shape):
+                kept[rows] = self._part(rows, dtype)
+            self._kept[dtype] = kept
+        return self._kept[dtype]
+
+    def weigh_rows(self, N: NDArray[Any], rows: slice = slice(None)) -> NDArray[Any]:
+        """Return ``W N`` with the weights W of those outputs; here N itself."""
         return N
 
     def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
@@ -147,16 +152,23 @@ class Target:
         """Solve for d3 where the columns are coupled."""
         raise NotImplementedError
 
-    def matmul(self, N: NDArray[Any]) -> NDArray[Any]:
+    def matmul(self, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return ``(A / unit) @ N`` for N (n, k), in N's dtype; (m, k)."""
-        out = np.empty((self.shape[0], N.shape[1]), N.dtype)
+        if out is None:
+            out = np.empty((self.shape[0], N.shape[1]), N.dtype)
+        if not self._streamed:
+            return self.workers.matmul(self._whole(N.dtype), N, out=out)
         for rows, part in self.blocks(N.dtype):
             self.workers.matmul(part, N, out=out[rows])
         return out
 
-    def rmatmul(self, N: NDArray[Any]) -> NDArray[Any]:
+    def rmatmul(self, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return ``(A / unit).T @ N`` for N (m, k), in N's dtype; (n, k)."""
-        out = np.zeros((self.shape[1], N.shape[1]), N.dtype)
+        if out is None:
+            out = np.empty((self.shape[1], N.shape[1]), N.dtype)
+        if not self._streamed:
+            return self.workers.matmul(self._whole(N.dtype).T, N, out=out)
+        out[:] = 0
         for rows, part in self.blocks(N.dtype):
             out += self.workers.matmul(part.T, N[rows])
         return out

@@ -1,0 +1,180 @@
+"""A network run in pieces: stages with a choice of layers, their inputs, states kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.linear import Layer
+
+Array = NDArray[Any]
+State = Any  # an array, or a tuple or dict of arrays
+Linear = Callable[..., Array]
+Stage = Callable[[State, Linear], State]
+Batches = Iterable[State] | Callable[[], Iterable[State]]
+
+
+class _Reached(BaseException):
+    """Ends a stage at the layer that is waited for; no `except Exception` stops it."""
+
+
+def rows_of(x: ArrayLike, keep: ArrayLike | None) -> Array:
+    """Return the rows (N, n) of (..., n) that a mask leaves."""
+    x = np.asarray(x)
+    flat = x.reshape(-1, x.shape[-1])
+    if keep is None:
+        return flat
+    mask = np.asarray(keep, bool)
+    if mask.shape != x.shape[:-1]:
+        raise ValueError(f"keep must have shape {x.shape[:-1]}, got {mask.shape}")
+    left: Array = flat[mask.reshape(-1)]
+    return left
+
+
+def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Linear:
+    """Return what a stage calls in the dense network."""
+
+    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
+        if name not in dense:
+            raise KeyError(f"weights has no {name!r}, which a stage calls")
+        x = np.asarray(x)
+        if x.shape[-1] != dense[name].shape[1]:
+            raise ValueError(f"{name!r} reads {dense[name].shape[1]} channels, got {x.shape}")
+        y: Array = x @ dense[name].T.astype(x.dtype, copy=False)
+        if name in biases:
+            y = y + biases[name].astype(x.dtype, copy=False)
+        return y
+
+    return linear
+
+
+def layers_linear(
+    dense: Mapping[str, Array], biases: Mapping[str, Array], layers: Mapping[str, Layer]
+) -> Linear:
+    """Return what a stage calls in the compressed network; layers not compressed yet are dense."""
+    plain = dense_linear(dense, biases)
+
+    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
+        return layers[name](x) if name in layers else plain(name, x)
+
+    return linear
+
+
+def groups_of(
+    stage: Stage, state: State, dense: Mapping[str, Array], biases: Mapping[str, Array]
+) -> list[list[str]]:
+    """Return the names of a stage in the order of their calls, those with one input together."""
+    plain, groups, last = dense_linear(dense, biases), [], None
+
+    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
+        nonlocal last
+        y = plain(name, x)
+        if x is last:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last = x
+        return y
+
+    stage(state, linear)
+    names = [name for group in groups for name in group]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"each layer must be called once, {name!r} is called again")
+    return groups
+
+
+def read_input(stage: Stage, state: State, name: str, through: Linear) -> tuple[Array, Any]:
+    """Run a stage up to a layer; return what it reads there and its mask."""
+    seen: list[Any] = []
+
+    def linear(called: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
+        if called == name:
+            seen.append((np.asarray(x), keep))
+            raise _Reached
+        return through(called, x)
+
+    try:
+        stage(state, linear)
+    except _Reached:
+        pass
+    if not seen:
+        raise ValueError(f"{name!r} must be called for every batch, as for the first")
+    x, keep = seen[0]
+    return x, keep
+
+
+# -- states on disk --------------------------------------------------------------------------------
+
+
+def iterate(batches: Batches) -> Iterator[State]:
+    """Return an iterator over batches that are an iterable or a callable."""
+    return iter(batches() if callable(batches) else batches)
+
+
+class States:
+    """The states of the dense and of the compressed network before a stage, batch by batch."""
+
+    def __init__(self, folder: Path, batches: Batches) -> None:
+        if isinstance(batches, Iterator):
+            raise TypeError(
+                "batches must be iterable again, or a callable that returns an iterator; "
+                f"got a {type(batches).__name__}"
+            )
+        self.folder, self.batches = folder, batches
+        self.stage = 0
+        self.count = sum(1 for _ in iterate(batches))
+        if not self.count:
+            raise ValueError("batches must hold at least one batch, got none")
+
+    def first(self) -> State:
+        """Return the dense network's state of the first batch."""
+        return next(iter(self))[0]
+
+    def __iter__(self) -> Iterator[tuple[State, State]]:
+        if self.stage == 0:
+            for state in iterate(self.batches):
+                yield state, state
+            return
+        for at in range(self.count):
+            yield _load_state(self._path(at, "dense")), _load_state(self._path(at, "compressed"))
+
+    def _path(self, at: int, kind: str, stage: int | None = None) -> Path:
+        return self.folder / f"{self.stage if stage is None else stage}-{at}-{kind}.npz"
+
+    def advance(self, stage: Stage, dense: Linear, compressed: Linear) -> None:
+        """Replace every state by what a stage makes of it."""
+        for at, (one, other) in enumerate(self):
+            for kind, state, linear in (("dense", one, dense), ("compressed", other, compressed)):
+                _save_state(self._path(at, kind, self.stage + 1), stage(state, linear))
+                if self.stage:
+                    self._path(at, kind).unlink()
+        self.stage += 1
+
+
+def _save_state(path: Path, state: State) -> None:
+    if isinstance(state, dict):
+        named = {f"key {name}": value for name, value in state.items()}
+    elif isinstance(state, (tuple, list)):
+        named = {f"item {i}": value for i, value in enumerate(state)}
+    else:
+        named = {"array": state}
+    arrays = {name: np.asarray(value) for name, value in named.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "buif":
+            raise TypeError(f"a state must hold arrays of numbers, got {array.dtype} as {name}")
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def _load_state(path: Path) -> State:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if "array" in arrays:
+        return arrays["array"]
+    if next(iter(arrays)).startswith("item "):
+        return tuple(arrays[f"item {i}"] for i in range(len(arrays)))
+    return {name.removeprefix("key "): value for name, value in arrays.items()}

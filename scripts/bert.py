@@ -1,0 +1,559 @@
+"""BERT in NumPy, forwards and backwards by hand, with linear layers of any kind.
+
+One encoder (post-norm, exact GELU, masked attention) serves MiniLM and the reaction networks; three
+heads stand on it: masked tokens, classes, mean of the tokens. The matrix of a linear layer is made
+from the parameters of its `Weight`: dense and frozen, three diagonals around frozen bits (DiBARD),
+or frozen codes with scales. Its gradient as a dense matrix is made once a batch and pulled back to
+those parameters, which for batches of thousands of tokens costs less than mixing bits token by
+token.
+
+Every step returns its result and a function that turns the gradient of the result into that of its
+input; what is not used is never computed. Samples are flat: (S T, width) for S texts of T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import erf
+
+from diba_np.factors import DiBAFactors
+from diba_np.linear import DIAGONALS
+
+Array = np.ndarray
+Back = Callable[[Array], Array]
+# called with the name of a linear layer, its inputs, its outputs and what is added to them or None
+Observer = Callable[[str, Array, Array, "Array | None"], None]
+
+PROJECTIONS = ("query", "key", "value")
+LINEAR = (
+    *(f"attention.self.{name}" for name in PROJECTIONS),
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+
+_HIDDEN = -1e9  # the score of padding
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+class Weight:
+    """A matrix (m, n) that nothing trains.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        What may be trained, to be changed in place; `refresh` makes the matrix anew.
+    matrix : (m, n) array
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self.parameters: dict[str, Array] = {}
+        self.matrix = matrix
+
+    def refresh(self) -> None:
+        """Make the matrix from the parameters."""
+
+    def pull(self, gradient: Array) -> dict[str, Array]:
+        """Turn the gradient with respect to the matrix into those of the parameters."""
+        return {}
+
+
+class DiBAWeight(Weight):
+    """``D1 B1 D2 B2 D3`` with frozen bits.
+
+    Notes
+    -----
+    With the gradient G of the matrix W: ``d1 g_d1 = rowsum(G W)``, ``g_d2 = rowsum((B1^T D1 G D3)
+    B2)``, ``d3 g_d3 = colsum(G W)``; the forms below hold for zeros too. Cost 2 m n k flops each
+    way.
+    """
+
+    def __init__(self, factors: DiBAFactors, dtype: Any = np.float32) -> None:
+        self.b1 = factors.b1.to_dense().astype(dtype) - np.dtype(dtype).type(factors.shift)
+        self.b2 = factors.b2.to_dense().astype(dtype) - np.dtype(dtype).type(factors.shift)
+        self.parameters = {name: np.array(getattr(factors, name), dtype) for name in DIAGONALS}
+        self.refresh()
+
+    def refresh(self) -> None:
+        p = self.parameters
+        self._inner = (self.b1 * p["d2"]) @ self.b2
+        self.matrix = p["d1"][:, None] * self._inner * p["d3"]
+
+    def pull(self, gradient: Array) -> dict[str, Array]:
+        p = self.parameters
+        right = gradient * p["d3"]
+        both = p["d1"][:, None] * right
+        return {
+            "d1": np.einsum("ij,ij->i", right, self._inner),
+            "d2": np.einsum("kj,kj->k", self.b1.T @ both, self.b2),
+            "d3": np.einsum("ij,ij->j", p["d1"][:, None] * gradient, self._inner),
+        }
+
+
+class CodeWeight(Weight):
+    """Frozen integer codes (m, n), with a scale for every row and group of columns (m, groups)."""
+
+    def __init__(self, codes: Array, scales: Array, group: Array) -> None:
+        self.codes, self.group = codes, group
+        self._starts = np.flatnonzero(np.diff(group, prepend=-1))
+        self.parameters = {"scales": scales}
+        self.refresh()
+
+    def refresh(self) -> None:
+        self.matrix = self.codes * self.parameters["scales"][:, self.group]
+
+    def pull(self, gradient: Array) -> dict[str, Array]:
+        return {"scales": np.add.reduceat(gradient * self.codes, self._starts, axis=1)}
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def normal_law(x: Array) -> tuple[Array, Array]:
+    """Return distribution function and density of the normal law.
+
+    In float32 by a polynomial of absolute error 1e-7, six times as fast as scipy's erf
+    (M. Abramowitz, I. Stegun, "Handbook of Mathematical Functions", 7.1.26).
+    """
+    density = x * x
+    density *= -0.5
+    np.exp(density, out=density)
+    if x.dtype != np.float32:
+        return 0.5 * (1 + erf(x * np.sqrt(0.5))), density / np.sqrt(2 * np.pi)
+    t = np.abs(x)
+    t *= np.float32(0.3275911 * np.sqrt(0.5))
+    t += 1
+    np.reciprocal(t, out=t)
+    above = np.full_like(t, 0.5 * 1.061405429)
+    for term in (-1.453152027, 1.421413741, -0.284496736, 0.254829592, 0.0):
+        above *= t
+        above += np.float32(0.5 * term)
+    above *= density
+    density *= np.float32(1 / np.sqrt(2 * np.pi))
+    above -= np.float32(0.5)
+    np.copysign(above, x, out=above)
+    above += np.float32(0.5)
+    return above, density
+
+
+def gelu(x: Array) -> tuple[Array, Back]:
+    """Return ``x Phi(x)`` with the distribution function Phi of the normal law."""
+    below, density = normal_law(x)
+
+    def back(gradient: Array) -> Array:
+        slope = x * density
+        slope += below
+        slope *= gradient
+        return slope
+
+    return x * below, back
+
+
+def softmax(x: Array) -> Array:
+    """Return the softmax over the last axis."""
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array, heads: int) -> tuple[Array, Back]:
+    """Mix values by masked softmax attention.
+
+    Parameters
+    ----------
+    q, k, v : (S T, width) array
+    mask : (S, T) bool
+        False for padding.
+    heads : int
+
+    Returns
+    -------
+    (S T, width) array, and a function that gives the gradients of q, k and v stacked, (3, S T,
+    width).
+    """
+    texts, tokens = mask.shape
+
+    def split(x: Array) -> Array:
+        return x.reshape(texts, tokens, heads, -1).transpose(0, 2, 1, 3)
+
+    def merge(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(texts * tokens, -1)
+
+    q, k, v = split(q), split(k), split(v)
+    unit = q.dtype.type(1 / np.sqrt(q.shape[-1]))
+    scores = q @ k.swapaxes(-1, -2)
+    scores *= unit
+    if not mask.all():
+        scores += np.where(mask, 0, _HIDDEN).astype(q.dtype)[:, None, None]
+    p = softmax(scores)
+
+    def back(gradient: Array) -> Array:
+        g = split(gradient)
+        gp = g @ v.swapaxes(-1, -2)
+        gp -= np.einsum("shij,shij->shi", gp, p)[..., None]
+        gp *= p
+        gp *= unit
+        return np.stack(
+            [merge(gp @ k), merge(gp.swapaxes(-1, -2) @ q), merge(p.swapaxes(-1, -2) @ g)]
+        )
+
+    return merge(p @ v), back
+
+
+def finish(steps: Generator[Any, None, tuple[Array, Back]]) -> tuple[Array, Back]:
+    """Run `Bert.steps` through from where it is; return what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+# -- the network -----------------------------------------------------------------------------------
+
+
+class Bert:
+    """An encoder with its heads.
+
+    Parameters
+    ----------
+    tensors : mapping of str to array
+        By their usual names; a leading "bert." is dropped.
+    heads : int
+    epsilon : float
+        Of the layer norms.
+    dtype : float32 or float64
+
+    Attributes
+    ----------
+    weights : dict of str to Weight
+        Of the linear layers, by name without ".weight"; to be exchanged by `replace`.
+    parameters : dict of str to array
+        Everything that may be trained: layer norms and biases of the encoder and the parameters
+        of the weights.
+    gradients : dict of str to array
+        Sums since the last `zero_grad`, of `parameters`.
+    watch : callable or None
+        Called on the way back with the name of a linear layer and the gradient of its outputs.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Array],
+        heads: int,
+        epsilon: float = 1e-12,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.tensors = {
+            name.removeprefix("bert."): np.asarray(value, dtype)
+            for name, value in tensors.items()
+            if value.dtype.kind == "f"
+        }
+        self.heads, self.epsilon, self.dtype = heads, epsilon, np.dtype(dtype)
+        numbers = {int(n.split(".")[2]) for n in self.tensors if n.startswith("encoder.layer.")}
+        self.layers = len(numbers)
+        self.weights = {
+            name.removesuffix(".weight"): Weight(value)
+            for name, value in self.tensors.items()
+            if value.ndim == 2 and not name.startswith("embeddings.")
+        }
+        self.own = {
+            name: value.copy()
+            for name, value in self.tensors.items()
+            if value.ndim == 1 and name.startswith(("encoder.", "embeddings."))
+        }
+        self.watch: Callable[[str, Array], None] | None = None
+        self.zero_grad()
+
+    def encoder_names(self, only: Sequence[str] = LINEAR) -> list[str]:
+        """Return the names of the encoder's linear layers in the order in which they are read."""
+        return [f"encoder.layer.{i}.{name}" for i in range(self.layers) for name in only]
+
+    def replace(self, weights: Mapping[str, Weight]) -> None:
+        """Exchange the weights of some linear layers."""
+        self.weights.update(weights)
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        made = dict(self.own)
+        for name, weight in self.weights.items():
+            made |= {f"{name}.{key}": value for key, value in weight.parameters.items()}
+        return made
+
+    def refresh(self) -> None:
+        """Make the matrices anew after a change of the parameters."""
+        for weight in self.weights.values():
+            weight.refresh()
+
+    def zero_grad(self) -> None:
+        """Set the accumulated gradients to zero."""
+        self.gradients: dict[str, Array] = {}
+        self._pending: dict[str, Array] = {}
+
+    def settle(self) -> dict[str, Array]:
+        """Pull the gradients of the matrices back to their parameters; return all gradients."""
+        for name, gradient in self._pending.items():
+            for key, value in self.weights[name].pull(gradient).items():
+                self._add(f"{name}.{key}", value)
+        self._pending = {}
+        return self.gradients
+
+    def _add(self, name: str, gradient: Array) -> None:
+        if name in self.gradients:
+            self.gradients[name] += gradient
+        else:
+            self.gradients[name] = gradient
+
+    def _vector(self, name: str) -> Array:
+        return self.own[name] if name in self.own else self.tensors[name]
+
+    def linear(self, name: str, x: Array) -> tuple[Array, Back]:
+        """Return ``x W^T + b``."""
+        weight, bias = self.weights[name], f"{name}.bias"
+        matrix = weight.matrix
+        y = x @ matrix.T
+        y += self._vector(bias)
+
+        def back(gradient: Array) -> Array:
+            if self.watch is not None:
+                self.watch(name, gradient)
+            if weight.parameters:
+                dense = gradient.T @ x
+                if name in self._pending:
+                    dense += self._pending[name]
+                self._pending[name] = dense
+            if bias in self.own:
+                self._add(bias, gradient.sum(axis=0))
+            return gradient @ matrix
+
+        return y, back
+
+    def norm(self, name: str, x: Array) -> tuple[Array, Back]:
+        """Return the layer norm called `name`."""
+        scale, shift = f"{name}.LayerNorm.weight", f"{name}.LayerNorm.bias"
+        x = x - x.mean(axis=-1, keepdims=True)
+        spread = np.einsum("ij,ij->i", x, x)[:, None] / x.dtype.type(x.shape[1])
+        inverse = 1 / np.sqrt(spread + x.dtype.type(self.epsilon))
+        x *= inverse
+        factor = self._vector(scale)
+        y = x * factor
+        y += self._vector(shift)
+
+        def back(gradient: Array) -> Array:
+            if scale in self.own:
+                self._add(scale, np.einsum("ij,ij->j", gradient, x))
+                self._add(shift, gradient.sum(axis=0))
+            g = gradient * factor
+            along = np.einsum("ij,ij->i", g, x)[:, None] / x.dtype.type(x.shape[1])
+            g -= g.mean(axis=-1, keepdims=True)
+            g -= x * along
+            g *= inverse
+            return g
+
+        return y, back
+
+    def embed(self, ids: Array) -> tuple[Array, Back]:
+        """Return the embeddings (S T, width) of token ids (S, T); the tables stay as they are."""
+        x = self.tensors["embeddings.word_embeddings.weight"][ids]
+        x = x + self.tensors["embeddings.position_embeddings.weight"][: ids.shape[1]]
+        x += self.tensors["embeddings.token_type_embeddings.weight"][0]
+        y, back = self.norm("embeddings", x.reshape(ids.size, -1))
+        return y, back
+
+    def steps(
+        self, i: int, x: Array, mask: Array, observe: Observer | None = None
+    ) -> Generator[tuple[Array, Array | None], None, tuple[Array, Back]]:
+        """Run the encoder's layer i with a stop before each of its four groups of linear layers.
+
+        The groups are query, key and value; the attention's output; the two of the feed-forward
+        part. Each time it yields what they read and what is added to what they give, or None, so
+        that their weights can be exchanged before they are used. `layer` runs it through.
+        """
+        at = f"encoder.layer.{i}"
+
+        def linear(name: str, x: Array, added: Array | None = None) -> tuple[Array, Back]:
+            y, back = self.linear(f"{at}.{name}", x)
+            if observe is not None:
+                observe(f"{at}.{name}", x, y, added)
+            return y, back
+
+        yield x, None
+        parts = [linear(f"attention.self.{name}", x) for name in PROJECTIONS]
+        mixed, back_mix = attend(*(y for y, _ in parts), mask, self.heads)
+        yield mixed, x
+        y, back_out = linear("attention.output.dense", mixed, x)
+        h, back_mid = self.norm(f"{at}.attention.output", x + y)
+        yield h, None
+        inner, back_inner = linear("intermediate.dense", h)
+        active, back_gelu = gelu(inner)
+        yield active, h
+        y, back_outer = linear("output.dense", active, h)
+        y, back_end = self.norm(f"{at}.output", h + y)
+
+        def back(gradient: Array) -> Array:
+            g = back_end(gradient)
+            g = back_mid(g + back_inner(back_gelu(back_outer(g))))
+            for (_, step), part in zip(parts, back_mix(back_out(g)), strict=True):
+                g = g + step(part)
+            return g
+
+        return y, back
+
+    def layer(
+        self, i: int, x: Array, mask: Array, observe: Observer | None = None
+    ) -> tuple[Array, Back]:
+        """Return the hidden states after the encoder's layer i, and the step back."""
+        return finish(self.steps(i, x, mask, observe))
+
+    def encode(
+        self, ids: Array, mask: Array, observe: Observer | None = None, layers: int | None = None
+    ) -> tuple[list[Array], Callable[[Mapping[int, Array]], None]]:
+        """Run the encoder.
+
+        Parameters
+        ----------
+        ids : (S, T) int
+        mask : (S, T) bool
+            False for padding.
+        observe : callable, optional
+            Called for every linear layer of the encoder.
+        layers : int, optional
+            Stop after so many.
+
+        Returns
+        -------
+        hidden : list of (S T, width) array
+            The embeddings and the hidden states after each layer.
+        back : callable
+            Takes the gradients with respect to some of `hidden`, by place (negative ones count
+            from the end), and adds to those of the parameters.
+        """
+        x, back_embed = self.embed(ids)
+        hidden, backs = [x], []
+        for i in range(self.layers if layers is None else layers):
+            x, step = self.layer(i, x, mask, observe)
+            hidden.append(x)
+            backs.append(step)
+
+        def back(gradients: Mapping[int, Array]) -> None:
+            given = {at % len(hidden): gradient for at, gradient in gradients.items()}
+            g: Array | None = None
+            for at in range(len(backs), -1, -1):
+                if at in given:
+                    g = given[at] if g is None else g + given[at]
+                if g is not None:
+                    g = backs[at - 1](g) if at else back_embed(g)
+
+        return hidden, back
+
+    def classify(self, x: Array, mask: Array) -> tuple[Array, Back]:
+        """Return the logits (S, classes): tanh of the pooled first token, then the classifier."""
+        first = x.reshape(*mask.shape, -1)[:, 0]
+        y, back_pool = self.linear("pooler.dense", first)
+        pooled = np.tanh(y)
+        logits, back_out = self.linear("classifier", pooled)
+
+        def back(gradient: Array) -> Array:
+            g = np.zeros((*mask.shape, x.shape[1]), x.dtype)
+            g[:, 0] = back_pool(back_out(gradient) * (1 - pooled * pooled))
+            return g.reshape(x.shape)
+
+        return logits, back
+
+    def predict(self, x: Array, places: Array) -> tuple[Array, Back]:
+        """Return the logits (N, vocabulary) of the masked tokens at `places` (N,) of `x`."""
+        y, back_dense = self.linear("cls.predictions.transform.dense", x[places])
+        y, back_gelu = gelu(y)
+        y, back_norm = self.norm("cls.predictions.transform", y)
+        decoder = self.weights["cls.predictions.decoder"].matrix
+        logits = y @ decoder.T + self.tensors["cls.predictions.bias"]
+
+        def back(gradient: Array) -> Array:
+            g = np.zeros_like(x)
+            g[places] = back_dense(back_gelu(back_norm(gradient @ decoder)))
+            return g
+
+        return logits, back
+
+    def mean(self, x: Array, mask: Array) -> tuple[Array, Back]:
+        """Return the unit vectors (S, width) of the means over the tokens."""
+        share = (mask / mask.sum(axis=1, keepdims=True)).astype(x.dtype)
+        y = np.einsum("st,std->sd", share, x.reshape(*mask.shape, -1))
+        length = np.sqrt(np.einsum("sd,sd->s", y, y))[:, None]
+        unit = y / length
+
+        def back(gradient: Array) -> Array:
+            g = gradient - unit * np.einsum("sd,sd->s", gradient, unit)[:, None]
+            return (share[:, :, None] * (g / length)[:, None]).reshape(x.shape)
+
+        return unit, back
+
+
+def random_tensors(
+    seed: int,
+    layers: int = 2,
+    width: int = 8,
+    inner: int = 12,
+    words: int = 9,
+    classes: int = 3,
+    length: int = 16,
+) -> dict[str, Array]:
+    """Return random tensors of a small network with every head, float64."""
+    rng = np.random.default_rng(seed)
+    made = {
+        "embeddings.word_embeddings.weight": rng.normal(size=(words, width)),
+        "embeddings.position_embeddings.weight": rng.normal(size=(length, width)),
+        "embeddings.token_type_embeddings.weight": rng.normal(size=(2, width)),
+        "cls.predictions.decoder.weight": rng.normal(size=(words, width)),
+        "cls.predictions.bias": rng.normal(size=words),
+    }
+    shapes = {"pooler.dense": (width, width), "classifier": (classes, width)}
+    shapes["cls.predictions.transform.dense"] = (width, width)
+    norms = ["embeddings", "cls.predictions.transform"]
+    for i in range(layers):
+        at = f"encoder.layer.{i}"
+        sizes = [(width, width)] * 4 + [(inner, width), (width, inner)]
+        shapes |= {f"{at}.{name}": size for name, size in zip(LINEAR, sizes, strict=True)}
+        norms += [f"{at}.attention.output", f"{at}.output"]
+    for name, shape in shapes.items():
+        made[f"{name}.weight"] = rng.normal(size=shape) / np.sqrt(shape[1])
+        made[f"{name}.bias"] = rng.normal(size=shape[0]) / 4
+    for name in norms:
+        made[f"{name}.LayerNorm.weight"] = 1 + rng.normal(size=width) / 4
+        made[f"{name}.LayerNorm.bias"] = rng.normal(size=width) / 4
+    return made
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+def padded(texts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Return ids (S, T) and mask (S, T) of token lists, padded to the longest with 0."""
+    longest = max(len(tokens) for tokens in texts)
+    ids = np.zeros((len(texts), longest), np.int64)
+    mask = np.zeros(ids.shape, bool)
+    for row, tokens in enumerate(texts):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = True
+    return ids, mask
+
+
+def batches(
+    texts: Sequence[Sequence[int]], tokens: int, chosen: Iterable[int] | None = None
+) -> Iterator[Array]:
+    """Yield places in `texts`, texts of like length together, about so many tokens a batch."""
+    places = range(len(texts)) if chosen is None else chosen
+    order = sorted(places, key=lambda i: len(texts[i]))
+    batch: list[int] = []
+    for i in order:
+        if batch and len(texts[i]) * (len(batch) + 1) > tokens:
+            yield np.array(batch)
+            batch = []
+        batch.append(i)
+    if batch:
+        yield np.array(batch)

@@ -1,0 +1,281 @@
+"""What the studies of whole networks share: stages, the store of what ran, tables, figures.
+
+A study compresses a pretrained network at several storage ratios (float32 = 1, 16-bit diagonals
+counted) and judges it after each stage on rows that nothing was fitted to:
+
+- dense: the network as it is;
+- replaced: every weight on its own, bits fitted to the weights alone;
+- layer-wise: these bits stay; diagonals (or scales) and biases are refitted layer by layer to what
+  the compressed layers before give (DiBARD);
+- activations: bits too are fitted to that, layer by layer;
+- end to end: from there, all diagonals, layer norms and biases are trained at once, taught by the
+  dense network (DiBARD through the whole network).
+
+The integer codes and the random bits at the same stored bits go through the same stages but the
+fourth. Each finished stage lies in the cache folder, training also in between: a study that was
+interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import network_fit as nf
+import numpy as np
+from bert import LINEAR, Bert, Weight
+from sources import cache_folder
+
+RATIOS = ("1/64", "1/32", "1/16", "1/8")
+VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
+STAGES = ("replaced", "layer-wise", "activations", "end to end")
+METHODS: dict[str, Callable[..., Weight]] = {
+    "diba": nf.by_weights,
+    "codes": nf.by_codes,
+    "random": nf.at_random,
+}
+LABELS = {"diba": "DiBA", "codes": "integer codes", "random": "random bits"}
+
+
+class Study:
+    """One task with what has been made for it.
+
+    Parameters
+    ----------
+    task : nf.Task
+    folder : Path
+        Where finished stages are kept.
+    args : argparse.Namespace
+        What `main` parsed.
+    """
+
+    def __init__(self, task: nf.Task, folder: Path, args: argparse.Namespace) -> None:
+        self.task, self.folder, self.args = task, folder, args
+        self.how = {"effort": args.effort, "threads": args.threads}
+        self._check_settings()
+        self.dense = task.network()
+        rows = np.random.default_rng(0).permutation(len(task.fit))
+        self.read_rows, self.train_rows = rows[: args.calibration], rows[: args.rows]
+
+    def _check_settings(self) -> None:
+        """Keep what the results depend on, or compare it with what was kept."""
+        names = ("effort", "calibration", "rows", "epochs", "rate", "tokens")
+        mine = {name: getattr(self.args, name) for name in names}
+        path = self.folder / "settings.json"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(mine))
+        kept = json.loads(path.read_text())
+        if kept != mine:
+            raise SystemExit(f"{self.folder} holds results of {kept}; give another --folder")
+
+    def scored(self, key: str, make: Callable[[], Bert]) -> dict[str, Any]:
+        """Return the scores kept under `key`, or make the network and judge it."""
+        path = self.folder / f"{key}.json"
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+        started = time.process_time()
+        net = make()
+        seconds = time.process_time() - started
+        scores = self.task.score(nf.evaluate(net, self.task))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found = {"scores": scores, "cpu_seconds": seconds, "peak_mib": round(peak)}
+        self.tell(f"{key}: {cells(found['scores'])}, {seconds:.0f} s")
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found))
+        part.replace(path)
+        return found
+
+    def tell(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def stage(self, variant: str, method: str, ratio: str, stage: str) -> Bert:
+        """Return the network after a stage, from the store or made from the stage before."""
+        net = self.task.network()
+        names = net.encoder_names(VARIANTS[variant])
+        path = self.folder / f"{key_of(variant, method, ratio, stage)}.npz"
+        if path.exists():
+            nf.load(path, net, names)
+            return net
+        bits = 32 * float(Fraction(ratio))
+        if stage == "replaced":
+            for name in names:
+                net.replace({name: METHODS[method](net.weights[name].matrix, bits, **self.how)})
+        elif stage == "layer-wise":
+            net = self.stage(variant, method, ratio, "replaced")
+            self.compress(net, names, lambda name, aim, data, w: nf.refit(net.weights[name], data))
+        elif stage == "activations":
+            self.compress(
+                net,
+                names,
+                lambda name, aim, data, w: nf.by_activations(aim, bits, data, w, **self.how),
+            )
+        else:
+            net = self.stage(variant, method, ratio, before(method))
+            nf.train(
+                net,
+                self.dense,
+                self.task,
+                self.train_rows,
+                epochs=self.args.epochs,
+                rate=self.args.rate,
+                tokens=self.args.tokens,
+                path=path.with_suffix(".state.npz"),
+                tell=lambda line: self.tell(f"{path.stem}: {line}"),
+            )
+        nf.save(path, net, names)
+        path.with_suffix(".state.npz").unlink(missing_ok=True)
+        return net
+
+    def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit) -> None:
+        nf.compress(net, self.dense, self.task, self.read_rows, names, fit, tell=self.tell)
+
+
+def before(method: str) -> str:
+    """Return the stage that end-to-end training starts from."""
+    return "activations" if method == "diba" else "layer-wise"
+
+
+def key_of(variant: str, method: str, ratio: str, stage: str) -> str:
+    return f"{variant}-{method}-{ratio.replace('/', '_')}-{stage.replace(' ', '_')}"
+
+
+def cells(scores: dict[str, Any]) -> str:
+    """Return scores as text: percent for accuracies, three digits for cosines."""
+    parts = []
+    for name, (mean, error) in scores.items():
+        if name == "cosine":
+            parts.append(f"{mean:.3f} ± {error:.3f}")
+        else:
+            parts.append(f"{100 * mean:.1f} ± {100 * error:.1f} %")
+    return " / ".join(parts)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table: a row for each variant, method and ratio."""
+    lines = [
+        "| matrices | method | ratio | " + " | ".join(STAGES) + " | CPU s |",
+        "|---|---|---|" + "---|" * (len(STAGES) + 1),
+    ]
+    seen: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        seen.setdefault((row["variant"], row["method"], row["ratio"]), {})[row["stage"]] = row
+    for (variant, method, ratio), stages in seen.items():
+        made = [cells(stages[s]["scores"]) if s in stages else "" for s in STAGES]
+        seconds = sum(row["cpu_seconds"] for row in stages.values())
+        lines.append(
+            f"| {variant} | {LABELS[method]} | {ratio} | {' | '.join(made)} | {seconds:.0f} |"
+        )
+    return lines
+
+
+def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Draw the first score against the ratio: end to end solid, replaced dotted."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("drawing takes an extra: pip install 'diba-np[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    (metric, (level, _)), *_ = dense.items()
+    axes.axhline(level, color="0.6", lw=3, label="dense")
+    styles = {"end to end": "-o", "activations": "--s", "replaced": ":^"}
+    colours = {"diba": "C0", "codes": "C1", "random": "C2"}
+    for (method, colour), (stage, style) in (
+        (m, s) for m in colours.items() for s in styles.items()
+    ):
+        points = [
+            (float(Fraction(row["ratio"])), *row["scores"][metric])
+            for row in rows
+            if (row["variant"], row["method"], row["stage"]) == ("all", method, stage)
+        ]
+        if points:
+            x, y, error = zip(*sorted(points), strict=True)
+            name = f"{LABELS[method]}, {stage}"
+            axes.errorbar(x, y, yerr=error, fmt=style, color=colour, label=name, capsize=2, ms=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([float(Fraction(r)) for r in RATIOS], RATIOS)
+    axes.set_xlabel("stored bits as a share of float32")
+    axes.set_ylabel(metric)
+    axes.set_title(title)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main(
+    description: str, real: Callable[[], nf.Task], made: Callable[[], nf.Task], **defaults: Any
+) -> int:
+    """Run a study from the command line.
+
+    Parameters
+    ----------
+    description : str
+    real, made : callable
+        Give the task, and a small one that needs no download.
+    defaults
+        Of the options.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--ratios", nargs="+", default=list(RATIOS))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--effort", default="fast", help="of the searches for bits")
+    parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
+    parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, end to end")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step, end to end")
+    parser.add_argument("--threads", type=int, help="of the searches; default: all processors")
+    parser.add_argument("--folder", type=Path, help="where finished stages are kept")
+    parser.add_argument(
+        "--only-finished", action="store_true", help="run nothing, show what is kept"
+    )
+    parser.add_argument("--plot", type=Path, help="draw the figure to this file")
+    parser.add_argument("--smoke", action="store_true", help="a made network; downloads nothing")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(**defaults)
+    args = parser.parse_args()
+    if args.smoke:
+        args.ratios, args.variants, args.calibration = ["1/8"], ["all"], 40
+        args.rows, args.epochs, args.tokens, args.rate = 40, 10, 100, 5e-4
+        if args.folder is None:
+            parser.error("--smoke needs --folder")
+    task = (made if args.smoke else real)()
+    folder = args.folder or cache_folder() / "studies" / task.name
+    study = Study(task, folder, args)
+    dense = study.scored("dense", lambda: study.dense)["scores"]
+    rows = []
+    for variant in args.variants:
+        for method in args.methods:
+            for ratio in args.ratios:
+                for stage in args.stages:
+                    if stage == "activations" and method != "diba":
+                        continue
+                    what = (variant, method, ratio, stage)
+                    if args.only_finished and not (folder / f"{key_of(*what)}.json").exists():
+                        continue
+                    found = study.scored(key_of(*what), lambda what=what: study.stage(*what))
+                    names = ("variant", "method", "ratio", "stage")
+                    rows.append(dict(zip(names, what, strict=True)) | found)
+    if args.json:
+        print(json.dumps({"dense": dense, "rows": rows}))
+    else:
+        print(f"{task.name}, dense: {cells(dense)}, {len(task.judge)} rows\n")
+        print("\n".join(table(rows)))
+    if args.plot:
+        draw(args.plot, task.title, dense, rows)
+    return 0

@@ -1,0 +1,44 @@
+"""Results of a study kept as they come, so that a study that was ended goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sources import cache_folder
+
+
+class Results:
+    """Rows of a study by key, in a JSON file that is rewritten after each.
+
+    Parameters
+    ----------
+    name : str
+        Of the study.
+    settings : dict
+        What every row depends on: rows made under other settings are dropped.
+    folder : path, optional
+        By default that of the downloads.
+    """
+
+    def __init__(self, name: str, settings: dict[str, Any], folder: Path | None = None) -> None:
+        self.path = (folder or cache_folder() / "studies") / f"{name}.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.rows: dict[str, Any] = {}
+        if self.path.is_file():
+            kept = json.loads(self.path.read_text())
+            if kept["settings"] == self.settings:
+                self.rows = kept["rows"]
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return the row of that key, made and kept if there is none yet."""
+        if key not in self.rows:
+            self.rows[key] = json.loads(json.dumps(make()))
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps({"settings": self.settings, "rows": self.rows}))
+            os.replace(part, self.path)
+        return self.rows[key]

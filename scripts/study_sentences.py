@@ -1,0 +1,112 @@
+"""DiBARD on MiniLM: cosine to the dense embeddings, and the polarity of tweets by a frozen head.
+
+python scripts/study_sentences.py                     # goes on where it was interrupted
+python scripts/study_sentences.py --only-finished     # the table of what has run
+python scripts/study_sentences.py --smoke --folder F  # a small made network; downloads nothing
+
+Fitted on tweets, and snippets of reviews and editorials, without labels: the dense network teaches.
+Judged on 1,000 other tweets: the mean cosine to the dense embedding, and whether a logistic
+regression, fitted once to dense embeddings of training tweets, still tells their polarity.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import network_fit as nf
+import numpy as np
+from bert import Array, Back, Bert, random_tensors
+from network_study import main
+from scipy.optimize import minimize
+
+JUDGE = 1000  # tweets of a valence beyond 0.5 either way
+HEAD = 2000  # tweets that the logistic regression is fitted to
+PENALTY = 0.1  # on its squared weights, halved: C = 10
+
+
+class Sentences(nf.Task):
+    """The unit vectors of texts; ``labels["judge"]`` are polarities, a frozen head tells them."""
+
+    name, title = "sentences", "Sentences by MiniLM"
+
+    def set_head(self, vectors: Array, labels: Array) -> None:
+        """Fit the head to dense vectors (N, width), and keep those of the rows that judge."""
+        self.weights = logistic(vectors, labels)
+        self.dense: dict[int, Array] = {}
+        for rows, y, _ in nf.evaluate(self.network(), self):
+            self.dense |= dict(zip(rows.tolist(), y, strict=True))
+
+    def head(self, net: Bert, x: Array, mask: Array, known: Any) -> tuple[Array, Back]:
+        return net.mean(x, mask)
+
+    def loss(self, y: Array, taught: Array, known: Any) -> tuple[float, Array]:
+        """Return one minus the mean cosine."""
+        return 1.0 - float(np.vdot(y, taught)) / len(y), -taught / np.float32(len(y))
+
+    def score(self, found: list[tuple[Array, Array, Any]]) -> dict[str, tuple[float, float]]:
+        vectors = np.concatenate([y for _, y, _ in found])
+        dense = np.stack([self.dense[i] for rows, _, _ in found for i in rows.tolist()])
+        cosines = np.einsum("ij,ij->i", vectors, dense).astype(np.float64)
+        positive = vectors @ self.weights[:-1] + self.weights[-1] > 0
+        right = positive == np.concatenate([known for _, _, known in found])
+        error = float(cosines.std() / np.sqrt(len(cosines)))
+        return {"cosine": (float(cosines.mean()), error), "accuracy": nf.accuracy(right)}
+
+
+def logistic(X: Array, positive: Array) -> Array:
+    """Return weights and, last, the constant of a logistic regression with a penalty."""
+    X = np.column_stack([X, np.ones(len(X))]).astype(np.float64)
+    signs = np.where(positive, 1.0, -1.0)
+
+    def objective(w: Array) -> tuple[float, Array]:
+        margin = signs * (X @ w)
+        gradient = -(signs / (1 + np.exp(margin))) @ X
+        gradient[:-1] += PENALTY * w[:-1]
+        return np.logaddexp(0, -margin).sum() + 0.5 * PENALTY * w[:-1] @ w[:-1], gradient
+
+    made: Array = minimize(objective, np.zeros(X.shape[1]), jac=True, method="L-BFGS-B").x
+    return made
+
+
+def real() -> Sentences:
+    import minilm
+
+    vocab = minilm.vocabulary()
+    tweets, valence = minilm.sentences("tweets")
+    clear = np.random.default_rng(0).permutation(np.flatnonzero(np.abs(valence) > 0.5))
+    judge, taught = clear[:JUDGE], clear[JUDGE : JUDGE + HEAD]
+    judged = {tweets[i] for i in judge}
+    others = [text for kind in minilm.SENTENCES for text in minilm.sentences(kind)[0]]
+    parts = {"fit": [t for t in others if t not in judged], "judge": [tweets[i] for i in judge]}
+    texts = {part: [minilm.tokenize(t, vocab) for t in rows] for part, rows in parts.items()}
+    labels = {"fit": np.zeros(len(texts["fit"])), "judge": valence[judge] > 0}
+    task = Sentences(texts, labels, minilm.load)
+    known = [minilm.tokenize(tweets[i], vocab) for i in taught]
+    task.set_head(minilm.embed(task.network(), known), valence[taught] > 0)
+    return task
+
+
+def made() -> Sentences:
+    """Return a small random network whose own halves of the space are the polarities."""
+
+    def network() -> Bert:
+        return Bert(random_tensors(0, width=32, inner=48, words=40), heads=4)
+
+    rng = np.random.default_rng(0)
+    texts = {
+        part: [rng.integers(0, 40, rng.integers(4, 12)).tolist() for _ in range(count)]
+        for part, count in (("fit", 40), ("judge", 60))
+    }
+    task = Sentences(texts, {part: np.zeros(len(rows)) for part, rows in texts.items()}, network)
+    found = nf.evaluate(network(), task)
+    vectors = np.concatenate([y for _, y, _ in found])
+    apart = vectors - vectors.mean(axis=0)
+    positive = apart @ np.linalg.svd(apart, full_matrices=False)[2][0] > 0
+    task.labels["judge"][np.concatenate([rows for rows, _, _ in found])] = positive
+    task.set_head(vectors, positive)
+    return task
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, real, made, calibration=1200, rows=6000))

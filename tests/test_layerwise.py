@@ -1,0 +1,232 @@
+"""Layer by layer: feedback pays, moments are exact, masks and resuming hold."""
+
+import numpy as np
+import pytest
+
+import diba_np as dn
+from diba_np.baselines import fit as fit_baseline
+from diba_np.baselines.random_bits import random_factors
+from diba_np.layerwise import Layerwise, capture, compress_layers
+from diba_np.linear import DiBALinear
+from diba_np.moments import CrossMoments, moments
+
+SIZES = (24, 64, 64, 48, 48)
+
+
+class Network:
+    """Four layers with ReLU between them, as stages; two layers of one stage share their input."""
+
+    def __init__(self, rng, depth=4):
+        self.weights, self.biases = {}, {}
+        for i in range(depth):
+            shape = (SIZES[i + 1], SIZES[i])
+            self.weights[f"l{i}"] = rng.normal(size=shape) / np.sqrt(shape[1])
+            self.biases[f"l{i}"] = 0.1 * rng.normal(size=shape[0])
+        self.stages = [self.stage(i) for i in range(depth)]
+
+    def stage(self, i):
+        return lambda x, linear: np.maximum(linear(f"l{i}", x), 0)
+
+    def run(self, x, layers):
+        for i in range(len(self.stages)):
+            x = np.maximum(layers[f"l{i}"](x), 0)
+        return x
+
+    def dense(self, x):
+        for i in range(len(self.stages)):
+            x = np.maximum(x @ self.weights[f"l{i}"].T + self.biases[f"l{i}"], 0)
+        return x
+
+
+@pytest.fixture
+def data(rng):
+    mixing = rng.normal(size=(24, 24)) / np.arange(1, 25)[:, None] ** 0.5
+    return rng.normal(size=(12, 50, 24)) @ mixing
+
+
+def quick(name, A, gram, **options):
+    return dn.factorize(A, bits=3, gram=gram, max_sweeps=30, effort="fast", **options)
+
+
+@pytest.mark.filterwarnings("ignore:the auto solver was ended:UserWarning")
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+class TestCompress:
+    def error(self, net, data, layers):
+        return np.sum((net.run(data, layers) - net.dense(data)) ** 2)
+
+    def test_it_beats_the_same_fits_without_feedback(self, rng, data):
+        net = Network(rng)
+        made = compress_layers(net.stages, net.weights, list(data), quick, biases=net.biases)
+        assert isinstance(made, Layerwise)
+        assert list(made.layers) == list(net.weights)
+        captured = capture(net_of(net), net.weights, list(data), biases=net.biases)
+        alone = {
+            name: DiBALinear(quick(name, A, captured[name].gram), bias=net.biases[name])
+            for name, A in net.weights.items()
+        }
+        assert self.error(net, data, made.layers) < 0.8 * self.error(net, data, alone)
+        for told in made.report:
+            assert told["bits_per_weight"] <= 3
+            assert told["output_snr_db"] > 3
+            assert told["seconds"] >= 0
+        assert made.report[0]["input_snr_db"] is None
+        assert made.report[1]["input_snr_db"] > 3
+
+    def test_output_snr_is_that_of_the_batches_held_out(self, rng, data):
+        net = Network(rng, depth=2)
+        made = compress_layers(
+            net.stages, net.weights, list(data), quick, biases=net.biases, hold_out=1 / 3
+        )
+        held = data[2::3].reshape(-1, 24)
+        z = np.maximum(made.layers["l0"](held), 0)
+        x = np.maximum(held @ net.weights["l0"].T + net.biases["l0"], 0)
+        y = x @ net.weights["l1"].T
+        noise = made.layers["l1"](z) - y - net.biases["l1"]
+        expected = 10 * np.log10(np.sum(y**2) / np.sum(noise**2))
+        assert made.report[1]["output_snr_db"] == pytest.approx(expected, abs=0.02)
+
+    @pytest.mark.parametrize("label", ["rtn", "sign", "random"])
+    def test_the_baselines_go_the_same_way(self, rng, data, label):
+        net = Network(rng, depth=2)
+
+        def fit(name, A, gram):
+            if label == "random":
+                return random_factors(A, bits=3, gram=gram)
+            return fit_baseline(label, A, 3)
+
+        made, plain = (
+            compress_layers(
+                net.stages, net.weights, list(data), fit, biases=net.biases, refit=refit
+            )
+            for refit in (True, False)
+        )
+        errors = [self.error(net, data, one.layers) for one in (made, plain)]
+        assert errors[0] < errors[1]
+        if label == "random":
+            ours = compress_layers(net.stages, net.weights, list(data), quick, biases=net.biases)
+            assert self.error(net, data, ours.layers) < 0.8 * errors[0]
+
+    def test_an_ended_run_goes_on_where_it_was(self, rng, data, tmp_path):
+        net = Network(rng, depth=3)
+        calls = []
+
+        def fit(name, A, gram):
+            calls.append(name)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return quick(name, A, gram) if name != "l1" else fit_baseline("rtn", A, 3)
+
+        options = {"biases": net.biases, "folder": tmp_path / "parts"}
+        with pytest.raises(KeyboardInterrupt):
+            compress_layers(net.stages, net.weights, list(data), fit, **options)
+        made = compress_layers(net.stages, net.weights, list(data), fit, **options)
+        assert calls == ["l0", "l1", "l2", "l2"]
+        calls[:] = ["", "", ""]
+        whole = compress_layers(net.stages, net.weights, list(data), fit, biases=net.biases)
+        np.testing.assert_array_equal(net.run(data, made.layers), net.run(data, whole.layers))
+        untimed = [[{**r, "seconds": 0} for r in one.report] for one in (made, whole)]
+        assert untimed[0] == untimed[1]
+        other = {name: 2 * A for name, A in net.weights.items()}
+        with pytest.raises(ValueError, match=r"folder must belong to these weights.*another 'l0'"):
+            compress_layers(net.stages, other, list(data), fit, **options)
+
+    def test_masked_rows_count_for_nothing_and_states_may_be_structured(self, rng, data):
+        weights = {"q": rng.normal(size=(24, 24)), "v": rng.normal(size=(24, 24))}
+        seen = []
+
+        def first(batch, linear):
+            x, keep = batch
+            seen.append(x)
+            y = linear("q", x, keep=keep) + linear("v", x, keep=keep)
+            return {"y": y, "keep": keep}
+
+        def second(state, linear):
+            assert set(state) == {"y", "keep"}
+            return linear("o", state["y"], state["keep"])
+
+        weights["o"] = rng.normal(size=(16, 24))
+        keep = rng.random((12, 50)) < 0.7
+        junk = np.where(keep[..., None], data, 1e3 * rng.normal(size=data.shape))
+        told = [
+            compress_layers(
+                [first, second], weights, [(x, k) for x, k in zip(xs, keep, strict=True)], quick
+            )
+            for xs in (junk, np.where(keep[..., None], data, 0))
+        ]
+        for a, b in zip(*(one.report for one in told), strict=True):
+            assert a["output_snr_db"] == pytest.approx(b["output_snr_db"], abs=1e-3)
+        # count, groups, one pass for q and v in both networks, and on to the next stage
+        assert len(seen) == 2 * (1 + 2 * 12 + 2 * 12)
+        assert not told[0].layers["q"].parameters["bias"].any()
+
+    @pytest.mark.parametrize(
+        ("changed", "error", "words"),
+        [
+            ({"batches": iter([])}, TypeError, "batches must be iterable again"),
+            ({"batches": []}, ValueError, "at least one batch, got none"),
+            ({"weights": {}}, KeyError, "weights has no 'l0', which a stage calls"),
+            ({"biases": {"l9": np.ones(3)}}, KeyError, "biases has 'l9'"),
+            ({"biases": {"l0": np.ones(3)}}, ValueError, r"must have shape \(64,\), got \(3,\)"),
+            ({"hold_out": 1.0}, ValueError, r"hold_out must lie in \[0, 1\), got 1"),
+            ({"ridge": 0.0}, ValueError, "ridge must be"),
+            ({"fit": lambda *_: np.ones((64, 24))}, TypeError, "fit must return a DiBAFactors"),
+            ({"fit": lambda n, A, H: quick(n, A[1:], H)}, ValueError, "fit must return shape"),
+            ({"batches": [np.ones((3, 5))]}, ValueError, "'l0' reads 24 channels"),
+        ],
+    )
+    def test_bad_arguments(self, rng, data, changed, error, words):
+        net = Network(rng, depth=1)
+        good = {
+            "stages": net.stages, "weights": net.weights, "batches": list(data), "fit": quick
+        }  # fmt: skip
+        with pytest.raises(error, match=words):
+            compress_layers(**(good | changed))
+
+    def test_a_layer_that_is_called_twice_is_refused(self, rng, data):
+        net = Network(rng, depth=1)
+        twice = [lambda x, linear: linear("l0", x) + linear("l0", 2 * x)]
+        with pytest.raises(ValueError, match="called once, 'l0' is called again"):
+            compress_layers(twice, net.weights, list(data), quick)
+
+
+def net_of(net):
+    def forward(x, linear):
+        for stage in net.stages:
+            x = stage(x, linear)
+        return x
+
+    return forward
+
+
+def test_cross_moments_are_those_of_the_samples(rng):
+    x, z = rng.normal(size=(2, 40, 5)) + 1
+    A, A_hat, bias = rng.normal(size=(3, 5)), rng.normal(size=(3, 5)), rng.normal(size=3)
+    cross = CrossMoments(5)
+    for part in (slice(0, 13), slice(13, 40)):
+        cross.add(x[part], z[part])
+    signal, noise = cross.noise(A, A_hat, bias)
+    assert signal == pytest.approx(np.sum((x @ A.T) ** 2))
+    assert noise == pytest.approx(np.sum((x @ A.T - z @ A_hat.T - bias) ** 2))
+    for centred in (False, True):
+        told, plain = cross.against(A, centred), moments([(z, x @ A.T)], centred, np.zeros(3))
+        for name in ("xx", "yx", "yy", "x_mean", "y_mean"):
+            np.testing.assert_allclose(getattr(told, name), getattr(plain, name), atol=1e-12)
+
+
+def test_capture_keeps_moments_and_an_even_sample(rng, tmp_path):
+    net = Network(rng, depth=2)
+    batches = list(rng.normal(size=(7, 30, 24)))
+    x = np.concatenate(batches)
+    found = capture(net_of(net), net.weights, batches, rows=50, folder=tmp_path, biases=net.biases)
+    np.testing.assert_allclose(found["l0"].gram, x.T @ x / 210)
+    np.testing.assert_allclose(found["l0"].mean, x.mean(axis=0))
+    assert found["l1"].count == 210
+    kept = np.load(tmp_path / "l0.npy", mmap_mode="r")
+    np.testing.assert_array_equal(kept, found["l0"].inputs)
+    where = [int(np.flatnonzero((x.astype(np.float32) == row).all(axis=1))[0]) for row in kept]
+    assert len(set(where)) == 50
+    assert min(np.bincount(np.array(where) // 70, minlength=3)) > 5
+    few = capture(net_of(net), net.weights, batches[:1], rows=50, folder=tmp_path / "few")
+    assert few["l0"].inputs.shape == (30, 24)
+    with pytest.raises(TypeError, match="rows= needs a folder="):
+        capture(net_of(net), net.weights, batches, rows=3)

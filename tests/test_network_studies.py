@@ -1,0 +1,159 @@
+"""The studies of whole networks on small made ones, and the steps that they are built of."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import bert
+import network_fit as nf
+import network_study
+import reactions
+import study_classes
+import study_masked_tokens
+import study_sentences
+
+from diba_np.moments import moments
+
+STUDIES = (study_classes, study_masked_tokens, study_sentences)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda module: module.__name__)
+def test_a_study_runs_is_kept_and_is_shown_again(study, tmp_path, monkeypatch, capsys):
+    def run(*more):
+        monkeypatch.setattr(
+            sys, "argv", ["study", "--smoke", "--json", "--folder", str(tmp_path), *more]
+        )
+        assert network_study.main(study.__doc__, study.real, study.made) == 0
+        return capsys.readouterr()
+
+    told = json.loads(run().out)
+    score = {
+        (row["method"], row["stage"]): next(iter(row["scores"].values()))[0] for row in told["rows"]
+    }
+    assert len(score) == 4 + 3 + 3
+    assert score["diba", "activations"] > score["diba", "replaced"]
+    assert score["diba", "activations"] > score["random", "layer-wise"]
+    again = run("--only-finished")
+    assert json.loads(again.out) == told
+    assert again.err == ""
+
+
+def made_weights(rng):
+    A = rng.normal(size=(12, 10))
+    return A, (nf.by_weights(A, 4.0), nf.by_codes(A, 4.0), nf.at_random(A, 4.0))
+
+
+def test_refitted_layers_miss_less_and_keep_their_bits(rng):
+    A, made = made_weights(rng)
+    X = rng.normal(size=(400, 10)) @ rng.normal(size=(10, 10))
+    data = moments([(X, X @ A.T)], True, np.zeros(12))
+    for weight in made:
+        before, bits = nf.missed(weight.matrix, data), nf.store(weight)
+        nf.refit(weight, data)
+        assert nf.missed(weight.matrix, data) < before
+        for name, value in nf.store(weight).items():
+            if name in ("b1", "b2", "codes", "group"):
+                np.testing.assert_array_equal(value, bits[name])
+
+
+def test_the_error_of_moments_is_that_of_the_samples(rng):
+    A, X = rng.normal(size=(4, 6)), rng.normal(size=(50, 6))
+    Y = X @ A.T + 0.1 * rng.normal(size=(50, 4)) + 3
+    total = nf._Sums((4, 6))
+    w = rng.random(50)
+    total.add(X, Y, w)
+    x, y = X - w @ X / w.sum(), Y - w @ Y / w.sum()
+    missed = np.sqrt((w @ (y - x @ A.T) ** 2).sum() / (w @ y**2).sum())
+    assert nf.missed(A, total.moments()) == pytest.approx(missed)
+
+
+def test_what_is_kept_comes_back(rng, tmp_path):
+    net, other = (bert.Bert(bert.random_tensors(0), heads=2) for _ in range(2))
+    names = net.encoder_names()
+    for name, make in zip(names, [nf.by_weights, nf.by_codes, nf.at_random] * 4, strict=True):
+        net.replace({name: make(net.weights[name].matrix, 6.0)})
+    net.own["embeddings.LayerNorm.bias"] += 1
+    nf.save(tmp_path / "net.npz", net, names)
+    nf.load(tmp_path / "net.npz", other, names)
+    for name, value in net.parameters.items():
+        np.testing.assert_array_equal(other.parameters[name], value)
+    for name in names:
+        np.testing.assert_array_equal(other.weights[name].matrix, net.weights[name].matrix)
+
+
+def test_training_goes_on_where_it_was_interrupted(tmp_path):
+    task = study_classes.made()
+    dense = task.network()
+    rows, options = np.arange(24), {"epochs": 2, "tokens": 60, "rate": 1e-3}
+
+    def fresh():
+        net = task.network()
+        for name in net.encoder_names():
+            net.replace({name: nf.by_codes(net.weights[name].matrix, 4.0)})
+        return net
+
+    whole, cut = fresh(), fresh()
+    nf.train(whole, dense, task, rows, **options)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(line):
+        raise Interrupted
+
+    path = tmp_path / "state.npz"
+    with pytest.raises(Interrupted):
+        nf.train(cut, dense, task, rows, path=path, every=0.0, tell=stop, **options)
+    assert path.exists()
+    cut = fresh()
+    nf.train(cut, dense, task, rows, path=path, **options)
+    for name, value in whole.parameters.items():
+        np.testing.assert_array_equal(cut.parameters[name], value)
+
+
+def test_hidden_states_pull_along_the_gradient_of_their_distance(rng):
+    mask = np.array([[True, True, False]])
+    aim = [rng.normal(size=(3, 4)) for _ in range(3)]
+    now = [x + 0.1 * rng.normal(size=x.shape) for x in aim]
+    _, gradients = nf.matched(now, aim, mask)
+    assert set(gradients) == {1, 2}
+    for place, gradient in gradients.items():
+        step = np.zeros((3, 4))
+        step[1, 2] = 1e-6
+        up = nf.matched([x + step * (i == place) for i, x in enumerate(now)], aim, mask)[0]
+        down = nf.matched([x - step * (i == place) for i, x in enumerate(now)], aim, mask)[0]
+        assert gradient[1, 2] == pytest.approx((up - down) / 2e-6, rel=1e-4)
+        assert not gradient[2].any()
+
+
+def test_standard_errors_take_groups_whole():
+    right = np.array([1, 1, 0, 0, 1, 1, 0, 0], bool)
+    assert nf.accuracy(right) == (0.5, pytest.approx(0.5 / np.sqrt(8)))
+    doubled = nf.accuracy(right, np.arange(8) // 2)
+    assert doubled == (0.5, pytest.approx(0.5 / np.sqrt(4)))
+
+
+def test_reactions_are_cut_into_known_tokens():
+    vocab = {
+        token: i
+        for i, token in enumerate(["[UNK]", "[CLS]", "[SEP]", "C", "Cl", "[", "]", ">>", ">"])
+    }
+    assert reactions.tokenize("CClO>>C", vocab) == [1, 3, 4, 0, 7, 3, 2]
+    assert reactions.tokenize("[Cl]>>C", vocab, split=True) == [1, 5, 4, 6, 8, 8, 3, 2]
+
+
+def test_no_reaction_comes_twice():
+    rows = [
+        ["a", "1.2", "train"],
+        ["b", "1.10", "test"],
+        ["a", "1.2", "test"],
+        ["b", "1.10", "test"],
+    ]
+    parts = reactions.clean(rows)
+    assert (parts["train"].smiles, parts["test"].smiles) == (["a"], ["b"])
+    assert (parts["train"].labels.tolist(), parts["test"].labels.tolist()) == ([1], [0])

@@ -1,0 +1,162 @@
+"""The README and the pages: blocks run or parse, links lead somewhere, fields are as told."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diba_np.cli import build_parser, main
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "diba_np" / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+FENCE = re.compile(r"^(<!--[^\n]*-->\n)?```(\w*)\n(.*?)^```$", re.S | re.M)
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in one language, without those marked as not run."""
+    for mark, found, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        if found == language and "not run" not in mark:
+            yield text
+
+
+def commands(page):
+    """The lines that call our program, as lists of words."""
+    for text in blocks(page, ""):
+        for line in text.splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0] == "diba-np":
+                yield words[1:]
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch, rng):
+    """A folder like a clone's, in which blocks may write."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WITH_PYTHON = [page for page in PAGES if any(blocks(page, "python"))]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+def test_python_blocks_run_and_print_what_they_say(page, clone, capsys):
+    names = {}
+    for text in blocks(page, "python"):
+        exec(compile(text, page.name, "exec"), names)
+        # a comment after a print is what it prints
+        told = re.findall(r"^print\(.*\)  # (.*)$", text, re.M)
+        out = capsys.readouterr().out
+        assert [line for line in told if line not in out] == []
+
+
+def test_every_command_of_every_page_parses():
+    seen = 0
+    for page in PAGES:
+        for words in commands(page):
+            build_parser().parse_args(words)
+            seen += 1
+    assert seen > 20
+
+
+@pytest.fixture
+def matrices(clone, rng):
+    np.save("A.npy", rng.normal(size=(60, 50)))
+    np.save("X.npy", rng.normal(size=(80, 50)))
+    np.save("Y.npy", rng.normal(size=(80, 60)))
+    return clone
+
+
+PASTED = [ROOT / "README.md", DOCS / "command-line.md"]
+
+
+@pytest.mark.parametrize("page", PASTED, ids=lambda page: page.stem)
+def test_commands_run(page, matrices, capsys):
+    pytest.importorskip("matplotlib", reason="plot and report need matplotlib")
+    for words in commands(page):
+        fresh = ["--force"] if {"-o", "--output"} & set(words) else []
+        assert main([*words, *fresh]) == 0, (words, capsys.readouterr().err)
+        if words[0] == "apply":  # what the page's next command takes as targets
+            assert np.load(words[words.index("-o") + 1]).shape == (80, 60)
+
+
+def documented():
+    """Command -> (fields that are always there, fields that may be), from the table of the page."""
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    (sizes,) = re.findall(r'"sizes" stands for (.*?)\n\n', text, re.S)
+    sizes = set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", sizes, flags=re.S)))
+    table = {}
+    for names, fields in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*) \|$", text, re.M):
+        first = fields.partition("; of a file")[0]
+        may = set(re.findall(r"\[`(\w+)`:", first))
+        outer = re.sub(r" of `.*", "", first) if " of `" in first else first
+        always = set(re.findall(r"`(\w+)`", re.sub(r"\[.*?\]", "", outer)))
+        always |= sizes if "sizes" in first else set()
+        for name in re.findall(r"`(\w+)`", names):
+            table[name] = (always, may)
+    return table
+
+
+def test_json_fields_are_the_documented_ones(matrices, capsys):
+    pytest.importorskip("matplotlib", reason="plot and report need matplotlib")
+    table = documented()
+    silent = {"completion", "doctor"}  # a script; a report for people and bug trackers
+    assert set(table) | silent >= set(build_parser().subparsers())
+    np.savez("w.npz", a=np.load("A.npy"))
+    for line in [
+        "factorize A.npy --k 6 -o A.h5 --quiet",
+        "factorize A.npy --k 6 -o B.h5 --quiet --inputs X.npy",
+        "info A.h5",
+        "retune A.h5 --inputs X.npy --targets Y.npy -o C.h5",
+        "reconstruct A.h5 -o R.npy",
+        "apply A.h5 X.npy -o Z.npy",
+        "verify A.h5",
+        "verify A.h5 A.npy",
+        "compare A.npy --bits 2 --methods diba rtn",
+        "sweep A.npy --bits 2 -o curve.h5",
+        "plot A.h5",
+        "report A.h5",
+        "model w.npz --bits 2 --jobs 1 -o m.h5 --quiet",
+    ]:
+        command = line.split()[0]
+        assert main([*line.split(), "--json"]) == 0, capsys.readouterr().err
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        found = set(json.loads(out))
+        always, may = table[command]
+        assert always <= found <= always | may, line
+        if "--inputs" in line and command == "factorize":
+            assert "output_snr_db" in found
+        if line.endswith("A.npy") and command == "verify":
+            assert found == always | may
+
+
+def test_links_lead_to_files_and_headings():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith(("http://", "https://")):
+                continue
+            path, _, heading = target.partition("#")
+            aim = page if not path else (page.parent / path).resolve()
+            assert aim.exists(), f"{page.name}: {target}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", aim.read_text(encoding="utf-8"), re.M)
+                slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+                assert heading in slugs, f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_map():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in DOCS.glob("*.md"):
+        assert f"](diba_np/docs/{page.name})" in text, page.name
+
+
+def test_pages_speak_of_the_project_alone():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"/tmp/|/home/|/root/|\blocalhost:", text), page.name

@@ -1,0 +1,41 @@
+"""The sign relaxation: gauges on smooth matrices."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diba_np import factorize
+from diba_np.search.relaxation import share_gauges
+
+
+def halves(size):
+    """Two halves with the gauges in blocks, so that components of these sizes do not balance."""
+    k = len(size)
+    gauges = np.where(np.arange(k) < k // 2, 1, -1).astype(np.float32)
+    return [SimpleNamespace(q=np.sqrt(size), gauge=gauges.copy()) for _ in range(2)]
+
+
+def test_gauges_balance_uneven_components(rng):
+    size = np.sort(rng.lognormal(size=40))[::-1].astype(np.float32)
+    first, second = halves(size)
+    share_gauges(first, second)
+    for gauge, most in ((first.gauge, 1), (second.gauge, 1), (first.gauge * second.gauge, 2)):
+        assert sorted(gauge) == [-1] * 20 + [1] * 20
+        assert abs(size @ gauge) < most * size.max()
+
+
+@pytest.mark.parametrize("size", [np.linspace(1, 1.2, 40), np.linspace(1, 9, 15)])
+def test_gauges_of_even_or_few_components_stay(size):
+    first, second = halves(size)
+    before = first.gauge.copy()
+    share_gauges(first, second)
+    np.testing.assert_array_equal(first.gauge, before)
+    np.testing.assert_array_equal(second.gauge, before)
+
+
+def test_strict_bits_hold_a_smooth_matrix_nearly_as_well_as_signs():
+    i = np.arange(128)
+    A = 0.9 ** abs(i[:, None] - i)
+    strict, signs = (factorize(A, bits=2.0, shift=shift).snr(A) for shift in (0.0, 0.5))
+    assert strict > signs - 1.5
