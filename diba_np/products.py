@@ -37,7 +37,7 @@ _WEIGHTS_PER_THREAD = 1_000_000
 # columns left over after whole cache lines, from which a line padded with zeros is faster than the
 # same columns one after another as vectors
 _PANEL_FROM = {
-    ("avx512", _SINGLE): 13,
+    ("avx512", _SINGLE): 10,
     ("avx2", _SINGLE): 8,
     ("portable", _SINGLE): 4,
     ("portable", _DOUBLE): 3,
@@ -45,7 +45,7 @@ _PANEL_FROM = {
 
 # bits a weight from which a dense product is faster than look-ups, the dense matrix given; and the
 # memory that a block of its columns may take
-_DENSE_FROM_BITS = 4.7
+_DENSE_FROM_BITS = 3.4
 _DENSE_BYTES = 64 << 20
 
 # Beyond, the error expected of 16-bit tables, 1.2e-5 times the roughness, passes 1e-3 of the +-1
@@ -229,7 +229,7 @@ class Product:
     (`numba.set_num_threads`); no result depends on it. Sums that leave the range of float32 on the
     way are done again in float64. Operands with NaN or infinity give what the dense matrix gives.
 
-    Where a dense product would be faster (over 4.7 bits a weight and very many columns) a matrix
+    Where a dense product would be faster (over 3.4 bits a weight and very many columns) a matrix
     is multiplied through BLAS, by dense blocks of 64 MiB; its last digits are then BLAS's own.
     """
 
