@@ -37,7 +37,7 @@ _WEIGHTS_PER_THREAD = 1_000_000
 # columns left over after whole cache lines, from which a line padded with zeros is faster than the
 # same columns one after another as vectors
 _PANEL_FROM = {
-    ("avx512", _SINGLE): 13,
+    ("avx512", _SINGLE): 10,
     ("avx2", _SINGLE): 8,
     ("portable", _SINGLE): 4,
     ("portable", _DOUBLE): 3,
@@ -45,7 +45,7 @@ _PANEL_FROM = {
 
 # bits a weight from which a dense product is faster than look-ups, the dense matrix given; and the
 # memory that a block of its columns may take
-_DENSE_FROM_BITS = 4.7
+_DENSE_FROM_BITS = 3.4
 _DENSE_BYTES = 64 << 20
 
 # Beyond, the error expected of 16-bit tables, 1.2e-5 times the roughness, passes 1e-3 of the +-1
@@ -132,28 +132,30 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Backoff:
-    """Leaves parallel kernels alone for a while after one was held up.
+    """Lets parallel kernels lose no more than a share of the time to waiting.
 
-    OpenMP's threads wait for each other by spinning. Where other programs keep the processors busy
-    one of them loses its time slice, and a product of 0.1 ms takes 100 ms.
+    OpenMP's threads wait for each other by spinning. Where other programs, or the threads of BLAS
+    that spin on for a while after a product, keep the processors busy, one of them loses its time
+    slice and a product of 0.1 ms takes 10 to 100 ms. What is lost beyond an allowance is paid for
+    in time on one thread.
     """
 
-    SHORTEST, LONGEST = 0.1, 10.0  # seconds
+    SHARE = 0.05  # of the time that may be lost for good
+    ALLOWANCE = 0.03  # seconds that may be lost at once; it comes back at the rate of the share
     HELD_UP = 2e-3  # seconds more than five times what the slowest kernel takes on one thread
     SLOWEST = 3e10  # weights a second
 
     def __init__(self) -> None:
-        self._until, self._pause = 0.0, self.SHORTEST
+        self._until = -math.inf
 
     def over(self) -> bool:
         return time.perf_counter() >= self._until
 
     def note(self, seconds: float, work: float) -> None:
-        if seconds < self.HELD_UP + 5 * work / self.SLOWEST:
-            self._pause = self.SHORTEST
-            return
-        self._until = time.perf_counter() + self._pause
-        self._pause = min(2 * self._pause, self.LONGEST)
+        lost = seconds - 5 * work / self.SLOWEST
+        if lost >= self.HELD_UP:
+            full = time.perf_counter() - self.ALLOWANCE / self.SHARE
+            self._until = max(self._until, full) + lost / self.SHARE
 
 
 _backoff = _Backoff()
@@ -227,7 +229,7 @@ class Product:
     (`numba.set_num_threads`); no result depends on it. Sums that leave the range of float32 on the
     way are done again in float64. Operands with NaN or infinity give what the dense matrix gives.
 
-    Where a dense product would be faster (over 4.7 bits a weight and very many columns) a matrix
+    Where a dense product would be faster (over 3.4 bits a weight and very many columns) a matrix
     is multiplied through BLAS, by dense blocks of 64 MiB; its last digits are then BLAS's own.
     """
 

@@ -172,13 +172,18 @@ class Limits:
         size = 1 << max(16, size.bit_length())
         if size not in self._reads:
 
-            @numba.njit(parallel=True, fastmath={"reassoc", "nsz"})
+            @numba.njit(fastmath={"reassoc", "nsz"})
+            def read_part(part: Any) -> Any:
+                total = np.float32(0)
+                for i in range(part.size):  # from 0 on, or the loop is not vectorized
+                    total += part[i]
+                return total
+
+            @numba.njit(parallel=True, fastmath=False)
             def read(data: Any, parts: int, sums: Any) -> None:
                 for p in numba.prange(parts):
-                    total = np.float32(0)
-                    for i in range(data.size * p // parts, data.size * (p + 1) // parts):
-                        total += data[i]
-                    sums[p] = total
+                    start, stop = data.size * p // parts, data.size * (p + 1) // parts
+                    sums[p] = read_part(data[start:stop])
 
             data = np.ones(size // 4, np.float32)
             sums = np.empty(self.threads, np.float32)

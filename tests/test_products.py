@@ -208,7 +208,7 @@ def test_the_same_result_for_any_number_of_threads(path, b, rng):
         results = []
         for threads in (1, 2):
             with workers(threads):
-                products._backoff._until = 0.0
+                products._backoff._until = -math.inf
                 results.append(apply(x))
         np.testing.assert_array_equal(*results)
 
@@ -385,26 +385,28 @@ def test_products_from_several_threads_at_once(rng):
         np.testing.assert_array_equal(result, expected)
 
 
-def test_a_held_up_kernel_leads_to_one_thread_for_a_while(monkeypatch):
+def test_held_up_kernels_lose_a_share_of_the_time_at_most(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(products.time, "perf_counter", lambda: now[0])
     backoff = products._Backoff()
-    assert backoff.over()
-    backoff.note(1e-4, 1e7)
-    assert backoff.over()
-    for pause in (0.1, 0.2, 0.4):
-        backoff.note(0.1, 1e7)
-        assert not backoff.over()
-        now[0] += 0.9 * pause
-        assert not backoff.over()
-        now[0] += 0.2 * pause
+    for seconds, work in ((1e-4, 1e7), (1.0, 1e10)):  # so much work may take that long
+        backoff.note(seconds, work)
         assert backoff.over()
-    backoff.note(0.1, 1e10)  # so much work may take that long
+    backoff.note(0.02, 0)  # once is no reason to stop
     assert backoff.over()
-    for _ in range(20):
-        backoff.note(1.0, 0.0)
-    now[0] += 10.1
+    backoff.note(0.02, 0)
+    assert not backoff.over()
+    now[0] += 0.21
     assert backoff.over()
+    now[0] += 10.0  # the allowance is whole again, not larger
+    lost, start = 0.0, now[0]
+    while now[0] < start + 100:
+        if backoff.over():
+            now[0] += 0.05
+            lost += 0.05
+            backoff.note(0.05, 0)
+        now[0] += 0.001
+    assert 0.9 * backoff.SHARE < lost / 100 < 1.1 * backoff.SHARE
 
 
 # -- paths -----------------------------------------------------------------------------------------

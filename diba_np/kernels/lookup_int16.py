@@ -19,6 +19,7 @@ from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
 
 BLOCK_UNITS = 1024  # units whose tables are built at a time: 192 KiB
+FETCH_AHEAD = 1024  # bytes; see lookup_simd.py
 LARGEST_ENTRY = 10900.0  # three of them fit in 16 bits
 
 _V_FLOAT = _ir.vector(_ir.F32, 16)
@@ -103,7 +104,9 @@ def _make_mix_tiles(n_tiles):
                     for g in range(3)
                 ]
                 for t, start in enumerate(starts):
-                    bits = _ir.load(builder, builder.add(start, here), _V_WORD, 4)
+                    address = builder.add(start, here)
+                    bits = _ir.load(builder, address, _V_WORD, 4)
+                    _ir.prefetch(builder, _ir.offset(builder, address, FETCH_AHEAD))
                     total = builder.call(permute, [entries[0], bits])
                     for g in (1, 2):
                         shifted = builder.call(multiply, [bits, multipliers[g - 1]])
