@@ -60,7 +60,7 @@ def weights(source: str | None, blocks: int) -> Matrices:
     else:
         folder = DATA if source is None else Path(source)
         tensors = {p.stem: np.load(p, allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if tensor.ndim == 2 and min(tensor.shape) >= LEAST_SIDE and tensor.dtype.kind == "f":
             rows = len(tensor)
             if rows <= MOST_ROWS:

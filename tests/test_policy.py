@@ -170,7 +170,7 @@ def test_no_print_and_no_assert_in_the_library():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             printed = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
-            assert not printed or path.name == "commands.py", path
+            assert not printed or path.name.startswith("commands"), path
             assert not isinstance(node, ast.Assert), path
 
 
@@ -283,7 +283,9 @@ def test_public_docstrings_are_complete():
         )
         signature = inspect.signature(function)
         names = [p.lstrip("*") for p in signature.parameters if p not in ("self", "cls")]
-        told = re.findall(r"^([\w*, ]+?) : ", parts.get("Parameters", ""), re.M)
+        told = re.findall(
+            r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: : .*)?$", parts.get("Parameters", ""), re.M
+        )
         told = [one.strip().lstrip("*") for group in told for one in group.split(",")]
         if kind == "function" or (kind == "class" and names):
             assert sorted(told) == sorted(names), f"{name}: documents {told}, takes {names}"
