@@ -108,7 +108,7 @@ def test_files_with_impossible_grids_are_refused(tmp_path, pair):
         changed = file.attrs["grids"]
         changed[0] = pair
         file.attrs["grids"] = changed
-        attributes, arrays = store._payload(f)
+        attributes, arrays = store.payload(f)
         attributes |= {"format": container.FORMAT, "record": file.attrs["record"]}
         attributes["grids"] = changed.tolist()
         file.attrs["digest"] = container._digest(attributes, arrays)
