@@ -294,7 +294,7 @@ def write_container(
                 for name in old:
                     if _member(old, name) is None:
                         raise FormatError(f"{final}: {name}: found a link, expected a group")
-                    old.copy(name, file)
+                    _copy(old, name, file)
                 for name, value in old.attrs.items():
                     file.attrs[name] = value
         place: h5py.Group = file
@@ -304,6 +304,20 @@ def write_container(
             place = file.create_group(group)
         _write(final, place, attributes, arrays, record)
     return final.stat().st_size
+
+
+def _copy(source: h5py.Group, name: str, target: h5py.Group) -> None:
+    """Copy an object and all below it to another file."""
+    # HDF5 before 1.14 crashes on copying an object with more than eight attributes
+    source.copy(name, target, without_attrs=True)
+
+    def copy_attributes(path: str, item: h5py.Group | h5py.Dataset) -> None:
+        for key, value in item.attrs.items():
+            target[path].attrs[key] = value
+
+    copy_attributes(name, source[name])
+    if isinstance(source[name], h5py.Group):
+        source[name].visititems(lambda path, item: copy_attributes(f"{name}/{path}", item))
 
 
 def group_key(name: str) -> str:

@@ -97,7 +97,7 @@ def test_scipy_takes_it_as_an_operator(attention):
     f = factorize(attention[:96, :64], bits=2.0)
     dense = f.to_dense().astype(float)
     assert aslinearoperator(f) is f
-    values = np.sort(svds(f, 5, return_singular_vectors=False, rng=np.random.default_rng(0)))
+    values = np.sort(svds(f, 5, return_singular_vectors=False, v0=np.ones(64)))
     np.testing.assert_allclose(values, np.linalg.svd(dense)[1][:5][::-1], rtol=1e-4)
     y = dense @ np.arange(64.0)
     solved = lsqr(f, y, atol=1e-10, btol=1e-10, iter_lim=2000)[0]
