@@ -67,6 +67,7 @@ EXAMPLES = {
         "diba-np completion fish > ~/.config/fish/completions/diba-np.fish",
     ),
     "warmup": ("diba-np warmup",),
+    "doctor": ("diba-np doctor", "diba-np doctor --json"),
 }
 
 # -- parser ----------------------------------------------------------------------------------------
@@ -328,6 +329,13 @@ def build_parser() -> Parser:
         "warmup", parents=[common], help="compile now what the first use would wait for"
     )
     command.set_defaults(run=commands.run_warmup)
+
+    command = subcommands.add_parser(
+        "doctor",
+        parents=[common],
+        help="versions, CPU, kernels, threads and cache, for a bug report",
+    )
+    command.set_defaults(run=commands.run_doctor)
     for name, command in parser.subparsers().items():
         command.epilog = examples(*EXAMPLES.get(name, ()))
     parser.epilog = examples(*EXAMPLES[""])

@@ -441,3 +441,26 @@ def run_warmup(args: argparse.Namespace) -> int:
     ]
     _emit(report, args.json, lines)
     return DONE
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Report what a bug report needs; fails if something is wrong."""
+    from diba_np.diagnostics import diagnose
+
+    report = diagnose()
+    kept = report["cache"] or "none"
+    lines = [
+        *report["versions"].items(),
+        *report["optional"].items(),
+        ("platform", report["platform"]),
+        ("CPU features", " ".join(report["cpu_features"]) or "none that choose a kernel"),
+        ("kernel paths", ", ".join(report["paths"])),
+        ("kernel path in use", report["path"] or "none"),
+        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
+        ("threads", str(report["threads"])),
+        ("cache", kept),
+        *report["environment"].items(),
+        *(("problem", problem) for problem in report["problems"]),
+    ]
+    _emit(report, args.json, lines)
+    return FAILED if report["problems"] else DONE

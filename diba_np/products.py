@@ -65,6 +65,10 @@ _MATRIX_KERNELS = (columns.product_columns, columns.product_columns_par)
 # -- kernel paths ----------------------------------------------------------------------------------
 
 
+# those that choose a kernel path
+FEATURES = frozenset({"avx2", "avx512f", "avx512bw", "avx512vnni"})
+
+
 def cpu_features() -> set[str]:
     """Return the CPU features that Numba compiles for, as LLVM names them."""
     from llvmlite import binding

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import diba_np
+import diba_np.diagnostics
 from diba_np import factorize, load
 from diba_np.cli import main
 from diba_np.products import kernel_path
@@ -327,6 +328,28 @@ def test_warmup(capsys):
     status, out, _ = run(capsys, "warmup")
     assert status == 0
     assert "kernel path" in out
+
+
+def test_doctor_tells_what_a_report_needs_and_what_is_wrong(here):
+    def doctor(*args, **environment):
+        command = [sys.executable, "-m", "diba_np", "doctor", *args]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | environment, check=False
+        )
+
+    cache = {"NUMBA_CACHE_DIR": str(here / "cache"), "DIBA_NP_CACHE": "1"}
+    done = doctor("--json", **cache)
+    report = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, report["problems"]) == (0, "", [])
+    assert report["versions"] == diba_np.diagnostics.versions()
+    assert report["path"] == kernel_path()
+    assert report["path"] in report["paths"]
+    assert report["cache"].startswith(str(here))
+    assert report["environment"]["NUMBA_CACHE_DIR"] == cache["NUMBA_CACHE_DIR"]
+    done = doctor(**cache, DIBA_NP_KERNEL="abacus")
+    assert done.returncode == 1
+    assert "DIBA_NP_KERNEL must be one of portable, avx2, avx512, got 'abacus'" in done.stdout
+    assert "numpy" in done.stdout
 
 
 FIRST_USE = """
