@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np import budget
-from diba_np.container import PathLike, atomic_path, remove_leftovers
+from diba_np.atomic import PathLike, atomic_path, remove_leftovers
 from diba_np.errors import FormatError
 
 FORMAT = "diba_np checkpoint"

@@ -90,7 +90,7 @@ def _emit(
 
 def _write(output: Path, write: Callable[[Path], Any]) -> int:
     """Write a file atomically, or its bytes to standard output; return their number."""
-    from diba_np.container import atomic_path
+    from diba_np.atomic import atomic_path
 
     if output != STANDARD_OUTPUT:
         with atomic_path(output) as temporary:
@@ -262,7 +262,7 @@ def _write_rows(
     """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
     import numpy as np
 
-    from diba_np.container import reserve
+    from diba_np.atomic import reserve
 
     def write(path: Path) -> None:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)

@@ -39,7 +39,7 @@ def _check_plot(name: str | None, force: bool) -> Path | None:
 
 def _draw_rates(plot: Path, rows: Sequence[Row], matrix: str, with_inputs: bool) -> None:
     """Draw rate against quality into a picture, atomically."""
-    from diba_np.container import atomic_path
+    from diba_np.atomic import atomic_path
     from diba_np.report import plot_comparison
 
     with atomic_path(plot) as temporary:
@@ -83,7 +83,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         for target, f in zip(targets, made, strict=True)
     ]
     if output is not None:
-        from diba_np.container import atomic_path
+        from diba_np.atomic import atomic_path
 
         with atomic_path(output) as temporary:
             temporary.unlink()  # `save` adds groups to a file that is there, and makes a new one

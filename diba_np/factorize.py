@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np import budget
+from diba_np.atomic import PathLike
 from diba_np.checkpoint import EVERY, Checkpoint
-from diba_np.container import PathLike
 from diba_np.diagnostics import versions
 from diba_np.errors import ConvergenceWarning
 from diba_np.factors import DiBAFactors, check_shift

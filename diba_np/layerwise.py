@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np import budget
+from diba_np.atomic import atomic_path
 from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.scalar import ScalarQuantized
-from diba_np.container import atomic_path
 from diba_np.factors import DiBAFactors
 from diba_np.linear import DIAGONALS, DiBALinear, Layer
 from diba_np.metrics import decibels, row_blocks, snr_db

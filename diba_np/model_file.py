@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np import metrics
+from diba_np.atomic import PathLike
 from diba_np.baselines.base import CompressedMatrix
 from diba_np.baselines.stored import BFLOAT16, StoredArray
-from diba_np.container import PathLike, group_key, read_groups, read_root, write_groups
+from diba_np.container import group_key, read_groups, read_root
+from diba_np.container_write import write_groups
 from diba_np.errors import FormatError
 from diba_np.factors import DiBAFactors
 from diba_np.store import load, payload

@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from diba_np.container import atomic_path
+from diba_np.atomic import atomic_path
 from diba_np.errors import FormatError
 from diba_np.factors import DiBAFactors
 from diba_np.store import load

@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.atomic import PathLike
 from diba_np.bits import PackedBits
-from diba_np.container import Container, Layout, PathLike, Reader, read_container, write_container
+from diba_np.container import Container, Layout, Reader, read_container
+from diba_np.container_write import write_container
 from diba_np.errors import FormatError
 from diba_np.factors import DiBAFactors
 from diba_np.scales import (
@@ -85,7 +87,7 @@ def payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any
 
 
 def save(factors: DiBAFactors, path: PathLike, *, group: str | None = None) -> int:
-    """Write a factorization to an HDF5 file; see `diba_np.container.write_container`.
+    """Write a factorization to an HDF5 file; see `diba_np.container_write.write_container`.
 
     Parameters
     ----------

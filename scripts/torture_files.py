@@ -333,7 +333,7 @@ def redigest(at: Any) -> None:
     if any(max(at[name].chunks or [0]) > 1 << 24 for name in at):
         raise ValueError("too large to be read here")
     arrays = {name: at[name][:] for name in at}
-    at.attrs["digest"] = container._digest(attributes, arrays)
+    at.attrs["digest"] = container.digest_of(attributes, arrays)
 
 
 def hdf5_cases(

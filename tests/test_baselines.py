@@ -215,7 +215,7 @@ def test_one_flipped_byte_is_found(matrix, tmp_path):
 
 def edited(path, change):
     """Change a file and give it a digest that fits, as a careless or hostile writer would."""
-    from diba_np.container import _digest
+    from diba_np.container import digest_of
 
     with h5py.File(path, "r+") as file:
         change(file)
@@ -224,7 +224,7 @@ def edited(path, change):
             for name, value in file.attrs.items()
             if name != "digest"
         }
-        file.attrs["digest"] = _digest(attributes, {name: file[name][:] for name in file})
+        file.attrs["digest"] = digest_of(attributes, {name: file[name][:] for name in file})
 
 
 def put(name, value):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from diba_np import ConvergenceWarning, factorize, load
+from diba_np.atomic import atomic_path
 from diba_np.checkpoint import Checkpoint, _gather, _scatter
 from diba_np.cli import main
-from diba_np.container import atomic_path
 from diba_np.errors import FormatError
 
 M, N = 40, 32
@@ -378,7 +378,7 @@ def test_a_signal_keeps_the_checkpoint_and_the_old_output(number, tmp_path):
 def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_not(tmp_path):
     path = tmp_path / "a.h5"
     program = (
-        "import os, sys; from diba_np.container import atomic_path\n"
+        "import os, sys; from diba_np.atomic import atomic_path\n"
         "with atomic_path(sys.argv[1]) as p: os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, str(path)], check=False)

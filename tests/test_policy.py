@@ -57,6 +57,7 @@ LAYERS = [
         "bits",
         "checkpoint",
         "container",
+        "container_write",
         "metrics",
         "products",
         "scales",
@@ -66,7 +67,7 @@ LAYERS = [
         "losses",
         "optim",
     },
-    {"kernels"},
+    {"atomic", "kernels"},
     {"errors", "_version", "__init__"},
 ]
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from strategies import factors
 
 from diba_np import DiBAFactors, FormatError, factorize, load
-from diba_np.container import atomic_path, groups
+from diba_np.atomic import atomic_path
+from diba_np.container import groups
 from diba_np.store import save
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden_v1.h5"

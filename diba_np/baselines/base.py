@@ -17,7 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
 from diba_np import metrics
-from diba_np.container import Container, PathLike, write_container
+from diba_np.atomic import PathLike
+from diba_np.container import Container
+from diba_np.container_write import write_container
 from diba_np.errors import FormatError
 from diba_np.store import PLAIN_VERSION, load
 
