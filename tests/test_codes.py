@@ -49,6 +49,9 @@ def test_bad_streams_are_refused():
         codes.pack_codes([4], 4)
     with pytest.raises(ValueError, match="stream must have 1 bytes"):
         codes.unpack_codes(np.zeros(2, np.uint8), 3, 4)
+    for count, levels in ((-1, 4), (3, 0), (3, -1), (3, codes.MOST_LEVELS + 1), (3, 10**300)):
+        with pytest.raises(ValueError, match="codes must be 0 or more of 1 to 65536 levels"):
+            codes.unpack_codes(np.zeros(2, np.uint8), count, levels)
     with pytest.raises(ValueError, match="out of range"):
         codes.unpack_sets(np.full(codes.sets_bytes(1, 5, 2), 255, np.uint8), 1, 5, 2)
 

@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike
 from diba_np.baselines.base import Array
 
 
+MOST_LEVELS = 1 << 16
+
+
 def _is_power_of_two(levels: int) -> bool:
     return levels & (levels - 1) == 0
 
@@ -32,7 +35,16 @@ def packed_bytes(count: int, levels: int) -> int:
 
     A power of two costs log2(levels) bits a code. Any other number of levels is written
     in 64-bit words of base-`levels` digits (3 levels: 1.6 bits a code).
+
+    Raises
+    ------
+    ValueError
+        Either is out of range: the numbers may come from a damaged file.
     """
+    if count < 0 or not 1 <= levels <= MOST_LEVELS:
+        raise ValueError(
+            f"codes must be 0 or more of 1 to {MOST_LEVELS} levels, got {count} of {levels}"
+        )
     if levels == 1:
         return 0
     if _is_power_of_two(levels):
@@ -49,7 +61,7 @@ def pack_codes(codes: ArrayLike, levels: int) -> Array:
     ----------
     codes : (count,) integer array
     levels : int
-        From 1 (no bits at all) to 65536.
+        From 1 (no bits at all) to `MOST_LEVELS`.
 
     Returns
     -------
