@@ -265,7 +265,7 @@ class Reader:
             expected = "a dataset" if dtype is None else f"{size} entries of {dtype.str}"
             raise self.fail(f"dataset {name}", "none", expected)
         size = item.size if size is None else size
-        dtype = item.dtype if dtype is None else dtype
+        dtype = item.dtype.newbyteorder("<") if dtype is None else dtype
         if item.shape != (size,) or item.dtype != dtype or dtype.kind not in "uif":
             raise self.fail(
                 f"dataset {name}", f"{item.shape} of {item.dtype.str}", f"({size},) of {dtype.str}"

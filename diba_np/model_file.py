@@ -205,7 +205,7 @@ def open_model(path: PathLike) -> ModelFactors:
                 raise ValueError(f"group {key} of array {name!r}")
             found[name] = (int(attributes["order"]), (shape, str(attributes["array_dtype"])))
         record = json.loads(root["record"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path}: found {error}, expected a model") from error
     arrays = {name: told for name, (_, told) in sorted(found.items(), key=lambda item: item[1][0])}
     return ModelFactors(record, arrays, {}, Path(path))

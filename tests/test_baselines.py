@@ -231,6 +231,15 @@ def put(name, value):
     return lambda file: file.attrs.__setitem__(name, value)
 
 
+def big_endian(name):
+    def change(file):
+        values = file[name][:]
+        del file[name]
+        file.create_dataset(name, data=values.astype(">f4"))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("label", "change", "words"),
     [
@@ -238,6 +247,8 @@ def put(name, value):
         ("rtn", put("method", 3), "attribute method: found 3, expected str"),
         ("rtn", put("m", 0), "attribute m: found 0, expected a positive size"),
         ("rtn", put("m", 47), "inconsistent contents"),
+        ("rtn", put("levels", -1), "inconsistent contents: codes must be 0 or more"),
+        ("mesa", big_endian("deltas"), "dataset deltas: found .* of >f4, expected .* of <f4"),
         ("rtn", put("levels", 0), "inconsistent contents"),
         ("rtn", put("group", -1), "inconsistent contents"),
         ("rtn", put("scale", np.nan), "attribute scale: found nan, expected a float"),

@@ -184,8 +184,8 @@ def test_no_flip_improves_what_row_blocks_give(solver, weights):
         assert naive.improving_flips(A, *parts, f.shift, relative=1e-9) == 0
 
 
-def test_row_blocks_keep_the_promised_memory(tmp_path):
-    m, n, k, block = 12000, 96, 96, 512
+@pytest.mark.parametrize(("m", "n", "k", "block"), [(12000, 96, 96, 512), (1536, 512, 384, 256)])
+def test_row_blocks_keep_the_promised_memory(m, n, k, block, tmp_path):
     A = np.lib.format.open_memmap(tmp_path / "A.npy", "w+", np.float32, (m, n))
     A[:] = matrix(shape=(m, n))
     options = {"k": k, "max_sweeps": 1, "block_rows": block}

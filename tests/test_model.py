@@ -333,6 +333,19 @@ def test_damaged_model_files_are_refused(model, tmp_path):
         open_model(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("name", "[" * 5000), ("array_shape", "[" * 5000), ("order", np.inf), ("order", np.nan)],
+)
+def test_attributes_that_do_not_read_are_refused(model, tmp_path, name, value):
+    path = tmp_path / "m.h5"
+    model.save(path)
+    with h5py.File(path, "a") as file:
+        file["a"].attrs[name] = value
+    with pytest.raises(FormatError, match="expected a model"):
+        open_model(path)
+
+
 def test_a_flipped_byte_is_found_or_harmless(model, tmp_path, rng):
     path = tmp_path / "m.h5"
     model.save(path)

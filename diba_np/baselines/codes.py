@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from diba_np.baselines.base import Array
 
-
 MOST_LEVELS = 1 << 16
 
 

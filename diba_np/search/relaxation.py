@@ -444,6 +444,7 @@ def polish(
             walk = (effort.moves, effort.patience)
             sweep(target, state, left, _TABU, *walk, equations=equations)
             update_row_scales(target, state, left, equations)
+            del equations  # the other side's need the room
         error = update_d2(target, state)
         monitor.half_step(error)
         if monitor.step("polish", round_, effort.rounds, error):

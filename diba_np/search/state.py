@@ -244,6 +244,7 @@ def fit_grids(target: Target, state: State, widths: Widths) -> float:
         update_row_scales(target, state, left, equations)
         scales, _ = state.side(left)
         weights = row_forms(target, state, left, equations[0])
+        del equations  # the other side's need the room
         grid = fit_grid(scales, np.maximum(weights, 0.0), widths[0 if left else 2])
         scales[:] = grid.round(scales)
         fitted.append(grid)

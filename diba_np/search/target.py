@@ -15,6 +15,8 @@ from diba_np.threads import Workers
 # magnitudes beyond these leave no room in float32 for the factors and their products
 _LARGEST, _SMALLEST = 1e35, 1e-35
 
+_PIECE = 1 << 18  # entries that are converted at a time
+
 
 def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
     """Check that `A` is a real, finite, non-empty matrix; return it uncopied if it is an array.
@@ -113,9 +115,19 @@ class Target:
         return self.A[rows].astype(np.float64)
 
     def blocks(self, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield (rows, ``A[rows] / unit``) as C-order arrays of `dtype`."""
-        for rows in self.workers.row_blocks(*self.shape):
-            yield rows, self._part(rows, dtype) if self._streamed else self._whole(dtype)[rows]
+        """Yield (rows, ``A[rows] / unit``) in C order as `dtype`, each good until the next."""
+        slices = self.workers.row_blocks(*self.shape)
+        if not self._streamed:
+            for rows in slices:
+                yield rows, self._whole(dtype)[rows]
+            return
+        # one array serves all blocks, and pieces keep what the conversion takes small
+        buffer = np.empty((slices[0].stop, self.shape[1]), dtype)
+        for rows in slices:
+            part = buffer[: rows.stop - rows.start]
+            for at in row_blocks(part.shape, _PIECE):
+                part[at] = self._part(slice(rows.start + at.start, rows.start + at.stop), dtype)
+            yield rows, part
 
     def _part(self, rows: slice, dtype: Any) -> NDArray[Any]:
         part = self.read(rows)
