@@ -28,16 +28,16 @@ from diba_np.baselines.mesa_train import PIPELINES, Outcome, delta_entropy, run_
 
 LEAST_RATE = 100.0  # compression that a setting must reach to be chosen
 
-# tried by --select: pipeline, first step size of Adam, weight of the block differences
+# tried by --select: pipeline, first step size of Adam, weight of the block differences, decay
 SETTINGS = [
-    *(("FC", rate, 0.0) for rate in (5e-4, 1e-3, 2e-3)),
-    *(("MESA", 6e-3, alpha) for alpha in (0.001, 0.002, 0.003, 0.004)),
-    *(("MESA", 1e-2, alpha) for alpha in (0.001, 0.002, 0.004)),
+    *(("FC", 1e-3, 0.0, decay) for decay in (0.0, 0.1, 0.5)),
+    *(("MESA", 1e-2, 0.002, decay) for decay in (0.0, 0.03, 0.1)),
+    *(("MESA", 1e-2, 0.004, decay) for decay in (0.03, 0.06)),
 ]
 
-# what it chose
-DENSE_RATE = 1e-3
-BLOCK_RATE = 1e-2
+# what it chose: step size and decay of the dense networks, and of those that train blocks
+DENSE = {"rate": 1e-3, "decay": 0.0}
+BLOCK = {"rate": 1e-2, "decay": 0.06}
 ALPHA = 0.004
 
 Digits = tuple[np.ndarray, np.ndarray]
@@ -101,23 +101,23 @@ def select(parts: dict[str, Digits], options: dict[str, Any], seeds: int) -> Non
     """Print what each setting reaches on the validation digits, and the one that the rule takes."""
     data = (*parts["fit"], *parts["validation"])
     print(f"Validation, {seeds} seed(s)")
-    print("| pipeline | rate | alpha | accuracy % | compression | Huffman alone |")
-    print("|---|---|---|---|---|---|")
+    print("| pipeline | rate | alpha | decay | accuracy % | compression | Huffman alone |")
+    print("|---|---|---|---|---|---|---|")
     best = {"FC": (0.0, ()), "MESA": (0.0, ())}
-    for name, rate, alpha in SETTINGS:
+    for name, rate, alpha, decay in SETTINGS:
         made = [
-            run_pipeline(name, data, rate=rate, alpha=alpha, seed=seed, **options)
+            run_pipeline(name, data, rate=rate, alpha=alpha, decay=decay, seed=seed, **options)
             for seed in range(seeds)
         ]
         accuracy = 100 * np.array([one.accuracy for one in made])
         rates = np.array([one.compression for one in made])
         plain = np.array([huffman_rate(one) for one in made])
         cells = " | ".join(spread(v, d) for v, d in ((accuracy, 2), (rates, 1), (plain, 1)))
-        print(f"| {name} | {rate:g} | {alpha:g} | {cells} |", flush=True)
+        print(f"| {name} | {rate:g} | {alpha:g} | {decay:g} | {cells} |", flush=True)
         if name == "FC" or rates.mean() >= LEAST_RATE:
-            best[name] = max(best[name], (float(accuracy.mean()), (rate, alpha)))
+            best[name] = max(best[name], (float(accuracy.mean()), (rate, alpha, decay)))
     for name, (accuracy_reached, setting) in best.items():
-        print(f"{name}: chosen (rate, alpha) = {setting}, {accuracy_reached:.2f} %")
+        print(f"{name}: chosen (rate, alpha, decay) = {setting}, {accuracy_reached:.2f} %")
 
 
 def table(parts: dict[str, Digits], options: dict[str, Any], seeds: int, names: list[str]) -> None:
@@ -136,11 +136,11 @@ def table(parts: dict[str, Digits], options: dict[str, Any], seeds: int, names: 
     dense = [None] * seeds
     reference = np.zeros(seeds)
     for name in names:
-        rate = DENSE_RATE if name in ("FC", "FC+Q+H", "DeepC") else BLOCK_RATE
+        steps = DENSE if name in ("FC", "FC+Q+H", "DeepC") else BLOCK
         made, started = [], time.process_time()
         for seed in range(seeds):
             one = run_pipeline(
-                name, data, rate=rate, alpha=ALPHA, seed=seed, dense=dense[seed], **options
+                name, data, alpha=ALPHA, seed=seed, dense=dense[seed], **steps, **options
             )
             if name == "FC":
                 dense[seed] = one.network
@@ -171,7 +171,7 @@ def alphas(parts: dict[str, Digits], options: dict[str, Any], tried: tuple[float
     print("| alpha | validation accuracy % | compression | codes -> deltas, layer by layer |")
     print("|---|---|---|---|")
     for alpha in tried:
-        made = run_pipeline("MESA", data, rate=BLOCK_RATE, alpha=alpha, **options)
+        made = run_pipeline("MESA", data, alpha=alpha, **BLOCK, **options)
         pairs = (delta_entropy(layer) for layer in made.layers)
         text = ", ".join(f"{codes:.2f} -> {deltas:.2f}" for codes, deltas in pairs)
         print(
@@ -184,8 +184,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
-    parser.add_argument("--epochs", type=int, default=60, help="of training")
-    parser.add_argument("--retrain", type=int, default=10, help="epochs with shared weights")
+    parser.add_argument("--epochs", type=int, default=100, help="of training")
+    parser.add_argument("--retrain", type=int, default=15, help="epochs with shared weights")
     parser.add_argument("--select", action="store_true", help="the validation runs")
     parser.add_argument("--alphas", action="store_true", help="the entropies")
     parser.add_argument("--smoke", action="store_true", help="drawn digits, two epochs")
