@@ -64,7 +64,8 @@ class Study:
         self._check_settings()
         self.dense = task.network()
         rows = np.random.default_rng(0).permutation(len(task.fit))
-        self.read_rows, self.train_rows = rows[: args.calibration], rows[: args.rows]
+        # training rows that no layer was fitted to tell more, as far as there are such
+        self.read_rows, self.train_rows = rows[: args.calibration], rows[-args.rows :]
 
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
