@@ -25,21 +25,18 @@ from diba_np.baselines.scalar import ScalarQuantized
 from diba_np.factors import DiBAFactors
 from diba_np.linear import DIAGONALS, DiBALinear, Layer
 from diba_np.metrics import decibels, row_blocks, snr_db
-from diba_np.moments import CrossMoments, LeastSquares, Moments
+from diba_np.moments import LeastSquares, Moments, TargetMoments
 from diba_np.search.gram import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
 from diba_np.search.target import as_matrix, digest
 from diba_np.stages import (
     Batches,
-    Linear,
     Stage,
-    State,
     States,
     dense_linear,
+    file_name,
     groups_of,
-    iterate,
     layers_linear,
-    read_input,
-    rows_of,
+    read_inputs,
 )
 from diba_np.store import load
 
@@ -85,8 +82,10 @@ def compress_layers(
     """Compress the layers of a network one after another, feedback from layer to layer included.
 
     Layer l reads x in the dense network and z in the compressed one. It is fitted to
-    ``|x A^T - z A_hat^T|^2``, a fit under the Gram matrix of z to the effective target
-    ``(A C + r A) (H + r I)^-1`` with ``H = Z^T Z``, ``C = X^T Z`` and the ridge r. Where there is
+    ``|t - z A_hat^T|^2``, where t is what it gives in the dense network, ``x A^T``; where a
+    residual branch is added to it, t also makes good what that branch lost,
+    ``x A^T + added_x - added_z``. This is a fit under the Gram matrix of z to the effective target
+    ``(T^T Z + r A) (H + r I)^-1`` with ``H = Z^T Z`` and the ridge r, rows weighted. Where there is
     a bias, moments are about the means and the bias takes up the difference. Then the diagonals
     (scales of an integer code) are solved for on the same moments.
 
@@ -96,9 +95,10 @@ def compress_layers(
         ``stage(state, linear) -> state``, one after another the whole network: an embedding, each
         block. A state is an array, or a tuple or dict of arrays. A stage obtains the outputs of a
         layer, bias included, by ``linear(name, x)`` with x (..., n); by
-        ``linear(name, x, keep=mask)`` rows outside the mask, of the shape of x without its last
-        axis, count for nothing in the fit (padding). It may be cut short while it waits for a
-        layer.
+        ``linear(name, x, added=h)`` the outputs plus h (..., m), the residual branch. With
+        ``keep=``, of the shape of x without its last axis, rows outside a mask count for nothing in
+        the fit (padding), or each row as much as its weight. A stage may be cut short while it
+        waits for a layer.
     weights : mapping of str to (m, n) array_like
         Dense weights by name. Layers that are not called are left out, names that are called and
         not here are a KeyError. A name is to be called once in all stages.
@@ -107,8 +107,9 @@ def compress_layers(
         iterator.
     fit : callable
         ``fit(name, A, gram)`` returns a `DiBAFactors` or a `ScalarQuantized` for the effective
-        target A (m, n) and the Gram matrix (n, n), float64, mean over samples. It may use neither.
-        A method that wants inputs can take ``numpy.linalg.cholesky(gram).T``.
+        target A (m, n) and the Gram matrix (n, n), float64, weighted mean over samples. It may use
+        neither, or weigh outputs (``output_weight=`` of `factorize`). A method that wants inputs
+        can take ``numpy.linalg.cholesky(gram).T``.
     biases : mapping of str to (m,) array_like, optional
         Of the layers that have one; those get a new one.
     ridge : float, default 0.01
@@ -139,8 +140,8 @@ def compress_layers(
     -----
     Layers that are called one after the other with the same array (query, key, value) share their
     passes. With L groups of layers in a stage, the stage runs 2 L + 3 times on every batch. On
-    disk: the states of both networks around one stage. In memory: ``24 n^2`` bytes of moments, the
-    states of one batch, and what `fit` takes.
+    disk: the states of both networks around one stage. In memory: ``16 n (m + n)`` bytes of moments
+    for each layer of a group, the states of one batch, and what `fit` takes.
     """
     budget.check_number(ridge, "ridge", above=0.0)
     if not 0 <= budget.check_number(hold_out, "hold_out") < 1:
@@ -166,16 +167,18 @@ def compress_layers(
                     raise ValueError(
                         f"each layer must be called once, {twice[0]!r} is called again"
                     )
-                moments = None
+                kept = {name: parts.read(name, dense[name]) for name in names}
+                missing = [name for name in names if kept[name] is None]
+                pairs = {}
+                if missing:
+                    pairs = _capture(stage, states, missing, dense, given, result.layers, hold_out)
                 for name in names:
-                    found = parts.read(name, dense[name])
+                    found = kept[name]
                     if found is None:
-                        if moments is None:
-                            moments = _capture(
-                                stage, states, name, dense, given, result.layers, hold_out
-                            )
                         own = given.get(name)
-                        found = _compress(name, dense[name], own, moments, fit, ridge, refit)
+                        found = _compress(
+                            name, dense[name], own, pairs.pop(name), fit, ridge, refit
+                        )
                         parts.write(name, dense[name], *found)
                     result.layers[name], told = found
                     result.report.append(told)
@@ -188,154 +191,86 @@ def compress_layers(
     return result
 
 
-def capture(
-    forward: Callable[[State, Linear], Any],
-    weights: Mapping[str, ArrayLike],
-    batches: Batches,
-    *,
-    biases: Mapping[str, ArrayLike] | None = None,
-    rows: int = 0,
-    folder: str | Path | None = None,
-    seed: int = 0,
-) -> dict[str, Captured]:
-    """Record what each layer of a dense network reads, in one pass and bounded memory.
-
-    Parameters
-    ----------
-    forward : callable
-        ``forward(batch, linear)``: the whole network, as a stage of `compress_layers`.
-    weights, biases, batches
-        As in `compress_layers`.
-    rows : int, default 0
-        Rows of every layer's inputs to keep, drawn evenly from all.
-    folder : path, optional
-        Where they are kept, as float32 ``.npy`` files by layer; needed for `rows`.
-    seed : int
-        Draws the rows.
-
-    Returns
-    -------
-    dict of str to Captured
-        Layers that were called, in order.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-    """
-    dense = {name: as_matrix(A, f"weights[{name!r}]") for name, A in weights.items()}
-    given = {name: np.asarray(b) for name, b in (biases or {}).items()}
-    if budget.check_count(rows, "rows", least=0) and folder is None:
-        raise TypeError("rows= needs a folder= to keep them in")
-    rng = np.random.default_rng(budget.check_count(seed, "seed", least=0))
-    found: dict[str, Captured] = {}
-    plain = dense_linear(dense, given)
-
-    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        y = plain(name, x)
-        n = dense[name].shape[1]
-        if name not in found:
-            kept = None
-            if rows:
-                path = Path(str(folder)) / f"{_file_name(name)}.npy"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                kept = np.lib.format.open_memmap(path, "w+", np.float32, (rows, n))
-            found[name] = Captured(np.zeros((n, n)), np.zeros(n), 0, kept)
-        found[name].add(rows_of(x, keep), rng)
-        return y
-
-    for batch in iterate(batches):
-        forward(batch, linear)
-    for each in found.values():
-        each.close()
-    return found
-
-
-@dataclass
-class Captured:
-    """The inputs of one layer.
-
-    Attributes
-    ----------
-    gram : (n, n) float64
-        ``X^T X / count``.
-    mean : (n,) float64
-    count : int
-        Rows seen.
-    inputs : (rows, n) float32 memory map or None
-        Some of them, every one with the same chance.
-    """
-
-    gram: Array
-    mean: Array
-    count: int
-    inputs: Array | None
-
-    def add(self, x: Array, rng: np.random.Generator) -> None:
-        """Take in rows (N, n); `close` ends the sums."""
-        wide = x.astype(np.float64)
-        self.gram += wide.T @ wide
-        self.mean += wide.sum(axis=0)
-        if self.inputs is not None:
-            most = len(self.inputs)
-            # reservoir: row t takes a random place among the first t, and stays if that is kept
-            at = np.arange(self.count, self.count + len(x))
-            place = np.where(at < most, at, (rng.random(len(x)) * (at + 1)).astype(np.int64))
-            chosen = place < most
-            self.inputs[place[chosen]] = x[chosen]
-        self.count += len(x)
-
-    def close(self) -> None:
-        """Divide the sums, cut off what was not filled."""
-        self.gram /= self.count
-        self.mean /= self.count
-        if self.inputs is not None:
-            self.inputs.flush()  # type: ignore[attr-defined]
-            self.inputs = self.inputs[: self.count]
-
-
 # -- one layer -------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Pair:
-    """Moments of the batches that are fitted, and of those that judge."""
+class _Sums:
+    """Sums over the rows of some batches: moments, and what SNRs are of."""
 
-    fit: CrossMoments
-    held: CrossMoments
+    targets: TargetMoments
+    outputs: float = 0.0  # squares of the dense layer's outputs, without bias and what is added
+    inputs: float = 0.0  # squares of what it reads
+    moved: float = 0.0  # of the difference to what is read in the compressed network
+
+    def add(self, A: Array, x: Array, z: Array, missing: Array | None, w: Array | None) -> None:
+        """Take in rows: x in the dense network, z in the compressed one."""
+        y = x @ A.T.astype(x.dtype, copy=False)
+        self.targets.add(z, y if missing is None else y + missing, w)
+        self.outputs += _squared(y, w)
+        self.inputs += _squared(x, w)
+        self.moved += _squared(x - z, w)
+
+
+def _squared(x: Array, w: Array | None) -> float:
+    """Return the sum of squares over rows (N, n), each as much as its weight."""
+    squares = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+    return float(squares.sum() if w is None else w @ squares)
+
+
+@dataclass
+class _Pair:
+    """Sums over the batches that are fitted, and over those that judge."""
+
+    fit: _Sums
+    held: _Sums
 
 
 def _capture(
     stage: Stage,
     states: States,
-    name: str,
+    names: Sequence[str],
     dense: Mapping[str, Array],
     biases: Mapping[str, Array],
     layers: Mapping[str, Layer],
     hold_out: float,
-) -> _Pair:
-    """Pass all batches to a layer in both networks."""
-    n = dense[name].shape[1]
-    pair = _Pair(CrossMoments(n), CrossMoments(n))
+) -> dict[str, _Pair]:
+    """Pass all batches to layers of one group in both networks."""
+    pairs = {
+        name: _Pair(*(_Sums(TargetMoments(*dense[name].shape)) for _ in range(2))) for name in names
+    }
     through = dense_linear(dense, biases), layers_linear(dense, biases, layers)
     every = round(1 / hold_out) if hold_out else 0
     every = min(max(every, 2), states.count) if every else 0
     for at, both in enumerate(states):
-        x, z = (
-            rows_of(*read_input(stage, state, name, linear))
+        one, other = (
+            read_inputs(stage, state, names, linear)
             for state, linear in zip(both, through, strict=True)
         )
         judges = every > 1 and at % every == every - 1
-        for rows in row_blocks((len(x), n)):
-            (pair.held if judges else pair.fit).add(x[rows], z[rows])
-    if not pair.fit.count:
-        raise ValueError(f"{name!r} must read at least one row, got none")
-    if not pair.held.count:
-        pair.held = pair.fit
-    return pair
+        for name, pair in pairs.items():
+            x, z = one[name], other[name]
+            missing = None
+            if x.added is not None and z.added is not None:
+                missing = x.added - z.added
+            for rows in row_blocks((len(x.x), sum(dense[name].shape))):
+                (pair.held if judges else pair.fit).add(
+                    dense[name],
+                    x.x[rows],
+                    z.x[rows],
+                    None if missing is None else missing[rows],
+                    None if x.keep is None else x.keep[rows],
+                )
+    for name, pair in pairs.items():
+        if not pair.fit.targets.count:
+            raise ValueError(f"{name!r} must read at least one row, got none")
+        if not pair.held.targets.count:
+            pair.held = pair.fit
+    return pairs
 
 
 def _effective(A: Array, data: Moments, ridge: float) -> tuple[Array, Array]:
-    """Return the target ``(A C + r A) (H + r I)^-1`` and ``H``; both float64."""
+    """Return the target ``(T^T Z + r A) (H + r I)^-1`` and ``H + r I``; both float64."""
     n = len(data.xx)
     r = ridge * float(np.trace(data.xx)) / n or 1.0
     H = data.xx + r * np.eye(n)
@@ -354,10 +289,10 @@ def _compress(
     """Fit one layer; return it as it is stored, and its report."""
     started = time.monotonic()
     wide = A.astype(np.float64)
-    data = pair.fit.against(wide, bias is not None)
+    data = pair.fit.targets.moments(bias is not None)
     target, gram = _effective(wide, data, ridge)
     # few rows do not tell correlations apart; `factorize` shrinks by the least share itself
-    share = min(SHRINKAGE * A.shape[1] / pair.fit.count, MOST_SHRINKAGE) - LEAST_SHRINKAGE
+    share = min(SHRINKAGE * A.shape[1] / pair.fit.targets.count, MOST_SHRINKAGE) - LEAST_SHRINKAGE
     if share > 0:
         gram = (1 - share) * gram + share * np.diag(np.diag(gram))
     made = fit(name, target, gram)
@@ -367,18 +302,17 @@ def _compress(
     layer = _stored(_with_bias(made, data, bias))
     if refit:
         better = _stored(_refitted(layer, data, bias))
-        if _noise(better, pair.fit, wide, own) < _noise(layer, pair.fit, wide, own):
+        if _noise(better, pair.fit, own) < _noise(layer, pair.fit, own):
             layer = better
-    A_hat = _matrix(layer).to_dense()
-    signal, noise = pair.held.noise(wide, A_hat, layer.parameters["bias"] - own)
-    same = pair.held.noise(np.eye(A.shape[1]), np.eye(A.shape[1]), np.zeros(A.shape[1]))
+    held = pair.held
+    moved = held.moved > 1e-12 * held.inputs
     told = {
         "name": name,
         "shape": list(A.shape),
         "bits_per_weight": (_matrix(layer).storage_bits() - _bias_bits(layer)) / A.size,
-        "snr_db": snr_db(A, A_hat),
-        "output_snr_db": decibels(signal, noise),
-        "input_snr_db": decibels(*same) if same[1] > 1e-12 * same[0] else None,
+        "snr_db": snr_db(A, _matrix(layer).to_dense()),
+        "output_snr_db": decibels(held.outputs, _noise(layer, held, own)),
+        "input_snr_db": decibels(held.inputs, held.moved) if moved else None,
         "seconds": round(time.monotonic() - started, 3),
     }
     return layer, told
@@ -434,16 +368,12 @@ def _stored(layer: Layer) -> Layer:
     return CodedLinear(made, layer.parameters["bias"].astype(np.float16))
 
 
-def _noise(layer: Layer, moments: CrossMoments, A: Array, bias: Array) -> float:
-    """Squared error of a layer's outputs against those of the dense ``A x + bias``."""
-    return moments.noise(A, _matrix(layer).to_dense(), layer.parameters["bias"] - bias)[1]
+def _noise(layer: Layer, sums: _Sums, bias: Array) -> float:
+    """Squared error of a layer's outputs against what it should give, the dense bias left out."""
+    return sums.targets.noise(_matrix(layer).to_dense(), layer.parameters["bias"] - bias)
 
 
 # -- finished layers on disk -----------------------------------------------------------------------
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else f"%{ord(c):x}" for c in name)
 
 
 class _Parts:
@@ -455,7 +385,7 @@ class _Parts:
             folder.mkdir(parents=True, exist_ok=True)
 
     def _paths(self, name: str) -> tuple[Path, Path]:
-        base = Path(str(self.folder)) / _file_name(name)
+        base = Path(str(self.folder)) / file_name(name)
         return Path(f"{base}.h5"), Path(f"{base}.npz")
 
     def write(self, name: str, A: Array, layer: Layer, told: dict[str, Any]) -> None:

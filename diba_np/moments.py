@@ -64,47 +64,56 @@ def moments(pairs: Iterable[tuple[Array, Array]], centred: bool, offset: Array) 
     )
 
 
-class CrossMoments:
-    """Second moments of what a layer reads in two networks, side by side: x and z of one sample.
+class TargetMoments:
+    """Weighted second moments of what a layer reads (z) and of what it should give (t).
 
-    Both are taken with a constant 1 behind them, so that means and biases need no care.
+    Inputs are taken with a constant 1 behind them, so that means and biases need no care.
 
     Parameters
     ----------
-    n : int
-        Inputs of the layer.
+    m, n : int
+        Outputs and inputs of the layer.
     """
 
-    def __init__(self, n: int) -> None:
-        self.xx, self.xz, self.zz = (np.zeros((n + 1, n + 1)) for _ in range(3))
-        self.count = 0
+    def __init__(self, m: int, n: int) -> None:
+        self.zz, self.tz, self.tt = np.zeros((n + 1, n + 1)), np.zeros((m, n + 1)), 0.0
+        self.count = 0  # rows
 
-    def add(self, x: Array, z: Array) -> None:
-        """Add samples (N, n) of both networks, summed in float64."""
-        X, Z = (np.concatenate([a, np.ones((len(a), 1))], axis=1, dtype=np.float64) for a in (x, z))
-        self.xx += X.T @ X
-        self.xz += X.T @ Z
-        self.zz += Z.T @ Z
-        self.count += len(X)
+    def add(self, z: Array, t: Array, weights: Array | None = None) -> None:
+        """Add samples (N, n) and (N, m), each as much as its weight (N,).
 
-    def against(self, A: Array, centred: bool) -> Moments:
-        """Return the `Moments` of inputs z and targets ``A x``."""
-        N = self.count
-        x_mean, z_mean = (s[:-1, -1] / N for s in (self.xx, self.zz))
+        Products of float32 samples are float32, about twice as fast; sums of calls are float64.
+        """
+        kind: Any = np.float32 if z.dtype == t.dtype == np.float32 else np.float64
+        Z = np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=kind)
+        T = t.astype(kind, copy=False)
+        weighed = Z if weights is None else Z * weights[:, None].astype(kind)
+        self.zz += weighed.T @ Z
+        self.tz += T.T @ weighed
+        squares = np.einsum("ij,ij->i", T, T, dtype=np.float64)
+        self.tt += float(squares.sum() if weights is None else weights @ squares)
+        self.count += len(Z)
+
+    def moments(self, centred: bool) -> Moments:
+        """Return the `Moments`, about the means or not."""
+        total = self.zz[-1, -1]
+        z_mean, t_mean = self.zz[:-1, -1] / total, self.tz[:, -1] / total
         if not centred:
-            x_mean, z_mean = np.zeros_like(x_mean), np.zeros_like(z_mean)
-        xx = self.xx[:-1, :-1] / N - np.outer(x_mean, x_mean)
-        xz = self.xz[:-1, :-1] / N - np.outer(x_mean, z_mean)
-        zz = self.zz[:-1, :-1] / N - np.outer(z_mean, z_mean)
-        return Moments(zz, A @ xz, float(np.vdot(A @ xx, A)), z_mean, A @ x_mean)
+            z_mean, t_mean = np.zeros_like(z_mean), np.zeros_like(t_mean)
+        zz = (self.zz + self.zz.T) / (2 * total)  # float32 rounds both halves apart
+        return Moments(
+            zz[:-1, :-1] - np.outer(z_mean, z_mean),
+            self.tz[:, :-1] / total - np.outer(t_mean, z_mean),
+            self.tt / total - float(t_mean @ t_mean),
+            z_mean,
+            t_mean,
+        )
 
-    def noise(self, A: Array, A_hat: Array, bias: Array) -> tuple[float, float]:
-        """Return ``(|X A^T|^2, |X A^T - Z A_hat^T - bias|^2)``, both summed over the samples."""
-        a = np.concatenate([A, np.zeros((len(A), 1))], axis=1)
+    def noise(self, A_hat: Array, bias: Array) -> float:
+        """Return ``|T - Z A_hat^T - bias|^2``, weighted and summed over the samples."""
         b = np.concatenate([A_hat, bias[:, None]], axis=1).astype(np.float64)
-        signal = float(np.vdot(a @ self.xx, a))
-        noise = signal - 2.0 * float(np.vdot(a @ self.xz, b)) + float(np.vdot(b @ self.zz, b))
-        return signal, max(noise, 0.0)
+        noise = self.tt - 2.0 * float(np.vdot(b, self.tz)) + float(np.vdot(b @ self.zz, b))
+        return max(noise, 0.0)
 
 
 class LeastSquares:

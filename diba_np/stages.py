@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,50 @@ class _Reached(BaseException):
     """Ends a stage at the layer that is waited for; no `except Exception` stops it."""
 
 
-def rows_of(x: ArrayLike, keep: ArrayLike | None) -> Array:
-    """Return the rows (N, n) of (..., n) that a mask leaves."""
+@dataclass
+class Read:
+    """What a layer reads in one network, row by row.
+
+    Attributes
+    ----------
+    x : (N, n) array
+    keep : (N,) bool or float, or None
+        Which rows count, or how much each does.
+    added : (N, m) array or None
+        What the network adds to the outputs.
+    """
+
+    x: Array
+    keep: Array | None
+    added: Array | None
+
+
+def read_rows(x: ArrayLike, keep: ArrayLike | None, added: ArrayLike | None = None) -> Read:
+    """Return the arguments of a call row by row, rows that count for nothing left out."""
     x = np.asarray(x)
-    flat = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    more = None if added is None else np.asarray(added)
+    if more is not None:
+        more = more.reshape(-1, more.shape[-1])
     if keep is None:
-        return flat
-    mask = np.asarray(keep, bool)
-    if mask.shape != x.shape[:-1]:
-        raise ValueError(f"keep must have shape {x.shape[:-1]}, got {mask.shape}")
-    left: Array = flat[mask.reshape(-1)]
-    return left
+        return Read(rows, None, more)
+    weights = np.asarray(keep)
+    if weights.shape != x.shape[:-1]:
+        raise ValueError(f"keep must have shape {x.shape[:-1]}, got {weights.shape}")
+    weights = weights.reshape(-1)
+    if weights.dtype != bool and not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError("keep must be a mask, or finite weights that are not negative")
+    chosen = weights != 0
+    left = None if weights.dtype == bool else weights[chosen]
+    return Read(rows[chosen], left, None if more is None else more[chosen])
 
 
 def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Linear:
     """Return what a stage calls in the dense network."""
 
-    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
+    def linear(
+        name: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
         if name not in dense:
             raise KeyError(f"weights has no {name!r}, which a stage calls")
         x = np.asarray(x)
@@ -47,6 +75,12 @@ def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Lin
         y: Array = x @ dense[name].T.astype(x.dtype, copy=False)
         if name in biases:
             y = y + biases[name].astype(x.dtype, copy=False)
+        if added is None:
+            return y
+        more = np.asarray(added)
+        if more.shape != y.shape:
+            raise ValueError(f"added must have shape {y.shape}, got {more.shape}")
+        y = y + more
         return y
 
     return linear
@@ -58,8 +92,13 @@ def layers_linear(
     """Return what a stage calls in the compressed network; layers not compressed yet are dense."""
     plain = dense_linear(dense, biases)
 
-    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        return layers[name](x) if name in layers else plain(name, x)
+    def linear(
+        name: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
+        if name not in layers:
+            return plain(name, x, keep, added)
+        y: Array = layers[name](x)
+        return y if added is None else y + np.asarray(added)
 
     return linear
 
@@ -70,9 +109,11 @@ def groups_of(
     """Return the names of a stage in the order of their calls, those with one input together."""
     plain, groups, last = dense_linear(dense, biases), [], None
 
-    def linear(name: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
+    def linear(
+        name: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
         nonlocal last
-        y = plain(name, x)
+        y = plain(name, x, keep, added)
         if x is last:
             groups[-1].append(name)
         else:
@@ -88,27 +129,37 @@ def groups_of(
     return groups
 
 
-def read_input(stage: Stage, state: State, name: str, through: Linear) -> tuple[Array, Any]:
-    """Run a stage up to a layer; return what it reads there and its mask."""
-    seen: list[Any] = []
+def read_inputs(
+    stage: Stage, state: State, names: Collection[str], through: Linear
+) -> dict[str, Read]:
+    """Run a stage until layers of one group have been called; return what they read there."""
+    seen: dict[str, Read] = {}
 
-    def linear(called: str, x: ArrayLike, keep: ArrayLike | None = None) -> Array:
-        if called == name:
-            seen.append((np.asarray(x), keep))
-            raise _Reached
-        return through(called, x)
+    def linear(
+        called: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
+        if called in names:
+            seen[called] = read_rows(x, keep, added)
+            if len(seen) == len(names):
+                raise _Reached
+        return through(called, x, keep, added)
 
     try:
         stage(state, linear)
     except _Reached:
         pass
-    if not seen:
-        raise ValueError(f"{name!r} must be called for every batch, as for the first")
-    x, keep = seen[0]
-    return x, keep
+    for name in names:
+        if name not in seen:
+            raise ValueError(f"{name!r} must be called for every batch, as for the first")
+    return seen
 
 
 # -- states on disk --------------------------------------------------------------------------------
+
+
+def file_name(name: str) -> str:
+    """Return a layer's name as that of a file."""
+    return "".join(c if c.isalnum() or c in "._-" else f"%{ord(c):x}" for c in name)
 
 
 def iterate(batches: Batches) -> Iterator[State]:

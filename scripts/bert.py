@@ -13,7 +13,7 @@ input; what is not used is never computed. Samples are flat: (S T, width) for S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,8 @@ from diba_np.linear import DIAGONALS
 
 Array = np.ndarray
 Back = Callable[[Array], Array]
-# called with the name of a linear layer, its inputs, its outputs and what is added to them or None
-Observer = Callable[[str, Array, Array, "Array | None"], None]
+# takes the name of a linear layer, its inputs and what is added to its outputs or None
+Linear = Callable[[str, Array, "Array | None"], tuple[Array, Any]]
 
 PROJECTIONS = ("query", "key", "value")
 LINEAR = (
@@ -78,6 +78,12 @@ class DiBAWeight(Weight):
         self.b2 = factors.b2.to_dense().astype(dtype) - np.dtype(dtype).type(factors.shift)
         self.parameters = {name: np.array(getattr(factors, name), dtype) for name in DIAGONALS}
         self.refresh()
+
+    @property
+    def factors(self) -> DiBAFactors:
+        """The factorization with the diagonals as they are, shift 0."""
+        d1, d2, d3 = (self.parameters[name] for name in DIAGONALS)
+        return DiBAFactors(d1, self.b1.astype(np.uint8), d2, self.b2.astype(np.uint8), d3)
 
     def refresh(self) -> None:
         p = self.parameters
@@ -205,15 +211,6 @@ def attend(q: Array, k: Array, v: Array, mask: Array, heads: int) -> tuple[Array
     return merge(p @ v), back
 
 
-def finish(steps: Generator[Any, None, tuple[Array, Back]]) -> tuple[Array, Back]:
-    """Run `Bert.steps` through from where it is; return what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-
 # -- the network -----------------------------------------------------------------------------------
 
 
@@ -312,12 +309,14 @@ class Bert:
     def _vector(self, name: str) -> Array:
         return self.own[name] if name in self.own else self.tensors[name]
 
-    def linear(self, name: str, x: Array) -> tuple[Array, Back]:
-        """Return ``x W^T + b``."""
+    def linear(self, name: str, x: Array, added: Array | None = None) -> tuple[Array, Back]:
+        """Return ``x W^T + b``, and what is added to it, and the step back to x."""
         weight, bias = self.weights[name], f"{name}.bias"
         matrix = weight.matrix
         y = x @ matrix.T
         y += self._vector(bias)
+        if added is not None:
+            y += added
 
         def back(gradient: Array) -> Array:
             if self.watch is not None:
@@ -365,35 +364,26 @@ class Bert:
         y, back = self.norm("embeddings", x.reshape(ids.size, -1))
         return y, back
 
-    def steps(
-        self, i: int, x: Array, mask: Array, observe: Observer | None = None
-    ) -> Generator[tuple[Array, Array | None], None, tuple[Array, Back]]:
-        """Run the encoder's layer i with a stop before each of its four groups of linear layers.
+    def layer(
+        self, i: int, x: Array, mask: Array, linear: Linear | None = None
+    ) -> tuple[Array, Back]:
+        """Return the hidden states after the encoder's layer i, and the step back.
 
-        The groups are query, key and value; the attention's output; the two of the feed-forward
-        part. Each time it yields what they read and what is added to what they give, or None, so
-        that their weights can be exchanged before they are used. `layer` runs it through.
+        `linear` takes the place of the method of that name; without a step back there is none.
         """
         at = f"encoder.layer.{i}"
 
-        def linear(name: str, x: Array, added: Array | None = None) -> tuple[Array, Back]:
-            y, back = self.linear(f"{at}.{name}", x)
-            if observe is not None:
-                observe(f"{at}.{name}", x, y, added)
-            return y, back
+        def call(name: str, x: Array, added: Array | None = None) -> tuple[Array, Any]:
+            return (linear or self.linear)(f"{at}.{name}", x, added)
 
-        yield x, None
-        parts = [linear(f"attention.self.{name}", x) for name in PROJECTIONS]
+        parts = [call(f"attention.self.{name}", x) for name in PROJECTIONS]
         mixed, back_mix = attend(*(y for y, _ in parts), mask, self.heads)
-        yield mixed, x
-        y, back_out = linear("attention.output.dense", mixed, x)
-        h, back_mid = self.norm(f"{at}.attention.output", x + y)
-        yield h, None
-        inner, back_inner = linear("intermediate.dense", h)
+        y, back_out = call("attention.output.dense", mixed, x)
+        h, back_mid = self.norm(f"{at}.attention.output", y)
+        inner, back_inner = call("intermediate.dense", h)
         active, back_gelu = gelu(inner)
-        yield active, h
-        y, back_outer = linear("output.dense", active, h)
-        y, back_end = self.norm(f"{at}.output", h + y)
+        y, back_outer = call("output.dense", active, h)
+        y, back_end = self.norm(f"{at}.output", y)
 
         def back(gradient: Array) -> Array:
             g = back_end(gradient)
@@ -404,14 +394,8 @@ class Bert:
 
         return y, back
 
-    def layer(
-        self, i: int, x: Array, mask: Array, observe: Observer | None = None
-    ) -> tuple[Array, Back]:
-        """Return the hidden states after the encoder's layer i, and the step back."""
-        return finish(self.steps(i, x, mask, observe))
-
     def encode(
-        self, ids: Array, mask: Array, observe: Observer | None = None, layers: int | None = None
+        self, ids: Array, mask: Array
     ) -> tuple[list[Array], Callable[[Mapping[int, Array]], None]]:
         """Run the encoder.
 
@@ -420,10 +404,6 @@ class Bert:
         ids : (S, T) int
         mask : (S, T) bool
             False for padding.
-        observe : callable, optional
-            Called for every linear layer of the encoder.
-        layers : int, optional
-            Stop after so many.
 
         Returns
         -------
@@ -435,8 +415,8 @@ class Bert:
         """
         x, back_embed = self.embed(ids)
         hidden, backs = [x], []
-        for i in range(self.layers if layers is None else layers):
-            x, step = self.layer(i, x, mask, observe)
+        for i in range(self.layers):
+            x, step = self.layer(i, x, mask)
             hidden.append(x)
             backs.append(step)
 

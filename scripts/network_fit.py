@@ -1,9 +1,8 @@
 """Compress a `Bert` whole: layer by layer on what the compressed prefix produces, then end to end.
 
-`compress` goes from the first layer to the last. What a layer reads comes from the layers before it
-as they are now; what it should give is what the dense network gives, less what its residual branch
-already carries, so that a layer also makes good what earlier ones lost. `train` then moves all
-diagonals (or scales), layer norms and biases at once, taught by the dense network.
+`compress` gives the encoder to `diba_np.layerwise.compress_layers`, with its residual branches and
+with how much tokens and outputs matter. `train` then moves all diagonals (or scales), layer norms
+and biases at once, taught by the dense network.
 """
 
 from __future__ import annotations
@@ -14,34 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bert import Array, Back, Bert, CodeWeight, DiBAWeight, Weight, batches, finish, padded, softmax
+from bert import Array, Back, Bert, CodeWeight, DiBAWeight, Weight, batches, padded, softmax
 
 import diba_np as dn
 from diba_np import baselines
+from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.random_bits import random_factors
+from diba_np.baselines.scalar import ScalarQuantized
+from diba_np.layerwise import compress_layers
 from diba_np.linear import DIAGONALS
 from diba_np.losses import cross_entropy
-from diba_np.moments import LeastSquares, Moments
 from diba_np.optim import Adam
 from diba_np.scales import round_diagonals
 
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
-RIDGE = 0.01  # on the regression of what is missing, in means of the Gram matrix's diagonal
-SWEEPS = 10  # of the alternating closed forms
-STAY = 1e-4  # on the squared relative distance of a diagonal from its start, in squared outputs
 EVEN = 0.2  # share of the tokens' weights that is the same for all
 
-# what is fitted one after the other; those of one line read the same inputs
-GROUPS = (
-    ("attention.self.query", "attention.self.key", "attention.self.value"),
-    ("attention.output.dense",),
-    ("intermediate.dense",),
-    ("output.dense",),
-)
-
-
-# takes a layer's name, the matrix aimed at, moments of inputs and targets, weights of the outputs
-Fit = Callable[[str, Array, Moments, Array], Weight]
+Form = dn.DiBAFactors | ScalarQuantized
+# takes a layer's name, the matrix aimed at, the Gram matrix of its inputs, weights of its outputs
+Fit = Callable[[str, Array, Array, Array], Form]
 
 
 class Task:
@@ -133,27 +123,29 @@ def round_stored(weight: Weight) -> None:
     weight.refresh()
 
 
-def by_weights(A: Array, bits: float, **how: Any) -> Weight:
+def by_weights(A: Array, bits: float, **how: Any) -> Form:
     """Bits fitted to the weights alone."""
-    return DiBAWeight(dn.factorize(A, bits=bits, **how))
+    return dn.factorize(A, bits=bits, **how)
 
 
-def by_activations(A: Array, bits: float, data: Moments, outputs: Array, **how: Any) -> Weight:
-    """Bits fitted to what a layer reads, and to how much its outputs matter."""
-    return DiBAWeight(dn.factorize(A, bits=bits, gram=data.xx, output_weight=outputs, **how))
-
-
-def at_random(A: Array, bits: float, **how: Any) -> Weight:
+def at_random(A: Array, bits: float, **how: Any) -> Form:
     """Random bits; the diagonals are as good as they can be for the weights."""
-    return DiBAWeight(random_factors(A, bits=bits))
+    return random_factors(A, bits=bits)
 
 
-def by_codes(A: Array, bits: float, **how: Any) -> Weight:
+def by_codes(A: Array, bits: float, **how: Any) -> Form:
     """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
     made: Any = baselines.fit("rtn", A, bits)
-    codes = np.zeros(A.shape, np.float32)
+    return made  # type: ignore[no-any-return]
+
+
+def as_weight(made: Any) -> Weight:
+    """Return what a method made as a weight whose diagonals or scales can be trained."""
+    if isinstance(made, dn.DiBAFactors):
+        return DiBAWeight(made)
+    codes = np.zeros(made.shape, np.float32)
     codes[:, made.kept] = np.asarray(made.table, np.float32)[made.codes]
-    group = np.zeros(A.shape[1], np.int64)
+    group = np.zeros(made.shape[1], np.int64)
     if made.group:
         kept = np.flatnonzero(made.kept)
         for number, start in enumerate(range(0, len(kept), made.group)):
@@ -161,70 +153,7 @@ def by_codes(A: Array, bits: float, **how: Any) -> Weight:
     return CodeWeight(codes, made.scales.astype(np.float32) * np.float32(made.scale), group)
 
 
-def _set_diagonals(weight: DiBAWeight, data: Moments) -> None:
-    f = dn.DiBAFactors(
-        weight.parameters["d1"],
-        weight.b1.astype(np.uint8),
-        weight.parameters["d2"],
-        weight.b2.astype(np.uint8),
-        weight.parameters["d3"],
-    )
-    solver = LeastSquares(f, data, STAY * data.yy)
-    for _ in range(SWEEPS):
-        solver.sweep()
-    for name in DIAGONALS:
-        weight.parameters[name][...] = solver.d[name]
-
-
-def refit(weight: Weight, data: Moments) -> Weight:
-    """Refit the diagonals, or the scales, to what the layer reads and should give."""
-    if isinstance(weight, DiBAWeight):
-        _set_diagonals(weight, data)
-    elif isinstance(weight, CodeWeight):
-        # row i: the groups' parts q_g of the codes, (q_g H q_h) s = q_g y_i
-        scales = weight.parameters["scales"]
-        parts = weight.group == np.arange(scales.shape[1])[:, None]
-        for row, codes in enumerate(weight.codes):
-            Q = codes * parts
-            normal = Q @ data.xx @ Q.T
-            ridge = 1e-6 * np.trace(normal) / len(Q) + np.finfo(np.float64).tiny
-            right = Q @ data.yx[row] + ridge * scales[row]
-            scales[row] = np.linalg.solve(normal + ridge * np.eye(len(Q)), right)
-    round_stored(weight)
-    return weight
-
-
 # -- layer by layer --------------------------------------------------------------------------------
-
-
-class _Sums:
-    """Weighted second moments of one layer's inputs and targets."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        m, n = shape
-        self.xx, self.yx = np.zeros((n, n)), np.zeros((m, n))
-        self.x, self.y = np.zeros(n), np.zeros(m)
-        self.yy = self.count = 0.0
-
-    def add(self, x: Array, y: Array, w: Array) -> None:
-        weighed = x * w[:, None].astype(x.dtype)
-        self.xx += weighed.T @ x
-        self.yx += y.T @ weighed
-        self.x += weighed.sum(axis=0)
-        self.y += w @ y
-        self.yy += float(w @ np.einsum("ij,ij->i", y, y))
-        self.count += float(w.sum())
-
-    def moments(self) -> Moments:
-        x, y = self.x / self.count, self.y / self.count
-        xx = (self.xx + self.xx.T) / (2 * self.count)  # float32 products round both halves apart
-        return Moments(
-            xx - np.outer(x, x),
-            self.yx / self.count - np.outer(y, x),
-            self.yy / self.count - float(y @ y),
-            x,
-            y,
-        )
 
 
 def importance(
@@ -275,6 +204,8 @@ def compress(
     rows: Array,
     names: Sequence[str],
     fit: Fit,
+    *,
+    refit: bool,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Fit the layers `names` of `net` one after the other, in place.
@@ -282,7 +213,7 @@ def compress(
     Parameters
     ----------
     net : Bert
-        Its other layers stay as they are.
+        Its other layers are those of `dense`.
     dense : Bert
         What it should do.
     task : Task
@@ -290,61 +221,46 @@ def compress(
         Rows of ``task.fit`` that are read.
     names : sequence of str
     fit : callable
-        Takes the name, the matrix aimed at (m, n), the moments of inputs and targets and the
-        weights of the outputs (m,); gives the new weight. The bias follows from the means.
+        As of `compress_layers`; it also takes the weights of the outputs (m,).
+    refit : bool
+        Whether diagonals (scales) are solved for after that.
     """
     places = list(batches(task.fit, TOKENS, rows))
     tokens, channels = importance(dense, task, places)
-    read = [task.read("fit", some)[:2] for some in places]
-    masks = [mask for _, mask in read]
-    now = [net.embed(ids)[0] for ids, _ in read]
-    aims = [dense.embed(ids)[0] for ids, _ in read]
-    for i in range(net.layers):
-        goals = []
-        for b, mask in enumerate(masks):
-            aims[b], goal = _goals(dense, i, aims[b], mask)
-            goals.append(goal)
-        runs = [net.steps(i, x, mask) for x, mask in zip(now, masks, strict=True)]
-        for group in GROUPS:
-            chosen = [f"encoder.layer.{i}.{name}" for name in group]
-            sums = {name: _Sums(net.weights[name].matrix.shape) for name in chosen if name in names}
-            for b, run in enumerate(runs):
-                x, added = next(run)
-                for name, total in sums.items():
-                    goal = goals[b][name] if added is None else goals[b][name] - added
-                    total.add(x, goal, tokens[name][b])
-            for name, total in sums.items():
-                started = time.monotonic()
-                data = total.moments()
-                weight = fit(name, aimed(dense.weights[name].matrix, data), data, channels[name])
-                net.replace({name: weight})
-                net.own[f"{name}.bias"][...] = data.y_mean - weight.matrix @ data.x_mean
-                error, seconds = missed(weight.matrix, data), time.monotonic() - started
-                tell(f"{name}: relative error of the outputs {error:.3f}, {seconds:.1f} s")
-        now = [finish(run)[0] for run in runs]
 
+    def states() -> Iterator[dict[str, Any]]:
+        for at, some in enumerate(places):
+            ids, mask, _ = task.read("fit", some)
+            yield {"x": dense.embed(ids)[0], "mask": mask, "at": np.array(at)}
 
-def _goals(dense: Bert, i: int, x: Array, mask: Array) -> tuple[Array, dict[str, Array]]:
-    """Return what layer i of the encoder gives, and what its linear layers and residuals give."""
-    goals = {}
+    def stage(i: int) -> Callable[[Any, Any], Any]:
+        def run(state: Any, linear: Any) -> Any:
+            def through(name: str, x: Array, added: Array | None) -> tuple[Array, Any]:
+                if name not in names:
+                    return dense.linear(name, x, added)
+                return linear(name, x, keep=tokens[name][int(state["at"])], added=added), None
 
-    def keep(name: str, x: Array, y: Array, added: Array | None) -> None:
-        goals[name] = y if added is None else y + added
+            return {**state, "x": dense.layer(i, state["x"], state["mask"], through)[0]}
 
-    return dense.layer(i, x, mask, keep)[0], goals
+        return run
 
-
-def aimed(A: Array, data: Moments) -> Array:
-    """Return the matrix (m, n) that gives the targets best, with a ridge towards A."""
-    H = data.xx.copy()
-    H[np.diag_indices_from(H)] += RIDGE * np.trace(H) / len(H)
-    made: Array = A + np.linalg.solve(H, (data.yx - A @ data.xx).T).T
-    return made
-
-
-def missed(matrix: Array, data: Moments) -> float:
-    """Return the relative error of the outputs: root of the squared error's share."""
-    return float(np.sqrt(max(data.error(matrix), 0.0) / data.yy)) if data.yy else 0.0
+    made = compress_layers(
+        [stage(i) for i in range(dense.layers)],
+        {name: dense.weights[name].matrix for name in names},
+        states,
+        lambda name, A, gram: fit(name, A, gram, channels[name]),
+        biases={name: dense.own[f"{name}.bias"] for name in names},
+        refit=refit,
+        hold_out=0,
+        callback=lambda told: tell(
+            f"{told['name']}: outputs {told['output_snr_db']:.2f} dB, {told['seconds']:.1f} s"
+        ),
+    )
+    for name, layer in made.layers.items():
+        kept: Any = layer
+        made_of = kept.to_matrix() if isinstance(layer, CodedLinear) else kept.to_factors()
+        net.replace({name: as_weight(made_of)})
+        net.own[f"{name}.bias"][...] = layer.parameters["bias"]
 
 
 # -- end to end ------------------------------------------------------------------------------------

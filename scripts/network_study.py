@@ -30,13 +30,15 @@ from typing import Any
 
 import network_fit as nf
 import numpy as np
-from bert import LINEAR, Bert, Weight
+from bert import LINEAR, Array, Bert, DiBAWeight
 from sources import cache_folder
+
+import diba_np as dn
 
 RATIOS = ("1/64", "1/32", "1/16", "1/8")
 VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
 STAGES = ("replaced", "layer-wise", "activations", "end to end")
-METHODS: dict[str, Callable[..., Weight]] = {
+METHODS: dict[str, Callable[..., nf.Form]] = {
     "diba": nf.by_weights,
     "codes": nf.by_codes,
     "random": nf.at_random,
@@ -62,7 +64,8 @@ class Study:
         self._check_settings()
         self.dense = task.network()
         rows = np.random.default_rng(0).permutation(len(task.fit))
-        self.read_rows, self.train_rows = rows[: args.calibration], rows[: args.rows]
+        # training rows that no layer was fitted to tell more, as far as there are such
+        self.read_rows, self.train_rows = rows[: args.calibration], rows[-args.rows :]
 
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
@@ -108,16 +111,24 @@ class Study:
         bits = 32 * float(Fraction(ratio))
         if stage == "replaced":
             for name in names:
-                net.replace({name: METHODS[method](net.weights[name].matrix, bits, **self.how)})
+                made = METHODS[method](net.weights[name].matrix, bits, **self.how)
+                net.replace({name: nf.as_weight(made)})
         elif stage == "layer-wise":
             net = self.stage(variant, method, ratio, "replaced")
-            self.compress(net, names, lambda name, aim, data, w: nf.refit(net.weights[name], data))
+
+            def kept(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
+                weight = net.weights[name]
+                if isinstance(weight, DiBAWeight):
+                    return weight.factors
+                return METHODS[method](self.dense.weights[name].matrix, bits)
+
+            self.compress(net, names, kept, refit=True)
         elif stage == "activations":
-            self.compress(
-                net,
-                names,
-                lambda name, aim, data, w: nf.by_activations(aim, bits, data, w, **self.how),
-            )
+
+            def fitted(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
+                return dn.factorize(A, bits=bits, gram=gram, output_weight=outputs, **self.how)
+
+            self.compress(net, names, fitted, refit=False)
         else:
             net = self.stage(variant, method, ratio, before(method))
             nf.train(
@@ -135,8 +146,9 @@ class Study:
         path.with_suffix(".state.npz").unlink(missing_ok=True)
         return net
 
-    def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit) -> None:
-        nf.compress(net, self.dense, self.task, self.read_rows, names, fit, tell=self.tell)
+    def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, *, refit: bool) -> None:
+        rows = self.read_rows
+        nf.compress(net, self.dense, self.task, rows, names, fit, refit=refit, tell=self.tell)
 
 
 def before(method: str) -> str:

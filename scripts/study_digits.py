@@ -34,7 +34,8 @@ from diba_np.baselines import fit as fit_baseline
 from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.mlp import MLP
 from diba_np.baselines.random_bits import random_factors
-from diba_np.layerwise import Layerwise, capture, compress_layers
+from diba_np.capture import capture
+from diba_np.layerwise import Layerwise, compress_layers
 from diba_np.linear import DiBALinear, Layer
 from diba_np.losses import cross_entropy
 from diba_np.optim import gather, minimise

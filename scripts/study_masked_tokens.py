@@ -20,7 +20,7 @@ from bert import Array, Back, Bert, padded, random_tensors
 from network_study import main
 
 FIT, JUDGE = 6000, 1000  # rows
-LONGEST = 128  # tokens of a training row; those that judge have up to 256
+LONGEST = 256  # tokens of a training row, as many as those that judge have
 SHARE = 0.15
 
 
@@ -107,4 +107,4 @@ def made() -> MaskedTokens:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, real, made))
+    sys.exit(main(__doc__, real, made, rows=2000, tokens=512, rate=5e-3))

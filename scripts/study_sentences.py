@@ -109,4 +109,4 @@ def made() -> Sentences:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, real, made, calibration=1200, rows=6000))
+    sys.exit(main(__doc__, real, made, calibration=4000, rows=6000, tokens=512, rate=5e-3))

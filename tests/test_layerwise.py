@@ -6,9 +6,10 @@ import pytest
 import diba_np as dn
 from diba_np.baselines import fit as fit_baseline
 from diba_np.baselines.random_bits import random_factors
-from diba_np.layerwise import Layerwise, capture, compress_layers
+from diba_np.capture import capture
+from diba_np.layerwise import Layerwise, compress_layers
 from diba_np.linear import DiBALinear
-from diba_np.moments import CrossMoments, moments
+from diba_np.moments import TargetMoments, moments
 
 SIZES = (24, 64, 64, 48, 48)
 
@@ -159,6 +160,69 @@ class TestCompress:
         assert len(seen) == 2 * (1 + 2 * 12 + 2 * 12)
         assert not told[0].layers["q"].parameters["bias"].any()
 
+    def test_a_layer_makes_good_what_its_residual_branch_lost(self, rng, data):
+        weights = {f"l{i}": rng.normal(size=(24, 24)) / 5 for i in range(4)}
+        biases = {name: 0.1 * rng.normal(size=24) for name in weights}
+
+        def stages(told):
+            def stage(i):
+                def run(x, linear):
+                    h = np.tanh(x)
+                    return linear(f"l{i}", h, added=x) if told else linear(f"l{i}", h) + x
+
+                return run
+
+            return [stage(i) for i in range(4)]
+
+        errors = []
+        for told in (True, False):
+            made = compress_layers(stages(told), weights, list(data), quick, biases=biases)
+            x = z = data
+            for name, layer in made.layers.items():
+                x = x + np.tanh(x) @ weights[name].T + biases[name]
+                z = z + layer(np.tanh(z))
+            errors.append(np.sum((x - z) ** 2))
+        assert errors[0] < 0.9 * errors[1]
+
+    def test_rows_count_as_much_as_their_weights(self, rng):
+        A = {"l": rng.normal(size=(16, 24))}
+        data = rng.normal(size=(12, 250, 24))  # enough rows that their number does not matter
+        w = rng.integers(0, 3, (12, 250)).astype(float)
+        repeated = [
+            (x.repeat(k.astype(int), axis=0), np.ones(int(k.sum())))
+            for x, k in zip(data, w, strict=True)
+        ]
+        seen = []
+
+        def fit(name, target, gram):
+            seen.append((target, gram))
+            return quick(name, target, gram)
+
+        made = [
+            compress_layers(
+                [lambda state, linear: linear("l", state[0], keep=state[1])], A, batches, fit
+            )
+            for batches in (list(zip(data, w, strict=True)), repeated)
+        ]
+        for one, other in zip(*seen, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+        told = [one.report[0]["output_snr_db"] for one in made]
+        assert told[0] == pytest.approx(told[1], abs=0.01)
+
+    @pytest.mark.parametrize(
+        ("keep", "added", "words"),
+        [
+            (np.ones(3), None, r"keep must have shape \(50,\), got \(3,\)"),
+            (-np.ones(50), None, "keep must be a mask, or finite weights"),
+            (None, np.ones((3, 64)), r"added must have shape \(50, 64\), got \(3, 64\)"),
+        ],
+    )
+    def test_bad_arguments_of_a_call(self, rng, data, keep, added, words):
+        net = Network(rng, depth=1)
+        stages = [lambda x, linear: linear("l0", x, keep=keep, added=added)]
+        with pytest.raises(ValueError, match=words):
+            compress_layers(stages, net.weights, list(data), quick)
+
     @pytest.mark.parametrize(
         ("changed", "error", "words"),
         [
@@ -198,19 +262,25 @@ def net_of(net):
     return forward
 
 
-def test_cross_moments_are_those_of_the_samples(rng):
-    x, z = rng.normal(size=(2, 40, 5)) + 1
-    A, A_hat, bias = rng.normal(size=(3, 5)), rng.normal(size=(3, 5)), rng.normal(size=3)
-    cross = CrossMoments(5)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_are_those_of_the_samples(rng, weighted):
+    z, t = rng.normal(size=(40, 5)) + 1, rng.normal(size=(40, 3)) - 2
+    A_hat, bias = rng.normal(size=(3, 5)), rng.normal(size=3)
+    w = rng.random(40) if weighted else np.ones(40)
+    sums = TargetMoments(3, 5)
     for part in (slice(0, 13), slice(13, 40)):
-        cross.add(x[part], z[part])
-    signal, noise = cross.noise(A, A_hat, bias)
-    assert signal == pytest.approx(np.sum((x @ A.T) ** 2))
-    assert noise == pytest.approx(np.sum((x @ A.T - z @ A_hat.T - bias) ** 2))
+        sums.add(z[part], t[part], w[part] if weighted else None)
+    noise = sums.noise(A_hat, bias)
+    assert noise == pytest.approx(w @ np.sum((t - z @ A_hat.T - bias) ** 2, axis=1))
+    root = np.sqrt(w / w.mean())[:, None]
     for centred in (False, True):
-        told, plain = cross.against(A, centred), moments([(z, x @ A.T)], centred, np.zeros(3))
-        for name in ("xx", "yx", "yy", "x_mean", "y_mean"):
+        means = (w @ z / w.sum(), w @ t / w.sum()) if centred else (0.0, 0.0)
+        plain = moments([((z - means[0]) * root, (t - means[1]) * root)], False, np.zeros(3))
+        told = sums.moments(centred)
+        for name in ("xx", "yx", "yy"):
             np.testing.assert_allclose(getattr(told, name), getattr(plain, name), atol=1e-12)
+        np.testing.assert_allclose(told.x_mean, means[0], atol=1e-12)
+        np.testing.assert_allclose(told.y_mean, means[1], atol=1e-12)
 
 
 def test_capture_keeps_moments_and_an_even_sample(rng, tmp_path):

@@ -17,8 +17,6 @@ import study_classes
 import study_masked_tokens
 import study_sentences
 
-from diba_np.moments import moments
-
 STUDIES = (study_classes, study_masked_tokens, study_sentences)
 
 
@@ -43,40 +41,54 @@ def test_a_study_runs_is_kept_and_is_shown_again(study, tmp_path, monkeypatch, c
     assert again.err == ""
 
 
-def made_weights(rng):
-    A = rng.normal(size=(12, 10))
-    return A, (nf.by_weights(A, 4.0), nf.by_codes(A, 4.0), nf.at_random(A, 4.0))
+@pytest.mark.parametrize("method", list(network_study.METHODS))
+def test_refitted_layers_bring_the_network_nearer_and_keep_their_bits(method):
+    task = study_classes.made()
+    dense, net = task.network(), task.network()
+    names = net.encoder_names(network_study.VARIANTS["attention"])
+    forms = {name: network_study.METHODS[method](dense.weights[name].matrix, 4.0) for name in names}
+    for name, form in forms.items():
+        net.replace({name: nf.as_weight(form)})
+
+    def apart():
+        ids, mask, _ = task.read("fit", np.arange(40))
+        now, aim = (one.encode(ids, mask)[0] for one in (net, dense))
+        return nf.matched(now, aim, mask)[0]
+
+    before, bits = apart(), {name: nf.store(net.weights[name]) for name in names}
+    nf.compress(net, dense, task, np.arange(40), names, lambda name, *_: forms[name], refit=True)
+    assert apart() < before
+    for name in net.encoder_names():
+        if name not in names:
+            assert not net.weights[name].parameters
+            continue
+        for key, value in nf.store(net.weights[name]).items():
+            if key in ("b1", "b2", "codes", "group"):
+                np.testing.assert_array_equal(value, bits[name][key])
 
 
-def test_refitted_layers_miss_less_and_keep_their_bits(rng):
-    A, made = made_weights(rng)
-    X = rng.normal(size=(400, 10)) @ rng.normal(size=(10, 10))
-    data = moments([(X, X @ A.T)], True, np.zeros(12))
-    for weight in made:
-        before, bits = nf.missed(weight.matrix, data), nf.store(weight)
-        nf.refit(weight, data)
-        assert nf.missed(weight.matrix, data) < before
-        for name, value in nf.store(weight).items():
-            if name in ("b1", "b2", "codes", "group"):
-                np.testing.assert_array_equal(value, bits[name])
-
-
-def test_the_error_of_moments_is_that_of_the_samples(rng):
-    A, X = rng.normal(size=(4, 6)), rng.normal(size=(50, 6))
-    Y = X @ A.T + 0.1 * rng.normal(size=(50, 4)) + 3
-    total = nf._Sums((4, 6))
-    w = rng.random(50)
-    total.add(X, Y, w)
-    x, y = X - w @ X / w.sum(), Y - w @ Y / w.sum()
-    missed = np.sqrt((w @ (y - x @ A.T) ** 2).sum() / (w @ y**2).sum())
-    assert nf.missed(A, total.moments()) == pytest.approx(missed)
+def test_importance_is_that_of_tokens_and_outputs():
+    task = study_classes.made()
+    net = task.network()
+    places = list(bert.batches(task.fit, 60, np.arange(24)))
+    tokens, channels = nf.importance(net, task, places)
+    masks = [task.read("fit", rows)[1].ravel() for rows in places]
+    for name in net.encoder_names():
+        weights = np.concatenate(tokens[name])
+        assert not weights[~np.concatenate(masks)].any()
+        assert weights.sum() == pytest.approx(sum(mask.sum() for mask in masks))
+        assert channels[name].mean() == pytest.approx(1)
+    # only the first token is read at the end
+    last = tokens["encoder.layer.1.output.dense"]
+    first = [task.read("fit", rows)[1].cumsum(axis=1).ravel() == 1 for rows in places]
+    assert all((w[~at] <= nf.EVEN + 1e-6).all() for w, at in zip(last, first, strict=True))
 
 
 def test_what_is_kept_comes_back(rng, tmp_path):
     net, other = (bert.Bert(bert.random_tensors(0), heads=2) for _ in range(2))
     names = net.encoder_names()
     for name, make in zip(names, [nf.by_weights, nf.by_codes, nf.at_random] * 4, strict=True):
-        net.replace({name: make(net.weights[name].matrix, 6.0)})
+        net.replace({name: nf.as_weight(make(net.weights[name].matrix, 6.0))})
     net.own["embeddings.LayerNorm.bias"] += 1
     nf.save(tmp_path / "net.npz", net, names)
     nf.load(tmp_path / "net.npz", other, names)
@@ -94,7 +106,7 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
     def fresh():
         net = task.network()
         for name in net.encoder_names():
-            net.replace({name: nf.by_codes(net.weights[name].matrix, 4.0)})
+            net.replace({name: nf.as_weight(nf.by_codes(net.weights[name].matrix, 4.0))})
         return net
 
     whole, cut = fresh(), fresh()

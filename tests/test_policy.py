@@ -48,7 +48,7 @@ LAYERS = [
     {"layerwise"},
     {"factorize", "retune"},
     {"baselines"},
-    {"samples"},
+    {"capture", "samples"},
     {"search", "store"},
     {"moments", "stages"},
     {"linear"},
