@@ -36,7 +36,7 @@ SETTINGS = [
 ]
 
 # what it chose: step size and decay of the dense networks, and of those that train blocks
-DENSE = {"rate": 1e-3, "decay": 0.0}
+DENSE = {"rate": 1e-3, "decay": 0.5}
 BLOCK = {"rate": 1e-2, "decay": 0.06}
 ALPHA = 0.004
 
