@@ -180,7 +180,7 @@ class _Half:
                 self.q = np.where(pin > 0, self.q * ratio, self.q / ratio)
 
     def _normalise(self) -> None:
-        norm = max(float(np.linalg.norm(self.p)), 1e-30)
+        norm = max(float(np.sqrt(self.p @ self.p)), 1e-30)
         self.p /= np.float32(norm)
         self.q = self._parts.sum(axis=0) / np.float32(norm)
 
@@ -230,7 +230,7 @@ def share_gauges(first: _Half, second: _Half) -> None:
 def _inverse(gram: Array, shift: float) -> Array:
     """Return ``(gram + shift I)^-1`` of a symmetric positive definite (k, k) matrix."""
     shifted = gram.copy()
-    shifted[np.diag_indices_from(shifted)] += np.float32(shift)
+    shifted.reshape(-1)[:: len(gram) + 1] += np.float32(shift)
     # the transposed view is in LAPACK's order, so that nothing is copied
     factor, info = scipy.linalg.lapack.spotrf(shifted.T, lower=1, clean=0, overwrite_a=1)
     if info == 0:
