@@ -114,7 +114,9 @@ def factorize(
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit.
     effort : {"fast", "balanced", "best"}
-        65, 160 or 1000 iterations of the ADMM, with shorter or longer walks in the polish. Of no
+        65, 160 or 1000 iterations of the ADMM, with shorter or longer walks in the polish. Where
+        components come out of uneven size, as for smooth matrices, "balanced" takes 320, and
+        "best" searches that way too (unless there is a `time_limit`) and keeps the better. Of no
         meaning for the greedy solver. See Notes for what it buys.
     inputs : (N, n) array_like, optional
         What the matrix will be multiplied with, one sample a row: the error of the outputs,
@@ -397,23 +399,33 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
         monitor.step("rank one", 1, 1, floor)
         monitor.converged = True
         return widened(simple, k)
-    how: dict[str, Any] = {
-        "shift": plan.shift,
-        "rng": rng,
-        "iterations": plan.max_sweeps,
-        "monitor": monitor,
-    }
-    state = monitor.stage(
-        "relaxation",
-        lambda: (
-            relax_coupled(target, k, **how)
-            if isinstance(target, WeightedTarget)
-            else relax(target, k, **how)
-        ),
-    )
-    if not monitor.stopped:
-        relaxed = state
-        state = monitor.stage("polish", lambda: polished(relaxed))
+
+    def searched(iterations: int, longer: int) -> State:
+        how: dict[str, Any] = {"shift": plan.shift, "iterations": iterations, "monitor": monitor}
+        how["rng"] = np.random.default_rng(plan.seed)
+        found = monitor.stage(
+            "relaxation",
+            lambda: (
+                relax_coupled(target, k, **how)
+                if isinstance(target, WeightedTarget)
+                else relax(target, k, uneven=longer, **how)
+            ),
+        )
+        if not monitor.stopped:
+            relaxed = found
+            found = monitor.stage("polish", lambda: polished(relaxed))
+        return found
+
+    given = plan.max_sweeps != plan.effort.iterations
+    state = searched(plan.max_sweeps, 0 if given else plan.effort.uneven)
+    also = EFFORTS.get(plan.effort.also)
+    if monitor.uneven and also and not (given or monitor.stopped or monitor.time_limit):
+        told, monitor.history = monitor.history, []
+        other = searched(also.iterations, also.uneven)
+        if squared_error(target, other) < squared_error(target, state):
+            state = other
+        else:
+            monitor.history = told
     return widened(simple, k) if floor < squared_error(target, state) else state
 
 

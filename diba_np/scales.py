@@ -173,17 +173,41 @@ def fit_grid(vector: NDArray[np.floating], weights: NDArray[np.floating], bits: 
     if largest < np.finfo(np.float32).tiny:
         return LogGrid(bits, 1.0, 1.0, flags["signed"], True)
     logs = np.log(size[~dead])
-    best: tuple[float, LogGrid] | None = None
-    for low in np.quantile(logs, _TAILS_LOW):
-        for high in np.quantile(logs, 1 - np.array(_TAILS_HIGH)):
-            ratio = float(np.float32(np.exp(max(high - low, 0.0) / steps)))
-            grid = LogGrid(bits, float(np.float32(np.exp(low))), max(ratio, 1.0), **flags)
-            error = float(weights @ (grid.round(x) - x) ** 2)
-            if best is None or error < best[0]:
-                best = error, grid
-    if best is None:
-        raise ValueError("weights must be finite")
-    return best[1]
+    low = np.repeat(np.quantile(logs, _TAILS_LOW), len(_TAILS_HIGH))
+    high = np.tile(np.quantile(logs, 1 - np.array(_TAILS_HIGH)), len(_TAILS_LOW))
+    with np.errstate(over="ignore", invalid="ignore"):
+        lows = np.exp(low).astype(np.float32)
+        ratios = np.exp(np.maximum(high - low, 0.0) / steps).astype(np.float32)
+        factors = np.repeat(ratios.astype(np.float64)[:, None], 2 ** (bits - flags["signed"]), 1)
+        factors[:, 0] = lows
+        levels = np.cumprod(factors, axis=1).astype(np.float32).astype(np.float64)
+        if flags["zero"]:
+            levels[:, 1:] = levels[:, :-1].copy()
+            levels[:, 0] = 0.0
+        errors = _rounding_errors(size, np.asarray(weights, np.float64), levels)
+    best = int(np.where(np.isfinite(errors), errors, np.inf).argmin())
+    return LogGrid(bits, float(lows[best]), float(ratios[best]), **flags)
+
+
+def _rounding_errors(
+    size: NDArray[np.float64], weights: NDArray[np.float64], levels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the weighted squared error of rounding magnitudes to each row of ascending levels.
+
+    From sums over the sorted magnitudes, so that a row costs its levels and not the magnitudes.
+    """
+    order = np.argsort(size, kind="stable")
+    size, weights = size[order], weights[order]
+    moments = np.zeros((3, len(size) + 1))
+    for moment, terms in zip(moments, (weights, weights * size, weights * size**2), strict=True):
+        np.cumsum(terms, out=moment[1:])
+    inner = np.searchsorted(size, (levels[:, 1:] + levels[:, :-1]) / 2, side="right")
+    ends = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(size))))
+    count, first = (np.diff(moment[ends], axis=1) for moment in moments[:2])
+    errors: NDArray[np.float64] = moments[2, -1] + np.sum(
+        levels * (levels * count - 2.0 * first), axis=1
+    )
+    return errors
 
 
 def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -299,6 +299,18 @@ def sweep_tabu(A, B, s, M, shift, slack, moves, patience):
     return B, flips
 
 
+def round_in_order(H, best, values):
+    """Round the entries of the minimum in order; after each, the rest moves to its best place."""
+    d = best.copy()
+    for j in range(len(d)):
+        at = int(np.argmin(np.abs(values - d[j])))
+        moved = values[at] - d[j]
+        d[j] = values[at]
+        later = slice(j + 1, None)
+        d[later] -= np.linalg.solve(H[later, later], H[later, j]) * moved
+    return d
+
+
 def descend_codes(H, r, d, values, sweeps):
     """Move entries to the value with the least ``d^T H d - 2 r^T d``, all others fixed."""
     d, moves = d.copy(), 0

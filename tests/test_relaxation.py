@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diba_np import factorize
-from diba_np.search.relaxation import share_gauges
+from diba_np.search.relaxation import EFFORTS, share_gauges
 
 
 def halves(size):
@@ -39,3 +39,27 @@ def test_strict_bits_hold_a_smooth_matrix_nearly_as_well_as_signs():
     A = 0.9 ** abs(i[:, None] - i)
     strict, signs = (factorize(A, bits=2.0, shift=shift).snr(A) for shift in (0.0, 0.5))
     assert strict > signs - 1.5
+
+
+def test_effort_rises_where_components_are_uneven():
+    i = np.arange(96)
+    smooth = 0.9 ** abs(i[:, None] - i)
+    balanced = factorize(smooth, bits=2.0)
+    assert EFFORTS["balanced"].uneven < balanced.record["sweeps"]
+    best = factorize(smooth, bits=2.0, effort="best")
+    assert best.record["sweeps"] > EFFORTS["best"].iterations + EFFORTS["balanced"].uneven
+    assert best.snr(smooth) >= balanced.snr(smooth)
+    # iterations that were asked for are kept to
+    told = factorize(smooth, bits=2.0, max_sweeps=50)
+    assert told.record["sweeps"] <= 50 + EFFORTS["balanced"].rounds + 2
+
+
+def test_even_components_take_no_longer(rng):
+    f = factorize(rng.standard_normal((96, 96)), bits=2.0)
+    assert f.record["sweeps"] <= EFFORTS["balanced"].iterations + EFFORTS["balanced"].rounds + 2
+
+
+def test_history_is_that_of_the_search_that_was_kept():
+    i = np.arange(64)
+    f = factorize(0.9 ** abs(i[:, None] - i), bits=2.0, effort="best")
+    assert np.all(np.diff(f.record["objective_history"][:-1]) <= 1e-12)

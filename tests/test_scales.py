@@ -1,6 +1,7 @@
 """Coded diagonals: grids, codes, and what a file makes of them."""
 
 import pickle
+from dataclasses import replace
 
 import naive
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np import DiBAFactors, FormatError, load
-from diba_np.kernels.codes import descend_codes
+from diba_np.kernels.codes import descend_codes, round_in_order
 from diba_np.metrics import GRID_BITS, largest_k, storage_bits
 from diba_np.scales import LogGrid, check_scale_bits, fit_grid, pack_codes, unpack_codes
 from diba_np.search.coding import round_diagonal
@@ -135,6 +136,33 @@ def test_descent_equals_its_naive_namesake(seed):
     np.testing.assert_array_equal(ours, expected)
     assert moves == count
     np.testing.assert_allclose(gradient, H @ ours - r, atol=1e-10)
+
+
+@given(st.integers(0, 10**6))
+def test_rounding_in_order_equals_its_naive_namesake(seed):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(9, 6))
+    H, best, values = root.T @ root, rng.normal(size=6), np.sort(rng.normal(size=7))
+    # M lower triangular with M^T M = H
+    M = np.linalg.cholesky(H[::-1, ::-1])[::-1, ::-1].T
+    ours = best.copy()
+    round_in_order(np.ascontiguousarray(M), ours, values)
+    np.testing.assert_array_equal(ours, naive.round_in_order(H, best, values))
+
+
+@given(st.integers(0, 10**6), st.integers(2, 8))
+def test_a_grid_is_the_best_of_the_ranges_tried(seed, bits):
+    rng = np.random.default_rng(seed)
+    x, weights = rng.normal(size=50) * rng.choice([1, -1, 0], 50), rng.random(50)
+    grid = fit_grid(x, weights, bits)
+    error = weights @ (grid.round(x) - x) ** 2
+    logs = np.log(np.abs(x[x != 0]))
+    steps = max(2 ** (bits - grid.signed) - 1 - grid.zero, 1)
+    for low in np.quantile(logs, [0, 0.01, 0.1, 0.2]):
+        for high in np.quantile(logs, [1, 0.99, 0.9]):
+            ratio = float(np.float32(np.exp(max(high - low, 0.0) / steps)))
+            tried = replace(grid, low=float(np.float32(np.exp(low))), ratio=ratio)
+            assert error <= weights @ (tried.round(x) - x) ** 2 * (1 + 1e-9) + 1e-12
 
 
 def test_rounding_one_by_one_beats_rounding_each(rng):

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from diba_np.kernels.codes import descend_codes
+from diba_np.kernels.codes import descend_codes, round_in_order
 
 Floats = NDArray[np.float64]
 
@@ -32,13 +32,11 @@ def _one_by_one(H: Floats, r: Floats, values: Floats) -> Floats:
     flipped = regular[np.ix_(order[::-1], order[::-1])]
     M = scipy.linalg.cholesky(flipped, lower=True)[::-1, ::-1].T
     M = np.ascontiguousarray(M)
-    best, error = solved[order], np.zeros(len(r))
-    for j in range(len(r)):
-        wanted = best[j] - float(M[j, :j] @ error[:j]) / M[j, j]
-        error[j] = _nearest(values, wanted) - best[j]
-    rounded = np.empty_like(best)
-    rounded[order] = best + error
-    return np.asarray([_nearest(values, v) for v in rounded])
+    best = solved[order]
+    round_in_order(M, best, values)
+    rounded: Floats = np.empty_like(best)
+    rounded[order] = best
+    return rounded
 
 
 def round_diagonal(H: Floats, r: Floats, old: Floats, values: Floats) -> Floats:

@@ -136,15 +136,17 @@ def relax_coupled(
     second = admm._Half(target.shape[1], gb, rng, target.workers)
     seen: Any = _Seen(second, root)
     schedule = admm.Schedule()
-    for i in range(admm.enter(monitor, first, second, schedule), iterations):
+    done, _ = admm.enter(monitor, first, second, schedule, iterations)
+    for i in range(done, iterations):
         if balance and i == int(admm.REGAUGE_AT * iterations):
+            monitor.uneven |= admm.are_uneven(first, second)
             admm.share_gauges(first, second)
         schedule.at(i, iterations, monitor)
         admm._half_step(rotated, first, seen, True, schedule, balance)
         _coupled_half_step(rotated, second, first, rotation, lam, schedule, balance)
         if monitor.step("relaxation", i + 1, iterations) or monitor.time_share() >= 0.8:
             break
-        admm.leave(monitor, first, second, schedule, i + 1)
+        admm.leave(monitor, first, second, schedule, i + 1, iterations)
     state = admm._read_out(first, second, shift)
     plain.restore(state, target.unit)
     update_d2(target, state)

@@ -74,6 +74,7 @@ class Monitor(Journal):
         self.history: list[float] = []
         self.sweeps = 0
         self.converged = False
+        self.uneven = False  # components of uneven size, see `relaxation.are_uneven`
         self.settled = False  # no single flip improves what is stored
         self.rng: np.random.Generator | None = None
         self.stopped = ""  # why the search was ended early: "time_limit", "callback" or nothing
@@ -85,10 +86,13 @@ class Monitor(Journal):
     def begin(self, k: int, energy: float, rng: np.random.Generator | None = None) -> None:
         """Start a search at `k` on a target of that squared norm; forget an earlier one."""
         self.k, self.energy, self.rng = k, energy or 1.0, rng
-        self.history, self.sweeps, self.converged = [], 0, False
+        self.history, self.sweeps, self.converged, self.uneven = [], 0, False, False
 
     def facts(self) -> dict[str, Any]:
-        names = ("k", "energy", "history", "sweeps", "converged", "settled", "stopped", "seconds")
+        names = (
+            "k", "energy", "history", "sweeps", "converged", "uneven", "settled", "stopped",
+            "seconds",
+        )  # fmt: skip
         generator = self.rng and self.rng.bit_generator.state
         return {**{name: getattr(self, name) for name in names}, "rng": generator}
 

@@ -77,18 +77,25 @@ class Effort:
         Most rounds of the polish.
     moves, patience : int
         Of the walk over one row's bits in a round, see `sweep_tabu`.
+    uneven : int
+        Iterations where the components are of uneven size, see `are_uneven`.
+    also : str
+        The effort whose iterations a second search then has; the better of both is taken. Such
+        components grow apart in a long search, and balance badly at its end.
     """
 
     iterations: int
     rounds: int
     moves: int
     patience: int
+    uneven: int
+    also: str = ""
 
 
 EFFORTS = {
-    "fast": Effort(65, 8, 200, 50),
-    "balanced": Effort(160, 12, 200, 50),
-    "best": Effort(1000, 20, 1000, 300),
+    "fast": Effort(65, 8, 200, 50, 65),
+    "balanced": Effort(160, 12, 200, 50, 320),
+    "best": Effort(1000, 20, 1000, 300, 1000, "balanced"),
 }
 
 
@@ -173,7 +180,7 @@ class _Half:
                 self.q = np.where(pin > 0, self.q * ratio, self.q / ratio)
 
     def _normalise(self) -> None:
-        norm = max(float(np.linalg.norm(self.p)), 1e-30)
+        norm = max(float(np.sqrt(self.p @ self.p)), 1e-30)
         self.p /= np.float32(norm)
         self.q = self._parts.sum(axis=0) / np.float32(norm)
 
@@ -194,17 +201,26 @@ def _gauges(k: int) -> tuple[Array, Array]:
     return first.astype(np.float32), second.astype(np.float32)
 
 
+def are_uneven(first: _Half, second: _Half) -> bool:
+    """Whether the sizes of the components are uneven, and there are enough that can balance.
+
+    On weights of networks they are even (largest 1.1 to 1.2 times the mean, a quarter of the way
+    into the search), on smooth matrices they are not.
+    """
+    size = first.q * second.q
+    return size.size >= FEWEST and bool(size.max() > UNEVEN * size.mean())
+
+
 def share_gauges(first: _Half, second: _Half) -> None:
     """Give neighbours in size opposite gauges, where the sizes of the components are uneven.
 
     Rows balance only if large components stand against others as large; by chance the largest of
-    a smooth matrix fall on one side (-2 dB). On weights of networks the sizes are even at this
-    point (largest 1.1 to 1.2 times the mean), and nothing moves. Nor do a few components, which
-    cannot balance.
+    a smooth matrix fall on one side (-2 dB). Too early is worse than not at all: while the ridge
+    is high, one component may outgrow all others on its side (-1.5 dB at an eighth of the way).
     """
-    size = first.q * second.q
-    if size.size < FEWEST or size.max() <= UNEVEN * size.mean():
+    if not are_uneven(first, second):
         return
+    size = first.q * second.q
     order = np.argsort(-size, kind="stable")
     for half, pattern in ((first, (1, -1, -1, 1)), (second, (1, -1, 1, -1))):
         half.gauge = np.empty_like(half.gauge)
@@ -214,7 +230,7 @@ def share_gauges(first: _Half, second: _Half) -> None:
 def _inverse(gram: Array, shift: float) -> Array:
     """Return ``(gram + shift I)^-1`` of a symmetric positive definite (k, k) matrix."""
     shifted = gram.copy()
-    shifted[np.diag_indices_from(shifted)] += np.float32(shift)
+    shifted.reshape(-1)[:: len(gram) + 1] += np.float32(shift)
     # the transposed view is in LAPACK's order, so that nothing is copied
     factor, info = scipy.linalg.lapack.spotrf(shifted.T, lower=1, clean=0, overwrite_a=1)
     if info == 0:
@@ -333,24 +349,27 @@ def _read_out(first: _Half, second: _Half, shift: float) -> State:
     )
 
 
-def enter(monitor: Monitor, first: _Half, second: _Half, schedule: Schedule) -> int:
-    """Take up the iterations where an earlier run kept them; return the iterations done."""
+def enter(
+    monitor: Monitor, first: _Half, second: _Half, schedule: Schedule, iterations: int
+) -> tuple[int, int]:
+    """Take up the iterations where an earlier run kept them; return those done and those due."""
     kept = monitor.resume()
     if kept is None:
-        return 0
+        return 0, iterations
     first.unpack(kept["first"])
     second.unpack(kept["second"])
     schedule.share = kept["share"]
-    return int(kept["iterations"])
+    return int(kept["iterations"]), int(kept["due"])
 
 
 def leave(
-    monitor: Monitor, first: _Half, second: _Half, schedule: Schedule, iterations: int
+    monitor: Monitor, first: _Half, second: _Half, schedule: Schedule, iterations: int, due: int
 ) -> None:
     """Keep where the iterations stand, if it is time to."""
     monitor.keep(
         lambda: {
             "iterations": iterations,
+            "due": due,
             "first": first.pack(),
             "second": second.pack("X"),
             "share": schedule.share,
@@ -367,6 +386,7 @@ def relax(
     iterations: int,
     monitor: Monitor,
     schedule: Schedule | None = None,
+    uneven: int = 0,
 ) -> State:
     """Find signs by ADMM and read them out as bits.
 
@@ -381,6 +401,9 @@ def relax(
         Outer iterations; the ramps are spread over them (or over the time limit).
     schedule : Schedule, optional
         Penalties, ridge and blending.
+    uneven : int
+        Iterations where the components turn out to be of uneven size, if that is more;
+        ``monitor.uneven`` tells whether they did.
 
     Returns
     -------
@@ -397,15 +420,20 @@ def relax(
     balance = schedule.balance * abs(1.0 - 2.0 * shift)
     first = _Half(target.shape[0], ga, rng, target.workers)
     second = _Half(target.shape[1], gb, rng, target.workers)
-    for i in range(enter(monitor, first, second, schedule), iterations):
-        if balance and i == int(REGAUGE_AT * iterations):
+    i, due = enter(monitor, first, second, schedule, iterations)
+    while i < due:
+        if balance and i == int(REGAUGE_AT * iterations) and are_uneven(first, second):
+            monitor.uneven = True
+            due = max(due, uneven)
+        if balance and i == int(REGAUGE_AT * due):
             share_gauges(first, second)
-        schedule.at(i, iterations, monitor)
+        schedule.at(i, due, monitor)
         _half_step(target, first, second, True, schedule, balance)
         _half_step(target, second, first, False, schedule, balance)
-        if monitor.step("relaxation", i + 1, iterations) or monitor.time_share() >= 0.8:
+        i += 1
+        if monitor.step("relaxation", i, due) or monitor.time_share() >= 0.8:
             break
-        leave(monitor, first, second, schedule, i + 1)
+        leave(monitor, first, second, schedule, i, due)
     state = _read_out(first, second, shift)
     del first, second  # what follows needs the room
     update_d2(target, state)
