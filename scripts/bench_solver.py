@@ -8,8 +8,8 @@ python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against s
 
 The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.baselines.dbf`).
 Ours has `scale_bits="auto"` unless told otherwise. Seconds are of the processor, without
-compilation; a peer and what it is compared with take turns. `--cache FILE` keeps every run as a line
-of JSON, so that a run that was ended goes on where it was.
+compilation; a peer and what it is compared with take turns. `--cache FILE` keeps every run as a
+line of JSON, so that a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
