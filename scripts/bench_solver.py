@@ -7,9 +7,9 @@ python scripts/bench_solver.py --kinds                          # Gaussian, Toep
 python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against size, 1 bit
 
 The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.baselines.dbf`).
-Ours has `scale_bits="auto"`. Seconds are of the processor, without compilation; a peer and what it
-is compared with take turns. `--cache FILE` keeps every run as a line of JSON, so that a run that
-was ended goes on where it was.
+Ours has `scale_bits="auto"` unless told otherwise. Seconds are of the processor, without
+compilation; a peer and what it is compared with take turns. `--cache FILE` keeps every run as a
+line of JSON, so that a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -121,8 +121,9 @@ def code_version() -> str:
 class Runs:
     """Runs methods and keeps what came out, in a file if there is one."""
 
-    def __init__(self, cache: str | None) -> None:
+    def __init__(self, cache: str | None, scale_bits: str = "auto") -> None:
         self.version = code_version()
+        self.scale_bits: int | str = int(scale_bits) if scale_bits.isdigit() else scale_bits
         self.path = Path(cache) if cache else None
         self.known: dict[str, dict[str, Any]] = {}
         if self.path and self.path.exists():
@@ -163,13 +164,14 @@ def search(
                 bits=bits,
                 shift=shift,
                 effort=method,
-                scale_bits="auto",
+                scale_bits=runs.scale_bits,
                 seed=seed,
                 threads=1,
             )
             return result(f, A)
 
-        rows.append(runs.get((name, A.shape, bits, method, shift, seed), run))
+        told = () if method == "peer" or runs.scale_bits == "auto" else (runs.scale_bits,)
+        rows.append(runs.get((name, A.shape, bits, method, shift, seed, *told), run))
     return {each: median(row[each] for row in rows) for each in ("snr", "seconds")}
 
 
@@ -232,6 +234,8 @@ def compare_kinds(runs: Runs, args: argparse.Namespace) -> None:
     rows = []
     for bits in args.bits:
         for name, A in kinds(args.side):
+            if args.only not in name:
+                continue
             cells = [f"{search(runs, name, A, bits, 'peer', 0.5, args.seeds)['snr']:.2f}"]
             cells += [
                 f"{search(runs, name, A, bits, effort, shift, args.seeds)['snr']:.2f}"
@@ -283,11 +287,12 @@ def main() -> int:
     parser.add_argument("--efforts", nargs="+", choices=EFFORTS, default=["fast", "balanced"])
     parser.add_argument("--shifts", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--scale-bits", default="auto", help="of our diagonals: auto, 16, 2 to 8")
     parser.add_argument("--summary", action="store_true", help="only means and least gains")
     parser.add_argument("--cache", metavar="FILE")
     parser.add_argument("--smoke", action="store_true", help="a small case of everything")
     args = parser.parse_args()
-    runs = Runs(args.cache)
+    runs = Runs(args.cache, args.scale_bits)
     if args.smoke:
         args.bits, args.efforts, args.side, args.sizes = [2.0], ["fast"], 40, [48]
         rng = np.random.default_rng(0)

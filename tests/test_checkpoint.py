@@ -18,6 +18,7 @@ from diba_np.atomic import atomic_path
 from diba_np.checkpoint import Checkpoint, _gather, _scatter
 from diba_np.cli import main
 from diba_np.errors import FormatError
+from diba_np.search.relaxation import EFFORTS, Effort
 
 M, N = 40, 32
 
@@ -102,6 +103,22 @@ def test_every_single_step_can_be_the_last(tmp_path):
         with pytest.raises(Killed):
             run(A, path, end_after=step, **options)
         made, _ = run(A, path, **options)
+        assert contents(made) == contents(whole)
+
+
+@pytest.mark.parametrize("effort", ["balanced", "best"])
+def test_a_longer_and_a_second_search_are_resumed(effort, tmp_path, monkeypatch):
+    monkeypatch.setitem(EFFORTS, "balanced", Effort(8, 3, 50, 20, 16))
+    monkeypatch.setitem(EFFORTS, "best", Effort(12, 3, 50, 20, 12, "balanced"))
+    i = np.arange(N)
+    A, options = 0.9 ** abs(i[:, None] - i), {"k": 18, "effort": effort}
+    whole, steps = run(A, **options)
+    assert steps > (28 if effort == "best" else 16)
+    for step in range(1, steps + 1):
+        path = tmp_path / f"{step}.ckpt"
+        with pytest.raises(Killed):
+            run(A, path, end_after=step, **options)
+        made, _ = run(A, path, threads=1 + step % 2, **options)
         assert contents(made) == contents(whole)
 
 

@@ -215,8 +215,8 @@ def share_gauges(first: _Half, second: _Half) -> None:
     """Give neighbours in size opposite gauges, where the sizes of the components are uneven.
 
     Rows balance only if large components stand against others as large; by chance the largest of
-    a smooth matrix fall on one side (-2 dB). Too early is worse than not at all: while the ridge
-    is high, one component may outgrow all others on its side (-1.5 dB at an eighth of the way).
+    a smooth matrix fall on one side (-2 dB). An eighth of the way into the ramps is too early:
+    while the ridge is high, one component may outgrow all others on its side (-1.5 dB).
     """
     if not are_uneven(first, second):
         return
@@ -254,7 +254,7 @@ class Schedule:
     damping = DAMPING
     balance = BALANCE
 
-    def at(self, step: int, steps: int, monitor: Monitor) -> None:
+    def at(self, step: float, steps: int, monitor: Monitor) -> None:
         """Set `done`; under a time limit the ramp ends in time."""
         self.done = max(step / max(steps - 3, 1), monitor.time_share() / 0.8)
 
@@ -420,14 +420,17 @@ def relax(
     balance = schedule.balance * abs(1.0 - 2.0 * shift)
     first = _Half(target.shape[0], ga, rng, target.workers)
     second = _Half(target.shape[1], gb, rng, target.workers)
+    turn = int(REGAUGE_AT * iterations)
     i, due = enter(monitor, first, second, schedule, iterations)
     while i < due:
-        if balance and i == int(REGAUGE_AT * iterations) and are_uneven(first, second):
+        if balance and i == turn and are_uneven(first, second):
             monitor.uneven = True
             due = max(due, uneven)
-        if balance and i == int(REGAUGE_AT * due):
             share_gauges(first, second)
-        schedule.at(i, due, monitor)
+        # what is left of the ramps is spread over what is left to do
+        ahead = max(i - turn, 0)
+        pace = i - ahead + ahead * ((iterations - turn) / (due - turn))
+        schedule.at(pace, iterations, monitor)
         _half_step(target, first, second, True, schedule, balance)
         _half_step(target, second, first, False, schedule, balance)
         i += 1
