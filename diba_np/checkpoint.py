@@ -23,7 +23,7 @@ from diba_np.atomic import PathLike, atomic_path, remove_leftovers
 from diba_np.errors import FormatError
 
 FORMAT = "diba_np checkpoint"
-VERSION = 1
+VERSION = 2
 
 EVERY = 60.0  # seconds between two writes, unless told otherwise
 
