@@ -317,6 +317,11 @@ def train(
         Of a step; it is made of parts of `TOKENS`.
     path : Path, optional
         Where the state is kept every so many seconds, and continued from.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is no longer finite.
     """
     steps: list[Array] = []
     rng = np.random.default_rng(seed)
@@ -348,6 +353,8 @@ def train(
             gradients[last] = gradients[last] + back_head(gradient * share)
             back(gradients)
             loss += float(share) * np.array([value, apart])
+        if not np.isfinite(loss).all():
+            raise FloatingPointError(f"step {at + 1} of {len(steps)}: the loss is {loss}")
         gradients = net.settle()
         warm = min(1.0, 20 * (at + 1) / len(steps))
         optimiser.step(

@@ -172,10 +172,13 @@ def cells(scores: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of the table: a row for each variant, method and ratio."""
+    """Return the lines of the table: a row for each variant, method and ratio.
+
+    Seconds are of making the stages shown; memory is the most that the process had until then.
+    """
     lines = [
-        "| matrices | method | ratio | " + " | ".join(STAGES) + " | CPU s |",
-        "|---|---|---|" + "---|" * (len(STAGES) + 1),
+        "| matrices | method | ratio | " + " | ".join(STAGES) + " | CPU s | MiB |",
+        "|---|---|---|" + "---|" * (len(STAGES) + 2),
     ]
     seen: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
@@ -183,9 +186,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for (variant, method, ratio), stages in seen.items():
         made = [cells(stages[s]["scores"]) if s in stages else "" for s in STAGES]
         seconds = sum(row["cpu_seconds"] for row in stages.values())
-        lines.append(
-            f"| {variant} | {LABELS[method]} | {ratio} | {' | '.join(made)} | {seconds:.0f} |"
-        )
+        most = max(row["peak_mib"] for row in stages.values())
+        told = [variant, LABELS[method], ratio, *made, f"{seconds:.0f}", str(most)]
+        lines.append(f"| {' | '.join(told)} |")
     return lines
 
 

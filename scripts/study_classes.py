@@ -31,8 +31,11 @@ class Classes(nf.Task):
         return net.classify(x, mask)
 
     def loss(self, y: Array, taught: Array, known: Any) -> tuple[float, Array]:
-        """Return the relative squared error of the logits; the softmax is 0 or 1 on these rows."""
-        apart = taught - taught.mean(axis=0)
+        """Return the relative squared error of the logits; the softmax is 0 or 1 on these rows.
+
+        Relative to their spread over the classes, which a batch of one row has too.
+        """
+        apart = taught - taught.mean(axis=1, keepdims=True)
         unit = max(float(np.vdot(apart, apart)), np.finfo(np.float32).tiny)
         gap = y - taught
         return float(np.vdot(gap, gap)) / unit, gap * np.float32(2.0 / unit)

@@ -143,6 +143,19 @@ def test_hidden_states_pull_along_the_gradient_of_their_distance(rng):
         assert not gradient[2].any()
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_loss_of_classes_is_finite_for_one_row_too(rng, rows):
+    task = study_classes.made()
+    taught = rng.normal(size=(rows, 5))
+    y = taught + 0.1 * rng.normal(size=taught.shape)
+    value, gradient = task.loss(y, taught, None)
+    step = np.zeros_like(y)
+    step[0, 2] = 1e-6
+    up, down = (task.loss(y + sign * step, taught, None)[0] for sign in (1, -1))
+    assert 0 < value < 1
+    assert gradient[0, 2] == pytest.approx((up - down) / 2e-6, rel=1e-4)
+
+
 def test_standard_errors_take_groups_whole():
     right = np.array([1, 1, 0, 0, 1, 1, 0, 0], bool)
     assert nf.accuracy(right) == (0.5, pytest.approx(0.5 / np.sqrt(8)))
