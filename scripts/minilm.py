@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
-from bert import Array, Bert, batches, padded
+from bert import Array, Back, Bert, batches, padded
 from sources import MINILM, VADER, read_member, read_safetensors
 
 HEADS = 12
@@ -111,11 +111,16 @@ def inputs_of(
     for rows in batches(texts, BATCH):
         ids, mask = padded([texts[i] for i in rows])
 
-        def keep(name: str, x: Array, y: Array, added: Array | None, at: Array = mask) -> None:
+        def linear(
+            name: str, x: Array, added: Array | None, at: Array = mask
+        ) -> tuple[Array, Back]:
             if name in found:
                 found[name].append(x[at.ravel()])
+            return net.linear(name, x, added)
 
-        net.encode(ids, mask, keep, layers)
+        x, _ = net.embed(ids)
+        for i in range(layers):
+            x, _ = net.layer(i, x, mask, linear)
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
