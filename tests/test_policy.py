@@ -41,6 +41,7 @@ LAYERS = [
         "model_run",
         "model_sources",
         "pictures",
+        "rates",
         "report",
         "sweep",
         "warmup",
