@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -17,6 +18,7 @@ OPTIONAL = ("matplotlib", "tqdm", "safetensors", "dask", "distributed")
 NOT_INSTALLED = "not installed"
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return metadata.version(name)

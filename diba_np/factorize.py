@@ -114,7 +114,7 @@ def factorize(
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit.
     effort : {"fast", "balanced", "best"}
-        65, 160 or 1000 iterations of the ADMM, with shorter or longer walks in the polish. Where
+        65, 128 or 1000 iterations of the ADMM, with shorter or longer walks in the polish. Where
         components come out of uneven size, as for smooth matrices, "balanced" takes 320, and
         "best" searches that way too (unless there is a `time_limit`) and keeps the better. Of no
         meaning for the greedy solver. See Notes for what it buys.

@@ -1,4 +1,4 @@
-"""Rates for the layers of a network: one budget of bits, shared by what errors do to its outputs."""
+"""Rates for the layers of a network: a budget of bits, shared by what errors do to its outputs."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def test_callback_sees_the_steps_and_can_end_the_search(rng):
             rng.normal(size=(20, 20)), k=8, callback=lambda s: seen.append(s) or len(seen) == 5
         )
     assert [s.step for s in seen] == [1, 2, 3, 4, 5]
-    assert {(s.phase, s.k, s.steps) for s in seen} == {("relaxation", 8, 160)}
+    assert {(s.phase, s.k, s.steps) for s in seen} == {("relaxation", 8, 128)}
     assert f.record["stopped"] == "callback"
     assert f.record["converged"] is False
 

@@ -94,7 +94,7 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(65, 8, 200, 50, 65),
-    "balanced": Effort(160, 12, 200, 50, 320),
+    "balanced": Effort(128, 12, 200, 50, 320),
     "best": Effort(1000, 20, 1000, 300, 1000, "balanced"),
 }
 
