@@ -31,6 +31,7 @@ _TALL = 16
 # of the short searches that a curve is made of: bits of the binaries per weight
 RATES = (0.5, 1.0, 2.0)
 _SIDE = 256
+_LARGEST = 64  # rows of these that are taken for their size
 _SWEEPS = 16
 # beyond the last rate a bit buys this share of what it bought before it
 _FLATTER = 0.6
@@ -233,16 +234,41 @@ class Curve:
         return found
 
 
+def _representatives(energy: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Choose rows (or columns) that stand for all, and what each is to be multiplied by.
+
+    A few rows may hold most of the energy, as what a layer of a transformer reads does: without
+    them, or with one of them for all, a part says nothing about the whole.
+    """
+    count = len(energy)
+    if count <= _SIDE:
+        return np.arange(count), np.ones(count)
+    order = np.argsort(-energy, kind="stable")
+    rest = np.sort(order[_LARGEST:])
+    chosen = rest[np.linspace(0, len(rest) - 1, _SIDE - _LARGEST).astype(int)]
+    scale = np.ones(count)
+    held = float(energy[chosen].sum())
+    if held > 0:
+        scale[chosen] = np.sqrt(float(energy[rest].sum()) / held)
+    index = np.sort(np.concatenate([order[:_LARGEST], chosen]))
+    return index, scale[index]
+
+
 def sample_curve(
     A: NDArray[Any], gram: NDArray[Any] | None, shift: float, seed: int, threads: int | None
 ) -> Curve:
     """Return the curve of a matrix from short searches on a part of it.
 
-    The part is at most 256 rows and columns, evenly spaced. Short searches end above a full one,
-    by much the same factor for every matrix, which does not move the shares.
+    The part is at most 256 rows and columns: those of the largest share in the energy, and others
+    evenly spaced that stand for the rest. Short searches end above a full one, by much the same
+    factor for every matrix, which does not move the shares.
     """
-    rows, columns = (np.linspace(0, size - 1, min(size, _SIDE)).astype(int) for size in A.shape)
-    part = np.asarray(A[rows][:, columns])
+    wide = np.asarray(A, np.float64)
+    seen = wide if gram is None else wide @ gram
+    (rows, left), (columns, right) = (
+        _representatives(np.abs(np.einsum("ij,ij->" + kept, wide, seen))) for kept in "ij"
+    )
+    part = wide[np.ix_(rows, columns)] * np.outer(left, right)
     m, n = part.shape
     inner = None if gram is None else np.asarray(gram[np.ix_(columns, columns)])
     rates: list[float] = []

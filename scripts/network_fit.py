@@ -204,15 +204,23 @@ def importance(
 def measure(
     dense: Bert, task: Task, rows: Array, names: Sequence[str], threads: int | None
 ) -> LayerRates:
-    """Measure how errors of the layers `names` fall with their bits, at what the network reads."""
+    """Measure how errors of the layers `names` fall with their bits, at what the network reads.
+
+    About the means of the inputs: what these give is up to the biases.
+    """
     places = list(batches(task.fit, TOKENS, rows))
     tokens, channels, sizes = importance(dense, task, places)
-    grams = {name: np.zeros((dense.weights[name].matrix.shape[1],) * 2) for name in names}
+    grams, sums = (
+        {name: np.zeros((dense.weights[name].matrix.shape[1],) * power) for name in names}
+        for power in (2, 1)
+    )
     for at, some in enumerate(places):
 
         def through(name: str, x: Array, added: Array | None, at: int = at) -> tuple[Array, Back]:
             if name in grams:
-                grams[name] += x.T @ (x * tokens[name][at].astype(x.dtype)[:, None])
+                weighted = x * tokens[name][at].astype(x.dtype)[:, None]
+                grams[name] += x.T @ weighted
+                sums[name] += weighted.sum(axis=0)
             return dense.linear(name, x, added)
 
         ids, mask, _ = task.read("fit", some)
@@ -222,7 +230,10 @@ def measure(
     count = sum(int(task.read("fit", some)[1].sum()) for some in places)
     return measure_rates(
         {name: dense.weights[name].matrix for name in names},
-        {name: gram / count for name, gram in grams.items()},
+        {
+            name: g / count - np.outer(sums[name], sums[name]) / count**2
+            for name, g in grams.items()
+        },
         sizes,
         channels,
         threads=threads,

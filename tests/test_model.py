@@ -19,7 +19,7 @@ from diba_np.cli import main
 from diba_np.container import group_key
 from diba_np.errors import FormatError
 from diba_np.model_file import is_model, open_model
-from diba_np.model_plan import Curve, Task, allocate, lower_hull, row_parts
+from diba_np.model_plan import Curve, Task, allocate, lower_hull, row_parts, sample_curve
 from diba_np.threads import processors
 
 NAMES = ["a/b", "a", "ü ñ 漢", "", ".", "%2F", "x\x00y", "/", "a/b1", "..", "lone \ud800"]
@@ -220,6 +220,20 @@ def test_allocation_is_as_good_as_trying_everything(log_energy, first, second, r
     ours = sum(error(t, c, b) for t, c, b in zip(tasks, curves, shares, strict=True))
     # a piece of the grid of k may end between two pieces of the other: two components' worth
     assert ours <= best * 1.1 + 1e-9
+
+
+@pytest.mark.parametrize("by", ["gram", "rows"])
+def test_a_curve_sees_what_a_few_rows_or_columns_hold(by, rng):
+    A, gram = rng.normal(size=(300, 500)), np.eye(500)
+    if by == "gram":
+        gram[334, 334] = 3e4  # not among 256 evenly spaced columns
+    else:
+        A[222] *= 150
+    curve = sample_curve(A, gram, 0.0, 0, 1)
+    whole = dn.factorize(A, k=round(A.size / 800), gram=gram, effort="fast", threads=1)
+    short = -10 * np.log10(curve.at(np.array([1.0]))[0])
+    assert whole.record["output_snr_db"] > 12  # a part without them would say 4 dB
+    assert short == pytest.approx(whole.record["output_snr_db"], abs=3)
 
 
 def test_uniform_gives_the_same_rate():
