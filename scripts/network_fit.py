@@ -24,7 +24,6 @@ from diba_np.layerwise import compress_layers
 from diba_np.linear import DIAGONALS
 from diba_np.losses import cross_entropy
 from diba_np.optim import Adam
-from diba_np.rates import LayerRates, measure_rates
 from diba_np.scales import round_diagonals
 
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
@@ -159,12 +158,12 @@ def as_weight(made: Any) -> Weight:
 
 def importance(
     net: Bert, task: Task, places: Sequence[Array]
-) -> tuple[dict[str, list[Array]], dict[str, Array], dict[str, float]]:
+) -> tuple[dict[str, list[Array]], dict[str, Array]]:
     """Return how much the outputs of each layer matter: weights of tokens (a batch each), channels.
 
     They are squared gradients of random combinations of the network's outputs: the diagonal blocks
     of its Gauss-Newton matrix, taken as products of one part of the token and one of the channel.
-    Both have mean 1, `EVEN` included; padding has 0. The third is the mean square itself.
+    Both have mean 1, `EVEN` included; padding has 0.
     """
     rng = np.random.default_rng(0)
     names = net.encoder_names()
@@ -188,56 +187,14 @@ def importance(
     net.watch = None
     net.zero_grad()
     count = sum(int(mask.sum()) for mask in masks)
-    sizes = {}
     for name, parts in tokens.items():
-        total = sum(float(part.sum()) for part in parts)
-        sizes[name] = total / (count * len(channels[name]))
-        unit = (1 - EVEN) * count / total
+        unit = (1 - EVEN) * count / sum(float(part.sum()) for part in parts)
         tokens[name] = [
             (unit * part + EVEN) * mask for part, mask in zip(parts, masks, strict=True)
         ]
         channels[name] *= (1 - EVEN) / channels[name].mean()
         channels[name] += EVEN
-    return tokens, channels, sizes
-
-
-def measure(
-    dense: Bert, task: Task, rows: Array, names: Sequence[str], threads: int | None
-) -> LayerRates:
-    """Measure how errors of the layers `names` fall with their bits, at what the network reads.
-
-    About the means of the inputs: what these give is up to the biases.
-    """
-    places = list(batches(task.fit, TOKENS, rows))
-    tokens, channels, sizes = importance(dense, task, places)
-    grams, sums = (
-        {name: np.zeros((dense.weights[name].matrix.shape[1],) * power) for name in names}
-        for power in (2, 1)
-    )
-    for at, some in enumerate(places):
-
-        def through(name: str, x: Array, added: Array | None, at: int = at) -> tuple[Array, Back]:
-            if name in grams:
-                weighted = x * tokens[name][at].astype(x.dtype)[:, None]
-                grams[name] += x.T @ weighted
-                sums[name] += weighted.sum(axis=0)
-            return dense.linear(name, x, added)
-
-        ids, mask, _ = task.read("fit", some)
-        x, _ = dense.embed(ids)
-        for i in range(dense.layers):
-            x, _ = dense.layer(i, x, mask, through)
-    count = sum(int(task.read("fit", some)[1].sum()) for some in places)
-    return measure_rates(
-        {name: dense.weights[name].matrix for name in names},
-        {
-            name: g / count - np.outer(sums[name], sums[name]) / count**2
-            for name, g in grams.items()
-        },
-        sizes,
-        channels,
-        threads=threads,
-    )
+    return tokens, channels
 
 
 def compress(
@@ -269,7 +226,7 @@ def compress(
         Whether diagonals (scales) are solved for after that.
     """
     places = list(batches(task.fit, TOKENS, rows))
-    tokens, channels, _ = importance(dense, task, places)
+    tokens, channels = importance(dense, task, places)
 
     def states() -> Iterator[dict[str, Any]]:
         for at, some in enumerate(places):

@@ -34,12 +34,9 @@ from bert import LINEAR, Array, Bert, DiBAWeight
 from sources import cache_folder
 
 import diba_np as dn
-from diba_np.model_plan import ALLOCATIONS
-from diba_np.rates import LayerRates
 
 RATIOS = ("1/64", "1/32", "1/16", "1/8")
 VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
-MEASURED = 400  # rows that the rates of the matrices are measured on
 STAGES = ("replaced", "layer-wise", "activations", "end to end")
 METHODS: dict[str, Callable[..., nf.Form]] = {
     "diba": nf.by_weights,
@@ -66,14 +63,13 @@ class Study:
         self.how = {"effort": args.effort, "threads": args.threads}
         self._check_settings()
         self.dense = task.network()
-        self._measured: dict[str, LayerRates] = {}
         rows = np.random.default_rng(0).permutation(len(task.fit))
         # training rows that no layer was fitted to tell more, as far as there are such
         self.read_rows, self.train_rows = rows[: args.calibration], rows[-args.rows :]
 
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
-        names = ("effort", "allocation", "calibration", "rows", "epochs", "rate", "tokens")
+        names = ("effort", "calibration", "rows", "epochs", "rate", "tokens")
         mine = {name: getattr(self.args, name) for name in names}
         path = self.folder / "settings.json"
         if not path.exists():
@@ -112,10 +108,10 @@ class Study:
         if path.exists():
             nf.load(path, net, names)
             return net
-        rates = self.rates(variant, method, ratio)
+        bits = 32 * float(Fraction(ratio))
         if stage == "replaced":
             for name in names:
-                made = METHODS[method](net.weights[name].matrix, rates[name], **self.how)
+                made = METHODS[method](net.weights[name].matrix, bits, **self.how)
                 net.replace({name: nf.as_weight(made)})
         elif stage == "layer-wise":
             net = self.stage(variant, method, ratio, "replaced")
@@ -124,13 +120,12 @@ class Study:
                 weight = net.weights[name]
                 if isinstance(weight, DiBAWeight):
                     return weight.factors
-                return METHODS[method](self.dense.weights[name].matrix, rates[name])
+                return METHODS[method](self.dense.weights[name].matrix, bits)
 
             self.compress(net, names, kept, refit=True)
         elif stage == "activations":
 
             def fitted(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
-                bits = rates[name]
                 return dn.factorize(A, bits=bits, gram=gram, output_weight=outputs, **self.how)
 
             self.compress(net, names, fitted, refit=False)
@@ -150,26 +145,6 @@ class Study:
         nf.save(path, net, names)
         path.with_suffix(".state.npz").unlink(missing_ok=True)
         return net
-
-    def rates(self, variant: str, method: str, ratio: str) -> dict[str, float]:
-        """Return the stored bits per weight of each matrix; their mean is what the ratio allows.
-
-        Integer codes have the same everywhere: they come in whole bits.
-        """
-        bits = 32 * float(Fraction(ratio))
-        names = self.dense.encoder_names(VARIANTS[variant])
-        if self.args.allocation == "uniform" or method == "codes":
-            return dict.fromkeys(names, bits)
-        path = self.folder / f"rates-{variant}-{ratio.replace('/', '_')}.json"
-        if not path.exists():
-            if variant not in self._measured:
-                rows = self.read_rows[:MEASURED]
-                self._measured[variant] = nf.measure(
-                    self.dense, self.task, rows, names, self.args.threads
-                )
-            path.write_text(json.dumps(self._measured[variant].share(bits)))
-        found: dict[str, float] = json.loads(path.read_text())
-        return found
 
     def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, *, refit: bool) -> None:
         rows = self.read_rows
@@ -274,7 +249,6 @@ def main(
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--effort", default="fast", help="of the searches for bits")
-    parser.add_argument("--allocation", choices=ALLOCATIONS, default="shared", help="of the bits")
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
     parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
     parser.add_argument("--epochs", type=int, default=1)

@@ -41,7 +41,6 @@ LAYERS = [
         "model_run",
         "model_sources",
         "pictures",
-        "rates",
         "report",
         "sweep",
         "warmup",

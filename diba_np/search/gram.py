@@ -138,7 +138,7 @@ def as_weights(
         H = _normalised(H, facts)
     outputs = None
     if output_weight is not None:
-        outputs = check_output_weight(output_weight, m)
+        outputs = _check_output_weight(output_weight, m)
         facts["output_weight_sha256"] = digest(outputs[:, None])
         outputs = outputs / outputs.mean()
     return None if H is None and outputs is None else Weights(H, outputs, shrinkage, facts)
@@ -190,8 +190,7 @@ def _normalised(H: Floats, facts: dict[str, Any]) -> Floats:
     return H / mean
 
 
-def check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
-    """Return weights of outputs as (m,) float64; they must be finite, none negative, not all 0."""
+def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
     try:
         given = np.asanyarray(output_weight)
     except ValueError as error:
