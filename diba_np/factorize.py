@@ -191,8 +191,8 @@ def factorize(
     most 50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
 
     At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
-    "fast" 6.20 dB (1.0 s), "balanced" 6.33 dB (1.7 s), "best" 6.44 dB (8.3 s); double binary
-    factorization 5.98 dB (1.6 s).
+    "fast" 6.21 dB (0.8 s), "balanced" 6.30 dB (1.3 s), "best" 6.44 dB (6.9 s); double binary
+    factorization 5.98 dB (1.4 s).
 
     References
     ----------
