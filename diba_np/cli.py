@@ -183,7 +183,9 @@ def build_parser() -> Parser:
         "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
     )
     command.add_argument(
-        "--output-weight", metavar="w.npy", help="(m,) weights of the outputs' squared errors"
+        "--output-weight",
+        metavar="w.npy",
+        help="(m,) weights of the outputs' squared errors, or (m, m) of their products",
     )
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")

@@ -123,8 +123,11 @@ def factorize(
         ``|(A - A_hat) X^T|_F``, is minimised instead. A memory map is read in row blocks.
     gram : (n, n) array_like, optional
         ``X^T X`` in the place of `inputs`, times any constant.
-    output_weight : (m,) array_like, optional
+    output_weight : (m,) or (m, m) array_like, optional
         Weights of the squared errors of the outputs, not negative; alone or with one of the above.
+        As a matrix W, symmetric and positive semidefinite, the weights of their products:
+        ``tr(W E H E^T)`` of the error E, with H of the inputs, is minimised. The mean product of
+        the gradients of an objective with respect to the outputs is such a matrix.
     init : DiBAFactors, optional
         Start from this factorization of the same shape and k, and only improve it.
     seed : int, default 0
@@ -186,7 +189,8 @@ def factorize(
     -----
     Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory beside A: less
     than three float32 arrays of ``k (m + n)`` and of a block of rows where A is read in blocks;
-    where it is not, ``12 m n`` bytes more. With inputs about ``48 n^2`` bytes and `n^3` flops more.
+    where it is not, ``12 m n`` bytes more. With inputs about ``48 n^2`` bytes and ``n^3`` flops
+    more, with a matrix `output_weight` ``48 m^2`` and ``m^3``; A is then held whole in float64.
     Their Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at
     most 50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
 

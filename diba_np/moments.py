@@ -87,9 +87,10 @@ class TargetMoments:
         kind: Any = np.float32 if z.dtype == t.dtype == np.float32 else np.float64
         Z = np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=kind)
         T = t.astype(kind, copy=False)
-        weighed = Z if weights is None else Z * weights[:, None].astype(kind)
-        self.zz += weighed.T @ Z
-        self.tz += T.T @ weighed
+        # the product of an array with its own transpose is half the work
+        root = Z if weights is None else Z * np.sqrt(weights)[:, None].astype(kind)
+        self.zz += root.T @ root
+        self.tz += T.T @ (Z if weights is None else Z * weights[:, None].astype(kind))
         squares = np.einsum("ij,ij->i", T, T, dtype=np.float64)
         self.tt += float(squares.sum() if weights is None else weights @ squares)
         self.count += len(Z)
@@ -100,7 +101,7 @@ class TargetMoments:
         z_mean, t_mean = self.zz[:-1, -1] / total, self.tz[:, -1] / total
         if not centred:
             z_mean, t_mean = np.zeros_like(z_mean), np.zeros_like(t_mean)
-        zz = (self.zz + self.zz.T) / (2 * total)  # float32 rounds both halves apart
+        zz = (self.zz + self.zz.T) / (2 * total)  # some BLAS round both halves apart
         return Moments(
             zz[:-1, :-1] - np.outer(z_mean, z_mean),
             self.tz[:, :-1] / total - np.outer(t_mean, z_mean),

@@ -159,22 +159,22 @@ def as_weight(made: Any) -> Weight:
 def importance(
     net: Bert, task: Task, places: Sequence[Array]
 ) -> tuple[dict[str, list[Array]], dict[str, Array]]:
-    """Return how much the outputs of each layer matter: weights of tokens (a batch each), channels.
+    """Return how much the outputs of each layer matter: weights of tokens (a batch each), and the
+    Gram matrix of its channels (m, m).
 
-    They are squared gradients of random combinations of the network's outputs: the diagonal blocks
-    of its Gauss-Newton matrix, taken as products of one part of the token and one of the channel.
-    Both have mean 1, `EVEN` included; padding has 0.
+    They are of gradients of random combinations of the network's outputs: the blocks of its
+    Gauss-Newton matrix, taken as products of one part of the token and one of the channels.
+    Weights and diagonals have mean 1, `EVEN` included; padding has 0.
     """
     rng = np.random.default_rng(0)
     names = net.encoder_names()
     tokens: dict[str, list[Array]] = {name: [] for name in names}
-    channels = {name: np.zeros(len(net.weights[name].matrix)) for name in names}
+    channels = {name: np.zeros((len(net.own[f"{name}.bias"]),) * 2) for name in names}
 
     def watch(name: str, gradient: Array) -> None:
         if name in tokens:
-            squares = gradient * gradient
-            tokens[name].append(squares.sum(axis=1))
-            channels[name] += squares.sum(axis=0)
+            tokens[name].append(np.einsum("ij,ij->i", gradient, gradient))
+            channels[name] += gradient.T @ gradient
 
     masks = []
     net.watch = watch
@@ -192,8 +192,8 @@ def importance(
         tokens[name] = [
             (unit * part + EVEN) * mask for part, mask in zip(parts, masks, strict=True)
         ]
-        channels[name] *= (1 - EVEN) / channels[name].mean()
-        channels[name] += EVEN
+        mean = np.trace(channels[name]) / len(channels[name])
+        channels[name] = (1 - EVEN) / mean * channels[name] + EVEN * np.eye(len(channels[name]))
     return tokens, channels
 
 

@@ -328,9 +328,11 @@ def descend_codes(H, r, d, values, sweeps):
 
 
 def weighed_error(A, A_hat, w, H):
-    """``tr(W (A - A_hat) H (A - A_hat)^T)``, entry by entry of W."""
+    """``tr(W (A - A_hat) H (A - A_hat)^T)``, entry by entry of W; w is W or its diagonal."""
     E = A - A_hat
-    return sum(float(w[i]) * float(E[i] @ H @ E[i]) for i in range(len(A)))
+    W = np.diag(w) if np.ndim(w) == 1 else w
+    places = zip(*np.nonzero(W), strict=True)
+    return sum(float(W[i, j]) * float(E[i] @ H @ E[j]) for i, j in places)
 
 
 def column_problem(A, U, B, d, shift, w, H):

@@ -28,15 +28,22 @@ COUNTERPARTS = {
 }
 
 
-def problem(seed, shift, m=8, n=7, k=4):
+def gram_of(size, rng):
+    """A Gram matrix of correlated channels."""
+    X = rng.normal(size=(3 * size, size)) @ rng.normal(size=(size, size))
+    return X.T @ X
+
+
+def problem(seed, shift, m=8, n=7, k=4, whole=False):
     """A target with correlated inputs, and a random state; some channels and bits are dead.
 
-    Components of B1 are independent of one another: no two flips can tie.
+    Components of B1 are independent of one another: no two flips can tie. With `whole` the outputs
+    are weighed by a Gram matrix.
     """
     rng = np.random.default_rng(seed)
     A = rng.normal(size=(m, n))
     X = rng.normal(size=(3 * n, n)) @ rng.normal(size=(n, n))
-    w = rng.random(m) + 0.1
+    w = gram_of(m, rng) if whole else rng.random(m) + 0.1
     state = State(
         d1=rng.normal(size=m),
         b1=rng.integers(0, 2, (m, k), dtype=np.uint8),
@@ -57,10 +64,18 @@ def weighed_target(A, X, w, pool):
 
 
 def plain(target):
-    """(A, w, H) as the references take them."""
+    """(A, w, H) as the references take them; w is a matrix where outputs are weighed by one."""
     (_, A), *_ = target.blocks(np.float64)
     w = np.ones(target.shape[0]) if target.w is None else target.w
-    return A, w, target.H
+    return A, w if target.W is None else target.W, target.H
+
+
+def own_and_other(target, state, left):
+    """One side as the references take columns: (A, U, bits, scales, weights of U's side, H)."""
+    a, w, H = plain(target)
+    scales, bits = state.side(left)
+    U = state.scaled(not left) * state.d2
+    return (a.T, U, bits, scales, H, w) if left else (a, U, bits, scales, w, H)
 
 
 def dense(state):
@@ -73,8 +88,11 @@ def dense(state):
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 0.3]), st.integers(1, 3))
 @pytest.mark.parametrize("name", COUNTERPARTS)
-def test_every_decision_about_a_column_equals_its_naive_namesake(name, seed, shift, passes):
-    A, X, w, state = problem(seed, shift)
+@pytest.mark.parametrize(("whole", "left"), [(False, False), (True, False), (True, True)])
+def test_every_decision_about_a_column_equals_its_naive_namesake(
+    name, whole, left, seed, shift, passes
+):
+    A, X, w, state = problem(seed, shift, whole=whole)
     with workers(1) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "BLOCK", 3)  # columns within a block and across blocks
         patch.setattr(activations, "_TENURE", 1)
@@ -82,24 +100,23 @@ def test_every_decision_about_a_column_equals_its_naive_namesake(name, seed, shi
         before = state.copy()
         how = (12, 5) if name == "tabu_columns" else (passes,)
         extra = (shift,) if name == "sweep_columns_joint" else ()
-        flips = target.sweep_columns(state, COUNTERPARTS[name], *how, *extra)
-        a, w, H = plain(target)
-        slack = activations.SLACK * target.energy / len(before.d3)
+        flips = target.sweep_coupled(state, left, COUNTERPARTS[name], *how, *extra)
+        a, U, bits, scales, w, H = own_and_other(target, before, left)
+        slack = activations.SLACK * target.energy / len(scales)
         how = (12, 1, 5) if name == "tabu_columns" else how
-        U = before.scaled(True) * before.d2
-        bits, scales, reference = getattr(naive, name)(
-            a, U, before.b2, before.d3, shift, w, H, slack, *how
-        )
-        np.testing.assert_array_equal(state.b2, bits)
-        np.testing.assert_allclose(state.d3, scales, rtol=1e-6, atol=1e-9)
+        bits, scales, reference = getattr(naive, name)(a, U, bits, scales, shift, w, H, slack, *how)
+        found, moved = state.side(left)[::-1]
+        np.testing.assert_array_equal(found, bits)
+        np.testing.assert_allclose(moved, scales, rtol=1e-6, atol=1e-9)
         assert flips == reference.sum()
         assert squared_error(target, state) <= squared_error(target, before) + 1e-9
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5]))
-def test_closed_forms_are_minima_of_the_weighed_objective(seed, shift):
-    A, X, w, state = problem(seed, shift)
+@pytest.mark.parametrize("whole", [False, True])
+def test_closed_forms_are_minima_of_the_weighed_objective(whole, seed, shift):
+    A, X, w, state = problem(seed, shift, whole=whole)
     with workers(1) as pool:
         target = weighed_target(A, X, w, pool)
         a, w, H = plain(target)
@@ -127,10 +144,10 @@ def test_a_column_that_does_not_change_passes_nothing_on():
     A, X, w, state = problem(1, 0.0)
     with workers(1) as pool:
         target = weighed_target(A, X, w, pool)
-        while target.sweep_columns(state, row_kernels.sweep_fixed, 100):
+        while target.sweep_coupled(state, False, row_kernels.sweep_fixed, 100):
             pass
         done = state.copy()
-        assert target.sweep_columns(state, row_kernels.sweep_fixed, 1) == 0
+        assert target.sweep_coupled(state, False, row_kernels.sweep_fixed, 1) == 0
         np.testing.assert_array_equal(state.b2, done.b2)
         np.testing.assert_array_equal(state.d3, done.d3)
 
@@ -143,7 +160,8 @@ def test_the_size_of_a_block_does_not_matter(name, monkeypatch):
         monkeypatch.setattr(activations, "BLOCK", block)
         with workers(1) as pool:
             extra = {"sweep_columns_joint": (0.0,), "tabu_columns": (2,)}.get(name, ())
-            weighed_target(A, X, w, pool).sweep_columns(state, COUNTERPARTS[name], 3, *extra)
+            target = weighed_target(A, X, w, pool)
+            target.sweep_coupled(state, False, COUNTERPARTS[name], 3, *extra)
         results.append(state)
     for other in results[1:]:
         np.testing.assert_array_equal(results[0].b2, other.b2)
@@ -161,17 +179,19 @@ def objective_of(A, X, w):
     with workers(1) as pool:
         weights = gram.as_weights(X, None, w, A.shape, pool)
     H = np.eye(A.shape[1]) if weights.gram is None else weights.regularised()
+    if weights.output_gram is not None:
+        return weights.output_gram, H
     return np.ones(len(A)) if weights.outputs is None else weights.outputs, H
 
 
 @settings(max_examples=10)
 @given(matrices(8), st.integers(1, 5), st.sampled_from([0.0, 0.5]), st.integers(0, 99))
 @pytest.mark.parametrize("solver", ["greedy", "auto"])
-@pytest.mark.parametrize("given_weights", ["inputs", "outputs", "both"])
+@pytest.mark.parametrize("given_weights", ["inputs", "outputs", "both", "whole"])
 def test_no_single_flip_improves_what_is_returned(solver, given_weights, A, k, shift, seed):
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(20, A.shape[1])) @ rng.normal(size=(A.shape[1], A.shape[1]))
-    w = rng.random(len(A)) + 0.01
+    w = gram_of(len(A), rng) if given_weights == "whole" else rng.random(len(A)) + 0.01
     X, w = X if given_weights != "outputs" else None, w if given_weights != "inputs" else None
     sweeps = 200 if solver == "greedy" else 30
     weights_given = {"inputs": X, "output_weight": w}
@@ -225,6 +245,24 @@ def test_white_inputs_are_no_inputs(attention):
     A = attention[:64, :48]
     white = factorize(A, k=24, gram=np.eye(48))
     assert white.snr(A) == pytest.approx(factorize(A, k=24).snr(A), abs=0.3)
+
+
+def test_a_gram_matrix_of_outputs_does_to_rows_what_that_of_inputs_does_to_columns(attention):
+    A = attention[:96, :80]
+    W, H = (np.cov(correlated(size, 2000, 5).T) for size in A.shape)
+
+    def snr(f, W, H):
+        E = A - f.to_dense()
+        return 10 * np.log10(np.vdot(W @ A, A @ H) / np.vdot(W @ E, E @ H))
+
+    f, turned = factorize(A, k=40, output_weight=W), factorize(A.T, k=40, gram=W).T
+    assert snr(f, W, np.eye(80)) == pytest.approx(snr(turned, W, np.eye(80)), abs=0.3)
+    both, diagonal = (factorize(A, k=40, gram=H, output_weight=w) for w in (W, np.diag(W)))
+    assert snr(both, W, H) > snr(diagonal, W, H) + 1.5
+    # weights on the diagonal alone are those of a vector
+    w = np.linspace(0.5, 2, 96)
+    f, g = (factorize(A, k=30, output_weight=given, seed=1) for given in (w, np.diag(w)))
+    assert snr(f, np.diag(w), np.eye(80)) == pytest.approx(snr(g, np.diag(w), np.eye(80)), abs=0.3)
 
 
 def test_output_weight_moves_the_error_to_outputs_that_count_less(attention):
@@ -386,12 +424,22 @@ SKEW[1, 4] = 0.5
         ),
         ({"gram": -np.eye(6)}, ValueError, "smallest eigenvalue of -1"),
         ({"gram": np.zeros((6, 6))}, ValueError, "gram must not be all zero"),
-        ({"output_weight": np.ones(6)}, ValueError, r"must have shape \(8,\), got \(6,\)"),
+        ({"output_weight": np.ones(6)}, ValueError, r"have shape \(8,\) or \(8, 8\), got \(6,"),
         ({"output_weight": -np.ones(8)}, ValueError, "finite and not negative, got -1 at 0"),
         ({"output_weight": [1, 1, 1, np.nan] * 2}, ValueError, "not negative, got nan at 3"),
         ({"output_weight": np.zeros(8)}, ValueError, "output_weight must not be all zero"),
         ({"output_weight": ["x"] * 8}, TypeError, "output_weight must be an array of real"),
-        ({"output_weight": [[1], [1, 2]]}, ValueError, "output_weight must be a vector"),
+        ({"output_weight": [[1], [1, 2]]}, ValueError, "output_weight must be a vector or matrix"),
+        ({"output_weight": np.eye(6)}, ValueError, r"have shape \(8,\) or \(8, 8\), got \(6, 6"),
+        ({"output_weight": -np.eye(8)}, ValueError, "output_weight must be positive semidefinite"),
+        ({"output_weight": np.zeros((8, 8))}, ValueError, "output_weight must not be all zero"),
+        (
+            {"output_weight": np.triu(np.ones((8, 8)))},
+            ValueError,
+            "output_weight must be symmetric",
+        ),
+        ({"output_weight": np.ones((8, 8)) * np.inf}, ValueError, "output_weight contains 64 non-"),
+        ({"output_weight": np.ones((2, 2, 2))}, ValueError, "output_weight must have shape"),
     ],
 )
 def test_bad_weights_end_in_one_clear_sentence(args, error, words):
@@ -412,17 +460,22 @@ def test_rounding_in_single_precision_is_no_error(rng):
 # -- the start -------------------------------------------------------------------------------------
 
 
-def test_the_coupled_half_solves_its_regression(rng):
+@pytest.mark.parametrize("left", [False, True])
+def test_the_coupled_half_solves_its_regression(left, rng):
     """The two rotations solve ``C^p X (G + ridge) + rho X = Y + rho P`` of the last inner step."""
-    A, X, w, _ = problem(1, 0.0, m=30, n=20, k=6)
-    with workers(1) as pool:
+    A, X, w, _ = problem(1, 0.0, m=30, n=20, k=6, whole=left)
+    with workers(1) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coupled, "POWER", 1.0)
         target = weighed_target(A, X, w, pool)
         plain = target.surrogate()
-        H = np.cov(X.T)
-        values, V = np.linalg.eigh(H / np.sqrt(np.outer(np.diag(H), np.diag(H))))
-        rotated = coupled._Rotated(plain, V * np.sqrt(values))
-        ga, gb = relaxation._gauges(6)
-        first, half = (relaxation._Half(rows, g, rng, pool) for rows, g in ((30, ga), (20, gb)))
+        H = target.coupling(left)
+        axis = coupled._Axis(H)
+        rotated = coupled._Rotated(plain, *((axis, None) if left else (None, axis)))
+        rows = A.shape if left else A.shape[::-1]
+        half, first = (
+            relaxation._Half(size, gauge, rng, pool)
+            for size, gauge in zip(rows, relaxation._gauges(6), strict=True)
+        )
         schedule = relaxation.Schedule(1.0)  # penalty 1 in both inner steps
         points = []
         blend, project = half.blend, half.project
@@ -436,17 +489,14 @@ def test_the_coupled_half_solves_its_regression(rng):
             points.append(2 * half.Z - half.Q)
 
         half.blend, half.project = spy_blend, spy_project
-        single = np.float32
         ridge = schedule.ridge
-        coupled._coupled_half_step(
-            rotated, half, first, V.astype(single), values.astype(single), schedule, 0.0
-        )
+        coupled._coupled_half_step(rotated, half, first, axis, left, schedule, 0.0)
         N = first.make_basis(0.0)
-        C = (V * values) @ V.T
+        C = H / np.sqrt(np.outer(np.diag(H), np.diag(H)))
         (_, a), *_ = plain.blocks(np.float64)
-        Y = C @ (a * plain.unit / rotated.unit).T @ N
-        left = C @ points[2] @ (N.T @ N + ridge * np.eye(6)) + points[2]
-        np.testing.assert_allclose(left, Y + points[1], atol=2e-3 * np.abs(Y).max())
+        Y = C @ ((a if left else a.T) * plain.unit / rotated.unit) @ N
+        solved = C @ points[2] @ (N.T @ N + ridge * np.eye(6)) + points[2]
+        np.testing.assert_allclose(solved, Y + points[1], atol=2e-3 * np.abs(Y).max())
 
 
 def test_the_start_knows_the_correlations(attention):

@@ -1,4 +1,6 @@
-"""Exact flips of B2 where inputs couple its columns: one column after another, in blocks.
+"""Exact flips where a Gram matrix couples columns of B2: one column after another, in blocks.
+
+Rows of B1 that weights of the outputs couple are the columns of the transposed problem.
 
 With the Gram matrix H (n, n) of the inputs, ``P = D2 U^T W U D2`` (k, k) and V = D3 (B2 - shift)^T
 (n, k) the objective is, but for a constant,

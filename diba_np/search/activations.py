@@ -1,13 +1,15 @@
 """The objective with activations, ``tr(W E H E^T)`` with ``E = A - A_hat``, and its exact steps.
 
-H (n, n) is the Gram matrix of the inputs, W (m, m) the diagonal of the output weights. Rows of B1
-stay independent of one another, with ``G = M H M^T`` and ``C = A H M^T``; so do the closed forms of
-d1 and d2 (`diba_np.search.state`). Columns of B2 are coupled by H: they are searched one after
-another, and d3 is solved for as a whole. METHODS 1.5.
+H (n, n) is the Gram matrix of the inputs, W (m, m) the weights of the outputs: a diagonal, or a
+Gram matrix of theirs. Where a side's matrix is not diagonal its rows or columns are coupled: they
+are searched one after another, and its scales are solved for as a whole. The others stay
+independent, with ``G = M H M^T`` and ``C = A H M^T`` for the rows of B1 (`diba_np.search.state`).
+METHODS 1.5.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,43 +50,65 @@ class WeightedTarget(Target):
         Gram matrix of the inputs, mean of its diagonal 1: as it was given, and regularised.
     w : (m,) float64 or None
         Weights of the outputs, mean 1.
+    W : (m, m) float64 or None
+        Their Gram matrix instead, mean of its diagonal 1.
     energy : float
         ``tr(W A H A^T)`` in units of the target.
-    coupled : bool
-        Whether there is an H.
     """
 
     def __init__(self, A: NDArray[Any], workers: Workers, weights: Weights) -> None:
         super().__init__(A, workers)
         self.gram = weights.gram
         self.H = weights.regularised()
-        self.w = weights.outputs
-        self.coupled = self.H is not None
-        self.energy = sum(self.squares(rows, part) for rows, part in self.blocks(np.float64))
+        self.w, self.W = weights.outputs, weights.output_gram
+        self.energy = self.squares(self.blocks(np.float64))
 
-    def weigh_rows(self, N: NDArray[Any], rows: slice = slice(None)) -> NDArray[Any]:
-        return N if self.w is None else N * self.w[rows, None]
+    def coupling(self, left: bool) -> Floats | None:
+        return self.W if left else self.H
+
+    def weighed_rows(
+        self, make: Callable[[slice], Floats]
+    ) -> Iterator[tuple[slice, Floats, Floats, Floats]]:
+        if self.W is None:
+            for rows, part in self.blocks(np.float64):
+                N = make(rows)
+                yield rows, part, N, N if self.w is None else N * self.w[rows, None]
+            return
+        whole = make(slice(None))
+        weighed = self.workers.matmul(self.W, whole)
+        for rows, part in self.blocks(np.float64):
+            yield rows, part, whole[rows], weighed[rows]
 
     def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
         return N if self.H is None else self.workers.matmul(self.H, N)
 
-    def squares(self, rows: slice, E: NDArray[Any]) -> float:
-        weighed = E if self.H is None else self.workers.matmul(E, self.H)
-        if self.w is None:
-            return float(np.vdot(E, weighed))
-        return float(np.einsum("ij,ij->i", E, weighed) @ self.w[rows])
+    def squares(self, blocks: Iterable[tuple[slice, Floats]]) -> float:
+        if self.W is not None:
+            whole = np.empty(self.shape)
+            for rows, E in blocks:
+                whole[rows] = E
+            return float(np.vdot(self.workers.matmul(self.W, whole), self._weigh_inputs(whole)))
+        total = 0.0
+        for rows, E in blocks:
+            squares = np.einsum("ij,ij->i", E, self._weigh_inputs(E))
+            total += float(squares.sum() if self.w is None else squares @ self.w[rows])
+        return total
 
-    def sweep_columns(
+    def _weigh_inputs(self, E: Floats) -> Floats:
+        return E if self.H is None else self.workers.matmul(E, self.H)
+
+    def sweep_coupled(
         self,
         state: State,
+        left: bool,
         kernel: Any,
         passes: int,
         *extra: Any,
         equations: tuple[Floats, Floats] | None = None,
     ) -> int:
-        """Search the columns of B2 in order, by the counterpart of a row kernel; return the flips.
+        """Search rows or columns in order, by the counterpart of a row kernel; return the flips.
 
-        Time O(n^2 k + n k^2) in matrix products, and what the kernel takes.
+        Time O(n^2 k + n k^2) in matrix products for n of them, and what the kernel takes.
         """
         counterpart = {
             sweep_fixed: sweep_columns_fixed,
@@ -93,18 +117,17 @@ class WeightedTarget(Target):
         }[kernel]
         if counterpart is tabu_columns:
             extra = (state.shift, _TENURE, *extra)  # the patience is given
-        gram = self._coupling()
-        P, pull = self._right_side(state, equations)
-        V = state.scaled(False)
+        gram, P, pull = self._coupled_equations(state, left, equations)
+        V = state.scaled(left)
         matmul = self.workers.matmul
         total = 0
-        for start in range(0, self.shape[1], BLOCK):
+        for start in range(0, len(V), BLOCK):
             part = slice(start, start + BLOCK)
-            bits, scales = state.b2[part], state.d3[part]
+            scales, bits = (whole[part] for whole in state.side(left))
             H = gram[part]
             h = matmul(bits - state.shift, P)
             R = pull[part] - matmul(matmul(H, V), P)
-            slack = np.full(len(bits), SLACK * self.energy / self.shape[1])
+            slack = np.full(len(bits), SLACK * self.energy / len(V))
             flips = np.zeros(len(bits), np.int64)
             counterpart(
                 bits, h, P, R, np.ascontiguousarray(H[:, part]), scales, slack, passes, flips,
@@ -114,28 +137,31 @@ class WeightedTarget(Target):
             total += int(flips.sum())
         return total
 
-    def solve_d3(self, state: State, equations: tuple[Floats, Floats] | None = None) -> None:
-        """Set d3 to its least-squares value: ``((Q^T W Q) * H) d3 = diag(Q^T W A H)``.
+    def solve_coupled(
+        self, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
+    ) -> None:
+        """Set d3 to its least-squares value: ``((Q^T W Q) * H) d3 = diag(Q^T W A H)``; or d1.
 
-        Q = D1 B1 D2 B2. On a grid a good grid point is taken instead. The old d3 stays if the new
-        one is worse; from off its grid it is brought there first.
-        Cost: ``2 n k (n + k) + n^3 / 3`` flops.
+        Q = D1 B1 D2 B2; for d1 the same of the transpose. On a grid a good grid point is taken
+        instead. The old scales stay if the new ones are worse; from off their grid they are brought
+        there first. Cost: ``2 n k (n + k) + n^3 / 3`` flops for n scales.
         """
-        P, pull = self._right_side(state, equations)
-        values = state.b2 - state.shift
+        gram, P, pull = self._coupled_equations(state, left, equations)
+        scales, bits = state.side(left)
+        values = bits - state.shift
         matmul = self.workers.matmul
-        normal = matmul(matmul(values, P), np.ascontiguousarray(values.T)) * self._coupling()
+        normal = matmul(matmul(values, P), np.ascontiguousarray(values.T)) * gram
         right = np.einsum("jk,jk->j", values, pull)
 
-        def error(d3: Floats) -> float:
-            return float(d3 @ (normal @ d3) - 2.0 * (d3 @ right))
+        def error(d: Floats) -> float:
+            return float(d @ (normal @ d) - 2.0 * (d @ right))
 
         if state.grids is not None:
-            grid = state.grids[2]
-            state.d3 = grid.round(state.d3).astype(np.float64)
-            rounded = round_diagonal(normal, right, state.d3, grid.values)
-            if error(rounded) <= error(state.d3):
-                state.d3 = rounded
+            grid = state.grids[0 if left else 2]
+            scales[:] = grid.round(scales)
+            rounded = round_diagonal(normal, right, scales, grid.values)
+            if error(rounded) <= error(scales):
+                scales[:] = rounded
             return
         largest = max(float(np.diag(normal).max(initial=0.0)), np.finfo(np.float64).tiny)
         empty = np.diag(normal) <= 1e-12 * largest
@@ -143,26 +169,28 @@ class WeightedTarget(Target):
         _, solved, failed = scipy.linalg.lapack.dposv(ridged, right, lower=1)
         if failed:
             return
-        solved[empty] = state.d3[empty]
-        if np.isfinite(solved).all() and error(solved) <= error(state.d3):
-            state.d3 = solved
+        solved[empty] = scales[empty]
+        if np.isfinite(solved).all() and error(solved) <= error(scales):
+            scales[:] = solved
 
-    def _coupling(self) -> Floats:
-        if self.H is None:
-            raise ValueError("columns are coupled by a Gram matrix only")
-        return self.H
+    def _coupled_equations(
+        self, state: State, left: bool, equations: tuple[Floats, Floats] | None
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return H (n, n), ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k).
 
-    def _right_side(
-        self, state: State, equations: tuple[Floats, Floats] | None
-    ) -> tuple[Floats, Floats]:
-        """Return ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k)."""
-        P, cross = equations or normal_equations(self, state, False)
-        return P, self.weigh_columns(cross)
+        For the left the same of the transpose.
+        """
+        gram = self.coupling(left)
+        if gram is None:
+            raise ValueError("nothing couples this side")
+        P, cross = equations or normal_equations(self, state, left)
+        return gram, P, self.workers.matmul(gram, cross)
 
     def surrogate(self) -> ScaledTarget:
         """Return the plain problem ``sqrt(W) A sqrt(diag H)``, whose columns are independent."""
         m, n = self.shape
-        rows = np.ones(m) if self.w is None else np.sqrt(self.w)
+        w = np.diag(self.W) if self.W is not None else self.w
+        rows = np.ones(m) if w is None else np.sqrt(w)
         columns = np.ones(n) if self.H is None else np.sqrt(np.diag(self.H))
         return ScaledTarget(
             self.A, self.workers, np.maximum(rows, _LEAST_SCALE), np.maximum(columns, _LEAST_SCALE)

@@ -1,10 +1,11 @@
-"""The ADMM of `diba_np.search.relaxation` for inputs whose channels are correlated.
+"""The ADMM of `diba_np.search.relaxation` for channels that are correlated.
 
-It minimises ``|(A D - X1 X2^T) C^(p/2)|`` where ``H = D C D`` splits the Gram matrix into the root
-mean squares D of the channels and their correlations C. With ``C^p = V diag(lam) V^T`` one half
-regresses on ``V^T X2``; the other has to solve ``C^p X (G + ridge) + rho X = Y + rho P``, which two
-orthogonal rotations, V and that of G, make diagonal. The power is below 1 because the projection on
-signs disturbs all directions alike, and those that inputs never take would be left to chance.
+It minimises ``|(A D - X1 X2^T) C^(p/2)|`` where ``H = D C D`` splits the Gram matrix of the inputs
+into the root mean squares D of the channels and their correlations C. With ``C^p = V diag(lam)
+V^T`` one half regresses on ``sqrt(lam) V^T X2``; the other has to solve ``C^p X (G + ridge) + rho X
+= Y + rho P``, which two orthogonal rotations, V and that of G, make diagonal. A Gram matrix of the
+outputs does the same to the other side. The power is below 1 because the projection on signs
+disturbs all directions alike, and those that are never taken would be left to chance.
 """
 
 from __future__ import annotations
@@ -26,22 +27,54 @@ Array = NDArray[np.float32]
 POWER = 0.75  # of the correlations; 0.5 and 1 lose 0.1 dB on inputs not seen, 0 loses 1 dB
 
 
-class _Rotated(ScaledTarget):
-    """``sqrt(W) A D V sqrt(lam)``: a plain target for the half that is independent."""
+class _Axis:
+    """A side's correlations ``C^p = V diag(lam) V^T``.
 
-    def __init__(self, plain: ScaledTarget, root: NDArray[np.float64]) -> None:
-        self._root = root
+    Attributes
+    ----------
+    rotation : (n, n) float32
+        V.
+    lam : (n,) float32
+    root : (n, n) float64
+        ``V sqrt(lam)``.
+    """
+
+    def __init__(self, coupling: NDArray[np.float64]) -> None:
+        size = np.sqrt(np.diag(coupling))
+        values, V = scipy.linalg.eigh(coupling / np.outer(size, size), driver="evd")
+        values = np.maximum(values, 0.0) ** POWER
+        self.root = V * np.sqrt(values)
+        self.rotation = np.ascontiguousarray(V, np.float32)
+        self.lam = values.astype(np.float32)
+
+
+class _Rotated(ScaledTarget):
+    """A plain target whose coupled sides are multiplied by their roots."""
+
+    def __init__(self, plain: ScaledTarget, left: _Axis | None, right: _Axis | None) -> None:
+        self._left = None if left is None else np.ascontiguousarray(left.root.T)
+        self._right = None if right is None else right.root
+        self._made: NDArray[np.float64] | None = None
         super().__init__(plain.A, plain.workers, plain.rows, plain.columns)
 
     def read(self, rows: slice) -> NDArray[np.float64]:
-        return super().read(rows) @ self._root
+        if self._left is None:
+            return self._read_right(rows)
+        if self._made is None:
+            self._made = self.workers.matmul(self._left, self._read_right(slice(None)))
+        return self._made[rows].copy()
+
+    def _read_right(self, rows: slice) -> NDArray[np.float64]:
+        scaled = super().read(rows)
+        return scaled if self._right is None else self.workers.matmul(scaled, self._right)
 
 
 class _Seen:
-    """The second half as the first regresses on it: its basis in the rotated coordinates."""
+    """A coupled half as the other regresses on it: its basis in the rotated coordinates."""
 
-    def __init__(self, half: admm._Half, root: Array) -> None:
-        self._half, self._root = half, root
+    def __init__(self, half: admm._Half, axis: _Axis) -> None:
+        self._half = half
+        self._root = np.ascontiguousarray(axis.root.T, np.float32)
 
     @property
     def gauge(self) -> Array:
@@ -57,31 +90,32 @@ class _Seen:
 def _coupled_half_step(
     target: Target,
     half: admm._Half,
-    other: admm._Half,
-    rotation: Array,
-    lam: Array,
+    other: Any,
+    axis: _Axis,
+    left: bool,
     schedule: admm.Schedule,
     balance: float,
 ) -> None:
-    """Move the half whose rows are coupled: two regressions, each followed by a projection."""
+    """Move a half whose rows are coupled: two regressions, each followed by a projection."""
     matmul = target.workers.matmul
     N = other.make_basis(schedule.softness)
     gram = admm.balanced_gram(N, other.gauge, balance, target.workers)
     gamma, basis = (part.astype(np.float32) for part in scipy.linalg.eigh(gram, driver="evd"))
     back = np.ascontiguousarray(basis.T)
-    pull = matmul(target.rmatmul(N) * np.sqrt(lam)[:, None], basis)
-    into = np.ascontiguousarray(rotation.T)
+    lam = axis.lam[:, None]
+    pull = matmul((target.matmul if left else target.rmatmul)(N) * np.sqrt(lam), basis)
+    into = np.ascontiguousarray(axis.rotation.T)
     rows = slice(0, len(half.Q))
     ridge = np.float32(schedule.ridge)
     for rho, last in ((np.float32(schedule.penalties[0]), False), (np.float32(1.0), True)):
         R = matmul(matmul(into, half.point(rows, rho, np.zeros_like(half.Q))), basis)
         R += pull
-        R /= lam[:, None] * (gamma + ridge) + rho
+        R /= lam * (gamma + ridge) + rho
         if last and target.energy:
-            fitted = np.einsum("ij,ij->", R, 2.0 * pull - lam[:, None] * gamma * R)
+            fitted = np.einsum("ij,ij->", R, 2.0 * pull - lam * gamma * R)
             share = 1.0 - float(fitted) / target.energy
             schedule.share = min(1.0, max(share, admm.LEAST_SHARE))
-        half.X = matmul(rotation, matmul(R, back), out=half.X)
+        half.X = matmul(axis.rotation, matmul(R, back), out=half.X)
         half.blend(rows, half.X, admm.DAMPING)
         half.project(half.gauge * other.gauge if last and balance else None)
 
@@ -114,27 +148,26 @@ def relax_coupled(
 
     Notes
     -----
-    Beside what `relax` costs, an iteration takes ``10 n^2 k + 8 n k^2`` flops and an
-    eigendecomposition of order k, the start one of order n.
+    For a coupled side of n rows or columns an iteration takes ``10 n^2 k + 8 n k^2`` flops and an
+    eigendecomposition of order k beside what `relax` costs, the start one of order n.
     """
     plain = target.surrogate()
-    if target.H is None:
+    axes = [None if C is None else _Axis(C) for C in map(target.coupling, (True, False))]
+    if axes == [None, None]:
         state = admm.relax(plain, k, shift=shift, rng=rng, iterations=iterations, monitor=monitor)
         plain.restore(state, target.unit)
         update_d2(target, state)
         return state
-    size = np.sqrt(np.diag(target.H))
-    values, V = scipy.linalg.eigh(target.H / np.outer(size, size), driver="evd")
-    values = np.maximum(values, 0.0) ** POWER
-    rotated = _Rotated(plain, V * np.sqrt(values))
-    rotation, lam = np.ascontiguousarray(V, np.float32), values.astype(np.float32)
-    root = np.ascontiguousarray((V * np.sqrt(values)).T, np.float32)
-
-    ga, gb = admm._gauges(k)
+    rotated = _Rotated(plain, *axes)
     balance = admm.BALANCE * abs(1.0 - 2.0 * shift)
-    first = admm._Half(target.shape[0], ga, rng, target.workers)
-    second = admm._Half(target.shape[1], gb, rng, target.workers)
-    seen: Any = _Seen(second, root)
+    first, second = (
+        admm._Half(size, gauge, rng, target.workers)
+        for size, gauge in zip(target.shape, admm._gauges(k), strict=True)
+    )
+    halves = (first, second)
+    seen = [
+        half if axis is None else _Seen(half, axis) for half, axis in zip(halves, axes, strict=True)
+    ]
     schedule = admm.Schedule()
     done, _ = admm.enter(monitor, first, second, schedule, iterations)
     for i in range(done, iterations):
@@ -142,8 +175,12 @@ def relax_coupled(
             monitor.uneven |= admm.are_uneven(first, second)
             admm.share_gauges(first, second)
         schedule.at(i, iterations, monitor)
-        admm._half_step(rotated, first, seen, True, schedule, balance)
-        _coupled_half_step(rotated, second, first, rotation, lam, schedule, balance)
+        for side, left in ((0, True), (1, False)):
+            half, other, axis = halves[side], seen[1 - side], axes[side]
+            if axis is None:
+                admm._half_step(rotated, half, other, left, schedule, balance)
+            else:
+                _coupled_half_step(rotated, half, other, axis, left, schedule, balance)
         if monitor.step("relaxation", i + 1, iterations) or monitor.time_share() >= 0.8:
             break
         admm.leave(monitor, first, second, schedule, i + 1, iterations)

@@ -38,6 +38,8 @@ class Weights:
         Mean product of two channels, divided by the mean of its diagonal; nothing added yet.
     outputs : (m,) float64 or None
         Weights of the outputs, mean 1.
+    output_gram : (m, m) float64 or None
+        Their Gram matrix instead, mean of its diagonal 1; positive definite.
     shrinkage : float
         Share by which the products of different channels are reduced.
     facts : dict
@@ -46,17 +48,13 @@ class Weights:
 
     gram: Floats | None
     outputs: Floats | None
+    output_gram: Floats | None
     shrinkage: float
     facts: dict[str, Any]
 
     def regularised(self) -> Floats | None:
         """Return ``(1 - a) H + a diag(H) + RIDGE I`` with the shrinkage a; positive definite."""
-        if self.gram is None:
-            return None
-        diagonal = np.diag(self.gram)
-        shrunk = (1.0 - self.shrinkage) * self.gram
-        shrunk[np.diag_indices_from(shrunk)] = np.maximum(diagonal, 0.0) + RIDGE
-        return shrunk
+        return None if self.gram is None else _shrunk(self.gram, self.shrinkage)
 
 
 def gram_of_inputs(X: NDArray[Any], workers: Workers) -> Floats:
@@ -87,8 +85,8 @@ def as_weights(
         One sample a row; a memory map is read in row blocks.
     gram : (n, n) array_like, optional
         Symmetric and positive semidefinite, to rounding in float32.
-    output_weight : (m,) array_like, optional
-        Not negative, not all zero.
+    output_weight : (m,) or (m, m) array_like, optional
+        Not negative, not all zero; or symmetric and positive semidefinite, as `gram`.
     shape : (int, int)
         (m, n) of the matrix.
 
@@ -136,17 +134,30 @@ def as_weights(
     if H is not None:
         facts |= {"shrinkage": shrinkage, "ridge": RIDGE}
         H = _normalised(H, facts)
-    outputs = None
+    outputs = output_gram = None
     if output_weight is not None:
-        outputs = _check_output_weight(output_weight, m)
-        facts["output_weight_sha256"] = digest(outputs[:, None])
-        outputs = outputs / outputs.mean()
-    return None if H is None and outputs is None else Weights(H, outputs, shrinkage, facts)
+        given = _check_output_weight(output_weight, m)
+        as_given = given[:, None] if given.ndim == 1 else np.asarray(output_weight)
+        facts["output_weight_sha256"] = digest(as_given)
+        if given.ndim == 1:
+            outputs = given / given.mean()
+        else:
+            output_gram = _shrunk(given / (np.trace(given) / m), LEAST_SHRINKAGE)
+    if H is None and output_weight is None:
+        return None
+    return Weights(H, outputs, output_gram, shrinkage, facts)
 
 
-def _check_gram(given: NDArray[Any], n: int) -> Floats:
+def _shrunk(H: Floats, share: float) -> Floats:
+    """Return ``(1 - share) H + share diag(H) + RIDGE I``; positive definite."""
+    shrunk = (1.0 - share) * H
+    shrunk[np.diag_indices_from(shrunk)] = np.maximum(np.diag(H), 0.0) + RIDGE
+    return shrunk
+
+
+def _check_gram(given: NDArray[Any], n: int, name: str = "gram") -> Floats:
     if given.shape != (n, n):
-        raise ValueError(f"gram must have shape ({n}, {n}), got {tuple(given.shape)}")
+        raise ValueError(f"{name} must have shape ({n}, {n}), got {tuple(given.shape)}")
     H = given.astype(np.float64)
     largest = float(np.abs(H).max())
     H /= largest or 1.0  # so that nothing overflows below
@@ -154,7 +165,7 @@ def _check_gram(given: NDArray[Any], n: int) -> Floats:
     i, j = np.unravel_index(int(gap.argmax()), gap.shape)
     if gap[i, j] > _ASYMMETRY:
         raise ValueError(
-            f"gram must be symmetric, got {given[i, j]:g} at ({i}, {j}) "
+            f"{name} must be symmetric, got {given[i, j]:g} at ({i}, {j}) "
             f"and {given[j, i]:g} at ({j}, {i})"
         )
     H = (H + H.T) / 2.0
@@ -164,7 +175,7 @@ def _check_gram(given: NDArray[Any], n: int) -> Floats:
     if trace < 0 or (largest and scipy.linalg.lapack.dpotrf(shifted, lower=1)[1] != 0):
         least = float(scipy.linalg.eigh(H, eigvals_only=True, subset_by_index=[0, 0])[0])
         raise ValueError(
-            "gram must be positive semidefinite, "
+            f"{name} must be positive semidefinite, "
             f"got a smallest eigenvalue of {least * largest:.4g}"
         )
     return H
@@ -191,21 +202,27 @@ def _normalised(H: Floats, facts: dict[str, Any]) -> Floats:
 
 
 def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
+    """Return the weights of the outputs, a vector or a matrix, in float64."""
     try:
         given = np.asanyarray(output_weight)
     except ValueError as error:
-        raise ValueError(f"output_weight must be a vector: {error}") from None
+        raise ValueError(f"output_weight must be a vector or matrix: {error}") from None
     if given.dtype.kind not in "buif":
         raise TypeError(f"output_weight must be an array of real numbers, got dtype {given.dtype}")
-    if given.shape != (m,):
-        raise ValueError(f"output_weight must have shape ({m},), got {given.shape}")
-    weights = given.astype(np.float64)
-    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if wrong.size:
+    if given.shape not in ((m,), (m, m)):
         raise ValueError(
-            "output_weight must be finite and not negative, "
-            f"got {weights[wrong[0]]:g} at {int(wrong[0])}"
+            f"output_weight must have shape ({m},) or ({m}, {m}), got {tuple(given.shape)}"
         )
+    if given.ndim == 2:
+        weights = _check_gram(as_matrix(given, "output_weight"), m, "output_weight")
+    else:
+        weights = given.astype(np.float64)
+        wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        if wrong.size:
+            raise ValueError(
+                "output_weight must be finite and not negative, "
+                f"got {weights[wrong[0]]:g} at {int(wrong[0])}"
+            )
     if not weights.any():
         raise ValueError("output_weight must not be all zero")
     return weights

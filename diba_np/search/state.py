@@ -116,10 +116,8 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
         return _gram(target, other, weighed), target.matmul(weighed)
     k = len(state.d2)
     gram, cross = np.zeros((k, k)), np.zeros((target.shape[1], k))
-    for rows, part in target.blocks(np.float64):
-        other = state.scaled(True, rows)
-        other *= state.d2
-        weighed = target.weigh_rows(other, rows)
+    made = target.weighed_rows(lambda rows: state.scaled(True, rows) * state.d2)
+    for _, part, other, weighed in made:
         gram += _gram(target, other, weighed)
         cross += target.workers.matmul(part.T, weighed)
     return gram, cross
@@ -148,10 +146,10 @@ def sweep(
 
     `kernels` is a (serial, parallel) pair of `diba_np.kernels.flips`. Kernels that move the scale
     write it into the state. `equations` are the side's `normal_equations`, where they are at hand.
-    Columns that inputs couple are left to the target.
+    Sides that weights couple are left to the target.
     """
-    if target.coupled and not left:
-        return target.sweep_columns(state, kernels[0], passes, *extra, equations=equations)
+    if target.coupling(left) is not None:
+        return target.sweep_coupled(state, left, kernels[0], passes, *extra, equations=equations)
     scales, bits = state.side(left)
     gram, cross = equations or normal_equations(target, state, left)
     slack = np.full(len(bits), SLACK * target.energy / len(bits))
@@ -168,10 +166,10 @@ def update_row_scales(
 ) -> None:
     """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty.
 
-    Where inputs couple the columns, d3 is solved for as a whole.
+    Where weights couple a side, its scales are solved for as a whole.
     """
-    if target.coupled and not left:
-        target.solve_d3(state, equations)
+    if target.coupling(left) is not None:
+        target.solve_coupled(state, left, equations)
         return
     scales, bits = state.side(left)
     gram, cross = equations or normal_equations(target, state, left)
@@ -195,9 +193,7 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     GV = target.weigh_columns(V)
     k = len(state.d2)
     normal, right = np.zeros((k, k)), np.zeros(k)
-    for rows, part in target.blocks(np.float64):
-        U = state.scaled(True, rows)
-        WU = target.weigh_rows(U, rows)
+    for _, part, U, WU in target.weighed_rows(lambda rows: state.scaled(True, rows)):
         normal += _gram(target, U, WU)
         right += np.einsum("ik,ik->k", WU, target.workers.matmul(part, GV))
     normal *= _gram(target, V, GV)
@@ -283,7 +279,7 @@ def squared_error(target: Target, state: State) -> float:
 
     With weights ``tr(W E H E^T)`` of that residual E.
     """
-    return sum(target.squares(rows, E) for rows, _, E in residuals(target, state))
+    return target.squares((rows, E) for rows, _, E in residuals(target, state))
 
 
 def normalise(state: State) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,12 +83,12 @@ class Target:
         Root mean square of the entries (1.0 for a zero matrix); ``A / unit`` is what is fitted.
     energy : float
         Squared Frobenius norm of ``A / unit``: m n, or 0.0.
-    coupled : bool
-        Whether the columns of B2 must be judged one after another; here False. The errors of a
-        plain target are weighed by nothing: `diba_np.search.activations` has the other kind.
-    """
 
-    coupled = False
+    Notes
+    -----
+    The errors of a plain target are weighed by nothing: `diba_np.search.activations` has the other
+    kind, whose methods of the same names weigh them.
+    """
 
     def __init__(self, A: NDArray[Any], workers: Workers) -> None:
         self.A = A
@@ -143,26 +143,37 @@ class Target:
             self._kept[dtype] = kept
         return self._kept[dtype]
 
-    def weigh_rows(self, N: NDArray[Any], rows: slice = slice(None)) -> NDArray[Any]:
-        """Return ``W N`` with the weights W of those outputs; here N itself."""
-        return N
+    def weighed_rows(
+        self, make: Callable[[slice], NDArray[np.float64]]
+    ) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
+        """Yield (rows, ``A[rows] / unit``, rows of N, rows of ``W N``), ``N[rows] = make(rows)``.
+
+        W are the weights of the outputs; here there are none.
+        """
+        for rows, part in self.blocks(np.float64):
+            N = make(rows)
+            yield rows, part, N, N
 
     def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
         """Return ``H N`` for N (n, k) with the Gram matrix H of the inputs; here N itself."""
         return N
 
-    def squares(self, rows: slice, E: NDArray[Any]) -> float:
-        """Return ``tr(W E H E^T)`` of some rows of a residual; here the sum of squares."""
-        return float(np.vdot(E, E))
+    def squares(self, blocks: Iterable[tuple[slice, NDArray[Any]]]) -> float:
+        """Return ``tr(W E H E^T)`` of E given in row blocks; here the sum of squares."""
+        return sum(float(np.vdot(E, E)) for _, E in blocks)
 
-    def sweep_columns(
-        self, state: Any, kernel: Any, passes: int, *extra: Any, equations: Any = None
+    def coupling(self, left: bool) -> NDArray[np.float64] | None:
+        """Return W (m, m) or H (n, n) where it couples the rows of B1 or columns of B2."""
+        return None
+
+    def sweep_coupled(
+        self, state: Any, left: bool, kernel: Any, passes: int, *extra: Any, equations: Any = None
     ) -> int:
-        """Search the columns of B2 where they are coupled; return the flips."""
+        """Search one side whose rows or columns are coupled; return the flips."""
         raise NotImplementedError
 
-    def solve_d3(self, state: Any, equations: Any = None) -> None:
-        """Solve for d3 where the columns are coupled."""
+    def solve_coupled(self, state: Any, left: bool, equations: Any = None) -> None:
+        """Solve for d1 or d3 where the rows or columns are coupled."""
         raise NotImplementedError
 
     def matmul(self, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
