@@ -77,7 +77,9 @@ def test_importance_is_that_of_tokens_and_outputs():
         weights = np.concatenate(tokens[name])
         assert not weights[~np.concatenate(masks)].any()
         assert weights.sum() == pytest.approx(sum(mask.sum() for mask in masks))
-        assert channels[name].mean() == pytest.approx(1)
+        assert np.trace(channels[name]) / len(channels[name]) == pytest.approx(1)
+        np.testing.assert_allclose(channels[name], channels[name].T, atol=1e-5)
+        assert np.linalg.eigvalsh(channels[name])[0] > 0.99 * nf.EVEN
     # only the first token is read at the end
     last = tokens["encoder.layer.1.output.dense"]
     first = [task.read("fit", rows)[1].cumsum(axis=1).ravel() == 1 for rows in places]
