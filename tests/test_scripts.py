@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import bert  # noqa: E402
 import minilm  # noqa: E402
 import sources  # noqa: E402
+import study_outputs  # noqa: E402
 
 
 def test_vendored_matrices_have_the_documented_hashes_and_shapes():
@@ -220,6 +221,19 @@ def test_study_activations_smoke():
     reached = {row["method"]: row["output_snr"] for row in rows}
     assert reached["with inputs"] > reached["without inputs"] + 3
     assert reached["with inputs"] > reached["DBF, weighted"]
+
+
+def test_study_outputs_smoke():
+    rows = json.loads(run_script("study_outputs.py", "--smoke", "--json"))
+    assert len(rows) == 6
+    assert np.mean([row["matrix"] - row["vector"] for row in rows]) > 0.5
+
+
+def test_the_bound_of_white_weights_is_six_db_a_bit(rng):
+    A = rng.normal(size=(60, 50))
+    assert study_outputs.bound(A, np.eye(60), np.eye(50), 1.0) == pytest.approx(6.02, abs=0.4)
+    W, H = np.diag(np.exp(np.arange(60) / 9)), np.diag(np.exp(np.arange(50) / 9))
+    assert study_outputs.bound(A, W, H, 1.0) > 9
 
 
 def test_study_matrices_smoke(tmp_path):
