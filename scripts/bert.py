@@ -1,11 +1,8 @@
 """BERT in NumPy, forwards and backwards by hand, with linear layers of any kind.
 
 One encoder (post-norm, exact GELU, masked attention) serves MiniLM and the reaction networks; three
-heads stand on it: masked tokens, classes, mean of the tokens. The matrix of a linear layer is made
-from the parameters of its `Weight`: dense and frozen, three diagonals around frozen bits (DiBARD),
-or frozen codes with scales. Its gradient as a dense matrix is made once a batch and pulled back to
-those parameters, which for batches of thousands of tokens costs less than mixing bits token by
-token.
+heads stand on it: masked tokens, classes, mean of the tokens. The matrix of a linear layer is that
+of its `network_weights.Weight`.
 
 Every step returns its result and a function that turns the gradient of the result into that of its
 input; what is not used is never computed. Samples are flat: (S T, width) for S texts of T tokens.
@@ -17,12 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from network_weights import Array, Weight
 from scipy.special import erf
 
-from diba_np.factors import DiBAFactors
-from diba_np.linear import DIAGONALS
-
-Array = np.ndarray
 Back = Callable[[Array], Array]
 # takes the name of a linear layer, its inputs and what is added to its outputs or None
 Linear = Callable[[str, Array, "Array | None"], tuple[Array, Any]]
@@ -36,85 +30,6 @@ LINEAR = (
 )
 
 _HIDDEN = -1e9  # the score of padding
-
-
-# -- weights ---------------------------------------------------------------------------------------
-
-
-class Weight:
-    """A matrix (m, n) that nothing trains.
-
-    Attributes
-    ----------
-    parameters : dict of str to ndarray
-        What may be trained, to be changed in place; `refresh` makes the matrix anew.
-    matrix : (m, n) array
-    """
-
-    def __init__(self, matrix: Array) -> None:
-        self.parameters: dict[str, Array] = {}
-        self.matrix = matrix
-
-    def refresh(self) -> None:
-        """Make the matrix from the parameters."""
-
-    def pull(self, gradient: Array) -> dict[str, Array]:
-        """Turn the gradient with respect to the matrix into those of the parameters."""
-        return {}
-
-
-class DiBAWeight(Weight):
-    """``D1 B1 D2 B2 D3`` with frozen bits.
-
-    Notes
-    -----
-    With the gradient G of the matrix W: ``d1 g_d1 = rowsum(G W)``, ``g_d2 = rowsum((B1^T D1 G D3)
-    B2)``, ``d3 g_d3 = colsum(G W)``; the forms below hold for zeros too. Cost 2 m n k flops each
-    way.
-    """
-
-    def __init__(self, factors: DiBAFactors, dtype: Any = np.float32) -> None:
-        self.b1 = factors.b1.to_dense().astype(dtype) - np.dtype(dtype).type(factors.shift)
-        self.b2 = factors.b2.to_dense().astype(dtype) - np.dtype(dtype).type(factors.shift)
-        self.parameters = {name: np.array(getattr(factors, name), dtype) for name in DIAGONALS}
-        self.refresh()
-
-    @property
-    def factors(self) -> DiBAFactors:
-        """The factorization with the diagonals as they are, shift 0."""
-        d1, d2, d3 = (self.parameters[name] for name in DIAGONALS)
-        return DiBAFactors(d1, self.b1.astype(np.uint8), d2, self.b2.astype(np.uint8), d3)
-
-    def refresh(self) -> None:
-        p = self.parameters
-        self._inner = (self.b1 * p["d2"]) @ self.b2
-        self.matrix = p["d1"][:, None] * self._inner * p["d3"]
-
-    def pull(self, gradient: Array) -> dict[str, Array]:
-        p = self.parameters
-        right = gradient * p["d3"]
-        both = p["d1"][:, None] * right
-        return {
-            "d1": np.einsum("ij,ij->i", right, self._inner),
-            "d2": np.einsum("kj,kj->k", self.b1.T @ both, self.b2),
-            "d3": np.einsum("ij,ij->j", p["d1"][:, None] * gradient, self._inner),
-        }
-
-
-class CodeWeight(Weight):
-    """Frozen integer codes (m, n), with a scale for every row and group of columns (m, groups)."""
-
-    def __init__(self, codes: Array, scales: Array, group: Array) -> None:
-        self.codes, self.group = codes, group
-        self._starts = np.flatnonzero(np.diff(group, prepend=-1))
-        self.parameters = {"scales": scales}
-        self.refresh()
-
-    def refresh(self) -> None:
-        self.matrix = self.codes * self.parameters["scales"][:, self.group]
-
-    def pull(self, gradient: Array) -> dict[str, Array]:
-        return {"scales": np.add.reduceat(gradient * self.codes, self._starts, axis=1)}
 
 
 # -- steps -----------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bert import Array, Back, Bert, CodeWeight, DiBAWeight, Weight, batches, padded, softmax
+from bert import Array, Back, Bert, batches, padded, softmax
+from network_weights import as_weight, restore, round_stored, store
 
 import diba_np as dn
 from diba_np import baselines
@@ -21,10 +22,8 @@ from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.random_bits import random_factors
 from diba_np.baselines.scalar import ScalarQuantized
 from diba_np.layerwise import compress_layers
-from diba_np.linear import DIAGONALS
 from diba_np.losses import cross_entropy
 from diba_np.optim import Adam
-from diba_np.scales import round_diagonals
 
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
 EVEN = 0.2  # share of the tokens' weights that is the same for all
@@ -94,35 +93,6 @@ def accuracy(right: Array, group: Array | None = None) -> tuple[float, float]:
 # -- one matrix ------------------------------------------------------------------------------------
 
 
-def store(weight: Weight) -> dict[str, Array]:
-    """Return a weight as arrays; `restore` is its inverse."""
-    if isinstance(weight, DiBAWeight):
-        return {"b1": weight.b1.astype(bool), "b2": weight.b2.astype(bool), **weight.parameters}
-    if isinstance(weight, CodeWeight):
-        return {"codes": weight.codes, "group": weight.group, **weight.parameters}
-    raise TypeError(f"no stored form for {type(weight).__name__}")
-
-
-def restore(arrays: Mapping[str, Array]) -> Weight:
-    """Return the weight that `store` made arrays of."""
-    if "codes" in arrays:
-        return CodeWeight(arrays["codes"], arrays["scales"].copy(), arrays["group"])
-    d1, d2, d3 = (arrays[name] for name in DIAGONALS)
-    return DiBAWeight(dn.DiBAFactors(d1, arrays["b1"], d2, arrays["b2"], d3))
-
-
-def round_stored(weight: Weight) -> None:
-    """Round what was trained to the 16 bits that are counted."""
-    p = weight.parameters
-    if isinstance(weight, DiBAWeight):
-        for name, value in zip(DIAGONALS, round_diagonals(*map(p.get, DIAGONALS)), strict=True):
-            p[name][...] = value
-    elif isinstance(weight, CodeWeight):
-        unit = float(np.abs(p["scales"]).max()) or 1.0
-        p["scales"][...] = (p["scales"] / unit).astype(np.float16).astype(np.float32) * unit
-    weight.refresh()
-
-
 def by_weights(A: Array, bits: float, **how: Any) -> Form:
     """Bits fitted to the weights alone."""
     return dn.factorize(A, bits=bits, **how)
@@ -137,20 +107,6 @@ def by_codes(A: Array, bits: float, **how: Any) -> Form:
     """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
     made: Any = baselines.fit("rtn", A, bits)
     return made  # type: ignore[no-any-return]
-
-
-def as_weight(made: Any) -> Weight:
-    """Return what a method made as a weight whose diagonals or scales can be trained."""
-    if isinstance(made, dn.DiBAFactors):
-        return DiBAWeight(made)
-    codes = np.zeros(made.shape, np.float32)
-    codes[:, made.kept] = np.asarray(made.table, np.float32)[made.codes]
-    group = np.zeros(made.shape[1], np.int64)
-    if made.group:
-        kept = np.flatnonzero(made.kept)
-        for number, start in enumerate(range(0, len(kept), made.group)):
-            group[kept[start] :] = number
-    return CodeWeight(codes, made.scales.astype(np.float32) * np.float32(made.scale), group)
 
 
 # -- layer by layer --------------------------------------------------------------------------------

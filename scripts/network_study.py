@@ -30,7 +30,8 @@ from typing import Any
 
 import network_fit as nf
 import numpy as np
-from bert import LINEAR, Array, Bert, DiBAWeight
+from bert import LINEAR, Array, Bert
+from network_weights import DiBAWeight
 from sources import cache_folder
 
 import diba_np as dn

@@ -13,6 +13,7 @@ import diba_np as dn
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import bert
+import network_weights
 
 WIDTH = 8
 
@@ -28,11 +29,11 @@ def net(rng):
     made = bert.Bert(bert.random_tensors(0), heads=2, dtype=np.float64)
     for name in made.encoder_names():
         m, n = made.weights[name].matrix.shape
-        made.replace({name: bert.DiBAWeight(factors(rng, m, n), np.float64)})
+        made.replace({name: network_weights.DiBAWeight(factors(rng, m, n), np.float64)})
     name = "encoder.layer.1.attention.output.dense"
     codes = rng.integers(-2, 3, (WIDTH, WIDTH)).astype(float)
     group = np.repeat([0, 1], WIDTH // 2)
-    made.replace({name: bert.CodeWeight(codes, rng.normal(size=(WIDTH, 2)), group)})
+    made.replace({name: network_weights.CodeWeight(codes, rng.normal(size=(WIDTH, 2)), group)})
     return made
 
 
@@ -98,8 +99,10 @@ def test_padding_changes_nothing(net):
 
 def test_weights_are_the_matrices_that_they_stand_for(rng):
     f = factors(rng, 7, 6)
-    np.testing.assert_allclose(bert.DiBAWeight(f).matrix, f.to_dense(), rtol=1e-5, atol=1e-6)
-    weight = bert.CodeWeight(
+    np.testing.assert_allclose(
+        network_weights.DiBAWeight(f).matrix, f.to_dense(), rtol=1e-5, atol=1e-6
+    )
+    weight = network_weights.CodeWeight(
         np.ones((2, 3)), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0, 0, 1])
     )
     np.testing.assert_array_equal(weight.matrix, [[1, 1, 2], [3, 3, 4]])
