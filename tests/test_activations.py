@@ -311,20 +311,23 @@ def test_inputs_are_read_in_blocks(monkeypatch, rng):
 
 
 @pytest.mark.parametrize("solver", ["auto", "greedy"])
-def test_same_seed_same_bits_for_every_number_of_threads(solver, attention):
+@pytest.mark.parametrize("whole", [False, True])
+def test_same_seed_same_bits_for_every_number_of_threads(whole, solver, attention):
     A, X = attention[:200, :150], correlated(150, 400, 0)
+    how = {"inputs": X, "output_weight": np.cov(correlated(200, 500, 1).T) if whole else None}
     one, two = (
-        factorize(A, k=60, solver=solver, threads=t, max_sweeps=10, tol=0.01, inputs=X)
-        for t in (1, 2)
+        factorize(A, k=60, solver=solver, threads=t, max_sweeps=10, tol=0.01, **how) for t in (1, 2)
     )
     assert same(one, two)
 
 
-def test_a_memory_map_of_the_matrix_gives_the_same_bits(tmp_path, rng):
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_memory_map_of_the_matrix_gives_the_same_bits(whole, tmp_path, rng):
     A = rng.normal(size=(20, 15)).astype(np.float32)
     np.save(tmp_path / "A.npy", A)
     mapped = np.load(tmp_path / "A.npy", mmap_mode="r")
-    with_weights = {"inputs": rng.normal(size=(40, 15)), "output_weight": rng.random(20)}
+    w = gram_of(20, rng) if whole else rng.random(20)
+    with_weights = {"inputs": rng.normal(size=(40, 15)), "output_weight": w}
     f, g = (factorize(a, k=6, max_sweeps=20, **with_weights) for a in (A, mapped))
     assert same(f, g)
 
