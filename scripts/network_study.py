@@ -72,6 +72,7 @@ class Study:
         """Keep what the results depend on, or compare it with what was kept."""
         names = ("effort", "calibration", "rows", "epochs", "rate", "tokens")
         mine = {name: getattr(self.args, name) for name in names}
+        mine["texts"] = {part: sum(map(len, rows)) for part, rows in self.task.texts.items()}
         path = self.folder / "settings.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
