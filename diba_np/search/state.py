@@ -116,8 +116,13 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
         return _gram(target, other, weighed), target.matmul(weighed)
     k = len(state.d2)
     gram, cross = np.zeros((k, k)), np.zeros((target.shape[1], k))
-    made = target.weighed_rows(lambda rows: state.scaled(True, rows) * state.d2)
-    for _, part, other, weighed in made:
+
+    def others(rows: slice) -> Floats:
+        made = state.scaled(True, rows)
+        made *= state.d2
+        return made
+
+    for _, part, other, weighed in target.weighed_rows(others):
         gram += _gram(target, other, weighed)
         cross += target.workers.matmul(part.T, weighed)
     return gram, cross
