@@ -20,14 +20,14 @@ from diba_np.factors import DiBAFactors, check_shift
 from diba_np.metrics import decibels
 from diba_np.scales import ScaleBits, Widths, check_scale_bits
 from diba_np.search.activations import WeightedTarget, reached_db, snr_facts
-from diba_np.search.coupled import relax_coupled
 from diba_np.search.gram import Weights, as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
 from diba_np.search.pilot import choose_widths, guess_k
 from diba_np.search.rank_one import rank_one, widened
 from diba_np.search.refit import factors_of, round_diagonals, state_of
-from diba_np.search.relaxation import EFFORTS, Effort, polish, relax
+from diba_np.search.relaxation import EFFORTS, Effort, polish
+from diba_np.search.staged import relax_staged
 from diba_np.search.state import State, sort_components, squared_error
 from diba_np.search.target import Target, as_matrix, digest
 from diba_np.threads import workers
@@ -404,16 +404,19 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
         monitor.converged = True
         return widened(simple, k)
 
+    def between(state: State) -> None:
+        polish(target, state, monitor, plan.tol, replace(plan.effort, rounds=1))
+
     def searched(iterations: int, longer: int) -> State:
-        how: dict[str, Any] = {"shift": plan.shift, "iterations": iterations, "monitor": monitor}
-        how["rng"] = np.random.default_rng(plan.seed)
-        found = monitor.stage(
-            "relaxation",
-            lambda: (
-                relax_coupled(target, k, **how)
-                if isinstance(target, WeightedTarget)
-                else relax(target, k, uneven=longer, **how)
-            ),
+        found = relax_staged(
+            target,
+            k,
+            shift=plan.shift,
+            seed=plan.seed,
+            iterations=iterations,
+            uneven=longer,
+            monitor=monitor,
+            polish=between,
         )
         if not monitor.stopped:
             relaxed = found

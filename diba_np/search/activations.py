@@ -46,6 +46,7 @@ class WeightedTarget(Target):
 
     Attributes
     ----------
+    weights : Weights
     gram, H : (n, n) float64 or None
         Gram matrix of the inputs, mean of its diagonal 1: as it was given, and regularised.
     w : (m,) float64 or None
@@ -58,6 +59,7 @@ class WeightedTarget(Target):
 
     def __init__(self, A: NDArray[Any], workers: Workers, weights: Weights) -> None:
         super().__init__(A, workers)
+        self.weights = weights
         self.gram = weights.gram
         self.H = weights.regularised()
         self.w, self.W = weights.outputs, weights.output_gram

@@ -128,6 +128,7 @@ def relax_coupled(
     rng: np.random.Generator,
     iterations: int,
     monitor: Monitor,
+    held: admm.Scales | None = None,
 ) -> State:
     """Find signs by ADMM under the weights of a target and read them out as bits.
 
@@ -140,6 +141,8 @@ def relax_coupled(
         Alphabet shift; the balance penalty is proportional to ``1 - 2 shift``.
     iterations : int
         Outer iterations; the ramps are spread over them (or over the time limit).
+    held : ((m,), (n,)) of float64, optional
+        As of `relaxation.relax`.
 
     Returns
     -------
@@ -153,16 +156,21 @@ def relax_coupled(
     """
     plain = target.surrogate()
     axes = [None if C is None else _Axis(C) for C in map(target.coupling, (True, False))]
+    if held is not None:
+        held = (held[0] * plain.rows, held[1] * plain.columns)
     if axes == [None, None]:
-        state = admm.relax(plain, k, shift=shift, rng=rng, iterations=iterations, monitor=monitor)
+        how = {"iterations": iterations, "monitor": monitor, "held": held}
+        state = admm.relax(plain, k, shift=shift, rng=rng, **how)
         plain.restore(state, target.unit)
         update_d2(target, state)
         return state
     rotated = _Rotated(plain, *axes)
     balance = admm.BALANCE * abs(1.0 - 2.0 * shift)
     first, second = (
-        admm._Half(size, gauge, rng, target.workers)
-        for size, gauge in zip(target.shape, admm._gauges(k), strict=True)
+        admm._Half(size, gauge, rng, target.workers, scales)
+        for size, gauge, scales in zip(
+            target.shape, admm._gauges(k), held or (None, None), strict=True
+        )
     )
     halves = (first, second)
     seen = [
@@ -181,7 +189,7 @@ def relax_coupled(
                 admm._half_step(rotated, half, other, left, schedule, balance)
             else:
                 _coupled_half_step(rotated, half, other, axis, left, schedule, balance)
-        if monitor.step("relaxation", i + 1, iterations) or monitor.time_share() >= 0.8:
+        if monitor.step("relaxation", i + 1, iterations) or monitor.window_share() >= 1.0:
             break
         admm.leave(monitor, first, second, schedule, i + 1, iterations)
     state = admm._read_out(first, second, shift)

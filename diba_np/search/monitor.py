@@ -16,6 +16,9 @@ from diba_np.search.journal import Journal
 # objective values kept in a record; more are thinned out evenly
 HISTORY = 64
 
+# the part of a time limit that relaxations may take; the rest is for the polish
+WINDOW = (0.0, 0.8)
+
 _SECONDS_BETWEEN_LINES = 3.0
 
 
@@ -76,6 +79,7 @@ class Monitor(Journal):
         self.converged = False
         self.uneven = False  # components of uneven size, see `relaxation.are_uneven`
         self.settled = False  # no single flip improves what is stored
+        self.window = WINDOW  # of the time limit, as shares, for the relaxation under way
         self.rng: np.random.Generator | None = None
         self.stopped = ""  # why the search was ended early: "time_limit", "callback" or nothing
         self._progress = progress
@@ -113,6 +117,11 @@ class Monitor(Journal):
     def time_share(self) -> float:
         """Return the share of the time limit that is used; 0 without a limit."""
         return self.seconds / self.time_limit if self.time_limit else 0.0
+
+    def window_share(self) -> float:
+        """Return the share of the `window` that is used; 0 without a limit."""
+        begin, end = self.window
+        return max(0.0, (self.time_share() - begin) / (end - begin)) if self.time_limit else 0.0
 
     def half_step(self, error: float) -> None:
         """Take the squared error after half a step into the history."""

@@ -9,7 +9,7 @@ from diba_np import budget, metrics
 from diba_np.scales import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
 from diba_np.search.coding import round_diagonal
 from diba_np.search.monitor import Monitor
-from diba_np.search.relaxation import relax
+from diba_np.search.staged import relax_staged
 from diba_np.search.state import (
     State,
     d2_equations,
@@ -40,8 +40,8 @@ def part_of(target: Target) -> Target:
 def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:
     m, n = target.shape
     k = max(1, round(rate * m * n / (m + n)))
-    rng = np.random.default_rng(seed)
-    state = relax(target, k, shift=shift, rng=rng, iterations=_ITERATIONS, monitor=Monitor())
+    how = {"seed": seed, "iterations": _ITERATIONS, "uneven": 0, "monitor": Monitor()}
+    state = relax_staged(target, k, shift=shift, **how)
     for left in (True, False):
         update_row_scales(target, state, left)
     update_d2(target, state)

@@ -50,6 +50,7 @@ from diba_np.search.target import Target
 from diba_np.threads import Workers, mirror
 
 Array = NDArray[np.float32]
+Scales = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _TABU = (sweep_tabu, sweep_tabu_par)
 
@@ -113,12 +114,24 @@ class _Half:
     q : (k,) float32
     gauge : (k,) float32
         Signs by which the component enters the balance constraint.
+    held : (rows,) float32, unit norm, or None
+        What p stays at.
     """
 
-    def __init__(self, rows: int, gauge: Array, rng: np.random.Generator, workers: Workers) -> None:
+    def __init__(
+        self,
+        rows: int,
+        gauge: Array,
+        rng: np.random.Generator,
+        workers: Workers,
+        held: NDArray[np.float64] | None = None,
+    ) -> None:
         k = gauge.size
         self.workers = workers
         self.gauge = gauge
+        self.held = None
+        if held is not None:
+            self.held = (np.abs(held) / np.linalg.norm(held)).astype(np.float32)
         self.p, self.q = np.zeros(rows, np.float32), np.ones(k, np.float32)
         self.Q = rng.standard_normal((rows, k), dtype=np.float32)
         self.X = np.zeros((rows, k), np.float32)
@@ -167,12 +180,16 @@ class _Half:
     def project(self, pin: Array | None) -> None:
         """Make (p, q) the leading singular pair of ``|Q|``, by two warm-started power steps.
 
-        The first is done by `blend`. With `pin` (gauge products), q is rescaled on the two gauge
-        classes so that tau vanishes.
+        The first is done by `blend`. Where p is held, q is the best for it. With `pin` (gauge
+        products), q is rescaled on the two gauge classes so that tau vanishes.
         """
-        self._normalise()
-        self.run("power_magnitudes", self.Q, self.q, self.p, self._parts)
-        self._normalise()
+        if self.held is None:
+            self._normalise()
+            self.run("power_magnitudes", self.Q, self.q, self.p, self._parts)
+            self._normalise()
+        else:
+            self.p[:] = self.held
+            self.q = self.workers.matmul(np.abs(self.Q).T, self.held[:, None])[:, 0]
         if pin is not None:
             plus, minus = float(self.q[pin > 0].sum()), float(self.q[pin < 0].sum())
             if plus > 0 and minus > 0:
@@ -256,7 +273,7 @@ class Schedule:
 
     def at(self, step: float, steps: int, monitor: Monitor) -> None:
         """Set `done`; under a time limit the ramp ends in time."""
-        self.done = max(step / max(steps - 3, 1), monitor.time_share() / 0.8)
+        self.done = max(step / max(steps - 3, 1), monitor.window_share())
 
     @property
     def penalties(self) -> tuple[float, ...]:
@@ -387,6 +404,7 @@ def relax(
     monitor: Monitor,
     schedule: Schedule | None = None,
     uneven: int = 0,
+    held: Scales | None = None,
 ) -> State:
     """Find signs by ADMM and read them out as bits.
 
@@ -404,6 +422,8 @@ def relax(
     uneven : int
         Iterations where the components turn out to be of uneven size, if that is more;
         ``monitor.uneven`` tells whether they did.
+    held : ((m,), (n,)) of float64, optional
+        What d1 and d3 stay proportional to; by magnitude.
 
     Returns
     -------
@@ -418,8 +438,9 @@ def relax(
     ga, gb = _gauges(k)
     schedule = schedule or Schedule()
     balance = schedule.balance * abs(1.0 - 2.0 * shift)
-    first = _Half(target.shape[0], ga, rng, target.workers)
-    second = _Half(target.shape[1], gb, rng, target.workers)
+    d1, d3 = held or (None, None)
+    first = _Half(target.shape[0], ga, rng, target.workers, d1)
+    second = _Half(target.shape[1], gb, rng, target.workers, d3)
     turn = int(REGAUGE_AT * iterations)
     i, due = enter(monitor, first, second, schedule, iterations)
     while i < due:
@@ -434,7 +455,7 @@ def relax(
         _half_step(target, first, second, True, schedule, balance)
         _half_step(target, second, first, False, schedule, balance)
         i += 1
-        if monitor.step("relaxation", i, due) or monitor.time_share() >= 0.8:
+        if monitor.step("relaxation", i, due) or monitor.window_share() >= 1.0:
             break
         leave(monitor, first, second, schedule, i, due)
     state = _read_out(first, second, shift)

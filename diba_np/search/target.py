@@ -107,8 +107,8 @@ class Target:
             part = self.read(rows)
             part /= largest or 1.0
             squares += float(np.vdot(part, part))
-        self.unit = largest * float(np.sqrt(squares / A.size)) if largest else 1.0
-        self.energy = float(A.size) if largest else 0.0
+        self.unit = largest * float(np.sqrt(squares / A.size)) or 1.0
+        self.energy = float(A.size) if squares else 0.0
 
     def read(self, rows: slice) -> NDArray[np.float64]:
         """Return some rows of A in float64."""

@@ -1,0 +1,126 @@
+"""Components in stages: their sizes, the rest that each is fitted to, what they gain."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import diba_np as dn
+from diba_np.search import relaxation as admm
+from diba_np.search import staged
+from diba_np.search.activations import WeightedTarget
+from diba_np.search.gram import as_weights
+from diba_np.search.monitor import Monitor
+from diba_np.search.state import State, squared_error
+from diba_np.search.target import Target
+from diba_np.threads import workers
+
+sides = st.integers(1, 3000)
+
+
+@given(st.integers(1, 5000), sides, sides, st.sampled_from([staged.ONCE, staged.ONCE_COUPLED]))
+def test_sizes(k, m, n, once):
+    one = m * n / (m + n)
+    sizes = staged.stage_sizes(k, (m, n), once)
+    assert sum(sizes) == k
+    assert (len(sizes) == 1) == (k <= max(once * one, staged.LEAST))
+    if len(sizes) > 1:
+        assert min(sizes) >= min(admm.FEWEST, k - admm.FEWEST)
+        assert sizes[0] <= max(admm.FEWEST, staged.MOST_FIRST * one + 1)
+
+
+def random_state(rng, m, n, k, shift):
+    bits = [rng.integers(0, 2, (size, k), dtype=np.uint8) for size in (m, n)]
+    d1, d3 = (rng.uniform(0.5, 2.0, size) * rng.choice([-1.0, 1.0], size) for size in (m, n))
+    return State(d1, bits[0], rng.standard_normal(k) / k, bits[1], d3, shift)
+
+
+def dense(state):
+    return state.scaled(True) @ (state.d2[:, None] * state.scaled(False).T)
+
+
+@pytest.mark.parametrize("block", [None, 64 * 30], ids=["whole", "in blocks"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_rest_is_what_a_state_leaves_over(weighed, block):
+    rng = np.random.default_rng(0)
+    A = 3.0 * rng.standard_normal((130, 30))
+    with workers(1, block) as pool:
+        weights = as_weights(rng.standard_normal((90, 30)), None, None, A.shape, pool)
+        target = WeightedTarget(A, pool, weights) if weighed else Target(A, pool)
+        state = random_state(rng, 130, 30, 7, 0.0)
+        rest = staged.rest_of(target, state)
+        left_over = A - target.unit * dense(state)
+        assert type(rest) is WeightedTarget or not weighed
+        assert rest.unit == pytest.approx(np.sqrt(np.mean(left_over**2)))
+        for dtype, tol in ((np.float64, 1e-12), (np.float32, 1e-5)):
+            N = rng.standard_normal((30, 4)).astype(dtype)
+            np.testing.assert_allclose(
+                rest.matmul(N) * rest.unit, left_over @ N, atol=tol * 300, rtol=0
+            )
+        wanted = squared_error(target, state) * target.unit**2
+        assert rest.energy * rest.unit**2 == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_stage_keeps_scales_and_never_loses(weighed, shift):
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((60, 50))
+    with workers(1) as pool:
+        weights = as_weights(rng.standard_normal((90, 50)), None, None, A.shape, pool)
+        target = WeightedTarget(A, pool, weights) if weighed else Target(A, pool)
+        state = random_state(rng, 60, 50, 3, shift)
+        how = {"shift": shift, "rng": rng, "iterations": 20, "monitor": Monitor()}
+        rest = staged.rest_of(target, state)
+        relax = staged.relax_coupled if weighed else admm.relax
+        found = relax(rest, 24, held=(state.d1, state.d3), **how)
+        for left in (True, False):
+            own, scales = state.side(left)[0], found.side(left)[0]
+            ratio = scales / np.abs(own)
+            np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
+        alone = squared_error(rest, found) * (rest.unit / target.unit) ** 2
+        joined = staged._joined(target, state, rest, found)
+        assert len(joined.d2) == 27
+        np.testing.assert_array_equal(joined.d1, state.d1)
+        before, after = (squared_error(target, s) for s in (state, joined))
+        assert after < 0.7 * before
+        if shift == 0.5:  # a row of +-1 turns its sign by its bits
+            assert after <= alone * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [3.0, 4.0])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_stages_beat_one_relaxation(bits, weighed, monkeypatch):
+    rng = np.random.default_rng(2)
+    A = rng.standard_normal((96, 80))
+    how = {"k": int(bits * 96 * 80 / 176), "effort": "fast", "threads": 1}
+    if weighed:
+        how["inputs"] = rng.standard_normal((400, 80))
+    name = "output_snr_db" if weighed else "snr_db"
+    several = dn.factorize(A, **how).record[name]
+    monkeypatch.setattr(staged, "stage_sizes", lambda k, shape, once: [k])
+    assert several > dn.factorize(A, **how).record[name] + 0.5
+
+
+def test_a_time_limit_reaches_every_stage():
+    seen = []
+    A = np.random.default_rng(3).standard_normal((96, 96))
+
+    def callback(state):
+        seen.append((state.phase, state.step))
+
+    with pytest.warns(dn.ConvergenceWarning):
+        f = dn.factorize(
+            A, bits=6.0, effort="best", scale_bits=4, time_limit=1.0, callback=callback, threads=1
+        )
+    begun = [step for phase, step in seen if phase == "relaxation"].count(1)
+    assert begun == len(staged.stage_sizes(f.k, A.shape)) > 2
+    assert f.k == len(f.d2)
+
+
+def test_components_of_stages_not_begun_are_off():
+    A = np.random.default_rng(4).standard_normal((96, 96))
+    with pytest.warns(dn.ConvergenceWarning):
+        f = dn.factorize(A, k=192, callback=lambda state: state.step == 5, threads=1)
+    first = staged.stage_sizes(192, A.shape)[0]
+    assert f.k == 192 and np.count_nonzero(f.d2) <= first < 192
