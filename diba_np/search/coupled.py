@@ -159,7 +159,7 @@ def relax_coupled(
     if held is not None:
         held = (held[0] * plain.rows, held[1] * plain.columns)
     if axes == [None, None]:
-        how = {"iterations": iterations, "monitor": monitor, "held": held}
+        how: dict[str, Any] = {"iterations": iterations, "monitor": monitor, "held": held}
         state = admm.relax(plain, k, shift=shift, rng=rng, **how)
         plain.restore(state, target.unit)
         update_d2(target, state)

@@ -40,8 +40,9 @@ def part_of(target: Target) -> Target:
 def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:
     m, n = target.shape
     k = max(1, round(rate * m * n / (m + n)))
-    how = {"seed": seed, "iterations": _ITERATIONS, "uneven": 0, "monitor": Monitor()}
-    state = relax_staged(target, k, shift=shift, **how)
+    state = relax_staged(
+        target, k, shift=shift, seed=seed, iterations=_ITERATIONS, uneven=0, monitor=Monitor()
+    )
     for left in (True, False):
         update_row_scales(target, state, left)
     update_d2(target, state)
