@@ -20,13 +20,13 @@ sides = st.integers(1, 3000)
 
 @given(st.integers(1, 5000), sides, sides, st.sampled_from([staged.ONCE, staged.ONCE_COUPLED]))
 def test_sizes(k, m, n, once):
-    one = m * n / (m + n)
     sizes = staged.stage_sizes(k, (m, n), once)
     assert sum(sizes) == k
-    assert (len(sizes) == 1) == (k <= max(once * one, staged.LEAST))
+    most = min(once * np.sqrt(m * n), staged.MOST_BITS * m * n / (m + n))
+    assert (len(sizes) == 1) == (k <= max(most, staged.LEAST))
     if len(sizes) > 1:
         assert min(sizes) >= min(admm.FEWEST, k - admm.FEWEST)
-        assert sizes[0] <= max(admm.FEWEST, staged.MOST_FIRST * one + 1)
+        assert sizes[0] <= max(admm.FEWEST, staged.MOST_FIRST * m * n / (m + n) + 1)
 
 
 def random_state(rng, m, n, k, shift):
