@@ -16,8 +16,8 @@ from diba_np.search.journal import Journal
 # objective values kept in a record; more are thinned out evenly
 HISTORY = 64
 
-# the part of a time limit that relaxations may take; the rest is for the polish
-WINDOW = (0.0, 0.8)
+# the share of a time limit that relaxations may take; the rest is for the polish
+RELAXING = 0.8
 
 _SECONDS_BETWEEN_LINES = 3.0
 
@@ -79,7 +79,7 @@ class Monitor(Journal):
         self.converged = False
         self.uneven = False  # components of uneven size, see `relaxation.are_uneven`
         self.settled = False  # no single flip improves what is stored
-        self.window = WINDOW  # of the time limit, as shares, for the relaxation under way
+        self.window = (0.0, RELAXING)  # of the time limit, as shares, for the relaxation under way
         self.rng: np.random.Generator | None = None
         self.stopped = ""  # why the search was ended early: "time_limit", "callback" or nothing
         self._progress = progress

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ import numpy as np
 from diba_np.search import relaxation as admm
 from diba_np.search.activations import WeightedTarget
 from diba_np.search.coupled import relax_coupled
-from diba_np.search.monitor import WINDOW, Monitor
+from diba_np.search.monitor import RELAXING, Monitor
 from diba_np.search.state import State, residuals, update_d2
 from diba_np.search.target import Target
 
-# components up to which there is one stage, in means sqrt(m n) of the sides: measured at 1:1 to 4:1;
+# components up to which there is one stage, in means sqrt(m n) of the sides: from 1:1 to 4:1;
 # flatter matrices change over at 2.7 to 2.9 bits a weight
 ONCE, ONCE_COUPLED = 0.88, 0.72
 FIRST, MOST_FIRST = 0.7, 1.75  # share of the first of several stages, and its most bits a weight
@@ -158,38 +159,33 @@ def relax_staged(
     """
     coupled = any(target.coupling(left) is not None for left in (True, False))
     sizes = stage_sizes(k, target.shape, ONCE_COUPLED if coupled else ONCE)
-    whole: State | None = None
-    for i, size in enumerate(sizes):
-        done, share = sum(sizes[:i]) / k, size / k
-        begin, end = WINDOW
-        monitor.window = (begin + done * (end - begin), begin + (done + share) * (end - begin))
-        rest = target if whole is None else rest_of(target, whole)
-        if whole is not None and rest.energy == 0:
-            break
+
+    def relaxed(i: int, rest: Target, held: admm.Scales | None) -> State:
+        begin, end = (RELAXING * sum(sizes[:j]) / k for j in (i, i + 1))
+        monitor.window = (begin, end)
         how: dict[str, Any] = {
             "shift": shift,
-            "rng": np.random.default_rng(seed if i == 0 else [seed, i]),
+            "rng": np.random.default_rng([seed, i] if i else seed),
             "iterations": iterations,
             "monitor": monitor,
-            "held": None if whole is None else (whole.d1, whole.d3),
+            "held": held,
         }
+        if isinstance(rest, WeightedTarget):
+            return monitor.stage("relaxation", lambda: relax_coupled(rest, sizes[i], **how))
+        return monitor.stage("relaxation", lambda: admm.relax(rest, sizes[i], uneven=uneven, **how))
 
-        def found(rest: Target = rest, size: int = size, how: Any = how) -> State:
-            if isinstance(rest, WeightedTarget):
-                return relax_coupled(rest, size, **how)
-            return admm.relax(rest, size, uneven=uneven, **how)
+    def better(state: State) -> State:
+        if polish is not None:
+            polish(state)
+        return state
 
-        part = monitor.stage("relaxation", found)
-        whole = part if whole is None else _joined(target, whole, rest, part)
-        del rest
+    whole = relaxed(0, target, None)
+    for i in range(1, len(sizes)):
         if monitor.stopped:
             break
-        if polish is not None and i + 1 < len(sizes):
-
-            def better(state: State = whole) -> State:
-                polish(state)
-                return state
-
-            whole = monitor.stage("polish between", better)
-    assert whole is not None
+        whole = monitor.stage("polish between", partial(better, whole))
+        rest = rest_of(target, whole)
+        if rest.energy == 0 or monitor.stopped:
+            break
+        whole = _joined(target, whole, rest, relaxed(i, rest, (whole.d1, whole.d3)))
     return _padded(whole, k)
