@@ -71,6 +71,8 @@ CASES = {
     "inputs": {"bits": 2.0, "inputs": INPUTS, "max_sweeps": 10, "scale_bits": 6},
     "snr of outputs": {"snr": 6.0, "inputs": INPUTS, "max_sweeps": 6},
     "output weight": {"k": 12, "output_weight": np.linspace(0.1, 3.0, M), "max_sweeps": 10},
+    "stages": {"k": 64, "max_sweeps": 6, "scale_bits": 5},
+    "stages of inputs": {"k": 64, "inputs": INPUTS, "max_sweeps": 4},
     "greedy inputs": {"k": 8, "inputs": INPUTS, "solver": "greedy"},
 }
 

@@ -56,9 +56,10 @@ def stage_sizes(k: int, shape: tuple[int, int], once: float = ONCE) -> list[int]
     if k <= max(_most(once, shape), LEAST):
         return [k]
     m, n = shape
-    first = max(admm.FEWEST, round(min(FIRST * k, MOST_FIRST * m * n / (m + n))))
-    rest = k - first
+    first = round(min(FIRST * k, MOST_FIRST * m * n / (m + n)))
     # no stage has fewer components than can balance
+    first = min(max(first, admm.FEWEST), k - admm.FEWEST)
+    rest = k - first
     count = min(int(np.ceil(rest / _most(MOST_NEXT, shape))), max(1, rest // admm.FEWEST))
     return [first, *(rest // count + (i < rest % count) for i in range(count))]
 
