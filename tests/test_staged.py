@@ -131,10 +131,8 @@ def test_a_time_limit_reaches_every_stage(monkeypatch):
         if state.phase == "relaxation" and state.step == 1:
             begun.append(state.seconds)
 
-    with pytest.warns(dn.ConvergenceWarning):
-        f = dn.factorize(
-            A, bits=6.0, effort="best", scale_bits=4, time_limit=200.0, callback=callback, threads=1
-        )
+    how = {"effort": "best", "time_limit": 200.0, "threads": 1}
+    f = dn.factorize(A, k=300, callback=callback, **how)
     sizes = staged.stage_sizes(f.k, A.shape)
     assert len(sizes) > 2
     shares = 160.0 * np.cumsum([0, *sizes[:-1]]) / f.k
