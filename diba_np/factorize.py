@@ -112,9 +112,10 @@ def factorize(
         of the budget to k: +0.4 dB at 384x384 and 1 bit. "auto" chooses the widths.
     solver : {"auto", "greedy"}
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
-        and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit.
+        and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
+        about 1.8 bits on it does so in stages, each fitted to what the earlier ones leave over.
     effort : {"fast", "balanced", "best"}
-        65, 128 or 1000 iterations of the ADMM, with shorter or longer walks in the polish. Where
+        65, 128 or 1000 iterations of the ADMM (of each stage), and longer walks in the polish. Where
         components come out of uneven size, as for smooth matrices, "balanced" takes 320, and
         "best" searches that way too (unless there is a `time_limit`) and keeps the better. Of no
         meaning for the greedy solver. See Notes for what it buys.
@@ -163,9 +164,9 @@ def factorize(
     -------
     DiBAFactors
         Its diagonals are rounded to what a file holds (`scale_bits`). Its `record` tells solver,
-        effort, seed, sweeps, seconds, SNR, the history of the relative squared error, the SHA-256
-        of A and versions; with inputs also their SHA-256, number of rows and the SNR of the
-        outputs.
+        effort, seed, sweeps, components of each stage, seconds, SNR, the history of the relative
+        squared error, the SHA-256 of A and versions; with inputs also their SHA-256, number of rows
+        and the SNR of the outputs.
 
     Raises
     ------
@@ -189,7 +190,8 @@ def factorize(
     -----
     Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory beside A: less
     than three float32 arrays of ``k (m + n)`` and of a block of rows where A is read in blocks;
-    where it is not, ``12 m n`` bytes more. With inputs about ``48 n^2`` bytes and ``n^3`` flops
+    where it is not, ``12 m n`` bytes more, and as much again from the second stage on, or ``20 m n``
+    with weights. With inputs about ``48 n^2`` bytes and ``n^3`` flops
     more, with a matrix `output_weight` ``48 m^2`` and ``m^3``; A is then held whole in float64.
     Their Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at
     most 50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
@@ -289,6 +291,7 @@ def factorize(
         "effort": None if greedy else effort,
         "seed": plan.seed,
         "sweeps": monitor.sweeps,
+        "stages": monitor.stages or None,
         "max_sweeps": plan.max_sweeps,
         "tol": plan.tol,
         "converged": monitor.converged and not monitor.stopped,

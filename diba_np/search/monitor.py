@@ -78,6 +78,7 @@ class Monitor(Journal):
         self.sweeps = 0
         self.converged = False
         self.uneven = False  # components of uneven size, see `relaxation.are_uneven`
+        self.stages: list[int] = []  # components of each stage of the relaxation
         self.settled = False  # no single flip improves what is stored
         self.window = (0.0, RELAXING)  # of the time limit, as shares, for the relaxation under way
         self.rng: np.random.Generator | None = None
@@ -91,11 +92,12 @@ class Monitor(Journal):
         """Start a search at `k` on a target of that squared norm; forget an earlier one."""
         self.k, self.energy, self.rng = k, energy or 1.0, rng
         self.history, self.sweeps, self.converged, self.uneven = [], 0, False, False
+        self.stages = []
 
     def facts(self) -> dict[str, Any]:
         names = (
-            "k", "energy", "history", "sweeps", "converged", "uneven", "settled", "stopped",
-            "seconds",
+            "k", "energy", "history", "sweeps", "converged", "uneven", "stages", "settled",
+            "stopped", "seconds",
         )  # fmt: skip
         generator = self.rng and self.rng.bit_generator.state
         return {**{name: getattr(self, name) for name in names}, "rng": generator}
@@ -104,7 +106,7 @@ class Monitor(Journal):
         seconds, generator = facts["seconds"], facts["rng"]
         for name in facts.keys() - {"seconds", "rng"}:
             setattr(self, name, facts[name])
-        self.history = list(self.history)
+        self.history, self.stages = list(self.history), list(self.stages)
         self.started = time.monotonic() - seconds
         if self.rng is not None and generator:
             self.rng.bit_generator.state = generator

@@ -160,6 +160,7 @@ def relax_staged(
     """
     coupled = any(target.coupling(left) is not None for left in (True, False))
     sizes = stage_sizes(k, target.shape, ONCE_COUPLED if coupled else ONCE)
+    monitor.stages = sizes
 
     def relaxed(i: int, rest: Target, held: admm.Scales | None) -> State:
         begin, end = (RELAXING * sum(sizes[:j]) / k for j in (i, i + 1))
