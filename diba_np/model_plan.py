@@ -33,8 +33,6 @@ RATES = (0.5, 1.0, 2.0)
 _SIDE = 256
 _LARGEST = 64  # rows of these that are taken for their size
 _SWEEPS = 16
-# beyond the last rate a bit buys this share of what it bought before it
-_FLATTER = 0.6
 _MOST_RATE = 8.0
 
 
@@ -223,14 +221,15 @@ class Curve:
     errors: tuple[float, ...]
 
     def at(self, rates: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the errors at other rates: their logarithm is linear between those known."""
+        """Return the errors at other rates: their logarithm is linear between those known.
+
+        Beyond the last a bit buys what it bought before it.
+        """
         logs = np.minimum.accumulate(np.log(np.maximum((1.0, *self.errors), 1e-12)))
         known = np.array((0.0, *self.rates))
         slope = (logs[-1] - logs[-2]) / (known[-1] - known[-2])
         beyond = np.maximum(rates - known[-1], 0.0)
-        found: NDArray[np.float64] = np.exp(
-            np.interp(rates, known, logs) + _FLATTER * slope * beyond
-        )
+        found: NDArray[np.float64] = np.exp(np.interp(rates, known, logs) + slope * beyond)
         return found
 
 

@@ -156,7 +156,8 @@ def relax_staged(
     Notes
     -----
     A stage of k' components costs what `relaxation.relax` or `coupled.relax_coupled` cost for k',
-    and from the second on ``2 m n k`` flops, and ``12 m n`` bytes unless A is read in blocks.
+    and from the second on ``12 m n`` bytes and ``2 m n k`` flops; where A is read in blocks no
+    bytes, but the flops at every pass over it.
     """
     coupled = any(target.coupling(left) is not None for left in (True, False))
     sizes = stage_sizes(k, target.shape, ONCE_COUPLED if coupled else ONCE)
