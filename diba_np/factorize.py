@@ -24,9 +24,10 @@ from diba_np.search.gram import Weights, as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
 from diba_np.search.pilot import choose_widths, guess_k
+from diba_np.search.polish import polish
 from diba_np.search.rank_one import rank_one, widened
 from diba_np.search.refit import factors_of, round_diagonals, state_of
-from diba_np.search.relaxation import EFFORTS, Effort, polish
+from diba_np.search.relaxation import EFFORTS, Effort
 from diba_np.search.staged import relax_staged
 from diba_np.search.state import State, sort_components, squared_error
 from diba_np.search.target import Target, as_matrix, digest
@@ -115,8 +116,8 @@ def factorize(
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
         about 1.8 bits on it does so in stages, each fitted to what the earlier ones leave over.
     effort : {"fast", "balanced", "best"}
-        65, 128 or 1000 iterations of the ADMM (of each stage), and longer walks in the polish. Where
-        components come out of uneven size, as for smooth matrices, "balanced" takes 320, and
+        65, 128 or 1000 iterations of the ADMM (of each stage), and longer walks in the polish.
+        Where components come out of uneven size, as for smooth matrices, "balanced" takes 320, and
         "best" searches that way too (unless there is a `time_limit`) and keeps the better. Of no
         meaning for the greedy solver. See Notes for what it buys.
     inputs : (N, n) array_like, optional
@@ -190,10 +191,9 @@ def factorize(
     -----
     Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory beside A: less
     than three float32 arrays of ``k (m + n)`` and of a block of rows where A is read in blocks;
-    where it is not, ``12 m n`` bytes more, and as much again from the second stage on, or ``20 m n``
-    with weights. With inputs about ``48 n^2`` bytes and ``n^3`` flops
-    more, with a matrix `output_weight` ``48 m^2`` and ``m^3``; A is then held whole in float64.
-    Their Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at
+    where it is not, ``12 m n`` bytes more, and as much again from the second stage on, or
+    ``20 m n`` with weights. With inputs about ``48 n^2`` bytes and ``n^3`` flops more, with a matrix
+    `output_weight` ``48 m^2`` and ``m^3``; A is then held whole in float64. Their Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at
     most 50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
 
     At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:

@@ -11,7 +11,8 @@ from diba_np.bits import PackedBits
 from diba_np.factors import DiBAFactors
 from diba_np.scales import SINGLE, ScaleBits, Widths, power_of_two, round_half
 from diba_np.search.monitor import Monitor
-from diba_np.search.relaxation import EFFORTS, polish
+from diba_np.search.polish import polish
+from diba_np.search.relaxation import EFFORTS
 from diba_np.search.state import (
     State,
     fit_grids,

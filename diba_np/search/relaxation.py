@@ -1,4 +1,4 @@
-"""Signs by ADMM with a balance penalty, read out as 0/1, then polished by exact flips.
+"""Signs by ADMM with a balance penalty, read out as 0/1.
 
 With ``B = (S + 1) / 2`` and signs S,
 
@@ -11,7 +11,8 @@ penalty from the first step on. For a shift in between the constant part is ``1 
 large, and so is the penalty; at ``shift = 1/2`` it is gone.
 
 Each half of the ADMM splits into a ridge regression and a projection on signs times a rank-one
-magnitude. Steps are in float32; what decides about single bits at the end is in float64.
+magnitude. Steps are in float32; what decides about single bits at the end is in float64
+(`diba_np.search.polish`).
 
 What pays (384 x 384 weights, 1 bit): a ridge that falls with the iterations and with the error
 (+0.07 dB; +0.27 at 2 bits), the other factor blended with its regression while signs still move
@@ -24,7 +25,6 @@ the singular vectors, restarts, components set aside for the constant part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,34 +32,19 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
-from diba_np.kernels.flips import sweep_tabu, sweep_tabu_par
-from diba_np.scales import Widths
 from diba_np.search.monitor import Monitor
-from diba_np.search.state import (
-    State,
-    fit_grids,
-    normal_equations,
-    pack_loop,
-    squared_error,
-    sweep,
-    unpack_state,
-    update_d2,
-    update_row_scales,
-)
+from diba_np.search.state import State, update_d2
 from diba_np.search.target import Target
 from diba_np.threads import Workers, mirror
 
 Array = NDArray[np.float32]
 Scales = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-_TABU = (sweep_tabu, sweep_tabu_par)
-
 BALANCE = 0.5  # weight of the constraints on u, v and tau; 0.25 ... 2 tie
 DAMPING = 0.7  # share of the new regression in the projected point
 RAMP_START = 0.1  # the penalty rho of the first inner step is t^3, t from here to 1
 RIDGE_START, RIDGE_END = 1.25, 0.05  # on unit-norm columns, times the root of the error's share
 SOFTNESS = 0.2  # share of the regression in the other factor, at the start; falls to 0
-FREE_ROUNDS = 2  # of the polish, before the diagonals move to their grids
 LEAST_SHARE = 1e-8  # of the error, for the ridge
 REGAUGE_AT = 0.25  # share of the iterations after which components have found their sizes
 FEWEST = 16  # components that can balance
@@ -462,47 +447,3 @@ def relax(
     del first, second  # what follows needs the room
     update_d2(target, state)
     return state
-
-
-def polish(
-    target: Target,
-    state: State,
-    monitor: Monitor,
-    tol: float,
-    effort: Effort,
-    widths: Widths | None = None,
-) -> None:
-    """Improve a state by walks over each row's bits, row scales and d2 in turn.
-
-    Ends when a round lowers the squared error by less than the share `tol` of it. With `widths`
-    the diagonals move to grids after `FREE_ROUNDS` rounds, and bits and diagonals adapt to them.
-
-    A round costs ``6 m n k + 4 k^2 (m + n)`` flops in float64 and O(k) for each move of a walk.
-    """
-    kept = monitor.resume()
-    if kept is None:
-        done, error = 0, squared_error(target, state)
-        monitor.step("polish", 0, effort.rounds, error)
-    else:
-        done, error = kept["rounds"], kept["error"]
-        state.take(unpack_state(kept["state"]))
-    for round_ in range(done + 1, effort.rounds + 1):
-        before = error
-        if widths is not None and state.grids is None and round_ > FREE_ROUNDS:
-            before = fit_grids(target, state, widths)
-        for left in (True, False):
-            equations = normal_equations(target, state, left)
-            update_row_scales(target, state, left, equations)
-            walk = (effort.moves, effort.patience)
-            sweep(target, state, left, _TABU, *walk, equations=equations)
-            update_row_scales(target, state, left, equations)
-            del equations  # the other side's need the room
-        error = update_d2(target, state)
-        monitor.half_step(error)
-        if monitor.step("polish", round_, effort.rounds, error):
-            return
-        coded = widths is None or state.grids is not None
-        if coded and before - error <= tol * before:
-            break
-        monitor.keep(partial(pack_loop, state, rounds=round_, error=error))
-    monitor.converged = True
