@@ -189,12 +189,13 @@ def factorize(
 
     Notes
     -----
-    Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32. Memory beside A: less
-    than three float32 arrays of ``k (m + n)`` and of a block of rows where A is read in blocks;
-    where it is not, ``12 m n`` bytes more, and as much again from the second stage on, or
-    ``20 m n`` with weights. With inputs about ``48 n^2`` bytes and ``n^3`` flops more, with a matrix
-    `output_weight` ``48 m^2`` and ``m^3``; A is then held whole in float64. Their Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at
-    most 50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
+    Time about ``iterations * (4 m n k + 6 k^2 (m + n))`` flops in float32, summed over the stages.
+    Memory beside A: less than three float32 arrays of ``k (m + n)`` and of a block of rows where A
+    is read in blocks; where it is not, ``12 m n`` bytes more, and as much again from the second
+    stage on, or ``20 m n`` with weights. With inputs about ``48 n^2`` bytes and ``n^3`` flops more,
+    with a matrix `output_weight` ``48 m^2`` and ``m^3``; A is then held whole in float64. Their
+    Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at most
+    50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
 
     At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
     "fast" 6.21 dB (0.8 s), "balanced" 6.30 dB (1.3 s), "best" 6.44 dB (6.9 s); double binary
