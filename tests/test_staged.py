@@ -121,6 +121,17 @@ def test_nothing_left_over_ends_the_stages():
     np.testing.assert_array_equal(dense(state), np.zeros((96, 96)))
 
 
+def test_cut_where_a_stage_ends_is_about_a_fresh_search():
+    A = np.random.default_rng(7).standard_normal((120, 100))
+    f = dn.factorize(A, bits=4.0, threads=1)
+    k = f.record["stages"][0]
+    assert sum(f.record["stages"]) == f.k > k
+    fresh = dn.factorize(A, k=k, threads=1).snr(A)
+    assert f.truncate(k).snr(A) > fresh - 0.8
+    assert f.truncate(k, A).snr(A) > fresh - 0.3
+    assert dn.factorize(A, k=k, solver="greedy", threads=1).record["stages"] is None
+
+
 def test_a_time_limit_reaches_every_stage(monkeypatch):
     begun = []
     A = np.random.default_rng(3).standard_normal((96, 96))
