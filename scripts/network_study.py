@@ -61,7 +61,7 @@ class Study:
 
     def __init__(self, task: nf.Task, folder: Path, args: argparse.Namespace) -> None:
         self.task, self.folder, self.args = task, folder, args
-        self.how = {"effort": args.effort, "threads": args.threads}
+        self.how = {"effort": args.effort, "shift": args.shift, "threads": args.threads}
         self._check_settings()
         self.dense = task.network()
         rows = np.random.default_rng(0).permutation(len(task.fit))
@@ -70,14 +70,14 @@ class Study:
 
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
-        names = ("effort", "calibration", "rows", "epochs", "rate", "tokens")
+        names = ("effort", "shift", "calibration", "rows", "epochs", "rate", "tokens")
         mine = {name: getattr(self.args, name) for name in names}
         mine["texts"] = {part: sum(map(len, rows)) for part, rows in self.task.texts.items()}
         path = self.folder / "settings.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(mine))
-        kept = json.loads(path.read_text())
+        kept = {"shift": 0.0, **json.loads(path.read_text())}  # earlier ones have none
         if kept != mine:
             raise SystemExit(f"{self.folder} holds results of {kept}; give another --folder")
 
@@ -251,6 +251,7 @@ def main(
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--effort", default="fast", help="of the searches for bits")
+    parser.add_argument("--shift", type=float, default=0.0, help="of DiBA's bits; 0.5: +-1")
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
     parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
     parser.add_argument("--epochs", type=int, default=1)

@@ -43,7 +43,7 @@ class Weight:
 
 
 class DiBAWeight(Weight):
-    """``D1 B1 D2 B2 D3`` with frozen bits.
+    """``D1 (B1 - shift) D2 (B2 - shift) D3`` with frozen bits.
 
     Notes
     -----
@@ -53,16 +53,17 @@ class DiBAWeight(Weight):
     """
 
     def __init__(self, factors: DiBAFactors, dtype: Any = np.float32) -> None:
-        self.b1 = factors.b1.to_dense().astype(dtype) - np.dtype(dtype).type(factors.shift)
-        self.b2 = factors.b2.to_dense().astype(dtype) - np.dtype(dtype).type(factors.shift)
+        self.shift = np.dtype(dtype).type(factors.shift)
+        self.b1 = factors.b1.to_dense().astype(dtype) - self.shift
+        self.b2 = factors.b2.to_dense().astype(dtype) - self.shift
         self.parameters = {name: np.array(getattr(factors, name), dtype) for name in DIAGONALS}
         self.refresh()
 
     @property
     def factors(self) -> DiBAFactors:
-        """The factorization with the diagonals as they are, shift 0."""
+        """The factorization with the diagonals as they are."""
         d1, d2, d3 = (self.parameters[name] for name in DIAGONALS)
-        return DiBAFactors(d1, self.b1.astype(np.uint8), d2, self.b2.astype(np.uint8), d3)
+        return DiBAFactors(d1, self.b1 > 0, d2, self.b2 > 0, d3, shift=float(self.shift))
 
     def refresh(self) -> None:
         p = self.parameters
@@ -99,7 +100,8 @@ class CodeWeight(Weight):
 def store(weight: Weight) -> dict[str, Array]:
     """Return a weight as arrays; `restore` is its inverse."""
     if isinstance(weight, DiBAWeight):
-        return {"b1": weight.b1.astype(bool), "b2": weight.b2.astype(bool), **weight.parameters}
+        bits = {"b1": weight.b1 > 0, "b2": weight.b2 > 0}
+        return {**bits, "shift": weight.shift, **weight.parameters}
     if isinstance(weight, CodeWeight):
         return {"codes": weight.codes, "group": weight.group, **weight.parameters}
     raise TypeError(f"no stored form for {type(weight).__name__}")
@@ -110,7 +112,8 @@ def restore(arrays: Mapping[str, Array]) -> Weight:
     if "codes" in arrays:
         return CodeWeight(arrays["codes"], arrays["scales"].copy(), arrays["group"])
     d1, d2, d3 = (arrays[name] for name in DIAGONALS)
-    return DiBAWeight(dn.DiBAFactors(d1, arrays["b1"], d2, arrays["b2"], d3))
+    shift = float(arrays.get("shift", 0.0))  # earlier files have none
+    return DiBAWeight(dn.DiBAFactors(d1, arrays["b1"], d2, arrays["b2"], d3, shift=shift))
 
 
 def round_stored(weight: Weight) -> None:

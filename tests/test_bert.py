@@ -109,6 +109,16 @@ def test_weights_are_the_matrices_that_they_stand_for(rng):
     np.testing.assert_array_equal(weight.pull(weight.codes)["scales"], [[2, 1], [2, 1]])
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_stored_weight_comes_back_whole(rng, shift):
+    bits = rng.random((7, 5)) < 0.5, rng.random((5, 6)) < 0.5
+    f = dn.DiBAFactors(rng.normal(size=7), bits[0], np.ones(5), bits[1], np.ones(6), shift=shift)
+    weight = network_weights.restore(network_weights.store(network_weights.DiBAWeight(f)))
+    np.testing.assert_allclose(weight.matrix, f.to_dense(), rtol=1e-5, atol=1e-6)
+    assert weight.factors.shift == shift
+    np.testing.assert_allclose(weight.factors.to_dense(), weight.matrix, rtol=1e-5, atol=1e-6)
+
+
 def test_the_normal_law_in_both_precisions(rng):
     x = np.linspace(-9, 9, 2001)
     below, density = bert.normal_law(x)
