@@ -239,9 +239,20 @@ def _padded_size(n_units):
 
 
 @njit(fastmath=False)
+def _padded(used, n_units):
+    """Return `_padded_size` entries, zeros from `used` on, to be filled.
+
+    A function of its own: in a parallel one Numba would start its threads just for the zeros.
+    """
+    out = np.empty(_padded_size(n_units), dtype=np.float32)
+    out[used:] = 0
+    return out
+
+
+@njit(fastmath=False)
 def _scaled(x, scale, n_units):
     """Return ``scale * x`` followed by zeros, `_padded_size` in all."""
-    out = np.zeros(_padded_size(n_units), dtype=np.float32)
+    out = _padded(x.size, n_units)
     for j in range(x.size):
         out[j] = scale[j] * x[j]
     return out
@@ -288,7 +299,7 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
     if tiles1.shape[0] == 0:
         _mix_part(inputs, step, tiles2, 0, tiles2.shape[0], c, zero, none, d2, bias, out)
         return total, rough
-    w = np.zeros(_padded_size(tiles1.shape[1]), dtype=np.float32)
+    w = _padded(d2.size, tiles1.shape[1])
     _mix_part(inputs, step, tiles2, 0, tiles2.shape[0], zero, zero, none, d2, none, w)
     step, inner, rough1 = _measured(w, d2.size)
     offset = np.float32(centre * inner)
@@ -306,7 +317,7 @@ def product_int16_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_pa
     c = np.float32(centre * total)
     zero = np.float32(0.0)
     two = tiles1.shape[0] > 0
-    w = np.zeros(_padded_size(tiles1.shape[1]), dtype=np.float32) if two else out
+    w = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     offset = zero if two else c
     n_tiles = tiles2.shape[0]

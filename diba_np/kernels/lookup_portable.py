@@ -79,9 +79,20 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
 
 
 @njit(fastmath=False)
+def _padded(used, n_units, dtype):
+    """Return ``15 * n_units`` entries, zeros from `used` on, to be filled.
+
+    A function of its own: in a parallel one Numba would start its threads just for the zeros.
+    """
+    out = np.empty(15 * n_units, dtype=dtype)
+    out[used:] = 0
+    return out
+
+
+@njit(fastmath=False)
 def _scaled(x, scale, n_units):
     """Return ``scale * x`` followed by zeros, ``15 * n_units`` in all."""
-    out = np.zeros(15 * n_units, dtype=x.dtype)
+    out = _padded(x.size, n_units, x.dtype)
     for j in range(x.size):
         out[j] = scale[j] * x[j]
     return out
@@ -100,7 +111,7 @@ def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     inputs = _scaled(x, d3, tiles2.shape[1])
     if tiles1.shape[0] == 0:
         return _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = np.zeros(15 * tiles1.shape[1], dtype=x.dtype)
+    z = _padded(d2.size, tiles1.shape[1], x.dtype)
     total = _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
     total += _mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
     return total
@@ -112,10 +123,11 @@ def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, ou
     none = np.empty(0, dtype=x.dtype)
     inputs = _scaled(x, d3, tiles2.shape[1])
     two = tiles1.shape[0] > 0
-    z = np.zeros(15 * tiles1.shape[1], dtype=x.dtype) if two else out
+    z = _padded(d2.size, tiles1.shape[1], x.dtype) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=x.dtype)
-    inner = np.zeros(n_parts, dtype=x.dtype)
+    inner = np.empty(n_parts, dtype=x.dtype)
+    inner[0] = 0
     n_tiles = tiles2.shape[0]
     for p in numba.prange(n_parts):
         start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts

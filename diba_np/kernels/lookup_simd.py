@@ -248,9 +248,20 @@ def _finish(sums, first, alpha, total, scale, bias, out):
 
 
 @njit(fastmath=False)
+def _padded(used, n_units):
+    """Return ``15 * n_units`` entries, zeros from `used` on, to be filled.
+
+    A function of its own: in a parallel one Numba would start its threads just for the zeros.
+    """
+    out = np.empty(15 * n_units, dtype=np.float32)
+    out[used:] = 0
+    return out
+
+
+@njit(fastmath=False)
 def _scaled(x, scale, n_units):
     """Return ``scale * x`` followed by zeros, ``15 * n_units`` in all."""
-    out = np.zeros(15 * n_units, dtype=np.float32)
+    out = _padded(x.size, n_units)
     for j in range(x.size):
         out[j] = scale[j] * x[j]
     return out
@@ -290,7 +301,7 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     inputs = _scaled(x, d3, tiles2.shape[1])
     if tiles1.shape[0] == 0:
         return _mix_part_avx512(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = np.zeros(15 * tiles1.shape[1], dtype=np.float32)
+    z = _padded(d2.size, tiles1.shape[1])
     total = _mix_part_avx512(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
     total += _mix_part_avx512(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
     return total
@@ -302,10 +313,11 @@ def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
     none = np.empty(0, dtype=np.float32)
     inputs = _scaled(x, d3, tiles2.shape[1])
     two = tiles1.shape[0] > 0
-    z = np.zeros(15 * tiles1.shape[1], dtype=np.float32) if two else out
+    z = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
-    inner = np.zeros(n_parts, dtype=np.float32)
+    inner = np.empty(n_parts, dtype=np.float32)
+    inner[0] = 0
     n_tiles = tiles2.shape[0]
     for p in numba.prange(n_parts):
         start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
@@ -328,7 +340,7 @@ def product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     inputs = _scaled(x, d3, tiles2.shape[1])
     if tiles1.shape[0] == 0:
         return _mix_part_avx2(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = np.zeros(15 * tiles1.shape[1], dtype=np.float32)
+    z = _padded(d2.size, tiles1.shape[1])
     total = _mix_part_avx2(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
     total += _mix_part_avx2(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
     return total
@@ -340,10 +352,11 @@ def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     none = np.empty(0, dtype=np.float32)
     inputs = _scaled(x, d3, tiles2.shape[1])
     two = tiles1.shape[0] > 0
-    z = np.zeros(15 * tiles1.shape[1], dtype=np.float32) if two else out
+    z = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
-    inner = np.zeros(n_parts, dtype=np.float32)
+    inner = np.empty(n_parts, dtype=np.float32)
+    inner[0] = 0
     n_tiles = tiles2.shape[0]
     for p in numba.prange(n_parts):
         start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
