@@ -120,6 +120,20 @@ def test_every_kernel_states_fastmath_and_lives_in_kernels():
         assert "numba.njit" not in path.read_text() or path.name == "_jit.py", path
 
 
+def test_parallel_kernels_start_threads_for_their_own_loops_alone():
+    # Numba fills arrays made in a parallel function on all threads, which starts them once more
+    filled = {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange"}
+    for path in KERNELS:
+        for node, options in jitted(path):
+            if options.get("parallel") == "True":
+                called = {
+                    call.func.attr
+                    for call in ast.walk(node)
+                    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+                }
+                assert not called & filled, f"{path.name}:{node.name}"
+
+
 def test_no_kernel_calls_a_kernel_of_another_file():
     for path in KERNELS:
         used = {m for m in imports_of(path, deferred=True)}
