@@ -291,6 +291,12 @@ class Product:
         mixing = Product(self._bits[1], alpha=self.alpha, path=self._path)
         return mixing.vector(self._prepared(_SINGLE)[2])
 
+    @functools.cached_property
+    def _rounds(self) -> bool:
+        """Whether 16-bit tables can be used."""
+        few = max(bits.shape[1] for bits in self._bits) < _LARGEST_INT16_COLUMNS
+        return self._path == "avx512" and has_rounded() and few
+
     @property
     def nbytes(self) -> int:
         """Bytes of the diagonals kept for the kernels; not those of the tiles."""
@@ -327,11 +333,10 @@ class Product:
         product is done without rounding.
         """
         x = _operand(x)
-        with np.errstate(over="ignore"):
-            x = x.astype(_SINGLE, copy=False)
-        if self._path != "avx512" or not has_rounded():
-            return self.vector(x)
-        if max(bits.shape[1] for bits in self._bits) >= _LARGEST_INT16_COLUMNS:
+        if x.dtype != _SINGLE:
+            with np.errstate(over="ignore"):
+                x = x.astype(_SINGLE)
+        if not self._rounds:
             return self.vector(x)
         out = np.empty(self.shape[0], x.dtype)
         arguments = (*self._prepared(_SINGLE), self._mixed_d2)
