@@ -411,10 +411,10 @@ class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
         result, relative to the *+-1 part*: what ``D1 (B1 - 1/2) D2 (B2 - 1/2) D3 x`` would be if
         its signs were random. It is no bound for single entries, and where the terms of the
         result cancel it is that much larger relative to the result. It grows with the largest
-        sum of five neighbours in ``d3 * x``, relative to their root mean square, and likewise
+        sum of 30 neighbours' magnitudes in ``d3 * x``, over the root mean square, and likewise
         between the two binaries; where such outliers would make it more than 1e-3, the product
         is done in float32. The largest possible error of one entry, after the first binary, is
-        ``n / 5`` half steps of which 21800 make up that largest sum.
+        ``n / 5`` half steps of which 131 040 make up that largest sum.
         """
         x = np.asarray(x)
         if x.shape != (self.shape[1],):

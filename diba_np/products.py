@@ -48,10 +48,10 @@ _PANEL_FROM = {
 _DENSE_FROM_BITS = 3.4
 _DENSE_BYTES = 64 << 20
 
-# Beyond, the error expected of 16-bit tables, 1.2e-5 times the roughness, passes 1e-3 of the +-1
-# part; and 32-bit sums of them, 3 x 10900 for 15 columns, overflow.
-_LARGEST_ROUGHNESS = 80.0
-_LARGEST_INT16_COLUMNS = 900_000
+# Beyond, the error expected of 16-bit tables, 4e-6 times the roughness, passes 1e-3 of the +-1
+# part; and 32-bit sums of them, 32763 for 30 columns, overflow.
+_LARGEST_ROUGHNESS = 240.0
+_LARGEST_INT16_COLUMNS = 1_900_000
 
 _VECTOR_KERNELS = {
     "portable": (lookup_portable.product_portable, lookup_portable.product_portable_par),
@@ -326,11 +326,11 @@ class Product:
 
         Notes
         -----
-        The tables' step is set by the largest sum of five neighbours in ``d_in * x``, and again
-        between the stages. With R that sum over the root mean square, the error is random and about
-        ``1.2e-5 R`` of the +-1 part (what the product would be for bits +-1/2) of each stage: 1e-4
-        to 4e-4 for data without outliers. Where outliers make more than 1e-3 to be expected, the
-        product is done without rounding.
+        The tables' step is set by the largest sum of 30 neighbours' magnitudes in ``d_in * x``, and
+        again between the stages. With R that sum over the root mean square (30 to 40 for data
+        without outliers), the error is random and about ``4e-6 R`` of the +-1 part (what the
+        product would be for bits +-1/2) of each stage: 1e-4 to 4e-4 for such data. Where outliers
+        make more than 1e-3 to be expected, the product is done without rounding.
         """
         x = _operand(x)
         if x.dtype != _SINGLE:

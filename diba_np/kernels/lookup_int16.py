@@ -1,9 +1,9 @@
 """Matrix x vector for packed 0/1 matrices with 16-bit tables (AVX-512 BW, VNNI): fast, not exact.
 
 For 5 inputs the 32 sums ``sum((b_j - 1/2) x_j)`` are rounded to 16 bits on one step for the whole
-vector and fill one register; `vpermw` looks up 32 rows at once. The sums of 3 look-ups fit in 16
-bits; `vpdpwssd` widens and adds them to 32-bit sums. Only the +-1 part goes through the tables:
-offsets are added in float32, so they cost no precision.
+vector and fill one register; `vpermw` looks up 32 rows at once. The step is such that the sums of
+6 look-ups, of a pair of units, fit in 16 bits; `vpdpwssd` widens and adds them to 32-bit sums. Only
+the +-1 part goes through the tables: offsets are added in float32, so they cost no precision.
 Layout of the tiles: ``kernels/layout.py``.
 """
 
@@ -20,7 +20,8 @@ from diba_np.kernels._jit import njit
 
 BLOCK_UNITS = 1024  # units whose tables are built at a time: 192 KiB
 FETCH_AHEAD = 1024  # bytes; see lookup_simd.py
-LARGEST_ENTRY = 10900.0  # three of them fit in 16 bits
+PAIR = 30  # columns of two units
+LARGEST_SUM = 32760.0  # of a pair's six entries; rounding adds up to 3
 
 _V_FLOAT = _ir.vector(_ir.F32, 16)
 _V_INT = _ir.vector(_ir.I32, 16)
@@ -83,12 +84,9 @@ def _make_mix_tiles(n_tiles):
                 builder, "llvm.x86.avx512.pmulhu.w.512", _V_WORD, [_V_WORD, _V_WORD]
             )
             accumulate = _ir.declare(builder, "llvm.x86.avx512.vpdpwssd.512", _V_INT, [_V_INT] * 3)
-            starts = [
-                builder.add(tiles, builder.mul(tile_stride, _ir.index(t))) for t in range(n_tiles)
-            ]
-            multipliers = [
-                _ir.opaque(builder, _ir.splat_constant(_V_WORD, 2 ** (16 - 5 * g))) for g in (1, 2)
-            ]
+            # a product instead of one of the shifts: these share ports with the permutations
+            multiplier = _ir.opaque(builder, _ir.splat_constant(_V_WORD, 2 ** (16 - 5)))
+            ten = _ir.splat_constant(_V_WORD, 10)
             pick = [
                 _ir.opaque(builder, _ir.splat_constant(_V_INT, 1)),
                 _ir.opaque(builder, _ir.splat_constant(_V_INT, 1 << 16)),
@@ -96,28 +94,45 @@ def _make_mix_tiles(n_tiles):
             addresses = [_ir.offset(builder, sums, 64 * a) for a in range(2 * n_tiles)]
             first = [_ir.load(builder, address, _V_INT, 4) for address in addresses]
 
-            def body(u, carried):
-                here = builder.mul(u, _ir.index(64))
-                table = builder.add(tables, builder.mul(u, _ir.index(192)))
+            def look_up(count, start, table, carried):
+                """Add the look-ups of `count` units, from the addresses of a tile and of tables."""
                 entries = [
                     _ir.load(builder, _ir.offset(builder, table, 64 * g), _V_WORD, 64)
-                    for g in range(3)
+                    for g in range(3 * count)
                 ]
-                for t, start in enumerate(starts):
-                    address = builder.add(start, here)
-                    bits = _ir.load(builder, address, _V_WORD, 4)
-                    _ir.prefetch(builder, _ir.offset(builder, address, FETCH_AHEAD))
-                    total = builder.call(permute, [entries[0], bits])
-                    for g in (1, 2):
-                        shifted = builder.call(multiply, [bits, multipliers[g - 1]])
-                        total = builder.add(total, builder.call(permute, [entries[g], shifted]))
+                for t in range(n_tiles):
+                    address = builder.add(start, builder.mul(tile_stride, _ir.index(t)))
+                    found = []
+                    for q in range(count):
+                        bits = _ir.load(builder, _ir.offset(builder, address, 64 * q), _V_WORD, 4)
+                        _ir.prefetch(builder, _ir.offset(builder, address, FETCH_AHEAD + 64 * q))
+                        middle = builder.call(multiply, [bits, multiplier])
+                        for g, moved in enumerate((bits, middle, builder.lshr(bits, ten))):
+                            found.append(builder.call(permute, [entries[3 * q + g], moved]))
+                    total = found[0]
+                    for other in found[1:]:
+                        total = builder.add(total, other)
                     total = builder.bitcast(total, _V_INT)
                     for h in range(2):  # the low 16 bits of each lane, then the high ones
                         operands = [carried[2 * t + h], total, pick[h]]
                         carried[2 * t + h] = builder.call(accumulate, operands)
                 return carried
 
-            final = _ir.counted_loop(builder, n_units, first, body)
+            def pair(u, carried):
+                start = builder.add(tiles, builder.mul(u, _ir.index(2 * 64)))
+                table = builder.add(tables, builder.mul(u, _ir.index(2 * 192)))
+                return look_up(2, start, table, carried)
+
+            pairs = builder.lshr(n_units, _ir.index(1))
+            carried = _ir.counted_loop(builder, pairs, first, pair)
+            start = builder.add(tiles, builder.mul(pairs, _ir.index(2 * 64)))
+            table = builder.add(tables, builder.mul(pairs, _ir.index(2 * 192)))
+            final = _ir.counted_loop(
+                builder,
+                builder.and_(n_units, _ir.index(1)),
+                carried,
+                lambda _, carried: look_up(1, start, table, carried),
+            )
             for value, address in zip(final, addresses, strict=True):
                 _ir.store(builder, value, address, 4)
             return context.get_dummy_value()
@@ -132,36 +147,39 @@ _mix_1_tile = _make_mix_tiles(1)
 
 
 @intrinsic
-def _measure(typingctx, inputs, n_vectors, results):
-    """Measure ``16 * n_vectors`` float32 inputs, by lanes.
+def _measure(typingctx, inputs, n_pairs, results):
+    """Measure ``30 * n_pairs`` float32 inputs.
 
-    Writes the largest sum of 5 neighbours' magnitudes, the sum and the sum of squares. Windows
-    start everywhere, not only where groups do: the largest may be a little too large, never too
-    small. Reads 4 floats past the inputs.
+    Writes their sums by lanes (16), the sums of squares by lanes (16), and the largest sum of the
+    magnitudes of a pair of units (1).
     """
     signature = types.void(types.intp, types.intp, types.intp)
 
     def codegen(context, builder, signature, args):
-        inputs, n_vectors, results = args
+        inputs, n_pairs, results = args
         magnitude = _ir.declare(builder, "llvm.fabs.v16f32", _V_FLOAT, [_V_FLOAT])
-        zero = _ir.splat_constant(_V_FLOAT, 0.0)
+        add_up = _ir.declare(
+            builder, "llvm.vector.reduce.fadd.v16f32", _ir.F32, [_ir.F32, _V_FLOAT]
+        )
+        zero, none = _ir.splat_constant(_V_FLOAT, 0.0), ir.Constant(_ir.F32, 0.0)
+        # the second 16 begin with the last two of the first
+        fresh = ir.Constant(_ir.vector(ir.IntType(1), 16), [0, 0] + [1] * 14)
 
         def body(i, carried):
-            largest, total, energy = carried
-            source = builder.add(inputs, builder.mul(i, _ir.index(64)))
-            x = [
-                _ir.load(builder, _ir.offset(builder, source, 4 * j), _V_FLOAT, 4) for j in range(5)
-            ]
-            total = builder.fadd(total, x[0])
-            energy = builder.fadd(energy, builder.fmul(x[0], x[0]))
-            sizes = [builder.call(magnitude, [value]) for value in x]
-            window = sizes[0]
-            for size in sizes[1:]:
-                window = builder.fadd(window, size)
-            larger = builder.fcmp_ordered(">", window, largest)
-            return [builder.select(larger, window, largest), total, energy]
+            total, energy, largest = carried
+            source = builder.add(inputs, builder.mul(i, _ir.index(4 * PAIR)))
+            one = _ir.load(builder, source, _V_FLOAT, 4)
+            other = _ir.load(builder, _ir.offset(builder, source, 4 * 14), _V_FLOAT, 4)
+            other = builder.select(fresh, other, zero)
+            total = builder.fadd(total, builder.fadd(one, other))
+            squares = builder.fadd(builder.fmul(one, one), builder.fmul(other, other))
+            sizes = builder.fadd(*(builder.call(magnitude, [value]) for value in (one, other)))
+            size = builder.call(add_up, [none, sizes], fastmath=("reassoc",))
+            larger = builder.fcmp_ordered(">", size, largest)
+            largest = builder.select(larger, size, largest)
+            return [total, builder.fadd(energy, squares), largest]
 
-        measured = _ir.counted_loop(builder, n_vectors, [zero] * 3, body)
+        measured = _ir.counted_loop(builder, n_pairs, [zero, zero, none], body)
         for i, value in enumerate(measured):
             _ir.store(builder, value, _ir.offset(builder, results, 64 * i), 4)
         return context.get_dummy_value()
@@ -173,25 +191,24 @@ def _measure(typingctx, inputs, n_vectors, results):
 def _measured(inputs, size):
     """Measure `_scaled` inputs, of which the first `size` count.
 
-    Returns the value of one step of the tables, the sum, and the roughness: the largest sum of five
-    neighbours' magnitudes over the root mean square.
+    Returns the value of one step of the tables, the sum, and the roughness: the largest sum of a
+    pair's magnitudes over the root mean square.
     """
-    results = np.empty(48, dtype=np.float32)
-    _measure(inputs.ctypes.data, inputs.size // 16 - 1, results.ctypes.data)
-    largest = np.float32(0.0)
+    results = np.empty(33, dtype=np.float32)
+    _measure(inputs.ctypes.data, inputs.size // PAIR, results.ctypes.data)
     total = np.float32(0.0)
     energy = np.float32(0.0)
     for lane in range(16):
-        largest = max(largest, results[lane])
-        total += results[16 + lane]
-        energy += results[32 + lane]
+        total += results[lane]
+        energy += results[16 + lane]
+    largest = results[32]
     roughness = np.float32(0.0)
     if largest > 0:
         # squares that leave the range of float32 tell nothing: as rough as can be
         roughness = np.float32(np.inf)
         if 0 < energy < np.inf:
             roughness = largest / np.sqrt(energy / np.float32(size))
-    return np.float32(largest * np.float32(0.5 / LARGEST_ENTRY)), total, roughness
+    return np.float32(largest * np.float32(0.5 / LARGEST_SUM)), total, roughness
 
 
 @njit(fastmath=False)
@@ -234,8 +251,8 @@ def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, b
 
 @njit(fastmath=False)
 def _padded_size(n_units):
-    """Return the least multiple of 16 that holds the units' inputs and 16 more."""
-    return (15 * n_units + 15) // 16 * 16 + 16
+    """Return how many inputs whole pairs of units have."""
+    return 15 * (n_units + n_units % 2)
 
 
 @njit(fastmath=False)
@@ -270,7 +287,7 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
     Parameters
     ----------
     x, d3, tiles2, d2, tiles1, d1, alpha, bias
-        As in ``lookup_simd.product_avx512``. At most 900 000 columns a stage (32-bit sums).
+        As in ``lookup_simd.product_avx512``. At most 1 900 000 columns a stage (32-bit sums).
     mixed_d2 : (m,) float32, or (0,) if `tiles1` has no tiles
         ``(B1 - alpha) d2``, which does not depend on x.
     n_parts : int
@@ -283,7 +300,7 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
         Sum of ``d3 * x`` and w; not finite if any term is not finite.
     float32
         Roughness R of the two stages' inputs together. The look-ups of a group are off by at most
-        half a step, so by a random ``1.2e-5 R`` of the +-1 part's usual size in all.
+        half a step, so by a random ``4e-6 R`` of the +-1 part's usual size in all.
 
     Notes
     -----
