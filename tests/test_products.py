@@ -335,6 +335,15 @@ def test_rounded_keeps_its_promise(shape, shift, rng):
         np.testing.assert_array_equal(g.matvec_rounded(0 * x), 0 * (g @ x))
 
 
+@pytest.mark.parametrize("n", [30, 45, 75, 1000])
+def test_rounded_where_sums_of_look_ups_are_as_large_as_can_be(n):
+    # constant inputs with all bits of a row alike: every pair of units uses up its 16 bits
+    rows = np.repeat([[1], [0]], 40, axis=0)
+    f = DiBAFactors(np.ones(80), rows @ np.ones((1, 60)), np.ones(60), np.ones((60, n)), np.ones(n))
+    for x in (np.full(n, 3, np.float32), np.full(n, -7, np.float32)):
+        np.testing.assert_allclose(f.matvec_rounded(x), f @ x, rtol=1e-3, atol=abs(x[0]) * 0.06 * n)
+
+
 def test_rounded_is_exact_where_its_steps_would_not_do(rng):
     f = operator(20, 70000, 30, 1)
     x = rng.normal(size=70000).astype(np.float32)
