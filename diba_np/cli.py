@@ -15,12 +15,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from diba_np import commands, commands_rates, commands_view
 from diba_np._version import __version__
 from diba_np.commands import FAILED, CommandError
 from diba_np.shell import SHELLS, Parser, examples
+
+_SOON = 0.01  # seconds
 
 OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
 
@@ -348,22 +351,37 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM came; ends the work as Ctrl-C does."""
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise what a signal stands for, a little later if Python would swallow it now.
+
+    What is raised while a finalizer runs is printed and forgotten.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            again = (threading.main_thread().ident, number)
+            threading.Timer(_SOON, signal.pthread_kill, again).start()
+            return
+        frame = frame.f_back
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise `_Terminated` in the main thread on SIGTERM, unless the signal has a handler."""
-
-    def terminate(*_: Any) -> None:
-        raise _Terminated
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the work in the main thread, unless the caller handles them."""
+    defaults: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    if threading.current_thread() is not threading.main_thread():
+        defaults = {}
+    mine = [number for number, usual in defaults.items() if signal.getsignal(number) is usual]
+    for number in mine:
+        signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in mine:
+            signal.signal(number, defaults[number])
 
 
 def _left(args: argparse.Namespace) -> str:
@@ -382,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"diba-np: note: {message}\n")
 
     try:
-        with _sigterm_as_interrupt(), warnings.catch_warnings():
+        with _signals_as_interrupts(), warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = note
             return int(args.run(args))

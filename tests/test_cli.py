@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -310,6 +311,30 @@ def test_signals_leave_no_file(here, number):
     assert err.endswith(f"diba-np: {words}, nothing written\n")
     assert "Traceback" not in err
     assert sorted(os.listdir()) == ["A.npy", "big.npy"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_finalizer_still_ends_the_work(number, capsys, monkeypatch):
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def work(args):
+        Finalized()
+        time.sleep(30)  # the signal that comes again ends it
+        return 0
+
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {one: signal.signal(one, handler) for one, handler in usual.items()}
+    monkeypatch.setattr("diba_np.commands.run_doctor", work)
+    try:
+        status, out, err = run(capsys, "doctor")
+        assert {one: signal.getsignal(one) for one in usual} == usual
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    words = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (status, out, err) == (1, "", f"diba-np: {words}, nothing written\n")
 
 
 def test_module_and_version(here):
