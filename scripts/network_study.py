@@ -44,6 +44,7 @@ METHODS: dict[str, Callable[..., nf.Form]] = {
     "codes": nf.by_codes,
     "random": nf.at_random,
 }
+EVEN = [1.0] * len(LINEAR)
 LABELS = {"diba": "DiBA", "codes": "integer codes", "random": "random bits"}
 
 
@@ -70,16 +71,32 @@ class Study:
 
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
-        names = ("effort", "shift", "calibration", "rows", "epochs", "rate", "tokens")
-        mine = {name: getattr(self.args, name) for name in names}
+        names = "effort shift shares tilt calibration rows epochs rate tokens"
+        mine = {name: getattr(self.args, name) for name in names.split()}
         mine["texts"] = {part: sum(map(len, rows)) for part, rows in self.task.texts.items()}
         path = self.folder / "settings.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(mine))
-        kept = {"shift": 0.0, **json.loads(path.read_text())}  # earlier ones have none
+        earlier = {"shift": 0.0, "shares": EVEN, "tilt": 0.0}  # they hold none of these
+        kept = earlier | json.loads(path.read_text())
         if kept != mine:
             raise SystemExit(f"{self.folder} holds results of {kept}; give another --folder")
+
+    def bits(self, names: Sequence[str], ratio: str, method: str) -> dict[str, float]:
+        """Return stored bits a weight of each matrix, whose mean over all weights is the ratio's.
+
+        DiBA's follow `shares` and `tilt`; codes of few levels cannot.
+        """
+        shares, tilt = (self.args.shares, self.args.tilt) if method == "diba" else (EVEN, 0.0)
+        last = max(1, self.dense.layers - 1)
+        share, size = {}, {}
+        for name in names:
+            _, _, layer, kind = name.split(".", 3)
+            share[name] = shares[LINEAR.index(kind)] * (1 + tilt * (2 * int(layer) / last - 1))
+            size[name] = self.dense.weights[name].matrix.size
+        mean = sum(share[name] * size[name] for name in names) / sum(size.values())
+        return {name: 32 * float(Fraction(ratio)) * share[name] / mean for name in names}
 
     def scored(self, key: str, make: Callable[[], Bert]) -> dict[str, Any]:
         """Return the scores kept under `key`, or make the network and judge it."""
@@ -110,10 +127,10 @@ class Study:
         if path.exists():
             nf.load(path, net, names)
             return net
-        bits = 32 * float(Fraction(ratio))
+        bits = self.bits(names, ratio, method)
         if stage == "replaced":
             for name in names:
-                made = METHODS[method](net.weights[name].matrix, bits, **self.how)
+                made = METHODS[method](net.weights[name].matrix, bits[name], **self.how)
                 net.replace({name: nf.as_weight(made)})
         elif stage == "layer-wise":
             net = self.stage(variant, method, ratio, "replaced")
@@ -122,13 +139,14 @@ class Study:
                 weight = net.weights[name]
                 if isinstance(weight, DiBAWeight):
                     return weight.factors
-                return METHODS[method](self.dense.weights[name].matrix, bits)
+                return METHODS[method](self.dense.weights[name].matrix, bits[name])
 
             self.compress(net, names, kept, refit=True)
         elif stage == "activations":
 
             def fitted(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
-                return dn.factorize(A, bits=bits, gram=gram, output_weight=outputs, **self.how)
+                how = {"gram": gram, "output_weight": outputs, **self.how}
+                return dn.factorize(A, bits=bits[name], **how)
 
             self.compress(net, names, fitted, refit=False)
         else:
@@ -252,6 +270,17 @@ def main(
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--effort", default="fast", help="of the searches for bits")
     parser.add_argument("--shift", type=float, default=0.0, help="of DiBA's bits; 0.5: +-1")
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs=len(LINEAR),
+        default=EVEN,
+        metavar="S",
+        help=f"of DiBA's bits a weight, relative to each other: {', '.join(LINEAR)}",
+    )
+    parser.add_argument(
+        "--tilt", type=float, default=0.0, help="0.2: 0.8 of DiBA's bits at first, 1.2 at last"
+    )
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
     parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
     parser.add_argument("--epochs", type=int, default=1)
@@ -267,6 +296,8 @@ def main(
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(**defaults)
     args = parser.parse_args()
+    if min(args.shares) <= 0 or abs(args.tilt) >= 1:
+        parser.error("--shares must be above 0 and --tilt between -1 and 1")
     if args.smoke:
         args.ratios, args.variants, args.calibration = ["1/8"], ["all"], 40
         args.rows, args.epochs, args.tokens, args.rate = 40, 10, 100, 5e-4

@@ -184,3 +184,39 @@ def test_no_reaction_comes_twice():
     parts = reactions.clean(rows)
     assert (parts["train"].smiles, parts["test"].smiles) == (["a"], ["b"])
     assert (parts["train"].labels.tolist(), parts["test"].labels.tolist()) == ([1], [0])
+
+
+def test_shares_and_tilt_keep_the_mean_and_are_part_of_the_settings(tmp_path, monkeypatch):
+    task = study_classes.made()
+    kept = {}
+    monkeypatch.setattr(network_study, "table", lambda rows: [])
+    monkeypatch.setattr(network_study.Study, "stage", lambda self, *what: task.network())
+    make = network_study.Study.__init__
+
+    def keep(self, *args):
+        make(self, *args)
+        kept["study"] = self
+
+    monkeypatch.setattr(network_study.Study, "__init__", keep)
+
+    def run(*more):
+        words = ["study", "--smoke", "--methods", "diba", "--folder", str(tmp_path), *more]
+        monkeypatch.setattr(sys, "argv", words)
+        return network_study.main("Study.", None, lambda: task)
+
+    uneven = ("--shares", *"0.5 0.5 1 2 1 1.5".split(), "--tilt", "0.5")
+    assert run(*uneven) == 0
+    study = kept["study"]
+    names = study.dense.encoder_names()
+    bits = study.bits(names, "1/8", "diba")
+    sizes = {name: study.dense.weights[name].matrix.size for name in names}
+    assert sum(bits[n] * sizes[n] for n in names) / sum(sizes.values()) == pytest.approx(4.0)
+    first, last = (bits[f"encoder.layer.{i}.attention.self.query"] for i in (0, 1))
+    assert last / first == pytest.approx(1.5 / 0.5)
+    assert bits["encoder.layer.0.attention.output.dense"] / first == pytest.approx(4.0)
+    assert set(study.bits(names, "1/8", "codes").values()) == {4.0}
+    with pytest.raises(SystemExit, match="give another --folder"):
+        run()
+    for wrong in (("--tilt", "1"), ("--shares", *"0 1 1 1 1 1".split())):
+        with pytest.raises(SystemExit):
+            run(*wrong)
