@@ -134,6 +134,29 @@ def test_parallel_kernels_start_threads_for_their_own_loops_alone():
                 assert not called & filled, f"{path.name}:{node.name}"
 
 
+def test_no_address_outlives_its_array():
+    # Numba frees an array after the last use of its name, whoever still holds the address
+    found = 0
+    for path in KERNELS:
+        for node, _ in jitted(path):
+            loops = [loop for loop in ast.walk(node) if isinstance(loop, (ast.For, ast.While))]
+            names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+
+            def last(name, names=names):
+                return max(n.lineno for n in names if n.id == name)
+
+            for kept in ast.walk(node):
+                if not isinstance(kept, ast.Assign) or ".ctypes.data" not in ast.unparse(kept):
+                    continue
+                found += 1
+                (address,) = (target.id for target in kept.targets)
+                array = ast.unparse(kept).partition(".ctypes.data")[0].split("(")[-1].split()[-1]
+                array = array.lstrip("-")
+                again = any(kept in list(ast.walk(loop)) for loop in loops)
+                assert again or last(array) >= last(address), f"{path.name}:{kept.lineno}"
+    assert found > 5
+
+
 def test_no_kernel_calls_a_kernel_of_another_file():
     for path in KERNELS:
         used = {m for m in imports_of(path, deferred=True)}

@@ -217,11 +217,12 @@ def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, b
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
     tables = np.empty(48 * block + 16, dtype=np.int32)
-    table = (tables.ctypes.data + 63) // 64 * 64
     sums = np.zeros(32 * (stop - start), dtype=np.int32)
     half_inverse_step = np.float32(0.5) / step if step > 0 else np.float32(0.0)
     for u in range(0, n_units, block):
         width = min(block, n_units - u)
+        # asked for in the loop: Numba frees an array after the last use of its name
+        table = (tables.ctypes.data + 63) // 64 * 64
         _build_tables(inputs.ctypes.data + 60 * u, width, half_inverse_step, table)
         t = start
         while t < stop:

@@ -184,11 +184,12 @@ def _mix_part_avx512(inputs, tiles, start, stop, alpha, scale, bias, out):
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
     tables = np.empty(96 * block + 16, dtype=np.float32)
-    table = (tables.ctypes.data + 63) // 64 * 64
     sums = np.zeros(32 * (stop - start), dtype=np.float32)
     total = np.float32(0.0)
     for u in range(0, n_units, block):
         width = min(block, n_units - u)
+        # asked for in the loop: Numba frees an array after the last use of its name
+        table = (tables.ctypes.data + 63) // 64 * 64
         total += _build_tables_avx512(inputs.ctypes.data + 60 * u, width, table)
         t = start
         while t < stop:
@@ -210,11 +211,12 @@ def _mix_part_avx2(inputs, tiles, start, stop, alpha, scale, bias, out):
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
     tables = np.empty(40 * block + 16, dtype=np.float32)
-    table = (tables.ctypes.data + 63) // 64 * 64
     sums = np.zeros(32 * (stop - start), dtype=np.float32)
     total = np.float32(0.0)
     for u in range(0, n_units, block):
         width = min(block, n_units - u)
+        # asked for in the loop: Numba frees an array after the last use of its name
+        table = (tables.ctypes.data + 63) // 64 * 64
         total += _build_tables_avx2(inputs.ctypes.data + 60 * u, width, table)
         t = start
         while t < stop:
