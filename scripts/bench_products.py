@@ -383,6 +383,16 @@ def first_use(repeats: int) -> dict[str, float]:
     return dict(zip(names, medians, strict=True))
 
 
+def threading_layer() -> str | None:
+    """What Numba's parallel kernels ran on, None where none ran."""
+    import numba
+
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return None
+
+
 def cold_compilation() -> float:
     """Seconds of ``diba-np warmup`` with an empty cache."""
     import tempfile
@@ -438,9 +448,18 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="one tiny case, a second")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    cases = [
+        ((m, n, bits), batch)
+        for m, n, bits, batches in (SMOKE if args.smoke else FULL if args.full else TARGETS)
+        for batch in batches
+        if args.only in f"{m}x{n} {bits:g} {batch}"
+    ]
+    if not cases:
+        parser.error(
+            f"no case holds {args.only!r}; one is called '4096x4096 1 64': size bits batch"
+        )
     pin(args.threads)
 
-    import numba
     import numpy as np
 
     from diba_np.diagnostics import versions
@@ -461,21 +480,18 @@ def main() -> None:
         print(", ".join(f"{name} {version}" for name, version in versions().items()), "\n")
         print(HEAD + "\n" + "|---|" + "--:|" * 9)
     rows: list[Row] = []
-    for m, n, bits, batches in SMOKE if args.smoke else FULL if args.full else TARGETS:
-        for batch in batches:
-            if args.only not in f"{m}x{n} {bits:g} {batch}":
-                continue
-            made = run_case((m, n, bits), batch, clock, limits, args.peers)
-            rows += made
-            if not args.json:
-                print("\n".join(map(line, made)), flush=True)
+    for case, batch in cases:
+        made = run_case(case, batch, clock, limits, args.peers)
+        rows += made
+        if not args.json:
+            print("\n".join(map(line, made)), flush=True)
     report = {
         "threads": args.threads,
         "path": kernel_path(),
         "load": [load, os.getloadavg()[0]],
         "machine": platform.machine(),
         "blas": np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"],  # type: ignore[index]
-        "threading_layer": numba.threading_layer() if args.threads > 1 else None,
+        "threading_layer": threading_layer(),
         "versions": versions(),
         "limits": limits.report(),
         "first_use_s": first_use(1 if args.smoke else 5),

@@ -469,9 +469,20 @@ def test_a_path_that_is_wrong_or_missing_is_one_sentence(
 # -- benchmark -------------------------------------------------------------------------------------
 
 
+BENCHMARK = Path(__file__).parent.parent / "scripts" / "bench_products.py"
+
+
+def test_the_benchmark_names_no_case_that_it_has_not():
+    command = [sys.executable, str(BENCHMARK), "--smoke", "--only", "nothing"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "no case holds 'nothing'; one is called '4096x4096 1 64': size bits batch"
+    )
+
+
 def test_the_benchmark_runs():
-    script = Path(__file__).parent.parent / "scripts" / "bench_products.py"
-    command = [sys.executable, str(script), "--smoke", "--json", "--threads", "1"]
+    command = [sys.executable, str(BENCHMARK), "--smoke", "--json", "--threads", "1"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     report = json.loads(out)
     ways = {row["way"] for row in report["rows"]}
