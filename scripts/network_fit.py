@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,45 +113,106 @@ def by_codes(A: Array, bits: float, **how: Any) -> Form:
 # -- layer by layer --------------------------------------------------------------------------------
 
 
-def importance(
-    net: Bert, task: Task, places: Sequence[Array]
-) -> tuple[dict[str, list[Array]], dict[str, Array]]:
-    """Return how much the outputs of each layer matter: weights of tokens (a batch each), and the
-    Gram matrix of its channels (m, m).
+@dataclass
+class Importance:
+    """How much the outputs of a layer matter.
 
-    They are of gradients of random combinations of the network's outputs: the blocks of its
-    Gauss-Newton matrix, taken as products of one part of the token and one of the channels.
-    Weights and diagonals have mean 1, `EVEN` included; padding has 0.
+    Attributes
+    ----------
+    tokens : list of (S T,) arrays
+        Weights of the tokens, a batch each; mean 1, padding 0.
+    channels : (m, m) array
+        Gram matrix of the channels; its diagonal has mean 1.
+    together : float
+        Mean cosine of the gradients of two tokens of one row, 0 to 1: whether their errors add up.
+    """
+
+    tokens: list[Array]
+    channels: Array
+    together: float
+
+
+def importance(net: Bert, task: Task, places: Sequence[Array]) -> dict[str, Importance]:
+    """Return how much the outputs of each layer matter, rows of `task` read batch by batch.
+
+    It is of gradients of random combinations of the network's outputs: the blocks of its
+    Gauss-Newton matrix, taken as products of one part of the token and one of the channels, `EVEN`
+    included.
     """
     rng = np.random.default_rng(0)
     names = net.encoder_names()
     tokens: dict[str, list[Array]] = {name: [] for name in names}
     channels = {name: np.zeros((len(net.own[f"{name}.bias"]),) * 2) for name in names}
+    sums = {name: np.zeros(3) for name in names}
+    masks: list[Array] = []
 
     def watch(name: str, gradient: Array) -> None:
         if name in tokens:
-            tokens[name].append(np.einsum("ij,ij->i", gradient, gradient))
+            squares = np.einsum("ij,ij->i", gradient, gradient)
+            tokens[name].append(squares)
             channels[name] += gradient.T @ gradient
+            shape = masks[-1].shape
+            row = gradient.reshape(*shape, -1).sum(axis=1)
+            most = np.sqrt(squares).reshape(shape).sum(axis=1)
+            sums[name] += np.vdot(row, row), squares.sum(), np.vdot(most, most)
 
-    masks = []
     net.watch = watch
     for rows in places:
         ids, mask, known = task.read("fit", rows)
-        masks.append(mask.ravel())
+        masks.append(mask)
         hidden, back = net.encode(ids, mask)
         y, back_head = task.head(net, hidden[-1], mask, known)
         back({-1: back_head(rng.choice([-1.0, 1.0], y.shape).astype(y.dtype))})
     net.watch = None
     net.zero_grad()
     count = sum(int(mask.sum()) for mask in masks)
+    found = {}
     for name, parts in tokens.items():
         unit = (1 - EVEN) * count / sum(float(part.sum()) for part in parts)
-        tokens[name] = [
-            (unit * part + EVEN) * mask for part, mask in zip(parts, masks, strict=True)
+        weights = [
+            (unit * part + EVEN) * mask.ravel() for part, mask in zip(parts, masks, strict=True)
         ]
         mean = np.trace(channels[name]) / len(channels[name])
-        channels[name] = (1 - EVEN) / mean * channels[name] + EVEN * np.eye(len(channels[name]))
-    return tokens, channels
+        gram = (1 - EVEN) / mean * channels[name] + EVEN * np.eye(len(channels[name]))
+        whole, apart, most = sums[name]
+        # where one token of a row counts for all there are no two that could differ
+        cosine = (whole - apart) / (most - apart) if most > 1.01 * apart else 0.0
+        found[name] = Importance(weights, gram, float(np.clip(cosine, 0.0, 1.0)))
+    return found
+
+
+def with_sums(
+    x: Array, added: Array | None, weights: Array, mask: Array, share: float
+) -> tuple[Array, Array | None, Array]:
+    """Return inputs, what is added, and weights with a sample more for each row of tokens.
+
+    The squared errors e of a row count as ``(1 - share) sum(w e^2) + share (sum(w^0.5 e))^2``.
+
+    Parameters
+    ----------
+    x : (S T, n) array
+    added : (S T, m) array, optional
+    weights : (S T,) array
+    mask : (S, T) array
+    share : float
+        0 to 1.
+
+    Notes
+    -----
+    Layers are affine: the new samples are means over a row. The two ends are the two Kronecker
+    forms of layers that share weights (R. Eschenhagen et al., "Kronecker-factored approximate
+    curvature for modern neural network architectures", 2023).
+    """
+    root = np.sqrt(weights).reshape(mask.shape)
+    total = root.sum(axis=1)
+    root = root / total[:, None]
+
+    def joined(x: Array) -> Array:
+        means = np.einsum("st,std->sd", root, x.reshape(*mask.shape, -1))
+        return np.concatenate([x, means.astype(x.dtype)])
+
+    both = np.concatenate([(1 - share) * weights, share * total**2])
+    return joined(x), None if added is None else joined(added), both
 
 
 def compress(
@@ -162,6 +224,7 @@ def compress(
     fit: Fit,
     *,
     refit: bool,
+    together: float = 0.0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Fit the layers `names` of `net` one after the other, in place.
@@ -180,9 +243,12 @@ def compress(
         As of `compress_layers`; it also takes the weights of the outputs (m,).
     refit : bool
         Whether diagonals (scales) are solved for after that.
+    together : float
+        As how much of `Importance.together` the errors of a row's tokens are taken to add up, 0
+        to 1. Sums over rows are fewer than tokens: many rows are needed.
     """
     places = list(batches(task.fit, TOKENS, rows))
-    tokens, channels = importance(dense, task, places)
+    matters = importance(dense, task, places)
 
     def states() -> Iterator[dict[str, Any]]:
         for at, some in enumerate(places):
@@ -194,7 +260,12 @@ def compress(
             def through(name: str, x: Array, added: Array | None) -> tuple[Array, Any]:
                 if name not in names:
                     return dense.linear(name, x, added)
-                return linear(name, x, keep=tokens[name][int(state["at"])], added=added), None
+                weights = matters[name].tokens[int(state["at"])]
+                share = together * matters[name].together
+                if not share:
+                    return linear(name, x, keep=weights, added=added), None
+                more, added, weights = with_sums(x, added, weights, state["mask"], share)
+                return linear(name, more, keep=weights, added=added)[: len(x)], None
 
             return {**state, "x": dense.layer(i, state["x"], state["mask"], through)[0]}
 
@@ -204,7 +275,7 @@ def compress(
         [stage(i) for i in range(dense.layers)],
         {name: dense.weights[name].matrix for name in names},
         states,
-        lambda name, A, gram: fit(name, A, gram, channels[name]),
+        lambda name, A, gram: fit(name, A, gram, matters[name].channels),
         biases={name: dense.own[f"{name}.bias"] for name in names},
         refit=refit,
         hold_out=0,

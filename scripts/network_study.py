@@ -71,14 +71,19 @@ class Study:
 
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
-        names = "effort shift shares tilt calibration rows epochs rate tokens"
+        names = "effort shift shares tilt together calibration rows epochs rate tokens"
         mine = {name: getattr(self.args, name) for name in names.split()}
         mine["texts"] = {part: sum(map(len, rows)) for part, rows in self.task.texts.items()}
         path = self.folder / "settings.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(mine))
-        earlier = {"shift": 0.0, "shares": EVEN, "tilt": 0.0}  # they hold none of these
+        earlier = {
+            "shift": 0.0,
+            "shares": EVEN,
+            "tilt": 0.0,
+            "together": 0.0,
+        }  # they hold none of these
         kept = earlier | json.loads(path.read_text())
         if kept != mine:
             raise SystemExit(f"{self.folder} holds results of {kept}; give another --folder")
@@ -167,8 +172,8 @@ class Study:
         return net
 
     def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, *, refit: bool) -> None:
-        rows = self.read_rows
-        nf.compress(net, self.dense, self.task, rows, names, fit, refit=refit, tell=self.tell)
+        how: dict[str, Any] = {"together": self.args.together, "tell": self.tell}
+        nf.compress(net, self.dense, self.task, self.read_rows, names, fit, refit=refit, **how)
 
 
 def before(method: str) -> str:
@@ -281,6 +286,9 @@ def main(
     parser.add_argument(
         "--tilt", type=float, default=0.0, help="0.2: 0.8 of DiBA's bits at first, 1.2 at last"
     )
+    parser.add_argument(
+        "--together", type=float, default=0.0, help="0 to 1: errors of a text's tokens add up"
+    )
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
     parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
     parser.add_argument("--epochs", type=int, default=1)
@@ -298,6 +306,8 @@ def main(
     args = parser.parse_args()
     if min(args.shares) <= 0 or abs(args.tilt) >= 1:
         parser.error("--shares must be above 0 and --tilt between -1 and 1")
+    if not 0 <= args.together <= 1:
+        parser.error("--together must be between 0 and 1")
     if args.smoke:
         args.ratios, args.variants, args.calibration = ["1/8"], ["all"], 40
         args.rows, args.epochs, args.tokens, args.rate = 40, 10, 100, 5e-4

@@ -35,21 +35,21 @@ def measures(
 ) -> dict[str, tuple[Array, Array]]:
     """Return W (m, m) of the outputs and H (n, n) of the inputs of some layers, on some rows."""
     places = list(batches(task.fit, nf.TOKENS, rows))
-    tokens, channels = nf.importance(net, task, places)
+    matters = nf.importance(net, task, places)
     grams = {name: np.zeros((net.weights[name].matrix.shape[1],) * 2) for name in names}
     for at, some in enumerate(places):
         ids, mask, _ = task.read("fit", some)
 
         def linear(name: str, x: Array, added: Array | None, at: int = at) -> tuple[Array, Back]:
             if name in grams:
-                weighed = x * np.sqrt(tokens[name][at])[:, None].astype(x.dtype)
+                weighed = x * np.sqrt(matters[name].tokens[at])[:, None].astype(x.dtype)
                 grams[name] += weighed.T @ weighed
             return net.linear(name, x, added)
 
         x, _ = net.embed(ids)
         for i in range(net.layers):
             x, _ = net.layer(i, x, mask, linear)
-    return {name: (channels[name], grams[name]) for name in names}
+    return {name: (matters[name].channels, grams[name]) for name in names}
 
 
 def fitted(A: Array, W: Array, H: Array, weights: str, bits: float, **how: Any) -> Array:

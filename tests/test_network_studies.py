@@ -71,19 +71,43 @@ def test_importance_is_that_of_tokens_and_outputs():
     task = study_classes.made()
     net = task.network()
     places = list(bert.batches(task.fit, 60, np.arange(24)))
-    tokens, channels = nf.importance(net, task, places)
+    matters = nf.importance(net, task, places)
     masks = [task.read("fit", rows)[1].ravel() for rows in places]
     for name in net.encoder_names():
-        weights = np.concatenate(tokens[name])
+        weights, channels = np.concatenate(matters[name].tokens), matters[name].channels
         assert not weights[~np.concatenate(masks)].any()
         assert weights.sum() == pytest.approx(sum(mask.sum() for mask in masks))
-        assert np.trace(channels[name]) / len(channels[name]) == pytest.approx(1)
-        np.testing.assert_allclose(channels[name], channels[name].T, atol=1e-5)
-        assert np.linalg.eigvalsh(channels[name])[0] > 0.99 * nf.EVEN
+        assert np.trace(channels) / len(channels) == pytest.approx(1)
+        np.testing.assert_allclose(channels, channels.T, atol=1e-5)
+        assert np.linalg.eigvalsh(channels)[0] > 0.99 * nf.EVEN
+        assert 0 <= matters[name].together <= 1
     # only the first token is read at the end
-    last = tokens["encoder.layer.1.output.dense"]
+    last = matters["encoder.layer.1.output.dense"]
     first = [task.read("fit", rows)[1].cumsum(axis=1).ravel() == 1 for rows in places]
-    assert all((w[~at] <= nf.EVEN + 1e-6).all() for w, at in zip(last, first, strict=True))
+    assert all((w[~at] <= nf.EVEN + 1e-6).all() for w, at in zip(last.tokens, first, strict=True))
+    assert last.together == 0
+
+
+def test_errors_of_all_tokens_add_up_where_only_their_mean_is_read():
+    task = study_sentences.made()
+    places = list(bert.batches(task.fit, 60, np.arange(24)))
+    matters = nf.importance(task.network(), task, places)
+    # of the last layer all tokens have one gradient but for their layer norms
+    assert matters["encoder.layer.1.output.dense"].together > 0.9
+    assert matters["encoder.layer.0.attention.self.key"].together < 0.1
+
+
+def test_samples_of_sums_weigh_errors_as_they_say(rng):
+    mask = np.array([[True, True, True, False], [True] * 4])
+    weights = rng.uniform(1, 2, 8) * mask.ravel()
+    x, added = rng.normal(size=(8, 3)), rng.normal(size=(8, 2))
+    A, bias = rng.normal(size=(2, 3)), rng.normal(size=2)
+    more, plus, both = nf.with_sums(x, added, weights, mask, 0.3)
+    errors = x @ A.T + bias + added
+    square = np.square(errors).sum(axis=1)
+    sums = (np.sqrt(weights)[:, None] * errors).reshape(2, 4, 2).sum(axis=1)
+    aim = 0.7 * weights @ square + 0.3 * np.square(sums).sum()
+    assert both @ np.square(more @ A.T + bias + plus).sum(axis=1) == pytest.approx(aim)
 
 
 def test_what_is_kept_comes_back(rng, tmp_path):
