@@ -416,7 +416,7 @@ class Product:
         matrix: NaN where the weight is zero or where infinities of both signs meet. Sums that are
         only too large for float32 on the way come out right from float64.
         """
-        wide = np.where(np.isfinite(x), x, 0).astype(np.float64)
+        wide = np.where(np.isfinite(x), x, 0).astype(np.float64, order="C")
         result = np.empty(out.shape, np.float64)
         self._run_matrix(wide, result)
         with np.errstate(over="ignore"):

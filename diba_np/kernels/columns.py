@@ -143,6 +143,24 @@ def _lines(n_panels, n_lines, like):
     return memory[skip : skip + size].reshape(n_panels, n_lines, lanes)
 
 
+@intrinsic
+def _write_line(typingctx, source, scale, bias, target):
+    """Write ``scale * source + bias`` of a cache line to `target`; the scale sets the type."""
+    signature = types.void(types.intp, scale, scale, types.intp)
+    element, lanes = _element(scale)
+    vector = _ir.vector(element, lanes)
+
+    def codegen(context, builder, signature, args):
+        source, scale, bias, target = args
+        line = _ir.load(builder, source, vector, 64 // lanes)
+        line = builder.fmul(line, _ir.broadcast(builder, scale, vector))
+        line = builder.fadd(line, _ir.broadcast(builder, bias, vector))
+        _ir.store(builder, line, target, 64 // lanes)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @njit(fastmath=False)
 def _gather(source, first, scale, start, stop, panels):
     """Write ``scale * source`` of some rows to panels, a cache line of columns each.
@@ -150,23 +168,24 @@ def _gather(source, first, scale, start, stop, panels):
     Rows past the last one are zero. Reading and writing both go along the rows: a panel alone
     would take one line of each row, and wait for every one.
     """
-    lanes = panels.shape[2]
+    none = -scale.dtype.type(0)  # keeps the sign of a zero
     for j in range(start, min(stop, scale.size)):
+        row = source.ctypes.data + source.itemsize * (source.shape[1] * j + first)
         for p in range(panels.shape[0]):
-            for c in range(lanes):
-                panels[p, j, c] = scale[j] * source[j, first + lanes * p + c]
+            line = panels.ctypes.data + 64 * (panels.shape[1] * p + j)
+            _write_line(row + 64 * p, scale[j], none, line)
     panels[:, max(start, scale.size) : stop] = 0
 
 
 @njit(fastmath=False)
 def _scatter(panels, scale, bias, start, stop, out, first):
     """Write ``scale * panels + bias`` of some rows to the columns of `out` from `first` on."""
-    lanes = panels.shape[2]
+    none = -scale.dtype.type(0)
     for i in range(start, min(stop, scale.size)):
-        shift = bias[i] if bias.size else scale[i] * 0
+        row = out.ctypes.data + out.itemsize * (out.shape[1] * i + first)
         for p in range(panels.shape[0]):
-            for c in range(lanes):
-                out[i, first + lanes * p + c] = scale[i] * panels[p, i, c] + shift
+            line = panels.ctypes.data + 64 * (panels.shape[1] * p + i)
+            _write_line(line, scale[i], bias[i] if bias.size else none, row + 64 * p)
 
 
 @njit(fastmath=False)
@@ -200,9 +219,10 @@ def _mix_panel(panel, tiles, start, stop, alpha, sums):
 @njit(fastmath=False)
 def _scale_rows(scale, start, stop, panel):
     """Multiply some rows of a panel by their scale; those past the last one become zero."""
+    none = -scale.dtype.type(0)
     for i in range(start, min(stop, scale.size)):
-        for c in range(panel.shape[1]):
-            panel[i, c] *= scale[i]
+        line = panel.ctypes.data + 64 * i
+        _write_line(line, scale[i], none, line)
     panel[max(start, scale.size) : stop] = 0
 
 
