@@ -466,6 +466,25 @@ def test_a_path_that_is_wrong_or_missing_is_one_sentence(
     assert kernel_path() == "avx2"
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_sums_of_some_rows_that_overflow_come_out_right(path, stages, monkeypatch):
+    # the sum of all inputs is 0: only the rows tell
+    x = np.array([3e38, -3e38, 0, 0, 0, 3e38, -3e38], np.float32)
+    bits = np.ones((2000, 7), np.uint8)
+    bits[1990, [1, 6]] = 0
+    exact = np.zeros(2000)
+    exact[1990] = 7.5e37
+    second = PackedBits(np.eye(2000)) if stages == 2 else None
+    f = Product(PackedBits(bits), second, d_out=np.full(2000, 1 / 8), path=path)
+    for parts in (1, 3):
+        monkeypatch.setattr(f, "_parts", lambda n_columns=1, parts=parts: parts)
+        np.testing.assert_allclose(f.vector(x), exact, rtol=1e-6)
+        np.testing.assert_allclose(f.vector_rounded(x), exact, rtol=1e-6)
+        found = f.matrix(np.stack([x] * 16, 1))
+        np.testing.assert_allclose(found, np.stack([exact] * 16, 1), rtol=1e-6)
+
+
 # -- benchmark -------------------------------------------------------------------------------------
 
 

@@ -38,7 +38,10 @@ def _build_tables(inputs, first_unit, n_units, tables):
 
 @njit(fastmath=False)
 def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
-    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`."""
+    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`.
+
+    It is NaN where a row's sum is not finite.
+    """
     n_units = tiles.shape[1]
     tables = np.empty(384 * BLOCK_UNITS, dtype=inputs.dtype)
     sums = np.zeros((stop - start, 2, 16), dtype=inputs.dtype)
@@ -75,6 +78,16 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
     if bias.size:
         for i in range(32 * start, min(32 * stop, scale.size)):
             out[i] += bias[i]
+    return total + _zero_if_finite(results)
+
+
+@njit(fastmath={"reassoc"})
+def _zero_if_finite(values):
+    """Return 0, or NaN if a value is not finite; a sum of some that overflows may count as one."""
+    zero = values.dtype.type(0)
+    total = zero
+    for i in range(values.size):  # over the values themselves it would not be vectorized
+        total += zero * values[i]
     return total
 
 
@@ -126,8 +139,6 @@ def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, ou
     z = _padded(d2.size, tiles1.shape[1], x.dtype) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=x.dtype)
-    inner = np.empty(n_parts, dtype=x.dtype)
-    inner[0] = 0
     n_tiles = tiles2.shape[0]
     for p in numba.prange(n_parts):
         start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
@@ -136,5 +147,5 @@ def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, ou
         n_tiles = tiles1.shape[0]
         for p in numba.prange(n_parts):
             start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
-            inner[p] = _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
-    return totals[0] + inner[0]
+            totals[p] += _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
+    return totals[0] + _zero_if_finite(totals)

@@ -180,7 +180,10 @@ _mix_1_tile_avx2 = _make_mix_tiles(_AVX2, 1)
 
 @njit(fastmath=False)
 def _mix_part_avx512(inputs, tiles, start, stop, alpha, scale, bias, out):
-    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`."""
+    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`.
+
+    It is NaN where a row's sum is not finite.
+    """
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
     tables = np.empty(96 * block + 16, dtype=np.float32)
@@ -202,12 +205,15 @@ def _mix_part_avx512(inputs, tiles, start, stop, alpha, scale, bias, out):
                 _mix_1_tile_avx512(source, 64 * n_units, table, width, target)
                 t += 1
     _finish(sums, 32 * start, alpha, total, scale, bias, out)
-    return total
+    return total + _zero_if_finite(sums)
 
 
 @njit(fastmath=False)
 def _mix_part_avx2(inputs, tiles, start, stop, alpha, scale, bias, out):
-    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`."""
+    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`.
+
+    It is NaN where a row's sum is not finite.
+    """
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
     tables = np.empty(40 * block + 16, dtype=np.float32)
@@ -229,6 +235,16 @@ def _mix_part_avx2(inputs, tiles, start, stop, alpha, scale, bias, out):
                 _mix_1_tile_avx2(source, 64 * n_units, table, width, target)
                 t += 1
     _finish(sums, 32 * start, alpha, total, scale, bias, out)
+    return total + _zero_if_finite(sums)
+
+
+@njit(fastmath={"reassoc"})
+def _zero_if_finite(values):
+    """Return 0, or NaN if a value is not finite; a sum of some that overflows may count as one."""
+    zero = values.dtype.type(0)
+    total = zero
+    for i in range(values.size):  # over the values themselves it would not be vectorized
+        total += zero * values[i]
     return total
 
 
@@ -292,7 +308,7 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     Returns
     -------
     float32
-        Sum of ``d3 * x`` and z; not finite if any term is not finite.
+        Sum of ``d3 * x`` and z; not finite if any term is not finite, or any row's sum.
 
     Notes
     -----
@@ -318,8 +334,6 @@ def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
     z = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
-    inner = np.empty(n_parts, dtype=np.float32)
-    inner[0] = 0
     n_tiles = tiles2.shape[0]
     for p in numba.prange(n_parts):
         start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
@@ -328,8 +342,8 @@ def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
         n_tiles = tiles1.shape[0]
         for p in numba.prange(n_parts):
             start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
-            inner[p] = _mix_part_avx512(z, tiles1, start, stop, alpha, d1, bias, out)
-    return totals[0] + inner[0]
+            totals[p] += _mix_part_avx512(z, tiles1, start, stop, alpha, d1, bias, out)
+    return totals[0] + _zero_if_finite(totals)
 
 
 @njit(fastmath=False)
@@ -357,8 +371,6 @@ def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     z = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
-    inner = np.empty(n_parts, dtype=np.float32)
-    inner[0] = 0
     n_tiles = tiles2.shape[0]
     for p in numba.prange(n_parts):
         start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
@@ -367,5 +379,5 @@ def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
         n_tiles = tiles1.shape[0]
         for p in numba.prange(n_parts):
             start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
-            inner[p] = _mix_part_avx2(z, tiles1, start, stop, alpha, d1, bias, out)
-    return totals[0] + inner[0]
+            totals[p] += _mix_part_avx2(z, tiles1, start, stop, alpha, d1, bias, out)
+    return totals[0] + _zero_if_finite(totals)
