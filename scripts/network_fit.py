@@ -65,6 +65,10 @@ class Task:
     def judge(self) -> list[list[int]]:
         return self.texts["judge"]
 
+    def mix(self, count: int) -> Array:
+        """Put so many rows made of others beside the rows "fit"; return their places (count,)."""
+        raise SystemExit(f"--mixed: rows of {self.name} cannot be made of others")
+
     def read(self, part: str, rows: Array) -> tuple[Array, Array, Any]:
         """Return ids (S, T), mask (S, T) and what is known of these rows."""
         ids, mask = padded([self.texts[part][i] for i in rows])

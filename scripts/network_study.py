@@ -68,10 +68,15 @@ class Study:
         rows = np.random.default_rng(0).permutation(len(task.fit))
         # training rows that no layer was fitted to tell more, as far as there are such
         self.read_rows, self.train_rows = rows[: args.calibration], rows[-args.rows :]
+        if args.mixed:
+            more = task.mix(args.mixed)
+            self.read_rows, self.train_rows = (
+                np.concatenate([some, more]) for some in (self.read_rows, self.train_rows)
+            )
 
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
-        names = "effort shift shares tilt together calibration rows epochs rate tokens"
+        names = "effort shift shares tilt together calibration rows mixed epochs rate tokens"
         mine = {name: getattr(self.args, name) for name in names.split()}
         mine["texts"] = {part: sum(map(len, rows)) for part, rows in self.task.texts.items()}
         path = self.folder / "settings.json"
@@ -83,6 +88,7 @@ class Study:
             "shares": EVEN,
             "tilt": 0.0,
             "together": 0.0,
+            "mixed": 0,
         }  # they hold none of these
         kept = earlier | json.loads(path.read_text())
         if kept != mine:
@@ -291,6 +297,7 @@ def main(
     )
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
     parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
+    parser.add_argument("--mixed", type=int, default=0, help="rows made of others, beside both")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, end to end")
     parser.add_argument("--tokens", type=int, default=2048, help="of a step, end to end")
@@ -313,6 +320,8 @@ def main(
         args.rows, args.epochs, args.tokens, args.rate = 40, 10, 100, 5e-4
         if args.folder is None:
             parser.error("--smoke needs --folder")
+    if args.mixed < 0:
+        parser.error("--mixed must be at least 0")
     task = (made if args.smoke else real)()
     folder = args.folder or cache_folder() / "studies" / task.name
     study = Study(task, folder, args)

@@ -12,6 +12,7 @@ regression, fitted once to dense embeddings of all other such tweets, still tell
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import network_fit as nf
@@ -22,6 +23,7 @@ from scipy.optimize import minimize
 
 JUDGE = 1000  # tweets of a valence beyond 0.5 either way
 PENALTIES = (0.03, 0.1, 0.3, 1.0)  # on the head's squared weights, halved; the best is taken
+LEAST = 3  # words of a text made of two others
 FOLDS = 5  # of the rows that the head is fitted to, for that choice
 
 
@@ -36,6 +38,22 @@ class Sentences(nf.Task):
         self.dense: dict[int, Array] = {}
         for rows, y, _ in nf.evaluate(self.network(), self):
             self.dense |= dict(zip(rows.tolist(), y, strict=True))
+
+    def set_words(self, words: list[list[Any]], tokens: Callable[[list[Any]], list[int]]) -> None:
+        """Take the words of texts of the kind that judges, and what makes tokens of words."""
+        self.words, self.tokens = words, tokens
+
+    def mix(self, count: int) -> Array:
+        """Make texts of the first part of one and the other part of another of `words`."""
+        rng, first = np.random.default_rng(0), len(self.fit)
+        while len(self.fit) < first + count:
+            one, other = (self.words[i] for i in rng.integers(len(self.words), size=2))
+            cut = rng.random()
+            words = one[: round(cut * len(one))] + other[round(cut * len(other)) :]
+            if len(words) >= LEAST:
+                self.texts["fit"].append(self.tokens(words))
+        self.labels["fit"] = np.zeros(len(self.fit))
+        return np.arange(first, len(self.fit))
 
     def head(self, net: Bert, x: Array, mask: Array, known: Any) -> tuple[Array, Back]:
         return net.mean(x, mask)
@@ -97,6 +115,10 @@ def real() -> Sentences:
     texts = {part: [minilm.tokenize(t, vocab) for t in rows] for part, rows in parts.items()}
     labels = {"fit": np.zeros(len(texts["fit"])), "judge": valence[judge] > 0}
     task = Sentences(texts, labels, minilm.load)
+    task.set_words(
+        [text.split() for text in tweets if text not in judged],
+        lambda words: minilm.tokenize(" ".join(words), vocab),
+    )
     known = [minilm.tokenize(tweets[i], vocab) for i in taught]
     task.set_head(minilm.embed(task.network(), known), valence[taught] > 0)
     return task
@@ -114,6 +136,7 @@ def made() -> Sentences:
         for part, count in (("fit", 40), ("judge", 60))
     }
     task = Sentences(texts, {part: np.zeros(len(rows)) for part, rows in texts.items()}, network)
+    task.set_words(list(texts["fit"]), list)
     found = nf.evaluate(network(), task)
     vectors = np.concatenate([y for _, y, _ in found])
     apart = vectors - vectors.mean(axis=0)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,34 @@ def test_errors_of_all_tokens_add_up_where_only_their_mean_is_read():
     # of the last layer all tokens have one gradient but for their layer norms
     assert matters["encoder.layer.1.output.dense"].together > 0.9
     assert matters["encoder.layer.0.attention.self.key"].together < 0.1
+
+
+def test_mixed_texts_are_parts_of_two():
+    words = [[f"{row}"] * (row % 5) for row in range(40)]
+
+    def mixed():
+        task = study_sentences.made()
+        task.set_words(words, lambda parts: parts)
+        assert task.mix(30).tolist() == list(range(40, 70))
+        assert len(task.labels["fit"]) == len(task.fit) == 70
+        return task.fit[40:]
+
+    cut = 0
+    for text in mixed():
+        assert 3 <= len(text) <= 4
+        changes = sum(one != other for one, other in pairwise(text))
+        assert changes <= 1
+        cut += changes
+    assert cut > 10
+    assert mixed() == mixed()
+
+
+def test_rows_that_cannot_be_mixed_are_refused(tmp_path, monkeypatch):
+    for count, match in (("5", "classes cannot be made of others"), ("-1", "2")):
+        words = ["study", "--smoke", "--mixed", count, "--folder", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit, match=match):
+            network_study.main("Study.", None, study_classes.made)
 
 
 def test_samples_of_sums_weigh_errors_as_they_say(rng):
