@@ -229,6 +229,7 @@ def compress(
     *,
     refit: bool,
     together: float = 0.0,
+    folder: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Fit the layers `names` of `net` one after the other, in place.
@@ -250,6 +251,8 @@ def compress(
     together : float
         As how much of `Importance.together` the errors of a row's tokens are taken to add up, 0
         to 1. Sums over rows are fewer than tokens: many rows are needed.
+    folder : Path, optional
+        Where finished layers are kept, and continued from.
     """
     places = list(batches(task.fit, TOKENS, rows))
     matters = importance(dense, task, places)
@@ -283,6 +286,7 @@ def compress(
         biases={name: dense.own[f"{name}.bias"] for name in names},
         refit=refit,
         hold_out=0,
+        folder=folder,
         callback=lambda told: tell(
             f"{told['name']}: outputs {told['output_snr_db']:.2f} dB, {told['seconds']:.1f} s"
         ),

@@ -12,8 +12,8 @@ counted) and judges it after each stage on rows that nothing was fitted to:
   dense network (DiBARD through the whole network).
 
 The integer codes and the random bits at the same stored bits go through the same stages but the
-fourth. Each finished stage lies in the cache folder, training also in between: a study that was
-interrupted goes on where it was.
+fourth. Each finished stage lies in the cache folder, in between finished layers and the state of
+training: a study that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -135,6 +136,7 @@ class Study:
         net = self.task.network()
         names = net.encoder_names(VARIANTS[variant])
         path = self.folder / f"{key_of(variant, method, ratio, stage)}.npz"
+        layers, training = path.with_suffix(".layers"), path.with_suffix(".state.npz")
         if path.exists():
             nf.load(path, net, names)
             return net
@@ -152,14 +154,14 @@ class Study:
                     return weight.factors
                 return METHODS[method](self.dense.weights[name].matrix, bits[name])
 
-            self.compress(net, names, kept, refit=True)
+            self.compress(net, names, kept, refit=True, folder=layers)
         elif stage == "activations":
 
             def fitted(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
                 how = {"gram": gram, "output_weight": outputs, **self.how}
                 return dn.factorize(A, bits=bits[name], **how)
 
-            self.compress(net, names, fitted, refit=False)
+            self.compress(net, names, fitted, refit=False, folder=layers)
         else:
             net = self.stage(variant, method, ratio, before(method))
             nf.train(
@@ -170,16 +172,17 @@ class Study:
                 epochs=self.args.epochs,
                 rate=self.args.rate,
                 tokens=self.args.tokens,
-                path=path.with_suffix(".state.npz"),
+                path=training,
                 tell=lambda line: self.tell(f"{path.stem}: {line}"),
             )
         nf.save(path, net, names)
-        path.with_suffix(".state.npz").unlink(missing_ok=True)
+        training.unlink(missing_ok=True)
+        shutil.rmtree(layers, ignore_errors=True)
         return net
 
-    def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, *, refit: bool) -> None:
-        how: dict[str, Any] = {"together": self.args.together, "tell": self.tell}
-        nf.compress(net, self.dense, self.task, self.read_rows, names, fit, refit=refit, **how)
+    def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, **how: Any) -> None:
+        how |= {"together": self.args.together, "tell": self.tell}
+        nf.compress(net, self.dense, self.task, self.read_rows, names, fit, **how)
 
 
 def before(method: str) -> str:

@@ -37,6 +37,7 @@ def test_a_study_runs_is_kept_and_is_shown_again(study, tmp_path, monkeypatch, c
     assert len(score) == 4 + 3 + 3
     assert score["diba", "activations"] > score["diba", "replaced"]
     assert score["diba", "activations"] > score["random", "layer-wise"]
+    assert not list(tmp_path.glob("*.layers")) and not list(tmp_path.glob("*.state.npz"))
     again = run("--only-finished")
     assert json.loads(again.out) == told
     assert again.err == ""
@@ -181,6 +182,38 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
     nf.train(cut, dense, task, rows, path=path, **options)
     for name, value in whole.parameters.items():
         np.testing.assert_array_equal(cut.parameters[name], value)
+
+
+@pytest.mark.parametrize("method", ["diba", "codes"])
+def test_compression_goes_on_after_the_last_finished_layer(method, tmp_path):
+    task = study_classes.made()
+    dense, whole, cut = (task.network() for _ in range(3))
+    names = dense.encoder_names(network_study.VARIANTS["attention"])
+    fitted = []
+
+    def fit(name, A, gram, outputs):
+        fitted.append(name)
+        return network_study.METHODS[method](A, 4.0)
+
+    def compress(net, **how):
+        nf.compress(net, dense, task, np.arange(40), names, fit, refit=True, **how)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(line):
+        if names[2] in line:
+            raise Interrupted
+
+    compress(whole)
+    with pytest.raises(Interrupted):
+        compress(cut, folder=tmp_path, tell=stop)
+    fitted.clear()
+    compress(cut, folder=tmp_path)
+    assert fitted == names[3:]
+    for name in names:
+        np.testing.assert_array_equal(cut.weights[name].matrix, whole.weights[name].matrix)
+        np.testing.assert_array_equal(cut.own[f"{name}.bias"], whole.own[f"{name}.bias"])
 
 
 def test_hidden_states_pull_along_the_gradient_of_their_distance(rng):
