@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.bits import PackedBits
 from diba_np.kernels import columns, lookup_int16, lookup_portable, lookup_simd
+from diba_np.kernels.threads import number_of_threads
 
 Real = NDArray[np.floating]
 
@@ -122,13 +123,13 @@ def has_rounded() -> bool:
 # Parallel kernels run one at a time: some of Numba's threading layers allow no more, and two at
 # once would be slower. After a fork none runs: OpenMP does not survive it.
 _parallel = threading.Lock()
-_forked = threading.Event()
+_forked = False
 
 
 def _after_fork() -> None:
-    global _parallel  # noqa: PLW0603  a thread that did not come along may have held it
-    _parallel = threading.Lock()
-    _forked.set()
+    global _parallel, _forked  # noqa: PLW0603
+    _parallel = threading.Lock()  # a thread that did not come along may have held the old one
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -177,12 +178,13 @@ def _run(
 
     `work` is the number of weights times columns.
     """
-    may = parts > 1 and not _forked.is_set() and _backoff.over()
-    if may and _parallel.acquire(blocking=False):
+    # after a product the caches are empty, and every step here counts twice
+    if parts > 1 and not _forked and _backoff.over() and _parallel.acquire(False):
         try:
-            compiled, start = len(kernels[1].overloads), time.perf_counter()
-            result = kernels[1](x, *arguments, parts, out)
-            if len(kernels[1].overloads) == compiled:
+            kernel = kernels[1]
+            compiled, start = len(kernel.overloads), time.perf_counter()
+            result = kernel(x, *arguments, parts, out)
+            if len(kernel.overloads) == compiled:
                 _backoff.note(time.perf_counter() - start, work)
             return result
         finally:
@@ -292,10 +294,12 @@ class Product:
         return mixing.vector(self._prepared(_SINGLE)[2])
 
     @functools.cached_property
-    def _rounds(self) -> bool:
-        """Whether 16-bit tables can be used."""
+    def _rounded_arguments(self) -> tuple[Any, ...] | None:
+        """The constant arguments of the kernel with 16-bit tables, or None: it cannot be used."""
         few = max(bits.shape[1] for bits in self._bits) < _LARGEST_INT16_COLUMNS
-        return self._path == "avx512" and has_rounded() and few
+        if not (self._path == "avx512" and has_rounded() and few):
+            return None
+        return (*self._prepared(_SINGLE), self._mixed_d2)
 
     @property
     def nbytes(self) -> int:
@@ -308,7 +312,7 @@ class Product:
     def _parts(self, n_columns: int = 1) -> int:
         """Return how many threads a product with so many columns is worth."""
         worth = self.weights * n_columns // _WEIGHTS_PER_THREAD
-        return 1 if worth <= 1 else min(worth, numba.get_num_threads())
+        return 1 if worth <= 1 else min(worth, number_of_threads())
 
     def vector(self, x: ArrayLike) -> Real:
         """Apply to a vector (n,); returns (m,)."""
@@ -336,10 +340,10 @@ class Product:
         if x.dtype != _SINGLE:
             with np.errstate(over="ignore"):
                 x = x.astype(_SINGLE)
-        if not self._rounds:
+        arguments = self._rounded_arguments
+        if arguments is None:
             return self.vector(x)
         out = np.empty(self.shape[0], x.dtype)
-        arguments = (*self._prepared(_SINGLE), self._mixed_d2)
         total, roughness = _run(_ROUNDED_KERNELS, self._parts(), self.weights, x, arguments, out)
         if math.isfinite(total) and roughness <= _LARGEST_ROUGHNESS:
             return out
@@ -349,10 +353,7 @@ class Product:
         """Apply to every column of (n, b); returns (m, b), C-order."""
         x = _operand(x)
         out = np.empty((self.shape[0], x.shape[1]), x.dtype)
-        self._run_matrix(x, out)
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = x.sum() + out.sum()
-        if not math.isfinite(total):
+        if not math.isfinite(self._run_matrix(x, out)):
             bad = ~(np.isfinite(x).all(axis=0) & np.isfinite(out).all(axis=0))
             if bad.any():
                 mended = out[:, bad]
@@ -360,32 +361,38 @@ class Product:
                 out[:, bad] = mended
         return out
 
-    def _run_matrix(self, x: Real, out: Real) -> None:
-        """Write the product by panels of columns, by vectors or by dense blocks."""
+    def _run_matrix(self, x: Real, out: Real) -> float:
+        """Write the product by panels of columns, by vectors or by dense blocks.
+
+        Returns a number that is finite only if the operand and the product are.
+        """
         n, n_columns = x.shape
         bits = self.weights / (self.shape[0] * n)
         if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > n:
-            self._run_dense(x, out)
-            return
+            return self._run_dense(x, out)
         path = self._path if x.dtype == _SINGLE else "portable"
         arguments = self._prepared(x.dtype)
         lanes = 64 // x.itemsize
         whole = n_columns // lanes * lanes
+        total: float = 0.0
         if whole:
-            _run(_MATRIX_KERNELS, self._parts(whole), whole * self.weights, x, arguments, out)
+            work = whole * self.weights
+            total += _run(_MATRIX_KERNELS, self._parts(whole), work, x, arguments, out)
         if n_columns - whole >= _PANEL_FROM[path, x.dtype]:
             panel = np.zeros((n, lanes), x.dtype)
             panel[:, : n_columns - whole] = x[:, whole:]
             result = np.empty((out.shape[0], lanes), x.dtype)
             work = lanes * self.weights
-            _run(_MATRIX_KERNELS, self._parts(lanes), work, panel, arguments, result)
+            total += _run(_MATRIX_KERNELS, self._parts(lanes), work, panel, arguments, result)
             out[:, whole:] = result[:, : n_columns - whole]
-            return
+            return total
         vectors = np.ascontiguousarray(x[:, whole:].T)
         results = np.empty((n_columns - whole, out.shape[0]), out.dtype)
         for vector, product in zip(vectors, results, strict=True):
-            _run(_VECTOR_KERNELS[path], self._parts(), self.weights, vector, arguments, product)
+            kernels = _VECTOR_KERNELS[path]
+            total += _run(kernels, self._parts(), self.weights, vector, arguments, product)
         out[:, whole:] = results.T
+        return total
 
     # -- the dense matrix, in pieces ---------------------------------------------------------------
 
@@ -399,8 +406,11 @@ class Product:
         _run(_MATRIX_KERNELS, self._parts(width), width * self.weights, unit, arguments, out)
         return out[:, : indices.size]
 
-    def _run_dense(self, x: Real, out: Real) -> None:
-        """Write the product through BLAS, by dense blocks that take up to 64 MiB at a time."""
+    def _run_dense(self, x: Real, out: Real) -> float:
+        """Write the product through BLAS, by dense blocks that take up to 64 MiB at a time.
+
+        Returns a number that is finite only if the operand and the product are.
+        """
         bias = self._prepared(x.dtype)[-1]
         out[...] = bias[:, np.newaxis] if bias.size else 0
         n = self.shape[1]
@@ -408,6 +418,8 @@ class Product:
         for start in range(0, n, block):
             stop = min(start + block, n)
             out += self._columns(np.arange(start, stop), x.dtype) @ x[start:stop]
+        with np.errstate(invalid="ignore", over="ignore"):
+            return float(x.sum() + out.sum())
 
     def _mend(self, x: Real, out: Real) -> None:
         """Write the product of columns that hold, or that led to, something not finite.

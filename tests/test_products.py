@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import naive
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,8 @@ from strategies import bit_arrays, factors
 from diba_np import DiBAFactors, PackedBits, products
 from diba_np.cli import main
 from diba_np.kernels import columns, lookup_int16, lookup_portable, lookup_simd
+from diba_np.kernels._barrier import arrive, barrier, take
+from diba_np.kernels.threads import number_of_threads
 from diba_np.products import Product, available_paths, kernel_path
 from diba_np.threads import workers
 
@@ -131,7 +134,14 @@ def test_vector_kernel_equals_naive(kernel, dtype, m, n, k, alpha, seed):
 
 
 @settings(max_examples=15)
-@given(SMALL, SMALL, SMALL, st.integers(0, 40), st.sampled_from([0.0, 0.5]), st.integers(0, 2**31))
+@given(
+    SMALL,
+    SMALL,
+    SMALL,
+    st.integers(0, 40) | st.integers(120, 300),
+    st.sampled_from([0.0, 0.5]),
+    st.integers(0, 2**31),
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_matrix_kernel_equals_naive(dtype, m, n, k, b, alpha, seed):
     *halves, bias = problem(m, n, k, seed)
@@ -305,7 +315,7 @@ def test_dense_blocks_where_blas_is_faster(monkeypatch, rng):
     A = naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, 0.0)
     used = []
     original = Product._run_dense
-    monkeypatch.setattr(Product, "_run_dense", lambda *a: (used.append(1), original(*a)))
+    monkeypatch.setattr(Product, "_run_dense", lambda *a: used.append(1) or original(*a))
     monkeypatch.setattr(products, "_DENSE_BYTES", 1)  # blocks of 64 columns
     X = rng.normal(size=(30, 100)).astype(np.float32)
     np.testing.assert_allclose(f @ X, A @ X, atol=1e-2)
@@ -416,6 +426,25 @@ def test_held_up_kernels_lose_a_share_of_the_time_at_most(monkeypatch):
             backoff.note(0.05, 0)
         now[0] += 0.001
     assert 0.9 * backoff.SHARE < lost / 100 < 1.1 * backoff.SHARE
+
+
+def test_a_barrier_does_not_wait_for_good():
+    counters = barrier()
+    assert not arrive(counters, 3)  # alone: gives up
+    assert not arrive(counters, 3)
+    assert arrive(counters, 3)  # the last one never waits
+    assert arrive(counters, 3)
+    assert [take(counters) for _ in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("threads", [1, numba.config.NUMBA_NUM_THREADS])
+def test_number_of_threads_is_that_of_numba(threads):
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        assert number_of_threads() == numba.get_num_threads() == threads
+    finally:
+        numba.set_num_threads(before)
 
 
 # -- paths -----------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
-# columns done at a time: bounds the panels, n + k + m rows of them
-CHUNK_COLUMNS = 512
+# panels done at a time, in all threads together: more would leave the last-level cache
+CHUNK_PANELS = 8
 
 
 def _element(scalar):
@@ -144,48 +144,67 @@ def _lines(n_panels, n_lines, like):
 
 
 @intrinsic
-def _write_line(typingctx, source, scale, bias, target):
-    """Write ``scale * source + bias`` of a cache line to `target`; the scale sets the type."""
-    signature = types.void(types.intp, scale, scale, types.intp)
+def _scale_lines(typingctx, source, source_step, n, scale, bias, target, target_step, totals):
+    """Write ``scale * line + bias`` of `n` cache lines, and add what is written to the `totals`.
+
+    Lines are `source_step` and `target_step` bytes apart; the scale sets the type.
+    """
+    address = types.intp
+    signature = types.void(*(address, address, address, scale, scale, address, address, address))
     element, lanes = _element(scale)
     vector = _ir.vector(element, lanes)
 
     def codegen(context, builder, signature, args):
-        source, scale, bias, target = args
-        line = _ir.load(builder, source, vector, 64 // lanes)
-        line = builder.fmul(line, _ir.broadcast(builder, scale, vector))
-        line = builder.fadd(line, _ir.broadcast(builder, bias, vector))
-        _ir.store(builder, line, target, 64 // lanes)
+        source, source_step, n, scale, bias, target, target_step, totals = args
+        scales = _ir.broadcast(builder, scale, vector)
+        biases = _ir.broadcast(builder, bias, vector)
+
+        def body(i, carried):
+            line = builder.add(source, builder.mul(i, source_step))
+            line = _ir.load(builder, line, vector, 64 // lanes)
+            line = builder.fadd(builder.fmul(line, scales), biases)
+            address = builder.add(target, builder.mul(i, target_step))
+            _ir.store(builder, line, address, 64 // lanes)
+            return [builder.fadd(carried[0], line)]
+
+        before = _ir.load(builder, totals, vector, 64)
+        (after,) = _ir.counted_loop(builder, n, [before], body)
+        _ir.store(builder, after, totals, 64)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @njit(fastmath=False)
-def _gather(source, first, scale, start, stop, panels):
+def _gather(source, first, scale, start, stop, panels, totals):
     """Write ``scale * source`` of some rows to panels, a cache line of columns each.
 
     Rows past the last one are zero. Reading and writing both go along the rows: a panel alone
-    would take one line of each row, and wait for every one.
+    would take one line of each row, and wait for every one. What is written is added to the
+    `totals`, one cache line.
     """
     none = -scale.dtype.type(0)  # keeps the sign of a zero
+    size = 64 * panels.shape[1]
     for j in range(start, min(stop, scale.size)):
         row = source.ctypes.data + source.itemsize * (source.shape[1] * j + first)
-        for p in range(panels.shape[0]):
-            line = panels.ctypes.data + 64 * (panels.shape[1] * p + j)
-            _write_line(row + 64 * p, scale[j], none, line)
+        line = panels.ctypes.data + 64 * j
+        _scale_lines(row, 64, panels.shape[0], scale[j], none, line, size, totals.ctypes.data)
     panels[:, max(start, scale.size) : stop] = 0
 
 
 @njit(fastmath=False)
-def _scatter(panels, scale, bias, start, stop, out, first):
-    """Write ``scale * panels + bias`` of some rows to the columns of `out` from `first` on."""
+def _scatter(panels, scale, bias, start, stop, out, first, totals):
+    """Write ``scale * panels + bias`` of some rows to the columns of `out` from `first` on.
+
+    What is written is added to the `totals`, one cache line.
+    """
     none = -scale.dtype.type(0)
+    size = 64 * panels.shape[1]
     for i in range(start, min(stop, scale.size)):
         row = out.ctypes.data + out.itemsize * (out.shape[1] * i + first)
-        for p in range(panels.shape[0]):
-            line = panels.ctypes.data + 64 * (panels.shape[1] * p + i)
-            _write_line(line, scale[i], bias[i] if bias.size else none, row + 64 * p)
+        line = panels.ctypes.data + 64 * i
+        shift = bias[i] if bias.size else none
+        _scale_lines(line, size, panels.shape[0], scale[i], shift, row, 64, totals.ctypes.data)
 
 
 @njit(fastmath=False)
@@ -217,12 +236,15 @@ def _mix_panel(panel, tiles, start, stop, alpha, sums):
 
 
 @njit(fastmath=False)
-def _scale_rows(scale, start, stop, panel):
-    """Multiply some rows of a panel by their scale; those past the last one become zero."""
+def _scale_rows(scale, start, stop, panel, totals):
+    """Multiply some rows of a panel by their scale; those past the last one become zero.
+
+    What is written is added to the `totals`, one cache line.
+    """
     none = -scale.dtype.type(0)
     for i in range(start, min(stop, scale.size)):
         line = panel.ctypes.data + 64 * i
-        _write_line(line, scale[i], none, line)
+        _scale_lines(line, 64, 1, scale[i], none, line, 64, totals.ctypes.data)
     panel[max(start, scale.size) : stop] = 0
 
 
@@ -255,29 +277,39 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
         Ignored here; in the parallel twin the number of threads to plan for.
     out : (m, b) or (k, b), C-order, overwritten up to the same column
 
+    Returns
+    -------
+    float
+        Finite only if ``d3 * x``, both stages' results and `out` are finite, in these columns.
+
     Notes
     -----
     Time k (m + n) b / 59 cycles (AVX-512, float32; one load and one addition a cycle would be 80);
-    extra memory (n + k + m) times `CHUNK_COLUMNS` entries and 30 KiB a thread. The `_par`
-    twin is bitwise equal. naive: ``tests/naive.py::product_columns``.
+    extra memory 64 (n + k + m) times `CHUNK_PANELS`, or the threads if they are more, and 30 KiB
+    a thread, in bytes. The `_par` twin's `out` is bitwise equal.
+    naive: ``tests/naive.py::product_columns``.
     """
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    for first in range(0, x.shape[1] // lanes * lanes, CHUNK_COLUMNS):
-        n_panels = min(CHUNK_COLUMNS, x.shape[1] - first) // lanes
+    totals = _lines(1, 1, x)[0, 0]
+    totals[:] = 0
+    chunk = lanes * CHUNK_PANELS
+    for first in range(0, x.shape[1] // lanes * lanes, chunk):
+        n_panels = min(chunk, x.shape[1] - first) // lanes
         panels = _lines(n_panels, 15 * tiles2.shape[1], x)
         inner = _lines(n_panels, _inner_rows(tiles2, tiles1), x)
-        _gather(x, first, d3, 0, panels.shape[1], panels)
+        _gather(x, first, d3, 0, panels.shape[1], panels, totals)
         for p in range(n_panels):
             _mix_panel(panels[p], tiles2, 0, n_tiles2, alpha, inner[p])
         if n_tiles1 == 0:
-            _scatter(inner, d2, bias, 0, 32 * n_tiles2, out, first)
+            _scatter(inner, d2, bias, 0, 32 * n_tiles2, out, first, totals)
         else:
             results = _lines(n_panels, 32 * n_tiles1, x)
             for p in range(n_panels):
-                _scale_rows(d2, 0, inner.shape[1], inner[p])
+                _scale_rows(d2, 0, inner.shape[1], inner[p], totals)
                 _mix_panel(inner[p], tiles1, 0, n_tiles1, alpha, results[p])
-            _scatter(results, d1, bias, 0, 32 * n_tiles1, out, first)
+            _scatter(results, d1, bias, 0, 32 * n_tiles1, out, first, totals)
+    return totals.sum()
 
 
 @njit(fastmath=False, parallel=True)
@@ -285,8 +317,11 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out
     """Do what `product_columns` does, cut into panels of columns and, if these are few, rows."""
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    for first in range(0, x.shape[1] // lanes * lanes, CHUNK_COLUMNS):
-        n_panels = min(CHUNK_COLUMNS, x.shape[1] - first) // lanes
+    chunk = lanes * n_parts * max(1, CHUNK_PANELS // n_parts)
+    totals = _lines(1, max(CHUNK_PANELS, n_parts) * n_parts, x)[0]
+    totals[:] = 0
+    for first in range(0, x.shape[1] // lanes * lanes, chunk):
+        n_panels = min(chunk, x.shape[1] - first) // lanes
         pieces = 1 if n_panels % n_parts == 0 else n_parts
         panels = _lines(n_panels, 15 * tiles2.shape[1], x)
         inner = _lines(n_panels, _inner_rows(tiles2, tiles1), x)
@@ -294,14 +329,14 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out
         for part in numba.prange(n_parts):
             size = panels.shape[1]
             start, stop = size * part // n_parts, size * (part + 1) // n_parts
-            _gather(x, first, d3, start, stop, panels)
+            _gather(x, first, d3, start, stop, panels, totals[part])
         for item in numba.prange(n_panels * pieces):
             p, piece = item // pieces, item % pieces
             start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
             _mix_panel(panels[p], tiles2, start, stop, alpha, inner[p])
             if n_tiles1:
                 last = inner.shape[1] if piece == pieces - 1 else 32 * stop
-                _scale_rows(d2, 32 * start, last, inner[p])
+                _scale_rows(d2, 32 * start, last, inner[p], totals[item])
         if n_tiles1:
             for item in numba.prange(n_panels * pieces):
                 p, piece = item // pieces, item % pieces
@@ -310,7 +345,8 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out
         for part in numba.prange(n_parts):
             if n_tiles1:
                 start, stop = 32 * n_tiles1 * part // n_parts, 32 * n_tiles1 * (part + 1) // n_parts
-                _scatter(results, d1, bias, start, stop, out, first)
+                _scatter(results, d1, bias, start, stop, out, first, totals[part])
             else:
                 start, stop = 32 * n_tiles2 * part // n_parts, 32 * n_tiles2 * (part + 1) // n_parts
-                _scatter(inner, d2, bias, start, stop, out, first)
+                _scatter(inner, d2, bias, start, stop, out, first, totals[part])
+    return totals.sum()

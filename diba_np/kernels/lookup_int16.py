@@ -16,6 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
+from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
 
 BLOCK_UNITS = 1024  # units whose tables are built at a time: 192 KiB
@@ -338,17 +339,23 @@ def product_int16_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_pa
     w = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     offset = zero if two else c
-    n_tiles = tiles2.shape[0]
+    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
+    measured = np.empty(2, dtype=np.float32)  # of w: its sum, its roughness
+    counters = barrier()
     for p in numba.prange(n_parts):
-        start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
+        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
         _mix_part(inputs, step, tiles2, start, stop, offset, zero, none, d2, bias2, w)
+        if two and arrive(counters, n_parts):
+            step1, inner, rough1 = _measured(w, d2.size)
+            offset1 = np.float32(centre * inner)
+            q = take(counters)
+            while q < n_parts:
+                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
+                _mix_part(w, step1, tiles1, start, stop, offset1, c, mixed_d2, d1, bias, out)
+                if q == 0:
+                    measured[0], measured[1] = inner, rough1
+                q = take(counters)
     if two:
-        step1, inner, rough1 = _measured(w, d2.size)
-        offset1 = np.float32(centre * inner)
-        n_tiles = tiles1.shape[0]
-        for p in numba.prange(n_parts):
-            start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
-            _mix_part(w, step1, tiles1, start, stop, offset1, c, mixed_d2, d1, bias, out)
-        total += inner
-        rough = np.sqrt(rough * rough + rough1 * rough1)
+        total += measured[0]
+        rough = np.sqrt(rough * rough + measured[1] * measured[1])
     return total, rough

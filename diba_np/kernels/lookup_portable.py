@@ -10,6 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
 
 BLOCK_UNITS = 12  # units whose tables are built at a time: 18 KiB in float32
@@ -139,13 +140,15 @@ def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, ou
     z = _padded(d2.size, tiles1.shape[1], x.dtype) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=x.dtype)
-    n_tiles = tiles2.shape[0]
+    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
+    counters = barrier()
     for p in numba.prange(n_parts):
-        start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
+        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
         totals[p] = _mix_part(inputs, tiles2, start, stop, alpha, d2, bias2, z)
-    if two:
-        n_tiles = tiles1.shape[0]
-        for p in numba.prange(n_parts):
-            start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
-            totals[p] += _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
+        if two and arrive(counters, n_parts):
+            q = take(counters)
+            while q < n_parts:
+                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
+                totals[q] += _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
+                q = take(counters)
     return totals[0] + _zero_if_finite(totals)

@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
+from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
 
 BLOCK_UNITS = 512  # units whose tables are built at a time: 192 KiB (AVX-512), 80 KiB (AVX2)
@@ -334,15 +335,17 @@ def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
     z = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
-    n_tiles = tiles2.shape[0]
+    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
+    counters = barrier()
     for p in numba.prange(n_parts):
-        start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
+        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
         totals[p] = _mix_part_avx512(inputs, tiles2, start, stop, alpha, d2, bias2, z)
-    if two:
-        n_tiles = tiles1.shape[0]
-        for p in numba.prange(n_parts):
-            start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
-            totals[p] += _mix_part_avx512(z, tiles1, start, stop, alpha, d1, bias, out)
+        if two and arrive(counters, n_parts):
+            q = take(counters)
+            while q < n_parts:
+                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
+                totals[q] += _mix_part_avx512(z, tiles1, start, stop, alpha, d1, bias, out)
+                q = take(counters)
     return totals[0] + _zero_if_finite(totals)
 
 
@@ -371,13 +374,15 @@ def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     z = _padded(d2.size, tiles1.shape[1]) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
-    n_tiles = tiles2.shape[0]
+    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
+    counters = barrier()
     for p in numba.prange(n_parts):
-        start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
+        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
         totals[p] = _mix_part_avx2(inputs, tiles2, start, stop, alpha, d2, bias2, z)
-    if two:
-        n_tiles = tiles1.shape[0]
-        for p in numba.prange(n_parts):
-            start, stop = n_tiles * p // n_parts, n_tiles * (p + 1) // n_parts
-            totals[p] += _mix_part_avx2(z, tiles1, start, stop, alpha, d1, bias, out)
+        if two and arrive(counters, n_parts):
+            q = take(counters)
+            while q < n_parts:
+                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
+                totals[q] += _mix_part_avx2(z, tiles1, start, stop, alpha, d1, bias, out)
+                q = take(counters)
     return totals[0] + _zero_if_finite(totals)
