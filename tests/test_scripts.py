@@ -245,16 +245,21 @@ def test_study_matrices_smoke(tmp_path):
 
 def test_study_digits_smoke(tmp_path):
     told = run_script("study_digits.py", "--smoke", "--folder", str(tmp_path))
-    rows = {}
-    for line in told.splitlines():
-        cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        if len(cells) > 5 and cells[0] in ("DiBA", "integer codes", "random binaries"):
-            rows[cells[0], cells[1]] = [float(c.split(" ")[0]) for c in cells[2:6]]
-    assert len(rows) == 6
+    right, changed = {}, {}
+    for table, rows in zip(told.split("answered ")[1:], (right, changed), strict=True):
+        for line in table.splitlines():
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            if len(cells) > 5 and cells[0] in ("DiBA", "integer codes", "random binaries"):
+                rows[cells[0], cells[1]] = [float(c.split(" ")[0]) for c in cells[2:6]]
+        assert len(rows) == 6
+    dense = float(told.split()[1])
     for ratio in ("1/32", "1/8"):
-        ours, control = rows["DiBA", ratio], rows["random binaries", ratio]
+        ours, control = right["DiBA", ratio], right["random binaries", ratio]
         assert ours[-1] >= ours[0]  # refitted end to end, against replaced only
         assert ours[-1] > control[0]
+    for row, shares in right.items():
+        for share, other in zip(shares, changed[row], strict=True):
+            assert abs(dense - share) <= other + 0.02  # both are rounded
     assert run_script("study_digits.py", "--smoke", "--folder", str(tmp_path)) == told
 
 
