@@ -47,6 +47,13 @@ class _Isa:
         permute = _ir.declare(builder, "llvm.x86.avx2.permps", v_float, [v_float, v_int])
         return builder.call(permute, [table[0], lanes_index])
 
+    def upper_half(self, builder, value, picks):
+        """Bring the upper 16 bits of each lane to the bottom; those above are ignored."""
+        # a sum of products, 0 * lower + 1 * upper: like shifts, permutations need other ports
+        name = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+        multiply = _ir.declare(builder, name, self.v_int, [self.v_word, self.v_word])
+        return builder.call(multiply, [builder.bitcast(value, self.v_word), picks])
+
     def shifted(self, builder, value, group, multipliers):
         """Bring a group's bits to the bottom of each 16-bit half; those above are ignored."""
         if group == 0:
@@ -129,7 +136,7 @@ def _make_mix_tiles(isa, n_tiles):
                 _ir.opaque(builder, _ir.splat_constant(isa.v_word, 2 ** (16 - isa.bits * g)))
                 for g in range(1, isa.groups)
             ]
-            sixteen = _ir.splat_constant(isa.v_int, 16)
+            upper = _ir.opaque(builder, ir.Constant(isa.v_word, [0, 1] * isa.lanes))
 
             def body(u, carried):
                 here = builder.mul(u, _ir.index(64))
@@ -141,7 +148,7 @@ def _make_mix_tiles(isa, n_tiles):
                         halves[t, p, 0] = _ir.load(builder, address, isa.v_int, 4)
                         if p == 0:
                             _ir.prefetch(builder, _ir.offset(builder, address, FETCH_AHEAD))
-                        halves[t, p, 1] = builder.lshr(halves[t, p, 0], sixteen)
+                        halves[t, p, 1] = isa.upper_half(builder, halves[t, p, 0], upper)
                 for g in range(isa.groups):
                     registers = [
                         _ir.load(
