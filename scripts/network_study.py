@@ -13,18 +13,23 @@ counted) and judges it after each stage on rows that nothing was fitted to:
 
 The integer codes and the random bits at the same stored bits go through the same stages but the
 fourth. Each finished stage lies in the cache folder, in between finished layers and the state of
-training: a study that was interrupted goes on where it was.
+training: a study that was interrupted goes on where it was. With `--jobs` methods and ratios run
+side by side, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -36,6 +41,7 @@ from network_weights import DiBAWeight
 from sources import cache_folder
 
 import diba_np as dn
+from diba_np.threads import processors
 
 RATIOS = ("1/64", "1/32", "1/16", "1/8")
 VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
@@ -137,6 +143,10 @@ class Study:
         names = net.encoder_names(VARIANTS[variant])
         path = self.folder / f"{key_of(variant, method, ratio, stage)}.npz"
         layers, training = path.with_suffix(".layers"), path.with_suffix(".state.npz")
+
+        def tell(line: str) -> None:
+            self.tell(f"{path.stem}: {line}")
+
         if path.exists():
             nf.load(path, net, names)
             return net
@@ -154,14 +164,14 @@ class Study:
                     return weight.factors
                 return METHODS[method](self.dense.weights[name].matrix, bits[name])
 
-            self.compress(net, names, kept, refit=True, folder=layers)
+            self.compress(net, names, kept, refit=True, folder=layers, tell=tell)
         elif stage == "activations":
 
             def fitted(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
                 how = {"gram": gram, "output_weight": outputs, **self.how}
                 return dn.factorize(A, bits=bits[name], **how)
 
-            self.compress(net, names, fitted, refit=False, folder=layers)
+            self.compress(net, names, fitted, refit=False, folder=layers, tell=tell)
         else:
             net = self.stage(variant, method, ratio, before(method))
             nf.train(
@@ -173,7 +183,7 @@ class Study:
                 rate=self.args.rate,
                 tokens=self.args.tokens,
                 path=training,
-                tell=lambda line: self.tell(f"{path.stem}: {line}"),
+                tell=tell,
             )
         nf.save(path, net, names)
         training.unlink(missing_ok=True)
@@ -181,8 +191,13 @@ class Study:
         return net
 
     def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, **how: Any) -> None:
-        how |= {"together": self.args.together, "tell": self.tell}
+        how["together"] = self.args.together
         nf.compress(net, self.dense, self.task, self.read_rows, names, fit, **how)
+
+
+def stages_of(method: str, wanted: Sequence[str]) -> list[str]:
+    """Return those of the stages that a method has."""
+    return [stage for stage in wanted if stage != "activations" or method == "diba"]
 
 
 def before(method: str) -> str:
@@ -264,6 +279,35 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
     plt.close(figure)
 
 
+def run_side_by_side(args: argparse.Namespace, folder: Path) -> None:
+    """Run what is missing: each variant, method and ratio in a process of its own, some at a time.
+
+    Each runs this command again with the processors shared out.
+    """
+    share = str(max(1, processors() // args.jobs))
+    pools = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(pools, share)
+    words = list(sys.argv)
+    if "--plot" in words:
+        at = words.index("--plot")
+        del words[at : at + 2]
+
+    def run(what: tuple[str, str, str]) -> int:
+        variant, method, ratio = what
+        kept = [folder / f"{key_of(*what, s)}.json" for s in stages_of(method, args.stages)]
+        if all(path.exists() for path in kept):
+            return 0
+        own = ["--variants", variant, "--methods", method, "--ratios", ratio, "--jobs", "1"]
+        command = [sys.executable, *words, "--threads", share, *own]
+        told = {"stdout": subprocess.DEVNULL}  # progress is on stderr
+        return subprocess.run(command, check=False, env=environment, **told).returncode
+
+    chains = itertools.product(args.variants, args.methods, args.ratios)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        if any(list(pool.map(run, chains))):
+            raise SystemExit("not all could be run; what was finished is kept")
+
+
 def main(
     description: str, real: Callable[[], nf.Task], made: Callable[[], nf.Task], **defaults: Any
 ) -> int:
@@ -305,6 +349,7 @@ def main(
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, end to end")
     parser.add_argument("--tokens", type=int, default=2048, help="of a step, end to end")
     parser.add_argument("--threads", type=int, help="of the searches; default: all processors")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--folder", type=Path, help="where finished stages are kept")
     parser.add_argument(
         "--only-finished", action="store_true", help="run nothing, show what is kept"
@@ -325,23 +370,23 @@ def main(
             parser.error("--smoke needs --folder")
     if args.mixed < 0:
         parser.error("--mixed must be at least 0")
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
     task = (made if args.smoke else real)()
     folder = args.folder or cache_folder() / "studies" / task.name
     study = Study(task, folder, args)
     dense = study.scored("dense", lambda: study.dense)["scores"]
+    if args.jobs > 1 and not args.only_finished:
+        run_side_by_side(args, folder)
     rows = []
-    for variant in args.variants:
-        for method in args.methods:
-            for ratio in args.ratios:
-                for stage in args.stages:
-                    if stage == "activations" and method != "diba":
-                        continue
-                    what = (variant, method, ratio, stage)
-                    if args.only_finished and not (folder / f"{key_of(*what)}.json").exists():
-                        continue
-                    found = study.scored(key_of(*what), lambda what=what: study.stage(*what))
-                    names = ("variant", "method", "ratio", "stage")
-                    rows.append(dict(zip(names, what, strict=True)) | found)
+    names = ("variant", "method", "ratio", "stage")
+    for chain in itertools.product(args.variants, args.methods, args.ratios):
+        for stage in stages_of(chain[1], args.stages):
+            what = (*chain, stage)
+            if args.only_finished and not (folder / f"{key_of(*what)}.json").exists():
+                continue
+            found = study.scored(key_of(*what), lambda what=what: study.stage(*what))
+            rows.append(dict(zip(names, what, strict=True)) | found)
     if args.json:
         print(json.dumps({"dense": dense, "rows": rows}))
     else:

@@ -1,6 +1,7 @@
 """The studies of whole networks on small made ones, and the steps that they are built of."""
 
 import json
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,24 @@ def test_a_study_runs_is_kept_and_is_shown_again(study, tmp_path, monkeypatch, c
     again = run("--only-finished")
     assert json.loads(again.out) == told
     assert again.err == ""
+
+
+def test_processes_side_by_side_give_what_one_gives(tmp_path):
+    def scores(*more):
+        command = [sys.executable, study_classes.__file__, "--smoke", "--json", *more]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = json.loads(told)["rows"]
+        return {(r["method"], r["stage"]): r["scores"] for r in rows}
+
+    stages = ["--stages", "replaced", "layer-wise", "--methods", "diba", "codes"]
+    one = scores("--folder", str(tmp_path / "one"), *stages)
+    assert len(one) == 4
+    plot = ["--plot", str(tmp_path / "classes.png")]
+    assert scores("--folder", str(tmp_path / "two"), *stages, "--jobs", "2", *plot) == one
+    assert (tmp_path / "classes.png").exists()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        scores("--folder", str(tmp_path / "three"), "--jobs", "2", "--effort", "none")
+    assert failed.value.stderr.endswith("not all could be run; what was finished is kept\n")
 
 
 @pytest.mark.parametrize("method", list(network_study.METHODS))
