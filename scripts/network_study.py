@@ -250,10 +250,10 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     (metric, (level, _)), *_ = dense.items()
     axes.axhline(level, color="0.6", lw=3, label="dense")
-    styles = {"end to end": "-o", "activations": "--s", "replaced": ":^"}
+    styles = {"end to end": "-o", "activations": "--s", "layer-wise": "-.v", "replaced": ":^"}
     colours = {"diba": "C0", "codes": "C1", "random": "C2"}
     for (method, colour), (stage, style) in (
         (m, s) for m in colours.items() for s in styles.items()
@@ -272,9 +272,8 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
     axes.set_xlabel("stored bits as a share of float32")
     axes.set_ylabel(metric)
     axes.set_title(title)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
