@@ -458,6 +458,8 @@ def run_each_kernel() -> Iterator[str]:
     yield "tile_columns"
     _ = bits.tiles
     yield "tile_rows"
+    number_of_threads()
+    yield "number_of_threads"
     product = Product(bits, bits)
     Uses = tuple[tuple[Callable[..., Any], ...], np.dtype[Any], tuple[int, ...], tuple[Any, ...]]
     uses: list[Uses] = [
