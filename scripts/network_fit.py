@@ -19,6 +19,7 @@ from network_weights import as_weight, restore, round_stored, store
 
 import diba_np as dn
 from diba_np import baselines
+from diba_np.atomic import atomic_path
 from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.random_bits import random_factors
 from diba_np.baselines.scalar import ScalarQuantized
@@ -185,6 +186,29 @@ def importance(net: Bert, task: Task, places: Sequence[Array]) -> dict[str, Impo
     return found
 
 
+def save_importance(path: Path, matters: Mapping[str, Importance]) -> None:
+    """Keep what `importance` found; in single precision, the rest is noise of its estimate."""
+    arrays: dict[str, Array] = {}
+    for name, found in matters.items():
+        arrays[f"{name}/lengths"] = np.array([len(part) for part in found.tokens])
+        arrays[f"{name}/tokens"] = np.concatenate(found.tokens).astype(np.float32)
+        arrays[f"{name}/channels"] = found.channels.astype(np.float32)
+        arrays[f"{name}/together"] = np.array(found.together)
+    write(path, arrays)
+
+
+def load_importance(path: Path) -> dict[str, Importance]:
+    """Return what `save_importance` kept."""
+    found = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in arrays.files):
+            ends = np.cumsum(arrays[f"{name}/lengths"])[:-1]
+            tokens = np.split(arrays[f"{name}/tokens"].astype(np.float64), ends)
+            channels = arrays[f"{name}/channels"].astype(np.float64)
+            found[name] = Importance(tokens, channels, float(arrays[f"{name}/together"]))
+    return found
+
+
 def with_sums(
     x: Array, added: Array | None, weights: Array, mask: Array, share: float
 ) -> tuple[Array, Array | None, Array]:
@@ -228,6 +252,7 @@ def compress(
     fit: Fit,
     *,
     refit: bool,
+    matters: Mapping[str, Importance] | None = None,
     together: float = 0.0,
     folder: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
@@ -248,6 +273,8 @@ def compress(
         As of `compress_layers`; it also takes the weights of the outputs (m,).
     refit : bool
         Whether diagonals (scales) are solved for after that.
+    matters : mapping of str to Importance, optional
+        What `importance` gives of these rows, if it is known.
     together : float
         As how much of `Importance.together` the errors of a row's tokens are taken to add up, 0
         to 1. Sums over rows are fewer than tokens: many rows are needed.
@@ -255,7 +282,8 @@ def compress(
         Where finished layers are kept, and continued from.
     """
     places = list(batches(task.fit, TOKENS, rows))
-    matters = importance(dense, task, places)
+    if matters is None:
+        matters = importance(dense, task, places)
 
     def states() -> Iterator[dict[str, Any]]:
         for at, some in enumerate(places):
@@ -442,9 +470,8 @@ def _load(path: Path, optimiser: Adam) -> int:
 def write(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write arrays to an .npz that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    np.savez(part, **arrays)
-    part.replace(path)
+    with atomic_path(path) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def save(path: Path, net: Bert, names: Sequence[str]) -> None:

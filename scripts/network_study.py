@@ -36,7 +36,7 @@ from typing import Any
 
 import network_fit as nf
 import numpy as np
-from bert import LINEAR, Array, Bert
+from bert import LINEAR, Array, Bert, batches
 from network_weights import DiBAWeight
 from sources import cache_folder
 
@@ -190,8 +190,16 @@ class Study:
         shutil.rmtree(layers, ignore_errors=True)
         return net
 
+    def matters(self) -> dict[str, nf.Importance]:
+        """Return how much tokens and outputs matter in the dense network, found out once."""
+        path = self.folder / "importance.npz"
+        if not path.exists():
+            places = list(batches(self.task.fit, nf.TOKENS, self.read_rows))
+            nf.save_importance(path, nf.importance(self.dense, self.task, places))
+        return nf.load_importance(path)
+
     def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, **how: Any) -> None:
-        how["together"] = self.args.together
+        how |= {"together": self.args.together, "matters": self.matters()}
         nf.compress(net, self.dense, self.task, self.read_rows, names, fit, **how)
 
 
@@ -278,11 +286,20 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
     plt.close(figure)
 
 
-def run_side_by_side(args: argparse.Namespace, folder: Path) -> None:
+def run_side_by_side(study: Study) -> None:
     """Run what is missing: each variant, method and ratio in a process of its own, some at a time.
 
     Each runs this command again with the processors shared out.
     """
+    args, folder = study.args, study.folder
+    chains = list(itertools.product(args.variants, args.methods, args.ratios))
+
+    def missing(what: tuple[str, str, str]) -> list[str]:
+        stages = stages_of(what[1], args.stages)
+        return [s for s in stages if not (folder / f"{key_of(*what, s)}.json").exists()]
+
+    if any(set(missing(what)) - {"replaced"} for what in chains):
+        study.matters()  # once, not by each of them
     share = str(max(1, processors() // args.jobs))
     pools = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     environment = os.environ | dict.fromkeys(pools, share)
@@ -293,15 +310,13 @@ def run_side_by_side(args: argparse.Namespace, folder: Path) -> None:
 
     def run(what: tuple[str, str, str]) -> int:
         variant, method, ratio = what
-        kept = [folder / f"{key_of(*what, s)}.json" for s in stages_of(method, args.stages)]
-        if all(path.exists() for path in kept):
+        if not missing(what):
             return 0
         own = ["--variants", variant, "--methods", method, "--ratios", ratio, "--jobs", "1"]
         command = [sys.executable, *words, "--threads", share, *own]
         told = {"stdout": subprocess.DEVNULL}  # progress is on stderr
         return subprocess.run(command, check=False, env=environment, **told).returncode
 
-    chains = itertools.product(args.variants, args.methods, args.ratios)
     with ThreadPoolExecutor(args.jobs) as pool:
         if any(list(pool.map(run, chains))):
             raise SystemExit("not all could be run; what was finished is kept")
@@ -376,7 +391,7 @@ def main(
     study = Study(task, folder, args)
     dense = study.scored("dense", lambda: study.dense)["scores"]
     if args.jobs > 1 and not args.only_finished:
-        run_side_by_side(args, folder)
+        run_side_by_side(study)
     rows = []
     names = ("variant", "method", "ratio", "stage")
     for chain in itertools.product(args.variants, args.methods, args.ratios):

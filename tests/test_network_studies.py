@@ -88,7 +88,7 @@ def test_refitted_layers_bring_the_network_nearer_and_keep_their_bits(method):
                 np.testing.assert_array_equal(value, bits[name][key])
 
 
-def test_importance_is_that_of_tokens_and_outputs():
+def test_importance_is_that_of_tokens_and_outputs(tmp_path):
     task = study_classes.made()
     net = task.network()
     places = list(bert.batches(task.fit, 60, np.arange(24)))
@@ -107,6 +107,14 @@ def test_importance_is_that_of_tokens_and_outputs():
     first = [task.read("fit", rows)[1].cumsum(axis=1).ravel() == 1 for rows in places]
     assert all((w[~at] <= nf.EVEN + 1e-6).all() for w, at in zip(last.tokens, first, strict=True))
     assert last.together == 0
+    nf.save_importance(tmp_path / "kept.npz", matters)
+    kept = nf.load_importance(tmp_path / "kept.npz")
+    assert list(kept) == list(matters)
+    for name, found in matters.items():
+        assert kept[name].together == found.together
+        np.testing.assert_allclose(kept[name].channels, found.channels, rtol=1e-6)
+        for mine, other in zip(kept[name].tokens, found.tokens, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-6)
 
 
 def test_errors_of_all_tokens_add_up_where_only_their_mean_is_read():
