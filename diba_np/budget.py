@@ -25,6 +25,8 @@ def check_number(value: Any, name: str, *, above: float = -math.inf) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got one beyond the range of float64") from None
     if not math.isfinite(number) or number <= above:
         rule = "finite" if above == -math.inf else f"finite and above {above:g}"
         raise ValueError(f"{name} must be {rule}, got {number:g}")
@@ -60,7 +62,7 @@ def chosen(budgets: dict[str, Any]) -> tuple[str, Any]:
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         found = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
-        raise TypeError(f"give exactly one of {', '.join(f'{n}=' for n in NAMES)}, got {found}")
+        raise TypeError(f"give exactly one of {', '.join(f'{n}=' for n in budgets)}, got {found}")
     return next(iter(given.items()))
 
 

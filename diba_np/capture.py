@@ -52,6 +52,7 @@ def capture(
     Raises
     ------
     KeyError, TypeError, ValueError
+        An argument is of the wrong kind, value or shape; a layer reads no row that counts.
     """
     dense = {name: as_matrix(A, f"weights[{name!r}]") for name, A in weights.items()}
     given = {name: np.asarray(b) for name, b in (biases or {}).items()}
@@ -78,7 +79,9 @@ def capture(
 
     for batch in iterate(batches):
         forward(batch, linear)
-    for each in found.values():
+    for name, each in found.items():
+        if not each.count:
+            raise ValueError(f"{name!r} must read at least one row, got none")
         each.close()
     return found
 
@@ -101,7 +104,7 @@ class Captured:
     gram: Array
     mean: Array
     count: int
-    inputs: Array | None
+    inputs: np.memmap[Any, Any] | None
 
     def add(self, x: Array, rng: np.random.Generator) -> None:
         """Take in rows (N, n); `close` ends the sums."""
@@ -122,5 +125,8 @@ class Captured:
         self.gram /= self.count
         self.mean /= self.count
         if self.inputs is not None:
-            self.inputs.flush()  # type: ignore[attr-defined]
-            self.inputs = self.inputs[: self.count]
+            path = str(self.inputs.filename)
+            self.inputs.flush()
+            if self.count < len(self.inputs):
+                np.save(path, np.array(self.inputs[: self.count]))
+                self.inputs = np.load(path, mmap_mode="r+")

@@ -305,7 +305,8 @@ def run_retune(args: argparse.Namespace) -> int:
     )
     file_bytes = result.save(output)
     facts = result.record["retune"]
-    report = {"output": str(output), **_size_report(result), **facts, "file_bytes": file_bytes}
+    told = {("fitted_by" if name == "method" else name): value for name, value in facts.items()}
+    report = {"output": str(output), **told, **_size_report(result), "file_bytes": file_bytes}
     lines = [
         ("loss", f"{facts['loss_before']:.6g} before, {facts['loss_after']:.6g} after"),
         ("method", f"{facts['method']}, {facts['steps']} steps"),

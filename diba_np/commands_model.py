@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +133,7 @@ def info_model(args: argparse.Namespace) -> int:
 
 def verify_model(args: argparse.Namespace) -> int:
     """Check every array of a model's file, and against the model that it was made from."""
+    from diba_np.metrics import decibels, squared_sums
     from diba_np.model_file import open_model
     from diba_np.model_plan import matrix_view
     from diba_np.model_sources import open_source
@@ -160,12 +160,8 @@ def verify_model(args: argparse.Namespace) -> int:
                     told = made.record.get("source", {}).get("sha256")
                     if told != digest(matrix):
                         other.append(name)
-                    energy = float((matrix.astype("f8") ** 2).sum())
-                    snr = made.snr(matrix)
-                    signal += energy
-                    noise += 0.0 if snr == math.inf else energy / 10 ** (snr / 10)
-            from diba_np.metrics import decibels
-
+                    apart = squared_sums(matrix, made, unit=1.0)
+                    signal, noise = signal + apart[0], noise + apart[1]
             snr = decibels(signal, noise)
             report |= {"same_source": not other, "differ": other, "snr_db": snr, "ok": not other}
             told = f"NOT the model it was made from: {len(other)} differ, first {other[:1]}"

@@ -29,8 +29,8 @@ def _fit_diba(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) ->
     return factorize(A, bits=bits, scale_bits="auto", seed=seed, **options)
 
 
-def _fit_dbf(A: ArrayLike, bits: float, _inputs: ArrayLike | None, seed: int) -> Any:
-    return dbf(A, bits=bits, seed=seed)
+def _fit_dbf(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) -> Any:
+    return dbf(A, bits=bits, inputs=inputs, seed=seed)
 
 
 # label -> fit(A, bits, inputs, seed) of the methods that make a DiBAFactors; our own first

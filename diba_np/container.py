@@ -70,6 +70,16 @@ def group_key(name: str) -> str:
     return {"": "%", ".": "%2E"}.get(key, key)
 
 
+def check_group(group: Any) -> None:
+    """Complain about a group that is no name: TypeError, ValueError."""
+    if group is None:
+        return
+    if not isinstance(group, str):
+        raise TypeError(f"group must be a str, got {type(group).__name__}")
+    if not group.strip("/"):
+        raise ValueError(f"group must be a name, got {group!r}")
+
+
 def read_root(path: PathLike) -> dict[str, Any]:
     """Return the attributes of a file's root.
 
@@ -338,11 +348,14 @@ def read_container(
 
     Raises
     ------
+    TypeError, ValueError
+        `group` is no name.
     FileNotFoundError
     FormatError
         The file is not readable as HDF5, has no such group, or is inconsistent; the message names
         the path, the dataset or attribute, what was found and what was expected.
     """
+    check_group(group)
     final = Path(path)
     with open_file(final) as file:
         place: Any = file

@@ -15,7 +15,7 @@ import h5py
 from numpy.typing import NDArray
 
 from diba_np.atomic import PathLike, atomic_path, reserve
-from diba_np.container import FORMAT, digest_of, first_line, member, open_file, plain
+from diba_np.container import FORMAT, check_group, digest_of, first_line, member, open_file, plain
 from diba_np.errors import FormatError
 
 # HDF5 1.10 and later read these files; its structures are compact and checksummed
@@ -146,14 +146,13 @@ def write_container(
     Raises
     ------
     TypeError, ValueError
-        The record is not JSON or is too large for an attribute; the group's name is empty.
+        The record is not JSON or is too large for an attribute; `group` is no name.
     FormatError
         With `group`: `path` exists and is not an HDF5 file.
     OSError
         The folder cannot be written.
     """
-    if group is not None and not group.strip("/"):
-        raise ValueError(f"group must be a name, got {group!r}")
+    check_group(group)
     final = Path(path)
     with _one_writer(final.parent) if group is not None else nullcontext(), _created(final) as file:
         if group is not None and final.exists():
@@ -167,11 +166,21 @@ def write_container(
                     file.attrs[name] = value
         place: h5py.Group = file
         if group is not None:
-            if group in file:
-                del file[group]
-            place = file.create_group(group)
+            place = _emptied(file, group)
         _write(final, place, attributes, arrays, record)
     return final.stat().st_size
+
+
+def _emptied(file: h5py.File, group: str) -> h5py.Group:
+    """Return a group without what `_write` writes; groups below it are others, and stay."""
+    if group in file and not isinstance(file[group], h5py.Group):
+        del file[group]
+    place = file.require_group(group)
+    for name in [name for name in place if not isinstance(place[name], h5py.Group)]:
+        del place[name]
+    for name in list(place.attrs):
+        del place.attrs[name]
+    return place
 
 
 def _copy(source: h5py.Group, name: str, target: h5py.Group) -> None:

@@ -51,6 +51,7 @@ class _Plan:
     seed: int
     effort: Effort
     max_sweeps: int
+    capped: bool  # whether the caller gave `max_sweeps`
     tol: float
     scale_bits: ScaleBits
     init: DiBAFactors | None
@@ -237,6 +238,7 @@ def factorize(
         max_sweeps=(1000 if greedy else EFFORTS[effort].iterations)
         if max_sweeps is None
         else budget.check_count(max_sweeps, "max_sweeps"),
+        capped=max_sweeps is not None,
         tol=(0.0 if greedy else 1e-5) if tol is None else _check_tol(tol),
         scale_bits=stored,
         init=_check_init(init, goal),
@@ -301,7 +303,7 @@ def factorize(
         "seconds": round(monitor.seconds, 3),
         **told,
         "objective_history": monitor.thinned_history(),
-        "source": {"sha256": digest(matrix), **source},
+        "source": {"sha256": source.get("sha256") or digest(matrix), **source},
         **({} if weights is None else {"activations": weights.facts}),
         "versions": versions(),
     }
@@ -427,10 +429,9 @@ def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
             found = monitor.stage("polish", lambda: polished(relaxed))
         return found
 
-    given = plan.max_sweeps != plan.effort.iterations
-    state = searched(plan.max_sweeps, 0 if given else plan.effort.uneven)
+    state = searched(plan.max_sweeps, 0 if plan.capped else plan.effort.uneven)
     also = EFFORTS.get(plan.effort.also)
-    if monitor.uneven and also and not (given or monitor.stopped or monitor.time_limit):
+    if monitor.uneven and also and not (plan.capped or monitor.stopped or monitor.time_limit):
         told, monitor.history = monitor.history, []
         other = searched(also.iterations, also.uneven)
         if squared_error(target, other) < squared_error(target, state):

@@ -238,7 +238,7 @@ class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
         Returns
         -------
         DiBAFactors
-            Of the same shift and `scale_bits`.
+            Of the same shift, bias and `scale_bits`.
 
         Raises
         ------
@@ -258,7 +258,15 @@ class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
         b1, b2 = self.b1.to_dense()[:, :k], self.b2.to_dense()[:k]
         record = {**self.record, "truncated_from": self.k}
         coarse = DiBAFactors(
-            self.d1, b1, self.d2[:k], b2, self.d3, self.shift, record, grids=self.grids
+            self.d1,
+            b1,
+            self.d2[:k],
+            b2,
+            self.d3,
+            self.shift,
+            record,
+            grids=self.grids,
+            bias=self.bias,
         )
         if A is None:
             return coarse
@@ -471,10 +479,7 @@ def check_shift(shift: Any) -> float:
     ------
     TypeError, ValueError
     """
-    try:
-        value = float(shift)
-    except (TypeError, ValueError):
-        raise TypeError(f"shift must be a number, got {type(shift).__name__}") from None
+    value = budget.check_number(shift, "shift")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"shift must lie in [0, 1], got {value:g}")
     return value

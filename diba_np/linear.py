@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.factors import DiBAFactors
 from diba_np.products import Product
-from diba_np.scales import round_diagonals, round_half
+from diba_np.scales import fit_grid, round_diagonals, round_half
 
 Array = NDArray[Any]
 Own = TypeVar("Own", bound="Layer")
@@ -260,10 +260,23 @@ class DiBALinear(Layer):
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
         """Return the factorization with the present diagonals and bias, rounded to 16 bits.
 
-        A bias of zeros is left out. The record is that of the start unless another is given.
+        Where the start's diagonals are codes of a few bits these are too: on its grids if they have
+        not moved, on new ones of the same widths if they have. A bias of zeros is left out. The
+        record is that of the start unless another is given.
         """
         f, p = self.factors, self.parameters
-        d1, d2, d3 = round_diagonals(p["d1"], p["d2"], p["d3"])
+        grids = f.grids
+        if grids is None:
+            d1, d2, d3 = round_diagonals(p["d1"], p["d2"], p["d3"])
+        else:
+            moved = any(not np.array_equal(p[name], getattr(f, name)) for name in DIAGONALS)
+            if moved:
+                g1, g2, g3 = (
+                    fit_grid(p[name], np.ones(p[name].size), grid.bits)
+                    for name, grid in zip(DIAGONALS, grids, strict=True)
+                )
+                grids = g1, g2, g3
+            d1, d2, d3 = (grid.round(p[name]) for name, grid in zip(DIAGONALS, grids, strict=True))
         return DiBAFactors(
             d1,
             f.b1,
@@ -272,5 +285,6 @@ class DiBALinear(Layer):
             d3,
             f.shift,
             f.record if record is None else record,
+            grids=grids,
             bias=round_half(p["bias"]) if p["bias"].any() else None,
         )

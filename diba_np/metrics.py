@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,6 +100,19 @@ def snr_db(A: ArrayLike, A_hat: Any) -> float:
     >>> round(snr_db([[1.0, 2.0]], [[1.0, 1.9]]), 2)
     26.99
     """
+    return decibels(*squared_sums(A, A_hat))
+
+
+def squared_sums(A: ArrayLike, A_hat: Any, unit: float | None = None) -> tuple[float, float]:
+    """Return ``|A|_F^2`` and ``|A - A_hat|_F^2``, as `snr_db` takes them, in units of ``unit^2``.
+
+    By default the unit is the largest magnitude of `A`, so that no square overflows or vanishes.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ or are not two-dimensional.
+    """
     reference = np.asanyarray(A)
     streamed = hasattr(A_hat, "row_expander")
     approximation = A_hat if streamed else np.asanyarray(A_hat)
@@ -106,14 +121,14 @@ def snr_db(A: ArrayLike, A_hat: Any) -> float:
             f"A and A_hat must be 2-D of one shape, got {reference.shape} and {approximation.shape}"
         )
     expand = A_hat.row_expander() if streamed else approximation.__getitem__
-    unit = 1.0 / (largest_magnitude(reference) or 1.0)
+    scale = 1.0 / (unit or largest_magnitude(reference) or 1.0)
     signal = noise = 0.0
     for rows in row_blocks(reference.shape):
-        a = reference[rows].astype(np.float64) * unit
-        e = a - np.asarray(expand(rows), np.float64) * unit
+        a = reference[rows].astype(np.float64) * scale
+        e = a - np.asarray(expand(rows), np.float64) * scale
         signal += float(np.vdot(a, a))
         noise += float(np.vdot(e, e))
-    return decibels(signal, noise)
+    return signal, noise
 
 
 def output_snr_db(A: ArrayLike, A_hat: Any, X: ArrayLike) -> float:
@@ -208,4 +223,4 @@ def largest_k(
     """
     b1, b2, b3, grids = _widths(scale_bits)
     budget = bits_per_weight * m * n - b1 * m - b3 * n - grids
-    return int(np.floor(budget / (m + n + b2)))
+    return math.floor(budget / (m + n + b2)) if math.isfinite(budget) else sys.maxsize

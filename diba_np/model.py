@@ -136,7 +136,8 @@ def factorize_model(
     FormatError
         The source cannot be read.
     OSError
-        The output cannot be written, or another run writes to it now.
+        The output cannot be written, or another run writes to it now; processes kept ending
+        (`ChildProcessError`).
 
     Notes
     -----

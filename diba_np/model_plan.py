@@ -330,6 +330,10 @@ def allocate(
     ValueError
         The budget does not pay for one component of each.
     """
+    if not tasks:
+        if budget < 0:
+            raise ValueError("bits is too small for what is stored as it is")
+        return []
     floors = [task.bits(1, scale_bits) for task in tasks]
     if sum(floors) > budget:
         size = sum(math.prod(task.shape) for task in tasks)

@@ -150,9 +150,8 @@ class Runner:
                 if broken is not None:
                     restarts += 1
                     if self._own is None or restarts > _MOST_RESTARTS:
-                        raise RuntimeError(
-                            f"processes were killed again and again ({broken})"
-                        ) from broken
+                        times = f" {restarts} times" if restarts > 1 else ""
+                        raise ChildProcessError(f"processes ended{times} ({broken})") from broken
                     waiting.extend(running.values())
                     running.clear()
                     self.stop()

@@ -247,6 +247,8 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 def _open_hdf5(path: Path) -> list[Entry]:
     import h5py
 
+    from diba_np.container import open_file
+
     found: list[str] = []
     length = path.stat().st_size
 
@@ -263,12 +265,14 @@ def _open_hdf5(path: Path) -> list[Entry]:
             )
         found.append(name)
 
-    with _as_format_error(str(path), "HDF5"), h5py.File(path, "r") as file:
+    with open_file(path) as file:
+        if "format" in file.attrs:
+            raise FormatError(f"{path}: is a factorization already, expected arrays")
         file.visititems(visit)
 
     def reader(name: str) -> Callable[[], NDArray[Any]]:
         def read() -> NDArray[Any]:
-            with _as_format_error(f"{path}:{name}", "HDF5"), h5py.File(path, "r") as file:
+            with open_file(path) as file:
                 values: NDArray[Any] = np.asarray(file[name][()])
                 return values
 

@@ -225,8 +225,14 @@ class Product:
     alpha : float, default 0.0
         A bit b stands for ``b - alpha``.
     bias : vector, optional
+        (m,).
     path : {"portable", "avx2", "avx512"}, optional
         By default `kernel_path`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Sizes do not fit, here or of an operand; an operand does not hold real numbers.
 
     Notes
     -----
@@ -265,6 +271,16 @@ class Product:
             (d1, 0 if second is None else self.shape[0]),
         )
         self._bias: Any = np.empty(0) if bias is None else bias
+        if second is None and d_mid is not None:
+            raise ValueError("d_mid= needs second=")
+        if second is not None and second.shape[1] != k:
+            raise ValueError(f"second must have {k} columns, got {second.shape[1]}")
+        names = "d_in", "d_out" if second is None else "d_mid", "d_out"
+        named = zip(names, self._scales, strict=True)
+        for name, (scale, size) in (*named, ("bias", (bias, self.shape[0]))):
+            # the kernels read so many entries without asking
+            if scale is not None and np.shape(scale) != (size,):
+                raise ValueError(f"{name} must have shape ({size},), got {np.shape(scale)}")
         self._arguments: dict[np.dtype[Any], tuple[Any, ...]] = {}
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -309,6 +325,13 @@ class Product:
             kept.append(self._mixed_d2)
         return sum(array.nbytes for array in kept if array.ndim == 1)
 
+    def _checked(self, x: Real, ndim: int) -> Real:
+        """Return x if it has so many axes and n entries along the first; kernels do not ask."""
+        if x.ndim != ndim or len(x) != self.shape[1]:
+            wanted = f"({self.shape[1]},)" if ndim == 1 else f"({self.shape[1]}, b)"
+            raise ValueError(f"the operand must have shape {wanted}, got {x.shape}")
+        return x
+
     def _parts(self, n_columns: int = 1) -> int:
         """Return how many threads a product with so many columns is worth."""
         worth = self.weights * n_columns // _WEIGHTS_PER_THREAD
@@ -316,7 +339,7 @@ class Product:
 
     def vector(self, x: ArrayLike) -> Real:
         """Apply to a vector (n,); returns (m,)."""
-        x = _operand(x)
+        x = self._checked(_operand(x), 1)
         out = np.empty(self.shape[0], x.dtype)
         path = self._path if x.dtype == _SINGLE else "portable"
         arguments = self._prepared(x.dtype)
@@ -336,7 +359,7 @@ class Product:
         product would be for bits +-1/2) of each stage: 1e-4 to 4e-4 for such data. Where outliers
         make more than 1e-3 to be expected, the product is done without rounding.
         """
-        x = _operand(x)
+        x = self._checked(_operand(x), 1)
         if x.dtype != _SINGLE:
             with np.errstate(over="ignore"):
                 x = x.astype(_SINGLE)
@@ -351,7 +374,7 @@ class Product:
 
     def matrix(self, x: ArrayLike) -> Real:
         """Apply to every column of (n, b); returns (m, b), C-order."""
-        x = _operand(x)
+        x = self._checked(_operand(x), 2)
         out = np.empty((self.shape[0], x.shape[1]), x.dtype)
         if not math.isfinite(self._run_matrix(x, out)):
             bad = ~(np.isfinite(x).all(axis=0) & np.isfinite(out).all(axis=0))

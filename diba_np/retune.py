@@ -182,7 +182,9 @@ def retune(
         fit.layer = DiBALinear(result)
         after = fit.judge()
         if not after + fit.distance() <= before:
-            result = DiBAFactors(f.d1, f.b1, f.d2, f.b2, f.d3, f.shift, record, bias=f.bias)
+            result = DiBAFactors(
+                f.d1, f.b1, f.d2, f.b2, f.d3, f.shift, record, grids=f.grids, bias=f.bias
+            )
             after, result.record["retune"]["kept_step"] = before, 0
     result.record["retune"] |= {
         "loss_after": after,

@@ -41,9 +41,23 @@ class Read:
     added: Array | None
 
 
+def as_floats(x: ArrayLike) -> Array:
+    """Return float32 or float64 as they are, float32 for what it holds without loss, else float64.
+
+    Raises
+    ------
+    TypeError
+        `x` does not hold real numbers.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "buif":
+        raise TypeError(f"a layer must read real numbers, got dtype {x.dtype}")
+    return x.astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64, copy=False)
+
+
 def read_rows(x: ArrayLike, keep: ArrayLike | None, added: ArrayLike | None = None) -> Read:
     """Return the arguments of a call row by row, rows that count for nothing left out."""
-    x = np.asarray(x)
+    x = as_floats(x)
     rows = x.reshape(-1, x.shape[-1])
     more = None if added is None else np.asarray(added)
     if more is not None:
@@ -69,7 +83,7 @@ def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Lin
     ) -> Array:
         if name not in dense:
             raise KeyError(f"weights has no {name!r}, which a stage calls")
-        x = np.asarray(x)
+        x = as_floats(x)
         if x.shape[-1] != dense[name].shape[1]:
             raise ValueError(f"{name!r} reads {dense[name].shape[1]} channels, got {x.shape}")
         y: Array = x @ dense[name].T.astype(x.dtype, copy=False)

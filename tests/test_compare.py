@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from diba_np import baselines
+from diba_np import baselines, factorize
+from diba_np.baselines.dbf import dbf
 from diba_np.cli import main
 from diba_np.compare import METHODS, Row, compare, format_table
 
@@ -59,10 +60,16 @@ def test_processes_give_the_same_rows(problem):
         )
 
 
-def test_outputs_are_judged_on_inputs_held_out(problem):
+@pytest.mark.parametrize("method", ["gptq", "bitat", "mesa", "dbf", "diba"])
+def test_methods_are_fitted_to_some_inputs_and_judged_on_the_others(problem, method):
     A, X = problem
-    row = compare(A, bits=2, methods=["gptq"], inputs=X)[0]
-    made = baselines.fit("gptq", A, 2.0, inputs=X[:150])
+    row = compare(A, bits=2, methods=[method], inputs=X)[0]
+    if method == "dbf":
+        made = dbf(A, bits=2.0, inputs=X[:150])
+    elif method == "diba":
+        made = factorize(A, bits=2.0, scale_bits="auto", inputs=X[:150])
+    else:
+        made = baselines.fit(method, A, 2.0, inputs=X[:150])
     full, ours = X[150:] @ A.T.astype(float), X[150:] @ made.to_dense().T.astype(float)
     assert np.isclose(row.output_snr, 10 * np.log10(np.sum(full**2) / np.sum((full - ours) ** 2)))
 

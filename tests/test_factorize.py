@@ -14,6 +14,7 @@ from strategies import matrices
 
 from diba_np import ConvergenceWarning, DiBAFactors, factorize, snr_db
 from diba_np.errors import FormatError
+from diba_np.search.relaxation import EFFORTS
 
 
 def parts(f):
@@ -363,3 +364,15 @@ def test_result_type_and_finite():
     assert isinstance(f, DiBAFactors)
     assert f.k == 3
     assert np.isfinite(f.to_dense()).all()
+
+
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+def test_max_sweeps_limits_the_search_also_where_it_is_the_usual_number():
+    # a falling spectrum is searched for longer, unless the caller sets a limit
+    A = 0.9 ** np.abs(np.subtract.outer(np.arange(64), np.arange(64)))
+    usual = EFFORTS["balanced"].iterations
+    sweeps = [
+        factorize(A, k=30, max_sweeps=limit).record["sweeps"]
+        for limit in (usual - 1, usual, usual + 1, None)
+    ]
+    assert max(sweeps[:3]) < usual + 20 < sweeps[3]

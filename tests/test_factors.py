@@ -183,6 +183,9 @@ def test_truncate_keeps_the_components_that_matter_most(rng, scale_bits):
     fitted = f.truncate(20, A)
     assert fitted.snr(A) > coarse.snr(A) + 0.1
     assert (fitted.k, fitted.scale_bits) == (20, f.scale_bits)
+    biased = DiBAFactors(f.d1, f.b1, f.d2, f.b2, f.d3, 0.5, grids=f.grids, bias=np.arange(40))
+    for cut in (biased.truncate(20), biased.truncate(20, A)):
+        np.testing.assert_array_equal(cut.bias, biased.bias)
     # importance is the exact rise of the error without one component
     rises = []
     for l in range(30):
@@ -211,6 +214,9 @@ ONE = np.ones((2, 2), int)
         ({"b2": np.ones((3, 2))}, ValueError, r"must share k, got \(2, 2\) and \(3, 2\)"),
         ({"shift": 2}, ValueError, r"shift must lie in \[0, 1\], got 2"),
         ({"shift": "x"}, TypeError, "shift must be a number"),
+        ({"shift": "0.5"}, TypeError, "shift must be a number"),
+        ({"shift": True}, TypeError, "shift must be a number"),
+        ({"shift": np.nan}, ValueError, "shift must be finite"),
         ({"record": [1]}, TypeError, "record must be a dict, got list"),
     ],
 )

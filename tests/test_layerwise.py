@@ -283,6 +283,34 @@ def test_moments_are_those_of_the_samples(rng, weighted):
         np.testing.assert_allclose(told.y_mean, means[1], atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+def test_integers_are_read_as_the_same_floats(rng):
+    net = Network(rng, depth=2)
+    counts = rng.integers(0, 9, (4, 40, 24))
+    reports = [
+        compress_layers(net.stages, net.weights, list(counts.astype(kind)), quick).report
+        for kind in (np.uint8, np.float32)
+    ]
+    for told in reports[0] + reports[1]:
+        del told["seconds"]
+    assert reports[0] == reports[1]
+    with pytest.raises(TypeError, match="a layer must read real numbers, got dtype complex128"):
+        compress_layers(net.stages, net.weights, [counts[0] * 1j], quick)
+
+
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+def test_coded_diagonals_stay_coded(rng, data):
+    net = Network(rng, depth=1)
+
+    def coded(name, A, gram):
+        return quick(name, A, gram, scale_bits=(4, 3, 4))
+
+    for refit in (False, True):
+        made = compress_layers(net.stages, net.weights, list(data), coded, refit=refit)
+        assert made.report[0]["bits_per_weight"] <= 3
+        assert made.layers["l0"].to_factors().scale_bits == (4, 3, 4)
+
+
 def test_capture_keeps_moments_and_an_even_sample(rng, tmp_path):
     net = Network(rng, depth=2)
     batches = list(rng.normal(size=(7, 30, 24)))
@@ -298,5 +326,12 @@ def test_capture_keeps_moments_and_an_even_sample(rng, tmp_path):
     assert min(np.bincount(np.array(where) // 70, minlength=3)) > 5
     few = capture(net_of(net), net.weights, batches[:1], rows=50, folder=tmp_path / "few")
     assert few["l0"].inputs.shape == (30, 24)
+    np.testing.assert_array_equal(np.load(tmp_path / "few" / "l0.npy"), few["l0"].inputs)
+
+    def masked(x, linear):
+        linear("l0", x, keep=np.zeros(len(x), bool))
+
+    with pytest.raises(ValueError, match="'l0' must read at least one row, got none"):
+        capture(masked, net.weights, batches)
     with pytest.raises(TypeError, match="rows= needs a folder="):
         capture(net_of(net), net.weights, batches, rows=3)

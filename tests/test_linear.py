@@ -72,6 +72,18 @@ def test_to_factors_keeps_the_bits_and_carries_the_bias(rng):
     np.testing.assert_array_equal(DiBALinear(g).parameters["bias"], g.bias)
 
 
+def test_to_factors_keeps_the_widths_of_coded_diagonals(rng):
+    f = factorize(rng.normal(size=(30, 25)), k=20, scale_bits=(5, 4, 5), max_sweeps=30)
+    layer = DiBALinear(f)
+    same = layer.to_factors()
+    assert same.grids == f.grids
+    np.testing.assert_array_equal(same.to_dense(), f.to_dense())
+    layer.parameters["d1"] *= 3
+    g = layer.to_factors()
+    assert (g.scale_bits, g.storage_bits()) == (f.scale_bits, f.storage_bits())
+    assert np.linalg.norm(g.d1 - 3 * f.d1) < 0.1 * np.linalg.norm(3 * f.d1)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

@@ -319,6 +319,14 @@ def test_bad_arguments(source, options, kind, words):
         dn.factorize_model(source, **({"bits": 4.0} | options))
 
 
+@pytest.mark.parametrize("allocation", ["shared", "uniform"])
+def test_a_model_without_matrices_is_kept_as_it_is(allocation):
+    model = dn.factorize_model({"b": np.arange(5.0)}, bits=64, allocation=allocation)
+    np.testing.assert_array_equal(model["b"].to_dense().ravel(), np.arange(5.0))
+    with pytest.raises(ValueError, match="bits is too small"):
+        dn.factorize_model({"a": np.eye(3)}, bits=1, min_size=100, allocation=allocation)
+
+
 def test_damaged_model_files_are_refused(model, tmp_path):
     path = tmp_path / "m.h5"
     model.save(path)

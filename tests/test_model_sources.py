@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+import diba_np as dn
 from diba_np.errors import FormatError
 from diba_np.model_sources import from_bfloat16, open_source, to_bfloat16
 
@@ -68,6 +69,10 @@ def test_hdf5(arrays, tmp_path):
     with h5py.File(path, "w") as file:
         file.create_dataset("out", (4,), "f8", external=[("elsewhere", 0, 32)])
     with pytest.raises(FormatError, match="another file"):
+        open_source(path)
+    path.unlink()
+    dn.factorize(np.eye(4), k=2).save(path)
+    with pytest.raises(FormatError, match="is a factorization already, expected arrays"):
         open_source(path)
     path.write_bytes(b"no file of theirs")
     with pytest.raises(FormatError, match="not readable as HDF5"):

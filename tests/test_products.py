@@ -310,6 +310,33 @@ def test_sums_that_overflow_on_the_way_come_out_right(path, alpha):
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"d_in": np.ones(2)}, r"d_in must have shape \(5,\), got \(2,\)"),
+        ({"d_mid": np.ones(5)}, r"d_mid must have shape \(4,\), got \(5,\)"),
+        ({"d_out": np.ones((3, 1))}, r"d_out must have shape \(3,\), got \(3, 1\)"),
+        ({"bias": 1.0}, r"bias must have shape \(3,\), got \(\)"),
+        ({"second": PackedBits(np.ones((3, 5)))}, "second must have 4 columns, got 5"),
+        ({"second": None, "d_mid": np.ones(4)}, "d_mid= needs second="),
+    ],
+)
+def test_sizes_are_checked_before_the_kernels_read(options, words):
+    first, second = PackedBits(np.ones((4, 5))), PackedBits(np.ones((3, 4)))
+    with pytest.raises(ValueError, match=words):
+        Product(first, **({"second": second} | options))
+    product = Product(first, second)
+    for call, x in (
+        (product.vector, np.ones(3)),
+        (product.vector, np.ones((5, 1))),
+        (product.vector_rounded, np.ones(6)),
+        (product.matrix, np.ones((4, 16))),
+        (product.matrix, np.ones(5)),
+    ):
+        with pytest.raises(ValueError, match=r"the operand must have shape \(5,"):
+            call(x)
+
+
 def test_dense_blocks_where_blas_is_faster(monkeypatch, rng):
     f = operator(20, 30, 300, 0)
     A = naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, 0.0)

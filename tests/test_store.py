@@ -129,13 +129,22 @@ def test_many_groups_in_one_file(tmp_path, rng):
     layers[2].save(path, group="layer.0")
     assert_same(layers[2], load(path, group="layer.0"))
     assert_same(layers[1], load(path, group="layer.1"))
-    assert sorted(groups(path)) == ["block/attention", "layer.0", "layer.1", "layer.2"]
+    layers[1].save(path, group="block")  # above another, whose name goes on
+    assert_same(layers[0], load(path, group="block/attention"))
+    layers[2].save(path, group="block")
+    assert_same(layers[2], load(path, group="block"))
+    assert_same(layers[0], load(path, group="block/attention"))
+    assert sorted(groups(path))[0] == "block"
+    assert sorted(groups(path))[1:] == ["block/attention", "layer.0", "layer.1", "layer.2"]
     with pytest.raises(FormatError, match=r"holds groups block, layer.0.*name one with group="):
         load(path)
     with pytest.raises(FormatError, match=r"group layer\.9: found groups"):
         load(path, group="layer.9")
     with pytest.raises(ValueError, match="group must be a name"):
         layers[0].save(path, group="/")
+    for call in (layers[0].save, load):
+        with pytest.raises(TypeError, match="group must be a str, got int"):
+            call(path, group=3)
 
 
 # -- damage ----------------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ def round_diagonals(target: Target, state: State, scale_bits: ScaleBits) -> None
     state.d2 = round_half(d2, power_of_two(d2)).astype(np.float64) / target.unit
 
 
-def factors_of(state: State, unit: float, record: dict[str, Any]) -> DiBAFactors:
+def factors_of(
+    state: State, unit: float, record: dict[str, Any], bias: ArrayLike | None = None
+) -> DiBAFactors:
     """Return the factorization of ``A = unit * target`` that a rounded state stands for."""
     return DiBAFactors(
         state.d1,
@@ -72,11 +74,12 @@ def factors_of(state: State, unit: float, record: dict[str, Any]) -> DiBAFactors
         state.shift,
         record,
         grids=state.grids,
+        bias=bias,
     )
 
 
 def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
-    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits`.
+    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits` and bias.
 
     Costs a few rounds of the polish of "fast".
     """
@@ -95,4 +98,4 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
         polish(target, state, Monitor(), _TOL, EFFORTS["fast"], widths)
         round_diagonals(target, state, bits)
         sort_components(target, state)
-        return factors_of(state, target.unit, factors.record)
+        return factors_of(state, target.unit, factors.record, factors.bias)
