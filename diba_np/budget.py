@@ -9,7 +9,7 @@ from typing import Any
 
 from diba_np import metrics
 
-NAMES = ("k", "bits", "ratio", "snr")
+MOST_K = 2**31 - 1  # of the file format
 
 
 def check_number(value: Any, name: str, *, above: float = -math.inf) -> float:
@@ -77,11 +77,11 @@ def intermediate_dimension(
     Raises
     ------
     TypeError, ValueError
-        The budget is not a number, or too small for a single component.
+        The budget is not a number, too small for a single component, or too large for a file.
     """
     m, n = shape
     if name == "k":
-        return check_count(value, "k")
+        return _within_files(check_count(value, "k"), f"k={value}")
     number = check_number(value, name, above=0.0)
     bits_per_weight = number * metrics.DENSE_BITS if name == "ratio" else number
     k = metrics.largest_k(m, n, bits_per_weight, scale_bits)
@@ -92,6 +92,13 @@ def intermediate_dimension(
             f"{name}={number:g} is too small for a {m} x {n} matrix: "
             f"k=1 already takes {name}={least / unit:.4g}"
         )
+    return _within_files(k, f"{name}={number:g}")
+
+
+def _within_files(k: int, given: str) -> int:
+    """Return k if a file can hold it."""
+    if k > MOST_K:
+        raise ValueError(f"{given} is too large: k can be at most {MOST_K}")
     return k
 
 
