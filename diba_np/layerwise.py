@@ -23,9 +23,9 @@ from diba_np.atomic import atomic_path
 from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.scalar import ScalarQuantized
 from diba_np.factors import DiBAFactors
-from diba_np.linear import DIAGONALS, DiBALinear, Layer
+from diba_np.linear import DiBALinear, Layer
 from diba_np.metrics import decibels, row_blocks, snr_db
-from diba_np.moments import LeastSquares, Moments, TargetMoments
+from diba_np.moments import Moments, TargetMoments
 from diba_np.search.gram import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
 from diba_np.search.target import as_matrix, digest
 from diba_np.stages import (
@@ -43,8 +43,6 @@ from diba_np.store import load
 Array = NDArray[Any]
 Compressed = DiBAFactors | ScalarQuantized
 Fit = Callable[[str, Array, Array], Compressed]
-
-_SWEEPS = 10  # of the closed forms after each fit
 
 
 @dataclass
@@ -299,9 +297,9 @@ def _compress(
     if tuple(made.shape) != A.shape:
         raise ValueError(f"fit must return shape {A.shape} for {name!r}, got {made.shape}")
     own = np.zeros(len(A)) if bias is None else bias
-    layer = _stored(_with_bias(made, data, bias))
+    layer = _with_bias(made, data, bias).rounded()
     if refit:
-        better = _stored(_refitted(layer, data, bias))
+        better = _refitted(layer, data, bias).rounded()
         if _noise(better, pair.fit, own) < _noise(layer, pair.fit, own):
             layer = better
     held = pair.held
@@ -309,8 +307,8 @@ def _compress(
     told = {
         "name": name,
         "shape": list(A.shape),
-        "bits_per_weight": (_matrix(layer).storage_bits() - _bias_bits(layer)) / A.size,
-        "snr_db": snr_db(A, _matrix(layer).to_dense()),
+        "bits_per_weight": (layer.to_matrix().storage_bits() - _bias_bits(layer)) / A.size,
+        "snr_db": snr_db(A, layer.to_matrix().to_dense()),
         "output_snr_db": decibels(held.outputs, _noise(layer, held, own)),
         "input_snr_db": decibels(held.inputs, held.moved) if moved else None,
         "seconds": round(time.monotonic() - started, 3),
@@ -320,7 +318,7 @@ def _compress(
 
 def _bias_bits(layer: Layer) -> int:
     """Bits that a factorization counts for its bias; a dense layer has one too."""
-    made = _matrix(layer)
+    made = layer.to_matrix()
     return 32 * layer.shape[0] if isinstance(made, DiBAFactors) and made.bias is not None else 0
 
 
@@ -338,39 +336,16 @@ def _with_bias(made: Compressed, data: Moments, bias: Array | None) -> Layer:
 
 def _refitted(layer: Layer, data: Moments, bias: Array | None) -> Layer:
     """Solve for the diagonals or scales, and for the bias by the means; a layer of its own."""
-    if isinstance(layer, CodedLinear):
-        other: Layer = CodedLinear(layer.coded, layer.parameters["bias"])
-        other.refit(data)  # type: ignore[attr-defined]
-        if bias is not None:
-            other.parameters["bias"] += bias
-        return other
-    other = DiBALinear(layer.factors)  # type: ignore[attr-defined]
-    solver = LeastSquares(other.factors, data)
-    for _ in range(_SWEEPS):
-        solver.sweep()
-    for name in DIAGONALS:
-        other.parameters[name][...] = solver.d[name]
-    mean = solver.apply(data.x_mean)
-    other.parameters["bias"][...] = 0.0 if bias is None else bias + data.y_mean - mean
+    other = layer.rounded()
+    other.refit(data)  # without a bias all means are zero
+    if bias is not None:
+        other.parameters["bias"] += bias
     return other
-
-
-def _matrix(layer: Layer) -> Any:
-    """Return what a layer is stored as; its bias goes beside it."""
-    return layer.to_matrix() if isinstance(layer, CodedLinear) else layer.to_factors()  # type: ignore[attr-defined]
-
-
-def _stored(layer: Layer) -> Layer:
-    """Return the layer as rounded to 16 bits, with which the later ones are to reckon."""
-    made = _matrix(layer)
-    if isinstance(made, DiBAFactors):
-        return DiBALinear(made)
-    return CodedLinear(made, layer.parameters["bias"].astype(np.float16))
 
 
 def _noise(layer: Layer, sums: _Sums, bias: Array) -> float:
     """Squared error of a layer's outputs against what it should give, the dense bias left out."""
-    return sums.targets.noise(_matrix(layer).to_dense(), layer.parameters["bias"] - bias)
+    return sums.targets.noise(layer.to_matrix().to_dense(), layer.parameters["bias"] - bias)
 
 
 # -- finished layers on disk -----------------------------------------------------------------------
@@ -392,7 +367,7 @@ class _Parts:
         if self.folder is None:
             return
         matrix, rest = self._paths(name)
-        _matrix(layer).save(matrix)
+        layer.to_matrix().save(matrix)
         with atomic_path(rest) as path, open(path, "wb") as file:
             text = json.dumps({**told, "sha256": digest(A)})
             np.savez(file, bias=layer.parameters["bias"], report=np.array(text))

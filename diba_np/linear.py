@@ -7,7 +7,7 @@ the integer codes.
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from diba_np.factors import DiBAFactors
 from diba_np.products import Product
 from diba_np.scales import fit_grid, round_diagonals, round_half
+
+if TYPE_CHECKING:
+    from diba_np.moments import Moments
 
 Array = NDArray[Any]
 Own = TypeVar("Own", bound="Layer")
@@ -27,6 +30,8 @@ DIAGONALS = ("d1", "d2", "d3")
 # only, has one bound.
 _UNPACK, _UNPACK_BATCH, _BATCH = 1 << 17, 1 << 20, 256
 _UNPACK_DOUBLE = 1 << 21
+
+_SWEEPS = 10  # of the closed forms in a refit
 
 
 class Layer:
@@ -64,6 +69,21 @@ class Layer:
 
     def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
         """Add to the gradients; return the one (N, n) with respect to the samples."""
+        raise NotImplementedError
+
+    def to_matrix(self) -> Any:
+        """Return what is stored of the layer: a compressed matrix, its numbers rounded to 16 bits.
+
+        The bias is in it only if that kind of matrix has one.
+        """
+        raise NotImplementedError
+
+    def rounded(self: Own) -> Own:
+        """Return a new layer as it is after storing: all that can be trained rounded to 16 bits."""
+        raise NotImplementedError
+
+    def refit(self, data: Moments) -> None:
+        """Solve for the parameters by least squares on moments; the bias follows from the means."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -256,6 +276,29 @@ class DiBALinear(Layer):
         self.gradients["bias"] += g.sum(axis=0)
         e *= p["d3"]
         return e
+
+    def refit(self, data: Moments) -> None:
+        """Solve for the diagonals by least squares on moments; the bias follows from the means.
+
+        Ten sweeps of the closed forms, each ``O(k n (m + n) + k^3 + n^3)``.
+        """
+        from diba_np.moments import LeastSquares
+
+        solver = LeastSquares(self.factors, data)
+        solver.d = {name: self.parameters[name].astype(np.float64) for name in DIAGONALS}
+        for _ in range(_SWEEPS):
+            solver.sweep()
+        for name in DIAGONALS:
+            self.parameters[name][...] = solver.d[name]
+        self.parameters["bias"][...] = data.y_mean - solver.apply(data.x_mean)
+
+    def rounded(self) -> DiBALinear:
+        """Return a new layer as it is after storing: diagonals and bias rounded to 16 bits."""
+        return DiBALinear(self.to_factors(), dtype=self.dtype, unpack=self._unpack)
+
+    def to_matrix(self) -> DiBAFactors:
+        """Return `to_factors`, what is stored of the layer."""
+        return self.to_factors()
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
         """Return the factorization with the present diagonals and bias, rounded to 16 bits.

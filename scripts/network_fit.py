@@ -20,7 +20,6 @@ from network_weights import as_weight, restore, round_stored, store
 import diba_np as dn
 from diba_np import baselines
 from diba_np.atomic import atomic_path
-from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.random_bits import random_factors
 from diba_np.baselines.scalar import ScalarQuantized
 from diba_np.layerwise import compress_layers
@@ -320,9 +319,7 @@ def compress(
         ),
     )
     for name, layer in made.layers.items():
-        kept: Any = layer
-        made_of = kept.to_matrix() if isinstance(layer, CodedLinear) else kept.to_factors()
-        net.replace({name: as_weight(made_of)})
+        net.replace({name: as_weight(layer.to_matrix())})
         net.own[f"{name}.bias"][...] = layer.parameters["bias"]
 
 

@@ -179,13 +179,8 @@ def train_end_to_end(
 
 
 def rounded(layers: dict[str, Layer]) -> dict[str, Layer]:
-    """Return the layers as they would be stored: 16-bit diagonals or scales."""
-    return {
-        name: DiBALinear(layer.to_factors())
-        if isinstance(layer, DiBALinear)
-        else CodedLinear(layer.to_matrix(), layer.parameters["bias"])
-        for name, layer in layers.items()
-    }
+    """Return the layers as they would be stored: 16-bit diagonals or scales, and biases."""
+    return {name: layer.rounded() for name, layer in layers.items()}
 
 
 def measure(

@@ -98,11 +98,16 @@ class CodedLinear(Layer):
         mean = self._weights().astype(np.float64) @ data.x_mean[kept]
         self.parameters["bias"][...] = data.y_mean - mean
 
+    def rounded(self) -> CodedLinear:
+        """Return a new layer as it is after storing: scales and bias rounded to 16 bits."""
+        return CodedLinear(self.to_matrix(), to_half(self.parameters["bias"]), self.dtype)
+
     def to_matrix(self) -> ScalarQuantized:
         """Return the coded matrix with the present scales, rounded to 16 bits."""
         f = self.coded
         scales = to_half(self.parameters["scales"].astype(np.float64) / f.scale)
-        record = {**f.record, "retuned": True}
+        moved = not np.array_equal(scales, f.scales)
+        record = {**f.record, "retuned": True} if moved else f.record
         return type(f)(
             f.shape, f.codes, f.levels, f.group, scales, f.kept, f.table, f.scale, record
         )
