@@ -8,7 +8,6 @@ blocks whose size depends on the shapes alone; the blocks go to as many threads 
 from __future__ import annotations
 
 import ctypes
-import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diba_np.budget import check_count
 
 BLOCK_ENTRIES = 1 << 21  # entries of what is worked on at a time: 16 MiB in float64
 
@@ -54,13 +55,7 @@ def resolve_threads(threads: int | None) -> int:
     if threads is None:
         available = processors()
         return min(available, int(os.environ.get("NUMBA_NUM_THREADS", available)))
-    try:
-        count = operator.index(threads)
-    except TypeError:
-        raise TypeError(f"threads must be an int, got {type(threads).__name__}") from None
-    if count < 1:
-        raise ValueError(f"threads must be at least 1, got {count}")
-    return count
+    return check_count(threads, "threads")
 
 
 def _blas_controls() -> list[tuple[Callable[[int], Any], Callable[[], int]]]:

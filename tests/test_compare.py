@@ -78,7 +78,7 @@ def test_methods_are_fitted_to_some_inputs_and_judged_on_the_others(problem, met
     ("kwargs", "error", "text"),
     [
         ({"bits": []}, ValueError, "bits must hold at least one rate"),
-        ({"bits": [1, -1]}, ValueError, "bits must be positive"),
+        ({"bits": [1, -1]}, ValueError, "bits must be finite and above 0"),
         ({"methods": ["sign", "zip"]}, ValueError, "methods must be among .* got 'zip'"),
         ({"jobs": 0}, ValueError, "jobs must be at least 1"),
         ({"jobs": 1.5}, TypeError, "jobs must be an int"),

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
-from diba_np import metrics
+from diba_np import budget, metrics
 from diba_np.atomic import PathLike
 from diba_np.container import Container
 from diba_np.container_write import write_container
 from diba_np.errors import FormatError
+from diba_np.search.target import as_matrix
 from diba_np.store import PLAIN_VERSION, load
 
 if TYPE_CHECKING:
@@ -235,20 +236,6 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
 
 
 # ---- shared by every fit -----------------------------------------------------------------
-def _real_matrix(value: ArrayLike, name: str) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must be a real array, got dtype {array.dtype}")
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{name} must be a non-empty 2-D array, got shape {array.shape}")
-    array = np.ascontiguousarray(array, dtype=np.float64)
-    bad = ~np.isfinite(array)
-    if bad.any():
-        first = tuple(int(v) for v in np.argwhere(bad)[0])
-        raise ValueError(f"{name} contains {int(bad.sum())} non-finite entries; first at {first}")
-    return array
-
-
 class Problem:
     """The checked arguments of a `fit`.
 
@@ -291,25 +278,18 @@ def check_problem(
     TypeError, ValueError
         Naming the argument, the rule and the value.
     """
-    A = _real_matrix(A, "A")
-    if isinstance(bits, bool) or not isinstance(bits, numbers.Real):
-        raise TypeError(f"bits must be a real number, got {type(bits).__name__}")
-    if not np.isfinite(bits) or bits <= 0:
-        raise ValueError(f"bits must be positive and finite, got {bits}")
-    if not isinstance(seed, (numbers.Integral, np.random.Generator)):
-        raise TypeError(f"seed must be an int or a numpy Generator, got {type(seed).__name__}")
-    if isinstance(seed, numbers.Integral) and seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    A = np.ascontiguousarray(as_matrix(A), np.float64)
+    number = budget.check_number(bits, "bits", above=0.0)
+    if not isinstance(seed, np.random.Generator):
+        budget.check_count(seed, "seed", least=0)
     X = None
     if inputs is not None:
-        X = _real_matrix(inputs, "inputs")
+        X = np.ascontiguousarray(as_matrix(inputs, "inputs"), np.float64)
         if X.shape[1] != A.shape[1]:
-            raise ValueError(
-                f"inputs must have {A.shape[1]} columns, as A has, got shape {X.shape}"
-            )
+            raise ValueError(f"inputs must have {A.shape[1]} columns, got {X.shape[1]}")
     peak = float(np.max(np.abs(A)))
     scale = peak * float(np.sqrt(np.mean((A / peak) ** 2))) if peak > 0.0 else 1.0
-    return Problem(A / scale, scale, float(bits), X, seed)
+    return Problem(A / scale, scale, number, X, seed)
 
 
 def too_small(method: str, bits: float, least_bits: float, shape: tuple[int, int]) -> ValueError:
