@@ -19,7 +19,7 @@ from typing import Any
 
 from diba_np import commands, commands_rates, commands_view
 from diba_np._version import __version__
-from diba_np.commands import FAILED, CommandError
+from diba_np.commands_common import FAILED, CommandError
 from diba_np.shell import SHELLS, Parser, examples
 
 _SOON = 0.01  # seconds

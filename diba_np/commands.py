@@ -3,162 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from diba_np.baselines.base import CompressedMatrix
-    from diba_np.factors import DiBAFactors
-
-DONE, FAILED = 0, 1
-
-STANDARD_OUTPUT = Path("-")
-
-# a larger .npy is mapped and read in row blocks instead of being held in memory
-_MAP_BYTES = 1 << 30
-
-Report = dict[str, Any]
-
-
-class CommandError(Exception):
-    """A sentence for the user; the command fails with it and writes nothing."""
-
-
-# -- arrays and reports ----------------------------------------------------------------------------
-
-
-def _load_array(path: str, mapped: bool = False) -> Any:
-    """Read a .npy file; refuse objects, archives and files shorter than they claim to be."""
-    import numpy as np
-
-    if not Path(path).is_file():
-        raise CommandError(f"{path}: no such file")
-    try:
-        # a map checks the size that the header claims against the file's; no memory is taken
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(array, np.ndarray) and array.nbytes <= _MAP_BYTES and not mapped:
-            array = np.array(array)
-    except PermissionError:
-        raise
-    except Exception as error:  # a header can be anything
-        told = str(error).splitlines() or [type(error).__name__]
-        raise CommandError(f"{path}: not readable as .npy ({told[0]})") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise CommandError(f"{path}: found an archive of arrays, expected one array (.npy)")
-    return array
-
-
-def _check_output(path: Path, force: bool) -> None:
-    if path == STANDARD_OUTPUT:
-        if sys.stdout.isatty():
-            raise CommandError("standard output is a terminal; redirect it, or name a file")
-        return
-    if path.is_dir():
-        raise CommandError(f"{path}: is a folder")
-    if path.exists() and not force:
-        raise CommandError(f"{path}: exists; pass --force to replace it")
-    if not path.parent.is_dir():
-        raise CommandError(f"{path.parent}: no such folder")
-
-
-def _finite(value: Any) -> Any:
-    """Replace infinities, which JSON lacks, by None."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _emit(
-    report: Report, as_json: bool, lines: Sequence[tuple[str, str]], output: Path | None = None
-) -> None:
-    """Print a report; to standard error where `output` took standard output."""
-    stream = sys.stderr if output == STANDARD_OUTPUT else sys.stdout
-    if as_json:
-        print(json.dumps(_finite(report)), file=stream)
-        return
-    width = max(len(name) for name, _ in lines)
-    for name, text in lines:
-        print(f"{name:<{width}}  {text}", file=stream)
-
-
-def _write(output: Path, write: Callable[[Path], Any]) -> int:
-    """Write a file atomically, or its bytes to standard output; return their number."""
-    from diba_np.atomic import atomic_path
-
-    if output != STANDARD_OUTPUT:
-        with atomic_path(output) as temporary:
-            write(temporary)
-        return output.stat().st_size
-    import shutil
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / "output"
-        write(temporary)
-        sys.stdout.flush()
-        with temporary.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-        return temporary.stat().st_size
-
-
-def _decibels(value: float | None) -> str:
-    return "exact" if value is None or value == math.inf else f"{value:.3f} dB"
-
-
-def _size_report(made: DiBAFactors | CompressedMatrix) -> Report:
-    m, n = made.shape
-    report = {"m": m, "n": n, "method": made.method}
-    if made.method == "diba":
-        report |= {"k": made.k, "shift": made.shift, "scale_bits": made.scale_bits}
-    return report | {
-        "storage_bits": made.storage_bits(),
-        "storage_breakdown": made.storage_breakdown(),
-        "bits_per_weight": made.bits_per_weight,
-        "storage_ratio": made.storage_ratio(),
-    }
-
-
-def _widths(scale_bits: Any) -> str:
-    return "/".join(map(str, scale_bits)) if isinstance(scale_bits, tuple) else str(scale_bits)
-
-
-def _size_lines(report: Report) -> list[tuple[str, str]]:
-    lines = [("shape", f"{report['m']} x {report['n']}")]
-    counted = f"{report['storage_bits']} bits"
-    if report["method"] == "diba":
-        shift = f" (shift {report['shift']:g})" if report["shift"] else ""
-        lines.append(("k", f"{report['k']}{shift}"))
-        counted += f", {_widths(report['scale_bits'])}-bit diagonals"
-    else:
-        lines.append(("method", report["method"]))
-    return [
-        *lines,
-        ("bits per weight", f"{report['bits_per_weight']:.4f} ({counted})"),
-        (
-            "storage ratio",
-            f"{report['storage_ratio']:.5f} of float32 (1/{1 / report['storage_ratio']:.1f})",
-        ),
-    ]
-
-
-# -- subcommands -----------------------------------------------------------------------------------
+from diba_np.commands_common import (
+    DONE,
+    FAILED,
+    CommandError,
+    Report,
+    check_output,
+    decibels_text,
+    emit,
+    load_array,
+    size_lines,
+    size_report,
+    write_file,
+)
 
 
 def run_factorize(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix, store it and report its sizes and quality."""
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
-    _check_output(output, args.force)
-    matrix = _load_array(args.matrix, mapped=args.block_rows is not None)
-    inputs = _load_array(args.inputs) if args.inputs else None
-    output_weight = _load_array(args.output_weight) if args.output_weight else None
+    check_output(output, args.force)
+    matrix = load_array(args.matrix, mapped=args.block_rows is not None)
+    inputs = load_array(args.inputs) if args.inputs else None
+    output_weight = load_array(args.output_weight) if args.output_weight else None
     from diba_np.checkpoint import Checkpoint
     from diba_np.factorize import factorize
 
@@ -189,7 +59,7 @@ def run_factorize(args: argparse.Namespace) -> int:
         keeper.remove()
     report = {
         "output": str(output),
-        **_size_report(factors),
+        **size_report(factors),
         "solver": args.solver,
         "seed": args.seed,
         "snr_db": factors.record["snr_db"],
@@ -200,13 +70,13 @@ def run_factorize(args: argparse.Namespace) -> int:
         "file_bytes": file_bytes,
     }
     lines = [
-        *_size_lines(report),
-        ("SNR", _decibels(report["snr_db"])),
-        *([("output SNR", _decibels(report["output_snr_db"]))] if args.inputs else []),
+        *size_lines(report),
+        ("SNR", decibels_text(report["snr_db"])),
+        *([("output SNR", decibels_text(report["output_snr_db"]))] if args.inputs else []),
         ("seconds", f"{report['seconds']:.2f}"),
         ("file", f"{output} ({file_bytes} bytes)"),
     ]
-    _emit(report, args.json, lines)
+    emit(report, args.json, lines)
     return DONE
 
 
@@ -227,16 +97,16 @@ def run_info(args: argparse.Namespace) -> int:
     reports, lines = [], []
     for name in names:
         factors = load(args.file, group=name or None)
-        report = {"group": name, **_size_report(factors), "record": factors.record}
+        report = {"group": name, **size_report(factors), "record": factors.record}
         reports.append(report)
         if name:
             lines.append(("group", name))
-        lines += _size_lines(report)
+        lines += size_lines(report)
         record = factors.record
         if "snr_db" in record:
-            lines.append(("SNR when made", _decibels(record["snr_db"])))
+            lines.append(("SNR when made", decibels_text(record["snr_db"])))
         if "output_snr_db" in record:
-            lines.append(("output SNR when made", _decibels(record["output_snr_db"])))
+            lines.append(("output SNR when made", decibels_text(record["output_snr_db"])))
         if "solver" in record:
             lines.append(
                 (
@@ -246,7 +116,7 @@ def run_info(args: argparse.Namespace) -> int:
                 )
             )
     lines.append(("file", f"{args.file} ({file_bytes} bytes)"))
-    _emit(
+    emit(
         {"file": args.file, "file_bytes": file_bytes, "groups": reports}
         if len(reports) > 1
         else {"file": args.file, "file_bytes": file_bytes, **reports[0]},
@@ -270,14 +140,14 @@ def _write_rows(
         fill(array)
         array.flush()
 
-    return _write(output, write)
+    return write_file(output, write)
 
 
 def run_retune(args: argparse.Namespace) -> int:
     """Refit the diagonals of a stored factorization to data."""
     output = Path(args.output)
-    _check_output(output, args.force)
-    inputs, targets = _load_array(args.inputs), _load_array(args.targets)
+    check_output(output, args.force)
+    inputs, targets = load_array(args.inputs), load_array(args.targets)
     from diba_np.factors import DiBAFactors
     from diba_np.retune import retune
     from diba_np.store import load
@@ -306,7 +176,7 @@ def run_retune(args: argparse.Namespace) -> int:
     file_bytes = result.save(output)
     facts = result.record["retune"]
     told = {("fitted_by" if name == "method" else name): value for name, value in facts.items()}
-    report = {"output": str(output), **told, **_size_report(result), "file_bytes": file_bytes}
+    report = {"output": str(output), **told, **size_report(result), "file_bytes": file_bytes}
     lines = [
         ("loss", f"{facts['loss_before']:.6g} before, {facts['loss_after']:.6g} after"),
         ("method", f"{facts['method']}, {facts['steps']} steps"),
@@ -314,14 +184,14 @@ def run_retune(args: argparse.Namespace) -> int:
         ("seconds", f"{facts['seconds']:.2f}"),
         ("file", f"{output} ({file_bytes} bytes)"),
     ]
-    _emit(report, args.json, lines)
+    emit(report, args.json, lines)
     return DONE
 
 
 def run_reconstruct(args: argparse.Namespace) -> int:
     """Expand a stored matrix to a dense .npy."""
     output = Path(args.output)
-    _check_output(output, args.force)
+    check_output(output, args.force)
     import numpy as np
 
     from diba_np.metrics import row_blocks
@@ -343,15 +213,15 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     }
     m, n = factors.shape
     lines = [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")]
-    _emit(report, args.json, lines, output)
+    emit(report, args.json, lines, output)
     return DONE
 
 
 def run_apply(args: argparse.Namespace) -> int:
     """Multiply the vectors of a .npy with a stored matrix."""
     output = Path(args.output)
-    _check_output(output, args.force)
-    inputs = _load_array(args.inputs)
+    check_output(output, args.force)
+    inputs = load_array(args.inputs)
     from diba_np.metrics import row_blocks
     from diba_np.store import load
 
@@ -380,7 +250,7 @@ def run_apply(args: argparse.Namespace) -> int:
 
     file_bytes = _write_rows(output, shape, np.result_type(np.float32, inputs.dtype), fill)
     report = {"output": str(output), "shape": list(shape), "file_bytes": file_bytes}
-    _emit(
+    emit(
         report,
         args.json,
         [("shape", " x ".join(map(str, shape))), ("file", f"{output} ({file_bytes} bytes)")],
@@ -411,7 +281,7 @@ def run_verify(args: argparse.Namespace) -> int:
         from diba_np.search.target import as_matrix, digest
 
         factors = loaded[0]
-        matrix = as_matrix(_load_array(args.matrix))
+        matrix = as_matrix(load_array(args.matrix))
         if matrix.shape != factors.shape:
             raise CommandError(
                 f"{args.matrix}: found shape {matrix.shape}, expected {factors.shape}"
@@ -423,8 +293,8 @@ def run_verify(args: argparse.Namespace) -> int:
         told = {None: "not recorded", True: "the matrix it was made from"}.get(
             same, "NOT the matrix it was made from"
         )
-        lines += [("source", told), ("SNR", _decibels(snr))]
-    _emit(report, args.json, lines)
+        lines += [("source", told), ("SNR", decibels_text(snr))]
+    emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
 
 
@@ -440,7 +310,7 @@ def run_warmup(args: argparse.Namespace) -> int:
         ("seconds", f"{report['seconds']:.2f}"),
         ("cache", kept),
     ]
-    _emit(report, args.json, lines)
+    emit(report, args.json, lines)
     return DONE
 
 
@@ -463,5 +333,5 @@ def run_doctor(args: argparse.Namespace) -> int:
         *report["environment"].items(),
         *(("problem", problem) for problem in report["problems"]),
     ]
-    _emit(report, args.json, lines)
+    emit(report, args.json, lines)
     return FAILED if report["problems"] else DONE

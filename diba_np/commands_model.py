@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diba_np.commands import (
+from diba_np.commands_common import (
     DONE,
     FAILED,
     CommandError,
-    _check_output,
-    _decibels,
-    _emit,
-    _size_report,
+    check_output,
+    decibels_text,
+    emit,
+    size_report,
 )
 
 
@@ -33,7 +33,7 @@ def _read_weights(path: str) -> dict[str, float]:
 def run_model(args: argparse.Namespace) -> int:
     """Factorize every matrix of a model into one file and report the totals."""
     output = Path(args.output)
-    _check_output(output, args.force)
+    check_output(output, args.force)
     weights = _read_weights(args.weights) if args.weights else None
     from diba_np.model import factorize_model
 
@@ -71,7 +71,7 @@ def run_model(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     with model:
         report, lines = _totals(args.output, model)
-    _emit(report, args.json, lines)
+    emit(report, args.json, lines)
     return DONE
 
 
@@ -95,7 +95,7 @@ def _totals(path: str, model: Any) -> tuple[dict[str, Any], list[tuple[str, str]
         ("arrays", f"{record['factorized']} factorized, {record['kept']} kept as they are"),
         ("weights", f"{model.size}"),
         ("bits per weight", f"{rate:.4f} of {record['bits']:g}; all: {model.bits_per_weight:.4f}"),
-        ("SNR", _decibels(record["snr_db"])),
+        ("SNR", decibels_text(record["snr_db"])),
         ("seconds", f"{record['wall_seconds']:.1f} ({record['search_seconds']:.1f} of searches)"),
         ("file", f"{path} ({file_bytes} bytes, 1/{dense:.1f} of float32)"),
     ]
@@ -116,7 +116,7 @@ def info_model(args: argparse.Namespace) -> int:
                 {
                     "group": name,
                     "array_shape": list(shape),
-                    **_size_report(made),
+                    **size_report(made),
                     "record": record,
                 }
             )
@@ -125,9 +125,9 @@ def info_model(args: argparse.Namespace) -> int:
             if made.method == "stored":
                 told += f", kept ({record.get('kept')})"
             elif "snr_db" in record:
-                told += f", {_decibels(record['snr_db'])}"
+                told += f", {decibels_text(record['snr_db'])}"
             lines.append((name, told))
-    _emit(report | {"record": model.record, "groups": groups}, args.json, lines)
+    emit(report | {"record": model.record, "groups": groups}, args.json, lines)
     return DONE
 
 
@@ -166,8 +166,8 @@ def verify_model(args: argparse.Namespace) -> int:
             report |= {"same_source": not other, "differ": other, "snr_db": snr, "ok": not other}
             told = f"NOT the model it was made from: {len(other)} differ, first {other[:1]}"
             lines += [("source", told if other else "the model it was made from")]
-            lines += [("SNR", _decibels(snr))]
-    _emit(report, args.json, lines)
+            lines += [("SNR", decibels_text(snr))]
+    emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
 
 

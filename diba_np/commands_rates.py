@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diba_np.commands import (
+from diba_np.commands_common import (
     DONE,
     FAILED,
     CommandError,
     Report,
-    _check_output,
-    _finite,
-    _load_array,
+    check_output,
+    finite,
+    load_array,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _check_plot(name: str | None, force: bool) -> Path | None:
     """Return the path of a picture that can be drawn and written, or None if none is wanted."""
     if not name:
         return None
-    _check_output(Path(name), force)
+    check_output(Path(name), force)
     from diba_np.report import check_matplotlib
 
     try:
@@ -53,9 +53,9 @@ def run_sweep(args: argparse.Namespace) -> int:
     plot = _check_plot(args.plot, args.force)
     output = Path(args.output) if args.output else None
     if output is not None:
-        _check_output(output, args.force)
-    matrix = _load_array(args.matrix)
-    inputs = _load_array(args.inputs) if args.inputs else None
+        check_output(output, args.force)
+    matrix = load_array(args.matrix)
+    inputs = load_array(args.inputs) if args.inputs else None
     from diba_np.compare import Row
     from diba_np.sweep import sweep
 
@@ -107,7 +107,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     report: Report = {"matrix": args.matrix, "m": matrix.shape[0], "n": matrix.shape[1]}
     report |= {"output": args.output, "rows": points}
     if args.json:
-        print(json.dumps(_finite(report)))
+        print(json.dumps(finite(report)))
         return DONE
     head = f"{'target':>6} {'bits/w':>7} {'k':>6} {'SNR dB':>7}"
     print(head + (f" {'out dB':>7}" if args.inputs else "") + f" {'seconds':>8}")
@@ -130,8 +130,8 @@ def _size(matrix: Any) -> str:
 def run_compare(args: argparse.Namespace) -> int:
     """Fit every method to a .npy matrix at equal bits."""
     plot = _check_plot(args.plot, args.force)
-    matrix = _load_array(args.matrix)
-    inputs = _load_array(args.inputs) if args.inputs else None
+    matrix = load_array(args.matrix)
+    inputs = load_array(args.inputs) if args.inputs else None
     from dataclasses import asdict
 
     from diba_np.compare import compare, format_table
@@ -145,7 +145,7 @@ def run_compare(args: argparse.Namespace) -> int:
     if args.json:
         m, n = matrix.shape
         report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
-        print(json.dumps(_finite(report)))
+        print(json.dumps(finite(report)))
     else:
         print(format_table(rows))
     return DONE if made else FAILED

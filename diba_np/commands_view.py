@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from diba_np import shell
-from diba_np.commands import (
+from diba_np.commands_common import (
     DONE,
     CommandError,
-    _check_output,
-    _emit,
-    _load_array,
-    _write,
+    check_output,
+    emit,
+    load_array,
+    write_file,
 )
 
 
 def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, str]:
     """Check where the output goes, then read: (output, stored matrix, A or None, title)."""
     output = Path(args.output) if args.output else Path(args.file).with_suffix(suffix)
-    _check_output(output, args.force)
+    check_output(output, args.force)
     from diba_np.report import check_matplotlib
     from diba_np.store import load
 
@@ -30,7 +30,7 @@ def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, s
     except ImportError as error:
         raise CommandError(str(error)) from error
     made = load(args.file, group=args.group)
-    matrix = _load_array(args.matrix) if args.matrix else None
+    matrix = load_array(args.matrix) if args.matrix else None
     if matrix is not None and matrix.shape != made.shape:
         raise CommandError(f"{args.matrix}: found shape {matrix.shape}, expected {made.shape}")
     title = Path(args.file).name + (f", {args.group}" if args.group else "")
@@ -42,7 +42,7 @@ def _tell(args: argparse.Namespace, output: Path, file_bytes: int, panels: Any) 
     report = {"output": str(output), "file_bytes": file_bytes, "pictures": pictures}
     lines = [(p.name, p.text) for p in panels]
     lines.append(("file", f"{output} ({file_bytes} bytes)"))
-    _emit(report, args.json, lines, output)
+    emit(report, args.json, lines, output)
     return DONE
 
 
@@ -54,7 +54,7 @@ def run_plot(args: argparse.Namespace) -> int:
     panels = panels_of(made, matrix)
     kind = output.suffix.lstrip(".") or "png"
     heading = f"{title}: {headline(made, matrix)}"
-    file_bytes = _write(output, lambda path: save_page(panels, path, heading, kind))
+    file_bytes = write_file(output, lambda path: save_page(panels, path, heading, kind))
     return _tell(args, output, file_bytes, panels)
 
 
@@ -66,7 +66,7 @@ def run_report(args: argparse.Namespace) -> int:
 
     panels = panels_of(made, matrix)
     page = html_page(made, panels, matrix, title)
-    file_bytes = _write(output, lambda path: path.write_text(page, encoding="utf-8"))
+    file_bytes = write_file(output, lambda path: path.write_text(page, encoding="utf-8"))
     return _tell(args, output, file_bytes, panels)
 
 

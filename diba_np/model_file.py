@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from diba_np import metrics
 from diba_np.atomic import PathLike
 from diba_np.baselines.base import CompressedMatrix
-from diba_np.baselines.stored import BFLOAT16, StoredArray
+from diba_np.baselines.stored import StoredArray
+from diba_np.bfloat16 import BFLOAT16
 from diba_np.container import group_key, read_groups, read_root
 from diba_np.container_write import write_groups
 from diba_np.errors import FormatError

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np import metrics
+from diba_np.bfloat16 import BFLOAT16
 from diba_np.errors import FormatError
 from diba_np.factorize import factorize
-from diba_np.model_sources import BFLOAT16, Entry
+from diba_np.model_sources import Entry
 from diba_np.scales import ScaleBits
 from diba_np.search.target import as_matrix, digest
 

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.bfloat16 import BFLOAT16, from_bfloat16
 from diba_np.errors import FormatError
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
-
-BFLOAT16 = "bfloat16"
 
 # the element types of the safetensors format that NumPy can hold, and bfloat16
 _SAFETENSORS = {
@@ -225,20 +224,6 @@ def _safetensor(path: Path, name: str, told: Any, start: int, length: int) -> En
         return from_bfloat16(values) if dtype == BFLOAT16 else values
 
     return Entry(name, read, dtype if dtype == BFLOAT16 else stored.str)
-
-
-def from_bfloat16(words: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the float32 values of bfloat16 words: the upper halves of their bits.
-
-    >>> from_bfloat16(np.array([0x3F80, 0xC000], np.uint16))
-    array([ 1., -2.], dtype=float32)
-    """
-    return (np.asarray(words).astype(np.uint32) << 16).view(np.float32)
-
-
-def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Return the bfloat16 words of values that came from such; others are cut off."""
-    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype("<u2")
 
 
 # -- HDF5 ------------------------------------------------------------------------------------------

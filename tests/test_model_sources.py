@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import diba_np as dn
+from diba_np.bfloat16 import from_bfloat16, to_bfloat16
 from diba_np.errors import FormatError
-from diba_np.model_sources import from_bfloat16, open_source, to_bfloat16
+from diba_np.model_sources import open_source
 
 
 def read(source):

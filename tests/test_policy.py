@@ -27,6 +27,7 @@ LAYERS = [
     {
         "cli",
         "commands",
+        "commands_common",
         "commands_model",
         "commands_rates",
         "commands_view",
@@ -68,7 +69,7 @@ LAYERS = [
         "losses",
         "optim",
     },
-    {"atomic", "kernels"},
+    {"atomic", "bfloat16", "kernels"},
     {"errors", "_version", "__init__"},
 ]
 

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from diba_np import metrics
 from diba_np.baselines.base import CompressedMatrix
+from diba_np.bfloat16 import BFLOAT16, from_bfloat16, to_bfloat16
 from diba_np.container import Container
 from diba_np.factors import DiBAFactors
 from diba_np.store import payload, rebuild
 
 Array = NDArray[Any]
-
-BFLOAT16 = "bfloat16"
 
 
 class StoredArray(CompressedMatrix):
@@ -72,8 +71,7 @@ class StoredArray(CompressedMatrix):
     ) -> StoredArray:
         """Return an array as this; `array_dtype` is "bfloat16" where float32 stands for that."""
         if array_dtype == BFLOAT16:
-            words = np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16
-            return cls(words.astype("<u2").reshape(-1), array.shape, array_dtype, record)
+            return cls(to_bfloat16(array).reshape(-1), array.shape, array_dtype, record)
         little = array.dtype.newbyteorder("<")
         flat = np.ascontiguousarray(array, little).reshape(-1)
         return cls(
@@ -85,7 +83,7 @@ class StoredArray(CompressedMatrix):
         """The array in its own shape and type; float32 for bfloat16."""
         values = self.values
         if self.array_dtype == BFLOAT16:
-            values = (values.astype(np.uint32) << 16).view(np.float32)
+            values = from_bfloat16(values)
         elif np.dtype(self.array_dtype).kind == "b":
             values = values.astype(bool)
         return values.reshape(self.array_shape)
