@@ -86,12 +86,32 @@ def _positive(kind: type) -> Callable[[str], Any]:
     return parse
 
 
+def _within(kind: type, least: float, most: float = sys.float_info.max) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            rule = f"lie in [{least:g}, {most:g}]"
+            if most == sys.float_info.max:
+                rule = f"be at least {least:g}" if least > -most else "be finite"
+            raise argparse.ArgumentTypeError(f"must {rule}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
 def _scale_bits(text: str) -> Any:
     """Parse 16, 32, a code width, three of them as in 4,3,4, or auto."""
+    from diba_np.scales import check_scale_bits
+
     parts = text.split(",")
     if text == "auto":
         return text
-    return int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
+    found = int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
+    try:
+        return check_scale_bits(found)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_model(subcommands: Any, parents: list[Parser]) -> None:
@@ -125,10 +145,12 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     )
     command.add_argument("--weights", metavar="W.json", help="sensitivities: {GLOB: number}")
     command.add_argument("--grams", metavar="SOURCE", help="X^T X / N by name, from such a source")
-    command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
+    command.add_argument(
+        "--shift", type=_within(float, 0, 1), default=0.0, help="0: bits are 0/1; 0.5: +-1/2"
+    )
     command.add_argument("--scale-bits", type=_scale_bits, default=16, metavar="BITS")
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_within(int, 0), default=0)
     command.add_argument(
         "--jobs", type=_positive(int), metavar="N", help="processes; default: one a processor"
     )
@@ -172,8 +194,14 @@ def build_parser() -> Parser:
     size.add_argument("--k", type=_positive(int), help="intermediate dimension")
     size.add_argument("--bits", type=_positive(float), help="stored bits per weight, all counted")
     size.add_argument("--ratio", type=_positive(float), help="share of the dense float32 size")
-    size.add_argument("--snr", type=float, help="smallest k that reaches this many dB")
-    command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
+    size.add_argument(
+        "--snr",
+        type=_within(float, -sys.float_info.max),
+        help="smallest k that reaches this many dB",
+    )
+    command.add_argument(
+        "--shift", type=_within(float, 0, 1), default=0.0, help="0: bits are 0/1; 0.5: +-1/2"
+    )
     command.add_argument(
         "--scale-bits",
         type=_scale_bits,
@@ -191,9 +219,9 @@ def build_parser() -> Parser:
     )
     command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_within(int, 0), default=0)
     command.add_argument("--max-sweeps", type=_positive(int), metavar="N")
-    command.add_argument("--tol", type=float)
+    command.add_argument("--tol", type=_within(float, 0))
     command.add_argument("--time-limit", type=_positive(float), metavar="SECONDS")
     command.add_argument("--threads", type=_positive(int), metavar="N")
     command.add_argument(
@@ -231,11 +259,13 @@ def build_parser() -> Parser:
     command.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
     command.add_argument("--clip", type=_positive(float), help="largest norm of adam's gradient")
     command.add_argument("--patience", type=_positive(int), default=5, metavar="STEPS")
-    command.add_argument("--stay", type=float, default=0.0, help="weight on staying near the start")
+    command.add_argument(
+        "--stay", type=_within(float, 0), default=0.0, help="weight on staying near the start"
+    )
     command.add_argument(
         "--validation", type=float, default=0.1, help="share of samples that judge"
     )
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_within(int, 0), default=0)
     command.add_argument("--threads", type=_positive(int), metavar="N")
     command.set_defaults(run=commands.run_retune)
 
@@ -280,7 +310,7 @@ def build_parser() -> Parser:
         "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"
     )
     command.add_argument("--jobs", type=_positive(int), default=1, metavar="N", help="processes")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_within(int, 0), default=0)
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
     command.set_defaults(run=commands_rates.run_compare)
 
@@ -317,7 +347,9 @@ def build_parser() -> Parser:
         "-o", "--output", metavar="A.h5", help="keep each factorization, in a group a rate"
     )
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
-    command.add_argument("--shift", type=float, default=0.0, help="0: bits are 0/1; 0.5: +-1/2")
+    command.add_argument(
+        "--shift", type=_within(float, 0, 1), default=0.0, help="0: bits are 0/1; 0.5: +-1/2"
+    )
     command.add_argument(
         "--scale-bits", type=_scale_bits, default="auto", metavar="BITS", help="as for factorize"
     )
@@ -325,7 +357,7 @@ def build_parser() -> Parser:
         "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
     )
     command.add_argument("--effort", choices=("fast", "balanced", "best"), default="fast")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_within(int, 0), default=0)
     command.add_argument("--threads", type=_positive(int), metavar="N")
     command.set_defaults(run=commands_rates.run_sweep)
 

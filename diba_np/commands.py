@@ -25,7 +25,9 @@ from diba_np.commands_common import (
 def run_factorize(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix, store it and report its sizes and quality."""
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
-    check_output(output, args.force)
+    check_output(output, args.force, streams=False)
+    if args.checkpoint and Path(args.checkpoint).resolve() == output.resolve():
+        raise CommandError(f"{output}: --checkpoint and --output must be two files")
     matrix = load_array(args.matrix, mapped=args.block_rows is not None)
     inputs = load_array(args.inputs) if args.inputs else None
     output_weight = load_array(args.output_weight) if args.output_weight else None
@@ -146,7 +148,7 @@ def _write_rows(
 def run_retune(args: argparse.Namespace) -> int:
     """Refit the diagonals of a stored factorization to data."""
     output = Path(args.output)
-    check_output(output, args.force)
+    check_output(output, args.force, streams=False)
     inputs, targets = load_array(args.inputs), load_array(args.targets)
     from diba_np.factors import DiBAFactors
     from diba_np.retune import retune
@@ -194,27 +196,46 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     check_output(output, args.force)
     import numpy as np
 
+    from diba_np.baselines.stored import StoredArray
     from diba_np.metrics import row_blocks
     from diba_np.store import load
 
     factors = load(args.file, group=args.group)
+    shape, dtype = _shape_in_model(args, factors), np.dtype(np.float32)
+    if isinstance(factors, StoredArray):
+        shape, dtype = factors.array.shape, factors.array.dtype
 
     def fill(array: Any) -> None:
-        expand = factors.row_expander()
+        if isinstance(factors, StoredArray):
+            array[...] = factors.array
+            return
+        expand, flat = factors.row_expander(), array.reshape(factors.shape)
         for rows in row_blocks(factors.shape):
-            array[rows] = expand(rows)
+            flat[rows] = expand(rows)
 
-    file_bytes = _write_rows(output, factors.shape, np.float32, fill)
+    file_bytes = _write_rows(output, shape, dtype, fill)
     report = {
         "output": str(output),
-        "shape": list(factors.shape),
-        "dtype": "float32",
+        "shape": list(shape),
+        "dtype": str(dtype),
         "file_bytes": file_bytes,
     }
-    m, n = factors.shape
-    lines = [("shape", f"{m} x {n}"), ("file", f"{output} ({file_bytes} bytes)")]
+    told = " x ".join(map(str, shape)) or "scalar"
+    lines = [("shape", told), ("file", f"{output} ({file_bytes} bytes)")]
     emit(report, args.json, lines, output)
     return DONE
+
+
+def _shape_in_model(args: argparse.Namespace, factors: Any) -> tuple[int, ...]:
+    """Return the shape of the array that a matrix was in a model: that of a convolution, say."""
+    from diba_np.model_file import is_model, open_model
+
+    if args.group and is_model(args.file):
+        with open_model(args.file) as model:
+            if args.group in model:
+                return model.array_shape(args.group)
+    m, n = factors.shape
+    return m, n
 
 
 def run_apply(args: argparse.Namespace) -> int:

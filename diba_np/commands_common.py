@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ def load_array(path: str, mapped: bool = False) -> Any:
         raise
     except Exception as error:  # a header can be anything
         told = str(error).splitlines() or [type(error).__name__]
+        if "allow_pickle" in told[0]:  # what NumPy says of anything that it does not know
+            told = ["no array's header, or one of Python objects"]
         raise CommandError(f"{path}: not readable as .npy ({told[0]})") from error
     if not isinstance(array, np.ndarray):
         array.close()
@@ -49,9 +52,14 @@ def load_array(path: str, mapped: bool = False) -> Any:
     return array
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Complain before the work about an output that could not be written."""
+def check_output(path: Path, force: bool, streams: bool = True) -> None:
+    """Complain before the work about an output that could not be written.
+
+    `streams` tells whether the command can write to standard output.
+    """
     if path == STANDARD_OUTPUT:
+        if not streams:
+            raise CommandError("-: this command writes to a file only; name one")
         if sys.stdout.isatty():
             raise CommandError("standard output is a terminal; redirect it, or name a file")
         return
@@ -61,6 +69,25 @@ def check_output(path: Path, force: bool) -> None:
         raise CommandError(f"{path}: exists; pass --force to replace it")
     if not path.parent.is_dir():
         raise CommandError(f"{path.parent}: no such folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise CommandError(f"{path.parent}: this folder cannot be written to")
+
+
+def check_drawing(picture: Path | None = None) -> None:
+    """Complain before the work where nothing can be drawn, or not that kind of file."""
+    from diba_np.report import check_matplotlib
+
+    try:
+        check_matplotlib()
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+    if picture is None or picture == STANDARD_OUTPUT or not picture.suffix:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if picture.suffix[1:].lower() not in kinds:
+        raise CommandError(f"{picture}: expected a picture's name, one of .{', .'.join(kinds)}")
 
 
 def finite(value: Any) -> Any:

@@ -33,7 +33,7 @@ def _read_weights(path: str) -> dict[str, float]:
 def run_model(args: argparse.Namespace) -> int:
     """Factorize every matrix of a model into one file and report the totals."""
     output = Path(args.output)
-    check_output(output, args.force)
+    check_output(output, args.force, streams=False)
     weights = _read_weights(args.weights) if args.weights else None
     from diba_np.model import factorize_model
 
@@ -62,6 +62,8 @@ def run_model(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         parts = output.with_name(output.name + ".parts")
         kept = len(list(parts.glob("*.h5"))) if parts.is_dir() else 0
+        if not kept and parts.is_dir():
+            raise CommandError(f"interrupted; the plan is kept in {parts}") from None
         if not kept:
             raise
         raise CommandError(
@@ -147,6 +149,7 @@ def verify_model(args: argparse.Namespace) -> int:
         if args.matrix:
             source = {entry.name: entry for entry in open_source(args.matrix)}
             other = [name for name in model if name not in source]
+            other += [name for name in source if name not in model]
             noise = signal = 0.0
             for name in (name for name in model if name in source):
                 array, made = source[name].read(), model[name]

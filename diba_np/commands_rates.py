@@ -14,6 +14,7 @@ from diba_np.commands_common import (
     FAILED,
     CommandError,
     Report,
+    check_drawing,
     check_output,
     finite,
     load_array,
@@ -27,13 +28,8 @@ def _check_plot(name: str | None, force: bool) -> Path | None:
     """Return the path of a picture that can be drawn and written, or None if none is wanted."""
     if not name:
         return None
-    check_output(Path(name), force)
-    from diba_np.report import check_matplotlib
-
-    try:
-        check_matplotlib()
-    except ImportError as error:
-        raise CommandError(str(error)) from error
+    check_output(Path(name), force, streams=False)
+    check_drawing(Path(name))
     return Path(name)
 
 
@@ -53,7 +49,9 @@ def run_sweep(args: argparse.Namespace) -> int:
     plot = _check_plot(args.plot, args.force)
     output = Path(args.output) if args.output else None
     if output is not None:
-        check_output(output, args.force)
+        check_output(output, args.force, streams=False)
+        if plot is not None and plot.resolve() == output.resolve():
+            raise CommandError(f"{output}: --plot and --output must be two files")
     matrix = load_array(args.matrix)
     inputs = load_array(args.inputs) if args.inputs else None
     from diba_np.compare import Row

@@ -11,6 +11,7 @@ from diba_np import shell
 from diba_np.commands_common import (
     DONE,
     CommandError,
+    check_drawing,
     check_output,
     emit,
     load_array,
@@ -22,13 +23,9 @@ def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, s
     """Check where the output goes, then read: (output, stored matrix, A or None, title)."""
     output = Path(args.output) if args.output else Path(args.file).with_suffix(suffix)
     check_output(output, args.force)
-    from diba_np.report import check_matplotlib
+    check_drawing(output if suffix == ".png" else None)
     from diba_np.store import load
 
-    try:
-        check_matplotlib()
-    except ImportError as error:
-        raise CommandError(str(error)) from error
     made = load(args.file, group=args.group)
     matrix = load_array(args.matrix) if args.matrix else None
     if matrix is not None and matrix.shape != made.shape:

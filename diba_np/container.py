@@ -76,7 +76,7 @@ def check_group(group: Any) -> None:
         return
     if not isinstance(group, str):
         raise TypeError(f"group must be a str, got {type(group).__name__}")
-    if not group.strip("/"):
+    if not group.strip("/") or "\0" in group:
         raise ValueError(f"group must be a name, got {group!r}")
 
 

@@ -166,20 +166,26 @@ def write_container(
                     file.attrs[name] = value
         place: h5py.Group = file
         if group is not None:
-            place = _emptied(file, group)
+            place = _emptied(file, group, arrays)
         _write(final, place, attributes, arrays, record)
     return final.stat().st_size
 
 
-def _emptied(file: h5py.File, group: str) -> h5py.Group:
+def _emptied(file: h5py.File, group: str, arrays: Iterable[str]) -> h5py.Group:
     """Return a group without what `_write` writes; groups below it are others, and stay."""
-    if group in file and not isinstance(file[group], h5py.Group):
-        del file[group]
+    parts = [part for part in group.split("/") if part]
+    for end in range(1, len(parts) + 1):
+        name = "/".join(parts[:end])
+        if name in file and not isinstance(file[name], h5py.Group):
+            raise ValueError(f"group {group!r}: {name!r} is an array of another factorization")
     place = file.require_group(group)
     for name in [name for name in place if not isinstance(place[name], h5py.Group)]:
         del place[name]
     for name in list(place.attrs):
         del place.attrs[name]
+    for name in arrays:
+        if name in place:
+            raise ValueError(f"group {group!r}: its array {name!r} is a group of the file already")
     return place
 
 

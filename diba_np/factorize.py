@@ -452,10 +452,21 @@ def _search_snr(target: Target, goal: float, plan: _Plan, monitor: Monitor) -> S
 
     def reach(k: int) -> float:
         best[k] = monitor.stage(f"k={k}", lambda: rounded(k))
+        if monitor.stopped:
+            raise _Ended
         return reached_db(target, best[k])
 
     first, slope = guess_k(target, goal, plan.shift, plan.seed)
-    return best[budget.smallest_k(reach, goal, target.shape, first, slope)]
+    try:
+        return best[budget.smallest_k(reach, goal, target.shape, first, slope)]
+    except _Ended:
+        reached = {k: reached_db(target, state) for k, state in best.items()}
+        enough = [k for k in best if reached[k] >= goal]
+        return best[min(enough) if enough else max(best, key=lambda k: reached[k])]
+
+
+class _Ended(Exception):
+    """The time limit or the callback has ended the search for the smallest k."""
 
 
 def _finish(target: Target, state: State, monitor: Monitor, scale_bits: ScaleBits) -> State:

@@ -38,6 +38,9 @@ def _diagonal(values: ArrayLike, name: str, size: int) -> Vector:
     return single
 
 
+_FIXED = frozenset({"d1", "b1", "d2", "b2", "d3", "shift", "grids", "bias"})
+
+
 class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
     """A matrix as ``D1 (B1 - shift) D2 (B2 - shift) D3``: three diagonals, two 0/1 matrices.
 
@@ -156,6 +159,11 @@ class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
                 raise ValueError(f"{name} must consist of levels of its grid, {grid}")
         self._flipped: DiBAFactors | None = None
         super().__init__(np.dtype(np.float32), (m, n))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and name in self.__dict__:
+            raise AttributeError(f"{name} of a factorization is fixed; make another DiBAFactors")
+        super().__setattr__(name, value)
 
     # -- sizes ---------------------------------------------------------------------------------
 
@@ -316,13 +324,17 @@ class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
 
         It holds the right half (k, n), made once; a row then costs ``2 k n`` flops.
         """
-        right = (self.b2.to_dense() - np.float32(self.shift)) * self.d2[:, None]
+        largest = [float(np.abs(d).max()) or 1.0 for d in (self.d1, self.d2, self.d3)]
+        # where d2 d3 leaves float32's range the product with d1 may lie within
+        single = 1e-20 < largest[1] * largest[2] < 1e25
+        kind: Any = np.float32 if single else np.float64
+        right = (self.b2.to_dense() - kind(self.shift)) * self.d2[:, None].astype(kind)
         right *= self.d3
 
         def expand(rows: RowIndex) -> Vector:
-            left = self.b1[rows].to_dense() - np.float32(self.shift)
+            left = self.b1[rows].to_dense() - kind(self.shift)
             left *= self.d1[rows, None]
-            product: Vector = left @ right
+            product: Vector = (left @ right).astype(np.float32, copy=False)
             return product
 
         return expand

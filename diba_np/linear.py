@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.factors import DiBAFactors
 from diba_np.products import Product
-from diba_np.scales import fit_grid, round_diagonals, round_half
+from diba_np.scales import fit_grid, round_diagonals
 
 if TYPE_CHECKING:
     from diba_np.moments import Moments
@@ -79,7 +79,7 @@ class Layer:
         raise NotImplementedError
 
     def rounded(self: Own) -> Own:
-        """Return a new layer as it is after storing: all that can be trained rounded to 16 bits."""
+        """Return a new layer as it is after storing: all but the bias rounded to 16 bits."""
         raise NotImplementedError
 
     def refit(self, data: Moments) -> None:
@@ -90,6 +90,13 @@ class Layer:
         """Set the accumulated gradients to zero."""
         for gradient in self.gradients.values():
             gradient[...] = 0
+
+    def _real(self, values: ArrayLike, name: str) -> Array:
+        """Return real numbers in the dtype of the arithmetic."""
+        array = np.asarray(values)
+        if array.dtype.kind not in "buif":
+            raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        return array.astype(self.dtype, copy=False)
 
     def twin(self: Own) -> Own:
         """Return a layer of the same parameters and gradients that remembers its own `forward`.
@@ -102,7 +109,7 @@ class Layer:
 
     def forward(self, x: ArrayLike) -> Array:
         """Return the outputs of (..., n) samples, (..., m), and keep what `backward` needs."""
-        x = np.asarray(x, self.dtype)
+        x = self._real(x, "x")
         m, n = self.shape
         if x.ndim == 0 or x.shape[-1] != n:
             raise ValueError(f"x must have shape (..., {n}), got {x.shape}")
@@ -131,7 +138,7 @@ class Layer:
         -------
         (..., n) ndarray
         """
-        gy = np.asarray(gy, self.dtype)
+        gy = self._real(gy, "gy")
         if self._seen is None:
             raise ValueError("backward needs a forward before it")
         m, n = self.shape
@@ -149,6 +156,8 @@ def check_bias(bias: ArrayLike | None, m: int) -> Array:
     start = np.zeros(m) if bias is None else np.asarray(bias)
     if start.shape != (m,):
         raise ValueError(f"bias must have shape ({m},), got {start.shape}")
+    if start.dtype.kind not in "buif" or not np.isfinite(start).all():
+        raise ValueError("bias must hold finite real numbers")
     return start
 
 
@@ -293,7 +302,7 @@ class DiBALinear(Layer):
         self.parameters["bias"][...] = data.y_mean - solver.apply(data.x_mean)
 
     def rounded(self) -> DiBALinear:
-        """Return a new layer as it is after storing: diagonals and bias rounded to 16 bits."""
+        """Return a new layer as it is after storing: diagonals rounded to 16 bits."""
         return DiBALinear(self.to_factors(), dtype=self.dtype, unpack=self._unpack)
 
     def to_matrix(self) -> DiBAFactors:
@@ -301,7 +310,7 @@ class DiBALinear(Layer):
         return self.to_factors()
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
-        """Return the factorization with the present diagonals and bias, rounded to 16 bits.
+        """Return the factorization with the present diagonals, rounded to 16 bits, and bias.
 
         Where the start's diagonals are codes of a few bits these are too: on its grids if they have
         not moved, on new ones of the same widths if they have. A bias of zeros is left out. The
@@ -329,5 +338,5 @@ class DiBALinear(Layer):
             f.shift,
             f.record if record is None else record,
             grids=grids,
-            bias=round_half(p["bias"]) if p["bias"].any() else None,
+            bias=p["bias"].astype(np.float32) if p["bias"].any() else None,
         )

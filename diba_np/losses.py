@@ -14,9 +14,10 @@ Loss = Callable[[Array, Array], tuple[float, Array]]
 
 def mse(y_pred: Array, y: Array) -> tuple[float, Array]:
     """Squared error summed over outputs, averaged over the N samples, and its gradient (N, m)."""
-    difference = y_pred - y
+    # squares of float32 outputs may leave its range
+    difference = y_pred.astype(np.float64) - y
     value = float(np.einsum("ij,ij->", difference, difference, dtype=np.float64)) / len(y)
-    return value, difference * (2.0 / len(y))
+    return value, (difference * (2.0 / len(y))).astype(y_pred.dtype)
 
 
 def cross_entropy(y_pred: Array, y: Array) -> tuple[float, Array]:

@@ -64,6 +64,14 @@ def largest_magnitude(A: NDArray[Any]) -> float:
     return largest
 
 
+def _as_real(A: ArrayLike, name: str) -> NDArray[Any]:
+    """Return an array of real numbers; subclasses that slice in their own way become plain."""
+    array = np.asanyarray(A)
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
+    return array if isinstance(array, np.memmap) else np.asarray(array)
+
+
 def decibels(signal: float, noise: float) -> float:
     """Return ``10 log10(signal / noise)``: +inf without noise, -inf for noise without signal."""
     if noise == 0:
@@ -92,8 +100,8 @@ def snr_db(A: ArrayLike, A_hat: Any) -> float:
 
     Raises
     ------
-    ValueError
-        The shapes differ or are not two-dimensional.
+    TypeError, ValueError
+        The entries are not real numbers; the shapes differ or are not two-dimensional.
 
     Examples
     --------
@@ -113,19 +121,19 @@ def squared_sums(A: ArrayLike, A_hat: Any, unit: float | None = None) -> tuple[f
     ValueError
         The shapes differ or are not two-dimensional.
     """
-    reference = np.asanyarray(A)
+    reference = _as_real(A, "A")
     streamed = hasattr(A_hat, "row_expander")
-    approximation = A_hat if streamed else np.asanyarray(A_hat)
+    approximation = A_hat if streamed else _as_real(A_hat, "A_hat")
     if reference.ndim != 2 or reference.shape != tuple(approximation.shape):
         raise ValueError(
             f"A and A_hat must be 2-D of one shape, got {reference.shape} and {approximation.shape}"
         )
     expand = A_hat.row_expander() if streamed else approximation.__getitem__
-    scale = 1.0 / (unit or largest_magnitude(reference) or 1.0)
+    unit = unit or largest_magnitude(reference) or 1.0
     signal = noise = 0.0
     for rows in row_blocks(reference.shape):
-        a = reference[rows].astype(np.float64) * scale
-        e = a - np.asarray(expand(rows), np.float64) * scale
+        a = reference[rows].astype(np.float64) / unit
+        e = a - np.asarray(expand(rows), np.float64) / unit
         signal += float(np.vdot(a, a))
         noise += float(np.vdot(e, e))
     return signal, noise
@@ -163,8 +171,9 @@ def output_snr_db(A: ArrayLike, A_hat: Any, X: ArrayLike) -> float:
     >>> output_snr_db([[1.0, 2.0]], [[1.0, 1.9]], [[1.0, 0.0]])
     inf
     """
-    reference, inputs = np.asanyarray(A), np.asanyarray(X)
-    approximation = A_hat.to_dense() if hasattr(A_hat, "to_dense") else np.asanyarray(A_hat)
+    reference, inputs = _as_real(A, "A"), _as_real(X, "X")
+    dense = A_hat.to_dense() if hasattr(A_hat, "to_dense") else A_hat
+    approximation = _as_real(dense, "A_hat")
     if reference.ndim != 2 or reference.shape != approximation.shape:
         raise ValueError(
             f"A and A_hat must be 2-D of one shape, got {reference.shape} and {approximation.shape}"
@@ -173,9 +182,9 @@ def output_snr_db(A: ArrayLike, A_hat: Any, X: ArrayLike) -> float:
         raise ValueError(
             f"X must have shape (N, {reference.shape[1]}), one sample a row, got {inputs.shape}"
         )
-    unit = 1.0 / (largest_magnitude(reference) or 1.0)
-    a = reference.astype(np.float64) * unit
-    e = a - approximation.astype(np.float64) * unit
+    unit = largest_magnitude(reference) or 1.0
+    a = reference.astype(np.float64) / unit
+    e = a - approximation.astype(np.float64) / unit
     signal = noise = 0.0
     widest = max(inputs.shape[1], len(a))
     for rows in row_blocks((len(inputs), widest)):

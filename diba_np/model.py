@@ -146,7 +146,8 @@ def factorize_model(
     rows as columns, each a task of its own; the shape alone decides. Memory: beside what
     `factorize` takes, a task's rows for each process.
 
-    A script that passes ``jobs`` above 1 has to stand under ``if __name__ == "__main__":``.
+    Processes are spawned: a script that does not pass ``jobs=1`` has to stand under
+    ``if __name__ == "__main__":``.
 
     Examples
     --------
@@ -309,8 +310,10 @@ class _Run:
             kept_bits=kept,
             budget_bits=budget,
         )
+        counted_scale_bits = self.settings.counted_scale_bits
+        allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
         curves = self._curves(runner) if self.settings.allocation == "shared" else None
-        shares = allocate(self.tasks, curves, budget, self.settings.counted_scale_bits)
+        shares = allocate(self.tasks, curves, budget, counted_scale_bits)
         self.events.tell("budget", bits=sum(shares))
         self._solve(runner, shares)
         record = self._record(size, kept)

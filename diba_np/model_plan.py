@@ -18,7 +18,7 @@ from diba_np.errors import FormatError
 from diba_np.factorize import factorize
 from diba_np.model_sources import Entry
 from diba_np.scales import ScaleBits
-from diba_np.search.target import as_matrix, digest
+from diba_np.search.target import as_matrix, check_magnitude, digest
 
 Shape = tuple[int, int]
 
@@ -167,6 +167,7 @@ def scan(
             matrices.append(Matrix(entry.name, array.shape, told, kept, counted, digest(flat)))
             continue
         A = as_matrix(matrix_view(array), entry.name)
+        check_magnitude(A, entry.name)
         m, n = A.shape
         matrices.append(Matrix(entry.name, array.shape, told, "", True, digest(A)))
         gram = grams.get(entry.name)
@@ -340,7 +341,8 @@ def allocate(
         size = sum(math.prod(task.shape) for task in tasks)
         raise ValueError(
             f"bits is too small: k=1 of every matrix takes {sum(floors) / size:.4g} bits a weight "
-            f"of the factorized ones, {max(budget, 0) / size:.4g} are left for them"
+            f"of the factorized ones, {max(budget, 0) / size:.4g} are left for them by what is "
+            "kept as it is"
         )
     if curves is None:
         return _uniform(tasks, floors, budget)

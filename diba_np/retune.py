@@ -23,6 +23,7 @@ from diba_np.losses import LOSSES, Loss
 from diba_np.moments import LeastSquares, moments
 from diba_np.optim import SCHEDULES, minimise, root_mean_square
 from diba_np.samples import Pair, Samples, Source, open_samples
+from diba_np.search.monitor import thinned
 from diba_np.threads import workers
 
 Array = NDArray[Any]
@@ -99,8 +100,8 @@ def retune(
     Returns
     -------
     DiBAFactors
-        The same bits; diagonals and bias rounded to 16 bits, coded diagonals too. On the samples
-        that judge its objective is never above that of `f`. ``record["retune"]`` tells the
+        The same bits; diagonals rounded to 16 bits, or to codes of as many bits as they had. On the
+        samples that judge its objective is never above that of `f`. ``record["retune"]`` tells the
         settings, the losses, the history and the seconds.
 
     Raises
@@ -120,6 +121,8 @@ def retune(
     """
     if not isinstance(f, DiBAFactors):
         raise TypeError(f"f must be a DiBAFactors, got {type(f).__name__}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     score, name = _check_loss(loss)
     squared = loss == "mse"  # a callable of that name may be another thing
     chosen = method or ("als" if squared else "adam")
@@ -157,7 +160,9 @@ def retune(
         else:
             {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
         fit.restore(fit.kept)
-        record = f.record | {
+        # of the diagonals before, and of the weights
+        stale = ("snr_db", "output_snr_db")
+        record = {name: value for name, value in f.record.items() if name not in stale} | {
             "retune": {
                 "method": chosen,
                 "loss": name,
@@ -168,7 +173,7 @@ def retune(
                 "kept_step": fit.kept_step,
                 "stay": float(stay),
                 "seed": seed,
-                "history": fit.history,
+                "history": thinned(fit.history),
                 "loss_before": before,
             }
             | (
@@ -227,6 +232,8 @@ class _Fit:
     def begin(self, stay: float) -> float:
         """Judge and remember the start; return its loss."""
         before = self.judge()
+        if not math.isfinite(before):
+            raise ValueError(f"the loss must be finite at the start, got {before:g}")
         self.weight = stay * (abs(before) or 1.0) if stay else 0.0
         self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
         return before

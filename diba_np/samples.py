@@ -91,6 +91,8 @@ def _check_pair(X: ArrayLike, Y: ArrayLike, shape: tuple[int, int], labels: bool
         targets = as_matrix(targets, "Y")
         if targets.shape[1] != m:
             raise ValueError(f"Y must have shape (N, {m}), got {targets.shape}")
+        if labels and len(targets) and targets.min() < 0:
+            raise ValueError(f"Y must hold probabilities, got {targets.min():g}")
     if len(targets) != len(inputs):
         raise ValueError(f"X and Y must hold as many samples, got {len(inputs)} and {len(targets)}")
     return inputs, targets

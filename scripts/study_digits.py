@@ -179,7 +179,7 @@ def train_end_to_end(
 
 
 def rounded(layers: dict[str, Layer]) -> dict[str, Layer]:
-    """Return the layers as they would be stored: 16-bit diagonals or scales, and biases."""
+    """Return the layers as they would be stored: 16-bit diagonals or scales."""
     return {name: layer.rounded() for name, layer in layers.items()}
 
 

@@ -411,7 +411,6 @@ SKEW[1, 4] = 0.5
         ({"inputs": "x"}, TypeError, "inputs must be an array of real numbers"),
         ({"inputs": X * 1j}, TypeError, "inputs must be an array of real numbers, got dtype comp"),
         ({"inputs": X * 0}, ValueError, "inputs must not be all zero"),
-        ({"inputs": X * 1e200}, ValueError, "float64 can sum, got a largest magnitude of"),
         ({"gram": X}, ValueError, r"gram must have shape \(6, 6\), got \(30, 6\)"),
         ({"gram": SKEW}, ValueError, r"gram must be symmetric, got 0.5 at \(1, 4\) and 0 at"),
         ({"gram": np.eye(6) * np.nan}, ValueError, "gram contains 36 non-finite entries"),

@@ -257,6 +257,11 @@ def test_bad_files_end_in_one_sentence_and_write_nothing(here, capsys, write, wo
         ["factorize", "A.npy", "--k", "2", "--bits", "1"],
         ["factorize", "A.npy", "--k", "0"],
         ["factorize", "A.npy", "--bits", "nan"],
+        ["factorize", "A.npy", "--snr", "nan"],
+        ["factorize", "A.npy", "--k", "2", "--seed", "-1"],
+        ["factorize", "A.npy", "--k", "2", "--shift", "2"],
+        ["factorize", "A.npy", "--k", "2", "--tol", "-1"],
+        ["factorize", "A.npy", "--k", "2", "--scale-bits", "9"],
         ["factorize", "A.npy", "--k", "2", "--solver", "magic"],
         ["apply", "A.h5"],
     ],
@@ -274,6 +279,37 @@ def test_other_failures(here, capsys):
     assert "no such file" in run(capsys, "info", "no.h5")[2]
     (here / "text.h5").write_text("x")
     assert "not readable as HDF5" in run(capsys, "info", "text.h5")[2]
+
+
+def test_outputs_that_cannot_be_are_told_before_the_work(here, capsys):
+    pytest.importorskip("matplotlib")
+    made(capsys)
+    for args, words in (
+        (("factorize", "A.npy", "--k", 2, "-o", "-"), "this command writes to a file only"),
+        (
+            ("factorize", "A.npy", "--k", 2, "-o", "n.h5", "--checkpoint", "n.h5"),
+            "n.h5: --checkpoint and --output must be two files",
+        ),
+        (("retune", "A.h5", "--inputs", "A.npy", "--targets", "A.npy", "-o", "-"), "a file only"),
+        (
+            ("sweep", "A.npy", "-o", "s.png", "--plot", "s.png"),
+            "s.png: --plot and --output must be two files",
+        ),
+        (("sweep", "A.npy", "--plot", "s.xyz"), "s.xyz: expected a picture's name, one of ."),
+        (("compare", "A.npy", "--bits", 2, "--plot", "s.xyz"), "expected a picture's name"),
+        (("plot", "A.h5", "-o", "s.xyz"), "expected a picture's name"),
+    ):
+        status, out, err = run(capsys, *args)
+        assert (status, out, err.count("\n")) == (1, "", 1), args
+        assert words in err
+    assert sorted(p.name for p in here.iterdir()) == ["A.h5", "A.npy"]
+
+
+def test_a_folder_that_is_not_writable_is_told_before_the_work(here, capsys, monkeypatch):
+    (here / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+    status, _, err = run(capsys, "factorize", "A.npy", "--k", 2, "-o", "closed/a.h5")
+    assert (status, "closed: this folder cannot be written to" in err) == (1, True)
 
 
 def test_a_warning_is_a_note_on_standard_error(here, capsys):

@@ -367,6 +367,31 @@ def test_result_type_and_finite():
 
 
 @pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+def test_a_search_for_a_goal_that_is_ended_returns_the_best_so_far(rng):
+    A = rng.normal(size=(40, 30))
+    f = factorize(A, snr=25.0, callback=lambda state: True)
+    assert f.record["stopped"] == "callback"
+    assert f.snr(A) < 25.0
+    calls = []
+    f = factorize(A, snr=8.0, callback=lambda state: calls.append(state.k) or len(set(calls)) > 3)
+    assert len(set(calls)) <= 4
+    assert f.k in calls
+
+
+@pytest.mark.parametrize("kind", [np.matrix, np.ma.masked_array])
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_subclasses_of_arrays_are_arrays(rng, kind):
+    A = rng.normal(size=(12, 9))
+    f = factorize(A, k=5, max_sweeps=20)
+    assert same_bits(factorize(kind(A), k=5, max_sweeps=20), f)
+    assert f.snr(kind(A)) == f.snr(A)
+    with pytest.raises(ValueError, match="A must have no masked entries, got"):
+        factorize(np.ma.masked_array(A, mask=A > 1), k=5)
+    with pytest.raises(TypeError, match="A must be an array of real numbers, got dtype complex"):
+        f.snr(A + 1j)
+
+
 def test_max_sweeps_limits_the_search_also_where_it_is_the_usual_number():
     # a falling spectrum is searched for longer, unless the caller sets a limit
     A = 0.9 ** np.abs(np.subtract.outer(np.arange(64), np.arange(64)))

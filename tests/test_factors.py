@@ -157,11 +157,22 @@ def test_pickle_in_a_fresh_interpreter(tmp_path, rng):
     assert float(total) == pytest.approx((f @ np.ones(70)).sum(), rel=1e-12)
 
 
+@pytest.mark.parametrize("sizes", [(1e-30, 1e30, 1e30), (1e30, 1e-30, 1e-30)])
+def test_dense_where_two_diagonals_alone_leave_the_range(sizes):
+    ones = np.ones((2, 2))
+    d1, d2, d3 = (np.full(2, size) for size in sizes)
+    f = DiBAFactors(d1, ones, d2, ones, d3)
+    np.testing.assert_allclose(f.to_dense(), np.full((2, 2), 2 * np.prod(sizes)), rtol=1e-6)
+
+
 def test_immutable(rng):
     f = factorize(rng.normal(size=(4, 4)), k=2)
     for vector in (f.d1, f.d2, f.d3):
         with pytest.raises(ValueError, match="read-only"):
             vector[0] = 1
+    for name in ("d1", "b2", "shift", "bias"):
+        with pytest.raises(AttributeError, match=f"{name} of a factorization is fixed"):
+            setattr(f, name, getattr(f, name))
     mine = np.ones(4, np.float32)
     DiBAFactors(mine, f.b1, f.d2, f.b2, f.d3)
     mine[0] = 2

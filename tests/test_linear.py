@@ -92,6 +92,16 @@ def test_to_factors_keeps_the_widths_of_coded_diagonals(rng):
         (lambda f: DiBALinear(f, dtype=int), TypeError, "dtype must be float32 or float64"),
         (lambda f: DiBALinear(f, unpack=3), ValueError, "unpack must be True, False or"),
         (lambda f: DiBALinear(f).forward(np.ones(3)), ValueError, r"x must have shape \(..., 2\)"),
+        (
+            lambda f: DiBALinear(f).forward([1j, 1]),
+            TypeError,
+            "x must hold real numbers, got dtype",
+        ),
+        (
+            lambda f: DiBALinear(f, bias=[np.nan, 1]),
+            ValueError,
+            "bias must hold finite real numbers",
+        ),
         (lambda f: DiBALinear(f).backward(np.ones(2)), ValueError, "needs a forward before"),
     ],
 )

@@ -327,6 +327,16 @@ def test_a_model_without_matrices_is_kept_as_it_is(allocation):
         dn.factorize_model({"a": np.eye(3)}, bits=1, min_size=100, allocation=allocation)
 
 
+def test_a_budget_that_is_too_small_leaves_nothing_behind(tmp_path, rng):
+    arrays = {"w": rng.normal(size=(20, 20)).astype("f4"), "long": np.arange(300.0)}
+    with pytest.raises(ValueError, match="are left for them by what is kept as it is"):
+        dn.factorize_model(arrays, bits=2, output=tmp_path / "m.h5", jobs=1)
+    arrays["w"] = arrays["w"].astype("f8") * 1e40
+    with pytest.raises(ValueError, match="the largest magnitude in w must lie in"):
+        dn.factorize_model(arrays, bits=60, output=tmp_path / "m.h5", jobs=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_model_files_are_refused(model, tmp_path):
     path = tmp_path / "m.h5"
     model.save(path)
@@ -466,7 +476,12 @@ def test_command(here, capsys):
     assert run(capsys, "reconstruct", "m.h5", "--group", "first", "-o", "f.npy")[0] == 0
     assert np.allclose(np.load("y.npy"), np.load("f.npy") @ np.ones(20), atol=1e-4)
     assert run(capsys, "reconstruct", "m.h5", "--group", "b", "-o", "b.npy")[0] == 0
-    assert np.array_equal(np.load("b.npy"), [[1.0]])
+    assert np.array_equal(np.load("b.npy"), [1.0])
+    # an array more in the source is another source
+    with np.load("m.npz") as arrays:
+        np.savez("more.npz", **arrays, more=np.full(3, np.nan))
+    status, out, _ = run(capsys, "verify", "m.h5", "more.npz", "--json")
+    assert (status, json.loads(out)["differ"]) == (1, ["more"])
 
 
 def test_command_errors_are_one_sentence(here, capsys):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import factors
 
-from diba_np import DiBALinear, factorize, retune
+from diba_np import DiBAFactors, DiBALinear, factorize, retune
 from diba_np.losses import cross_entropy, mse
 from diba_np.moments import LeastSquares, moments
 from diba_np.retune import _Fit
@@ -126,6 +126,24 @@ def test_a_start_of_coded_diagonals_that_is_kept_stays_as_it_was(rng):
     assert g.record["retune"]["kept_step"] == 0
     assert (g.grids, g.storage_bits()) == (f.grids, f.storage_bits())
     np.testing.assert_array_equal(g.to_dense(), f.to_dense())
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e6, 1e30])
+def test_outputs_of_any_size_are_fitted_as_well(problem, unit):
+    f, X, Y = problem[0], problem[1], problem[2]
+    usual = retune(f, X, Y + 1).record["retune"]
+    scaled = DiBAFactors(f.d1 * unit, f.b1, f.d2, f.b2, f.d3, f.shift)
+    told = retune(scaled, X, (Y + 1) * unit).record["retune"]
+    gains = [each["loss_after"] / each["loss_before"] for each in (usual, told)]
+    assert gains[1] == pytest.approx(gains[0], rel=0.02)
+
+
+def test_long_histories_are_thinned(problem, tmp_path):
+    f, X, Y = problem[0], problem[1], problem[2]
+    g = retune(f, X, Y, steps=600, patience=10**6)
+    assert len(g.record["retune"]["history"]) <= 200
+    assert g.save(tmp_path / "g.h5") < 20_000
+    assert "snr_db" not in g.record  # it was of other diagonals
 
 
 def test_stay_holds_the_diagonals(problem):
@@ -291,6 +309,12 @@ def test_same_seed_same_result_and_the_callback_ends(problem):
         ({"Y": np.ones((5, 2))}, ValueError, "as many samples, got 4 and 5"),
         ({"X": np.full((4, 3), np.nan)}, ValueError, "X contains 12 non-finite entries"),
         ({"loss": "hinge"}, ValueError, "loss must be a callable or one of mse, cross_entropy"),
+        ({"callback": 3}, TypeError, "callback must be callable, got int"),
+        (
+            {"loss": lambda y, t: (np.nan, y)},
+            ValueError,
+            "loss must be finite at the start, got nan",
+        ),
         ({"method": "sgd"}, ValueError, "method must be one of als, lbfgs, adam, got 'sgd'"),
         ({"method": "als", "loss": mse}, ValueError, 'method="als" is for loss="mse"'),
         ({"validation": 1.0}, ValueError, r"validation must lie in \[0, 1\), got 1"),

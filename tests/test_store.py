@@ -142,6 +142,16 @@ def test_many_groups_in_one_file(tmp_path, rng):
         load(path, group="layer.9")
     with pytest.raises(ValueError, match="group must be a name"):
         layers[0].save(path, group="/")
+    with pytest.raises(ValueError, match="group must be a name"):
+        layers[0].save(path, group="a\0b")
+    # arrays of one factorization are no groups of another
+    with pytest.raises(ValueError, match=r"'layer\.0/b1' is an array of another factorization"):
+        layers[1].save(path, group="layer.0/b1")
+    layers[1].save(path, group="under/b1")
+    with pytest.raises(ValueError, match="its array 'b1' is a group of the file already"):
+        layers[1].save(path, group="under")
+    assert_same(layers[2], load(path, group="layer.0"))
+    assert_same(layers[1], load(path, group="under/b1"))
     for call in (layers[0].save, load):
         with pytest.raises(TypeError, match="group must be a str, got int"):
             call(path, group=3)

@@ -99,8 +99,8 @@ class CodedLinear(Layer):
         self.parameters["bias"][...] = data.y_mean - mean
 
     def rounded(self) -> CodedLinear:
-        """Return a new layer as it is after storing: scales and bias rounded to 16 bits."""
-        return CodedLinear(self.to_matrix(), to_half(self.parameters["bias"]), self.dtype)
+        """Return a new layer as it is after storing: scales rounded to 16 bits."""
+        return CodedLinear(self.to_matrix(), self.parameters["bias"], self.dtype)
 
     def to_matrix(self) -> ScalarQuantized:
         """Return the coded matrix with the present scales, rounded to 16 bits."""

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.metrics import row_blocks
+from diba_np.metrics import largest_magnitude, row_blocks
 from diba_np.search.target import as_matrix, digest
 from diba_np.threads import Workers
 
@@ -58,13 +58,16 @@ class Weights:
 
 
 def gram_of_inputs(X: NDArray[Any], workers: Workers) -> Floats:
-    """Return ``X^T X / N`` for X (N, n), accumulated in float64 over row blocks.
+    """Return ``X^T X / N`` for X (N, n), times any constant, summed in float64 over row blocks.
 
     Blocks follow from the shape alone. Cost: ``2 N n^2`` flops; X is never held in float64 whole.
     """
     total = np.zeros((X.shape[1], X.shape[1]))
+    largest = largest_magnitude(X)
+    # its factor does not count; squares of such numbers would vanish or overflow
+    unit = 1.0 if not largest or 1e-100 < largest < 1e100 else largest
     for rows in row_blocks(X.shape):
-        part = np.ascontiguousarray(X[rows], np.float64)
+        part = np.ascontiguousarray(X[rows], np.float64) / unit
         total += workers.matmul(np.ascontiguousarray(part.T), part)
     result: Floats = (total + total.T) / (2.0 * X.shape[0])
     return result
@@ -119,13 +122,7 @@ def as_weights(
                 UserWarning,
                 stacklevel=3,
             )
-        with np.errstate(over="ignore", invalid="ignore"):
-            H = gram_of_inputs(X, workers)
-        if not np.isfinite(H).all():
-            raise ValueError(
-                "inputs must have squares that float64 can sum, "
-                f"got a largest magnitude of {float(np.abs(X).max()):g}; scale inputs first"
-            )
+        H = gram_of_inputs(X, workers)
         shrinkage = min(max(SHRINKAGE * n / len(X), LEAST_SHRINKAGE), MOST_SHRINKAGE)
         facts |= {"from": "inputs", "rows": len(X), "sha256": digest(X)}
     elif gram is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,10 +167,14 @@ class Monitor(Journal):
             self._bar = None
 
     def thinned_history(self) -> list[float]:
-        """Return the history with at most `HISTORY` values, first and last kept."""
-        count = len(self.history)
-        if count <= HISTORY:
-            chosen = list(range(count))
-        else:
-            chosen = sorted({round(i * (count - 1) / (HISTORY - 1)) for i in range(HISTORY)})
-        return [float(f"{self.history[i]:.9g}") for i in chosen]
+        """Return the history as a record holds it."""
+        return thinned(self.history)
+
+
+def thinned(history: Sequence[float]) -> list[float]:
+    """Return at most `HISTORY` values, first and last kept: what a record has room for."""
+    count = len(history)
+    chosen = list(range(count))
+    if count > HISTORY:
+        chosen = sorted({round(i * (count - 1) / (HISTORY - 1)) for i in range(HISTORY)})
+    return [float(f"{history[i]:.9g}") for i in chosen]

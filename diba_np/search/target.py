@@ -34,6 +34,11 @@ def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
         matrix = np.asanyarray(A)
     except ValueError as error:  # ragged nested lists
         raise ValueError(f"{name} must be a rectangular 2-D array: {error}") from None
+    if isinstance(matrix, np.ma.MaskedArray) and matrix.mask.any():
+        count = int(matrix.mask.sum())
+        raise ValueError(f"{name} must have no masked entries, got {count}")
+    if not isinstance(matrix, np.memmap):
+        matrix = np.asarray(matrix)  # numpy.matrix and others give blocks of another shape
     if matrix.dtype.kind not in "buif":
         raise TypeError(f"{name} must be an array of real numbers, got dtype {matrix.dtype}")
     if matrix.ndim != 2:
@@ -53,6 +58,17 @@ def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
             entries = "entry" if count == 1 else "entries"
             raise ValueError(f"{name} contains {count} non-finite {entries}; first at {first}")
     return matrix
+
+
+def check_magnitude(A: NDArray[Any], name: str) -> float:
+    """Return the largest magnitude; ValueError where float32 diagonals could not carry it."""
+    largest = largest_magnitude(A)
+    if largest and not _SMALLEST <= largest <= _LARGEST:
+        raise ValueError(
+            f"the largest magnitude in {name} must lie in [{_SMALLEST:g}, {_LARGEST:g}], "
+            f"got {largest:g}; scale {name} first"
+        )
+    return largest
 
 
 def digest(A: NDArray[Any]) -> str:
@@ -96,12 +112,7 @@ class Target:
         self.workers = workers
         self._streamed = workers.streamed or isinstance(A, np.memmap)
         self._kept: dict[np.dtype[Any], NDArray[Any]] = {}
-        largest = largest_magnitude(A)
-        if largest and not _SMALLEST <= largest <= _LARGEST:
-            raise ValueError(
-                f"the largest magnitude in A must lie in [{_SMALLEST:g}, {_LARGEST:g}], "
-                f"got {largest:g}; scale A first"
-            )
+        largest = check_magnitude(A, "A")
         squares = 0.0
         for rows in row_blocks(self.shape, workers.entries):
             part = self.read(rows)
