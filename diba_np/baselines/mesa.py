@@ -56,6 +56,33 @@ def stride_order(n: int, count: int, width: int) -> Array:
     return (np.arange(width)[None, :] * count + np.arange(count)[:, None]).ravel()
 
 
+def block_orders(
+    order: str | tuple[Array, Array], shape: tuple[int, int], layout: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Return the rows and columns of every block, (count, rows) and (count, columns) int.
+
+    Parameters
+    ----------
+    order : {"natural", "stride"} or (row order, column order)
+        See `MESA`.
+    shape : (m, n)
+    layout : (count, rows, columns)
+    """
+    count, rows, columns = layout
+    if isinstance(order, str):
+        row_order = np.arange(count * rows)
+        column_order = (
+            np.arange(count * columns)
+            if order == "natural"
+            else stride_order(shape[1], count, columns)
+        )
+    else:
+        row_order, column_order = order
+    return np.asarray(row_order).reshape(count, rows), np.asarray(column_order).reshape(
+        count, columns
+    )
+
+
 class MESA(CompressedMatrix):
     """A block-diagonal matrix whose blocks are coded as differences to the block before.
 
@@ -136,7 +163,7 @@ class MESA(CompressedMatrix):
         best, best_error = None, np.inf
         for count, rows, columns in choose_blocks(problem.shape, problem.budget):
             for order in ("natural", "stride"):
-                row_order, column_order = _orders(order, problem.shape, (count, rows, columns))
+                row_order, column_order = block_orders(order, problem.shape, (count, rows, columns))
                 for strength in (0.0, 0.01, 0.1, 1.0, 10.0) if alpha is None else (alpha,):
                     blocks, error_of = fit_blocks(problem, row_order, column_order, count, strength)
                     for r in (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2):
@@ -164,7 +191,7 @@ class MESA(CompressedMatrix):
         return best
 
     def _orders(self) -> tuple[Array, Array]:
-        return _orders(self.order, self.shape, self.blocks.shape)
+        return block_orders(self.order, self.shape, self.blocks.shape)
 
     def _values(self) -> Array:
         if self.centroids is None:
@@ -309,22 +336,3 @@ def even_grid(values: Array, r: int) -> Array:
 def _levels(size: int) -> int:
     """Smallest power of two that is at least `size`: an index costs whole bits."""
     return 1 << max(int(size) - 1, 1).bit_length()
-
-
-def _orders(
-    order: str | tuple[Array, Array], shape: tuple[int, int], blocks: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Return the rows and columns of every block: (count, rows), (count, columns) int."""
-    count, rows, columns = blocks
-    if isinstance(order, str):
-        row_order = np.arange(count * rows)
-        column_order = (
-            np.arange(count * columns)
-            if order == "natural"
-            else stride_order(shape[1], count, columns)
-        )
-    else:
-        row_order, column_order = order
-    return np.asarray(row_order).reshape(count, rows), np.asarray(column_order).reshape(
-        count, columns
-    )
