@@ -12,6 +12,7 @@ from diba_np.baselines.scalar import (
     GROUPS,
     ScalarQuantized,
     fit_scales,
+    group_index,
     group_starts,
     layout_bits,
     layouts,
@@ -119,7 +120,7 @@ class NormalFloat(UniformRounding):
     ) -> Self:
         kept = strongest_columns(problem.W, n_kept)
         W = problem.W[:, kept]
-        index = np.arange(n_kept) // (group or n_kept)
+        index = group_index(n_kept, group)
         table = to_half(cls.default_table(levels))
         best: Any = None
         for _ in range(rounds):
@@ -145,7 +146,7 @@ class NormalFloat(UniformRounding):
 def _refit(W: Array, table: Array, group: int, old: Array, new: Array) -> Array:
     """Take, row by row and group by group, whichever of two sets of scales loses less."""
     starts = group_starts(W.shape[1], group)
-    index = np.arange(W.shape[1]) // (group or W.shape[1])
+    index = group_index(W.shape[1], group)
     losses = []
     for scales in (old, new):
         values = table[round_codes(W, table, group, scales)] * scales.astype(np.float64)[:, index]

@@ -57,7 +57,12 @@ def normal_values(levels: int) -> Array:
 
 def group_starts(n: int, group: int) -> Array:
     """Return the first column of every group of `group` columns (0: one group)."""
-    return np.arange(0, n, group or n)
+    return np.arange(0, n, group or max(n, 1))
+
+
+def group_index(n: int, group: int) -> Array:
+    """Return the group of every column, where `group` columns share one (0: one group)."""
+    return np.arange(n) // (group or max(n, 1))
 
 
 class ScalarQuantized(CompressedMatrix):
@@ -112,11 +117,8 @@ class ScalarQuantized(CompressedMatrix):
         nk = self.codes.shape[1]
         result = np.zeros(self.shape, np.float32)
         if nk:
-            index = np.arange(nk) // (self.group or nk)
-            values = (
-                np.asarray(self.table, np.float64)[self.codes]
-                * self.scales.astype(np.float64)[:, index]
-            )
+            scales = self.scales.astype(np.float64)[:, group_index(nk, self.group)]
+            values = np.asarray(self.table, np.float64)[self.codes] * scales
             result[:, self.kept] = values * self.scale
         return result
 
@@ -149,7 +151,7 @@ class ScalarQuantized(CompressedMatrix):
             ).astype(bool)
         if int(kept.sum()) != nk:
             raise ValueError(f"kept must mark {nk} columns, found {int(kept.sum())}")
-        n_groups = group_starts(nk, group).size if nk else 0
+        n_groups = group_starts(nk, group).size
         scales = take(arrays, "scales", "<f2", m * n_groups).reshape(m, n_groups)
         table = (
             take(arrays, "table", "<f2", levels) if cls.stores_table else cls.default_table(levels)
@@ -254,7 +256,7 @@ def fit_scales(
     O(candidates m nk log levels).
     """
     starts = group_starts(W.shape[1], group)
-    index = np.arange(W.shape[1]) // (group or W.shape[1])
+    index = group_index(W.shape[1], group)
     w = np.ones(W.shape[1]) if weight is None else weight
     table = np.asarray(table, np.float64)
     peak = np.maximum.reduceat(np.abs(W), starts, axis=1)
@@ -286,7 +288,7 @@ def fit_scales(
 
 def round_codes(W: Array, table: ArrayLike, group: int, scales: Array) -> Array:
     """Return the nearest codes, (m, nk) uint8, under the given scales."""
-    index = np.arange(W.shape[1]) // (group or W.shape[1])
+    index = group_index(W.shape[1], group)
     full = scales.astype(np.float64)[:, index]
     return nearest_codes(W / np.where(full > 0, full, 1.0), np.asarray(table, np.float64))
 
@@ -313,7 +315,7 @@ def search_layouts(
         w = None if weight is None else weight[kept]
         table = cls.default_table(levels)
         scales = fit_scales(W, table, group, w, candidates=10, rounds=2)
-        index = np.arange(n_kept) // (group or n_kept)
+        index = group_index(n_kept, group)
         error = (
             W
             - np.asarray(table)[round_codes(W, table, group, scales)]
