@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half, too_small
-from diba_np.baselines.codes import pack_codes, packed_bytes, unpack_codes
+from diba_np.baselines.codes import pack_digits, packed_bytes, unpack_digits
 from diba_np.baselines.huffman import decode, smallest
 from diba_np.baselines.mesa_layer import choose_blocks, fit_blocks, nearest
 
@@ -244,8 +244,8 @@ class MESA(CompressedMatrix):
         else:
             row_order, column_order = self.order
             pieces = (
-                pack_codes(row_order, _levels(self.shape[0])),
-                pack_codes(column_order, _levels(self.shape[1])),
+                pack_digits(row_order, _levels(self.shape[0])),
+                pack_digits(column_order, _levels(self.shape[1])),
             )
             arrays["order"] = np.concatenate(pieces)
         if self.centroids is None:
@@ -276,8 +276,8 @@ class MESA(CompressedMatrix):
             first = packed_bytes(count * rows, _levels(m))
             stream = arrays["order"]
             order = (
-                unpack_codes(stream[:first], count * rows, _levels(m)),
-                unpack_codes(stream[first:], count * columns, _levels(n)),
+                unpack_digits(stream[:first], count * rows, _levels(m)),
+                unpack_digits(stream[first:], count * columns, _levels(n)),
             )
             if any(
                 len(np.unique(o)) != len(o) or o.max() >= size

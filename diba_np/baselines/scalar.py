@@ -22,7 +22,7 @@ from diba_np.baselines.base import (
     take,
     to_half,
 )
-from diba_np.baselines.codes import pack_codes, packed_bytes, unpack_codes
+from diba_np.baselines.codes import pack_digits, packed_bytes, unpack_digits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -126,7 +126,7 @@ class ScalarQuantized(CompressedMatrix):
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
         everything = bool(self.kept.all())
         arrays = {
-            "codes": pack_codes(self.codes, self.levels),
+            "codes": pack_digits(self.codes, self.levels),
             "scales": np.ascontiguousarray(self.scales).ravel(),
             "kept": np.zeros(0, np.uint8)
             if everything
@@ -142,7 +142,7 @@ class ScalarQuantized(CompressedMatrix):
         m, n, levels, group, nk = (
             int(attrs[key]) for key in ("m", "n", "levels", "group", "n_kept")
         )
-        codes = unpack_codes(arrays["codes"], m * nk, levels).astype(np.uint8).reshape(m, nk)
+        codes = unpack_digits(arrays["codes"], m * nk, levels).astype(np.uint8).reshape(m, nk)
         if nk == n:
             kept = np.ones(n, bool)
         else:
