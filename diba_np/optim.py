@@ -69,6 +69,14 @@ class Adam:
     beta1, beta2, epsilon : float
         Decay of the moments, and the usual guard.
 
+    Attributes
+    ----------
+    steps : int
+        Steps taken.
+    first, second : dict of str to ndarray
+        The moments of each array. With `steps` they are the state: what a run keeps to go on later,
+        and puts back, the arrays in place.
+
     References
     ----------
     .. [1] D. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980, Alg. 1.
@@ -95,8 +103,8 @@ class Adam:
         }
         self.rates = {name: learning_rate * size for name, size in self.sizes.items()}
         self.steps = 0
-        self._first = {name: np.zeros_like(value) for name, value in parameters.items()}
-        self._second = {name: np.zeros_like(value) for name, value in parameters.items()}
+        self.first = {name: np.zeros_like(value) for name, value in parameters.items()}
+        self.second = {name: np.zeros_like(value) for name, value in parameters.items()}
 
     def norm(self, gradients: Mapping[str, Array]) -> float:
         """Return the norm that `clip` bounds."""
@@ -116,7 +124,7 @@ class Adam:
         correction = math.sqrt(1 - self.beta2**self.steps) / (1 - self.beta1**self.steps)
         for name, value in self.parameters.items():
             gradient = gradients[name] if shrink == 1.0 else gradients[name] * shrink
-            first, second = self._first[name], self._second[name]
+            first, second = self.first[name], self.second[name]
             first += (1 - self.beta1) * (gradient - first)
             second += (1 - self.beta2) * (np.square(gradient) - second)
             rate = share * self.rates[name]

@@ -40,6 +40,23 @@ def test_share_scales_the_step():
     assert 1 - b[0] == pytest.approx((1 - a[0]) / 2)
 
 
+def test_state_put_back_goes_on_as_if_never_left(rng):
+    gradients = [{"w": rng.normal(size=3)} for _ in range(6)]
+    start = rng.normal(size=3)
+    whole, again = (Adam({"w": start.copy()}, 0.1) for _ in range(2))
+    for gradient in gradients[:3]:
+        whole.step(gradient)
+    again.steps = whole.steps
+    for name in whole.parameters:
+        again.parameters[name][...] = whole.parameters[name]
+        again.first[name][...] = whole.first[name]
+        again.second[name][...] = whole.second[name]
+    for gradient in gradients[3:]:
+        whole.step(gradient)
+        again.step(gradient)
+    np.testing.assert_array_equal(again.parameters["w"], whole.parameters["w"])
+
+
 def test_decay_is_apart_from_the_gradient_and_of_named_arrays_alone():
     values = {"a": np.full(3, 2.0), "b": np.full(3, 2.0)}
     optimiser = Adam(values, 0.1, relative=False, decay={"a": 0.5})
