@@ -476,8 +476,8 @@ def test_the_coupled_half_solves_its_regression(left, rng):
         rotated = coupled._Rotated(plain, *((axis, None) if left else (None, axis)))
         rows = A.shape if left else A.shape[::-1]
         half, first = (
-            relaxation._Half(size, gauge, rng, pool)
-            for size, gauge in zip(rows, relaxation._gauges(6), strict=True)
+            relaxation.Half(size, gauge, rng, pool)
+            for size, gauge in zip(rows, relaxation.gauges(6), strict=True)
         )
         schedule = relaxation.Schedule(1.0)  # penalty 1 in both inner steps
         points = []
