@@ -270,7 +270,7 @@ def compress(
         Rows of ``task.fit`` that are read.
     names : sequence of str
     fit : callable
-        As of `compress_layers`; it also takes the weights of the outputs (m,).
+        As of `compress_layers`; it also takes the Gram matrix that weighs the outputs, (m, m).
     refit : bool
         Whether diagonals (scales) are solved for after that.
     matters : mapping of str to Importance, optional

@@ -29,8 +29,8 @@ class QSWD(CompressedMatrix):
     Notes
     -----
     Bits: ``d r c_bits + 16 r + p s z_bits + p log2 C(r, s)``, support by its rank among all
-    (enumerative), or a bitmap where that is shorter. A product costs one sparse product
-    with Z and one with C.
+    (enumerative), or ``p r`` bits, a bitmap, where s is above 64. A product costs one sparse
+    product with Z and one with C.
     """
 
     method = "qswd"
@@ -88,8 +88,8 @@ class QSWD(CompressedMatrix):
 
         Notes
         -----
-        Settings are tried on at most 8192 columns for a few sweeps; the best is then fitted
-        to everything. O(sweeps p s r).
+        Settings are tried on at most 16384 columns of the bands (8 r if that is more) for a few
+        sweeps; the best is then fitted to everything. O(sweeps p s r).
         """
         problem = check_problem(A, bits, inputs, seed)
         if setting is not None:

@@ -79,7 +79,10 @@ class Setting:
         return self.s == self.r and self.z_bits > 1
 
     def index_coding(self) -> tuple[str, int]:
-        """Return ("none" | "sets" | "bitmap", bytes): the cheapest way to write the support."""
+        """Return ("none" | "sets" | "bitmap", bytes): how the support is written.
+
+        Ranks of sets above 64 would take long to work out: a bitmap, though it may be longer.
+        """
         if self.s == self.r:
             return "none", 0
         if self.s > 64:

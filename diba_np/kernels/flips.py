@@ -18,8 +18,9 @@ from numba import prange
 
 from diba_np.kernels._jit import njit
 
-# signature of all three: (bits u1[:,::1], h f8[:,::1], G f8[:,::1], C f8[:,::1], scale f8[::1],
-#                          slack f8[::1], passes i8, flips i8[::1])
+# signature of sweep_fixed: (bits u1[:,::1], h f8[:,::1], G f8[:,::1], C f8[:,::1], scale f8[::1],
+#                            slack f8[::1], passes i8, flips i8[::1])
+# sweep_joint takes shift f8 after these; sweep_tabu moves i8 for passes, patience i8 after these
 
 
 @njit(fastmath=False)

@@ -24,8 +24,10 @@ import numpy as np
 
 from diba_np.kernels._jit import njit
 
-# signature of all: (bits u1[:,::1], h f8[:,::1], P f8[:,::1], R f8[:,::1], H f8[:,::1],
-#                    scale f8[::1], slack f8[::1], passes i8, flips i8[::1])
+# signature of sweep_columns_fixed: (bits u1[:,::1], h f8[:,::1], P f8[:,::1], R f8[:,::1],
+#                      H f8[:,::1], scale f8[::1], slack f8[::1], passes i8, flips i8[::1])
+# sweep_columns_joint takes shift f8 after these; tabu_columns moves i8 for passes, and after these
+# shift f8, tenure i8, patience i8
 
 
 @njit(fastmath=False)
