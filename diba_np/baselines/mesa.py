@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half, too_small
+from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half
 from diba_np.baselines.codes import pack_digits, packed_bytes, unpack_digits
 from diba_np.baselines.huffman import decode, smallest
-from diba_np.baselines.mesa_layer import choose_blocks, fit_blocks, nearest
+from diba_np.baselines.mesa_layer import choose_blocks, fit_blocks, nearest, nothing_fits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -185,7 +185,7 @@ class MESA(CompressedMatrix):
                             }
                         break
         if best is None:
-            raise too_small(cls.method, bits, 0.05 * problem.W.size, problem.shape)
+            raise nothing_fits(cls.method, bits, problem.shape)
         best.scale = problem.scale
         best.record = problem.record(**best.record)
         return best
