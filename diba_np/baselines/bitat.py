@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from diba_np.baselines.base import Array, check_problem, gram, to_half, too_small
 from diba_np.baselines.gptq import output_error, sequential_rounding
 from diba_np.baselines.rounding import sign_columns
-from diba_np.baselines.scalar import ScalarQuantized, layout_bits, uniform_values
+from diba_np.baselines.scalar import ScalarQuantized, least_bits, uniform_values
 from diba_np.bits import PackedBits
 from diba_np.kernels.signs import flip_signs, xnor_product
 
@@ -202,7 +202,7 @@ class BiTAT(ScalarQuantized):
                 raise ValueError("sample_weight must be finite, at least 0, and not all 0")
         n_kept = sign_columns(problem.shape, problem.budget)
         if n_kept < 1:
-            raise too_small(cls.method, bits, layout_bits(problem.shape, 2, 0, 1), problem.shape)
+            raise too_small(cls.method, bits, least_bits(problem.shape), problem.shape)
         H = gram(problem.X, n, ridge, sample_weight)
         energy = np.sum(problem.W**2, axis=0) * np.diagonal(H)
         kept = np.zeros(n, bool)

@@ -14,8 +14,8 @@ from diba_np.baselines.scalar import (
     fit_scales,
     group_index,
     group_starts,
-    layout_bits,
     layouts,
+    least_bits,
     normal_values,
     round_codes,
     search_layouts,
@@ -83,9 +83,8 @@ class UniformRounding(ScalarQuantized):
             cls.stores_table,
         )
         if not candidates:
-            raise too_small(
-                cls.method, problem.bits, layout_bits(problem.shape, 2, 0, 1), problem.shape
-            )
+            least = least_bits(problem.shape, levels or 2, group or 0, cls.stores_table)
+            raise too_small(cls.method, problem.bits, least, problem.shape)
         ranked = search_layouts(cls, problem, candidates, weight)
         return ranked[0] if most == 1 else ranked[:most]
 
@@ -183,7 +182,7 @@ class SignRows(ScalarQuantized):
         problem = check_problem(A, bits, inputs, seed)
         n_kept = sign_columns(problem.shape, problem.budget)
         if n_kept < 1:
-            raise too_small(cls.method, bits, layout_bits(problem.shape, 2, 0, 1), problem.shape)
+            raise too_small(cls.method, bits, least_bits(problem.shape), problem.shape)
         kept = strongest_columns(problem.W, n_kept)
         W = problem.W[:, kept]
         scales = to_half(2.0 * np.mean(np.abs(W), axis=1, keepdims=True))

@@ -170,6 +170,14 @@ def layout_bits(
     return bits + (16 * levels if stores_table else 0)
 
 
+def least_bits(
+    shape: tuple[int, int], levels: int = 2, group: int = 0, stores_table: bool = False
+) -> int:
+    """Return the fewest bits that a layout of these levels and groups takes."""
+    # all columns need no mask, which may cost more than they do
+    return min(layout_bits(shape, levels, group, kept, stores_table) for kept in (1, shape[1]))
+
+
 def layouts(
     shape: tuple[int, int],
     budget: int,
