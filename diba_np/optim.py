@@ -63,12 +63,24 @@ class Adam:
     clip : float, optional
         Largest norm of all gradients together; a larger one is scaled down to it. With `relative`
         each gradient counts times the size of its array: the norm is in units of the loss.
+    decay : mapping of str to float, optional
+        Weight decay of the arrays it names, decoupled from the gradient [2]_: before each step an
+        array loses its rate times this of itself.
     beta1, beta2, epsilon : float
         Decay of the moments, and the usual guard.
+
+    Attributes
+    ----------
+    steps : int
+        Steps taken.
+    first, second : dict of str to ndarray
+        The moments of each array. With `steps` they are the state: what a run keeps to go on later,
+        and puts back, the arrays in place.
 
     References
     ----------
     .. [1] D. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980, Alg. 1.
+    .. [2] I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101.
     """
 
     def __init__(
@@ -78,19 +90,21 @@ class Adam:
         *,
         relative: bool = True,
         clip: float | None = None,
+        decay: Mapping[str, float] | None = None,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
     ) -> None:
         self.parameters = parameters
         self.beta1, self.beta2, self.epsilon, self.clip = beta1, beta2, epsilon, clip
+        self.decay = decay or {}
         self.sizes = {
             name: root_mean_square(value) if relative else 1.0 for name, value in parameters.items()
         }
         self.rates = {name: learning_rate * size for name, size in self.sizes.items()}
         self.steps = 0
-        self._first = {name: np.zeros_like(value) for name, value in parameters.items()}
-        self._second = {name: np.zeros_like(value) for name, value in parameters.items()}
+        self.first = {name: np.zeros_like(value) for name, value in parameters.items()}
+        self.second = {name: np.zeros_like(value) for name, value in parameters.items()}
 
     def norm(self, gradients: Mapping[str, Array]) -> float:
         """Return the norm that `clip` bounds."""
@@ -110,21 +124,25 @@ class Adam:
         correction = math.sqrt(1 - self.beta2**self.steps) / (1 - self.beta1**self.steps)
         for name, value in self.parameters.items():
             gradient = gradients[name] if shrink == 1.0 else gradients[name] * shrink
-            first, second = self._first[name], self._second[name]
+            first, second = self.first[name], self.second[name]
             first += (1 - self.beta1) * (gradient - first)
             second += (1 - self.beta2) * (np.square(gradient) - second)
-            rate = share * self.rates[name] * correction
-            value[...] -= rate * first / (np.sqrt(second) + self.epsilon)
+            rate = share * self.rates[name]
+            if self.decay.get(name):
+                value[...] *= 1 - rate * self.decay[name]
+            value[...] -= rate * correction * first / (np.sqrt(second) + self.epsilon)
 
 
-def share_of_rate(schedule: str, done: float) -> float:
+def share_of_rate(schedule: str, done: float, least: float = 0.0) -> float:
     """Return the share of the learning rate once the share `done` of all steps is taken.
 
-    "cosine" falls from 1 to 0 along a half cosine, "constant" stays 1.
+    "cosine" falls from 1 to `least` along a half cosine, "constant" stays 1.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if schedule == "constant":
+        return 1.0
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def minimise(

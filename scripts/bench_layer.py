@@ -26,7 +26,7 @@ BATCHES = (1, 64, 256, 2048)
 def sides(
     shape: tuple[int, int], k: int, samples: int, rng: np.random.Generator
 ) -> dict[str, Callable[[], object]]:
-    """Return the three ways of one forward and backward."""
+    """Return the ways of one forward and backward."""
     m, n = shape
     x = rng.normal(size=(samples, n)).astype(np.float32)
     g = rng.normal(size=(samples, m)).astype(np.float32)

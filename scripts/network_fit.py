@@ -269,7 +269,7 @@ def compress(
         Rows of ``task.fit`` that are read.
     names : sequence of str
     fit : callable
-        As of `compress_layers`; it also takes the weights of the outputs (m,).
+        As of `compress_layers`; it also takes the Gram matrix that weighs the outputs, (m, m).
     refit : bool
         Whether diagonals (scales) are solved for after that.
     matters : mapping of str to Importance, optional
@@ -448,8 +448,8 @@ def _save(path: Path, optimiser: Adam, done: int) -> None:
     for name, value in optimiser.parameters.items():
         arrays |= {
             f"{name}/value": value,
-            f"{name}/first": optimiser._first[name],
-            f"{name}/second": optimiser._second[name],
+            f"{name}/first": optimiser.first[name],
+            f"{name}/second": optimiser.second[name],
         }
     write(path, arrays)
 
@@ -458,8 +458,8 @@ def _load(path: Path, optimiser: Adam) -> int:
     with np.load(path, allow_pickle=False) as arrays:
         for name, value in optimiser.parameters.items():
             value[...] = arrays[f"{name}/value"]
-            optimiser._first[name][...] = arrays[f"{name}/first"]
-            optimiser._second[name][...] = arrays[f"{name}/second"]
+            optimiser.first[name][...] = arrays[f"{name}/first"]
+            optimiser.second[name][...] = arrays[f"{name}/second"]
         optimiser.steps = int(arrays["done"])
     return optimiser.steps
 

@@ -299,6 +299,11 @@ def sweep_tabu(A, B, s, M, shift, slack, moves, patience):
     return B, flips
 
 
+def round_each(values, vector):
+    """Replace each entry by the nearest of the ascending values, the lesser of two as near."""
+    return np.array([min(values, key=lambda v: (abs(v - entry), v)) for entry in vector])
+
+
 def round_in_order(H, best, values):
     """Round the entries of the minimum in order; after each, the rest moves to its best place."""
     d = best.copy()

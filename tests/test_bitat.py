@@ -14,11 +14,11 @@ from diba_np.baselines.bitat import (
     cross_layer_target,
     fit_layers,
     importance,
-    pack_signs,
     rotation,
 )
 from diba_np.baselines.gptq import GPTQ, inverse_cholesky, sequential_rounding
 from diba_np.baselines.rounding import SignRows, UniformRounding
+from diba_np.bits import PackedBits
 from diba_np.kernels.signs import flip_signs, xnor_product
 from diba_np.metrics import snr_db
 
@@ -132,6 +132,7 @@ def test_products_with_signs_of_the_inputs(rng):
         np.where(X >= 0, 1.0, -1.0) @ made.to_dense().T.astype(float)
     )
     np.testing.assert_allclose(made.apply_binary(X), plain, rtol=1e-3, atol=1e-4)
+    assert made.apply_binary(X[:0]).shape == (0, 10)
     with pytest.raises(ValueError, match=r"X must have shape \(N, 70\)"):
         made.apply_binary(X[:, :3])
 
@@ -244,5 +245,5 @@ def test_sign_flips_equal_the_plain_ones(pairs, rng):
 def test_xnor_products_equal_the_plain_ones(n, rng):
     S, X = rng.random((4, n)) < 0.5, rng.random((3, n)) < 0.5
     out = np.empty((3, 4), np.int64)
-    xnor_product(pack_signs(S), pack_signs(X), n, out)
+    xnor_product(PackedBits(S).words, PackedBits(X).words, n, out)
     np.testing.assert_array_equal(out, naive.xnor_product(S, X))

@@ -19,9 +19,9 @@ SYMBOLS = st.integers(1, 40).flatmap(
 @given(st.integers(1, 300), st.integers(0, 200), st.integers(0, 1000))
 def test_codes_round_trip(levels, count, seed):
     values = np.random.default_rng(seed).integers(0, levels, count)
-    stream = codes.pack_codes(values, levels)
+    stream = codes.pack_digits(values, levels)
     assert stream.dtype == np.uint8 and stream.size == codes.packed_bytes(count, levels)
-    np.testing.assert_array_equal(codes.unpack_codes(stream, count, levels), values)
+    np.testing.assert_array_equal(codes.unpack_digits(stream, count, levels), values)
 
 
 def test_three_levels_cost_1_6_bits():
@@ -46,12 +46,12 @@ def test_sets_round_trip(r, s, count, seed):
 
 def test_bad_streams_are_refused():
     with pytest.raises(ValueError, match="codes must lie in"):
-        codes.pack_codes([4], 4)
+        codes.pack_digits([4], 4)
     with pytest.raises(ValueError, match="stream must have 1 bytes"):
-        codes.unpack_codes(np.zeros(2, np.uint8), 3, 4)
+        codes.unpack_digits(np.zeros(2, np.uint8), 3, 4)
     for count, levels in ((-1, 4), (3, 0), (3, -1), (3, codes.MOST_LEVELS + 1), (3, 10**300)):
         with pytest.raises(ValueError, match="codes must be 0 or more of 1 to 65536 levels"):
-            codes.unpack_codes(np.zeros(2, np.uint8), count, levels)
+            codes.unpack_digits(np.zeros(2, np.uint8), count, levels)
     with pytest.raises(ValueError, match="out of range"):
         codes.unpack_sets(np.full(codes.sets_bytes(1, 5, 2), 255, np.uint8), 1, 5, 2)
 

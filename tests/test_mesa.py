@@ -182,6 +182,13 @@ def test_layer_mode_finds_a_block_diagonal_matrix(rng):
     assert made.bits_per_weight <= 3.0
 
 
+@pytest.mark.parametrize(("method", "bits"), [(DeepCompression, 2.0), (MESA, 0.5)])
+def test_no_invented_least_budget_is_told(method, bits, rng):
+    wanted = rf"bits must be larger for {method.method} on shape \(8, 8\), got {bits}"
+    with pytest.raises(ValueError, match=wanted):
+        method.fit(rng.standard_normal((8, 8)), bits)
+
+
 # ---- the trainer ------------------------------------------------------------------------
 def test_gradients_equal_central_differences(rng):
     network = MLP((5, 7, 4), rng)

@@ -40,6 +40,32 @@ def test_share_scales_the_step():
     assert 1 - b[0] == pytest.approx((1 - a[0]) / 2)
 
 
+def test_state_put_back_goes_on_as_if_never_left(rng):
+    gradients = [{"w": rng.normal(size=3)} for _ in range(6)]
+    start = rng.normal(size=3)
+    whole, again = (Adam({"w": start.copy()}, 0.1) for _ in range(2))
+    for gradient in gradients[:3]:
+        whole.step(gradient)
+    again.steps = whole.steps
+    for name in whole.parameters:
+        again.parameters[name][...] = whole.parameters[name]
+        again.first[name][...] = whole.first[name]
+        again.second[name][...] = whole.second[name]
+    for gradient in gradients[3:]:
+        whole.step(gradient)
+        again.step(gradient)
+    np.testing.assert_array_equal(again.parameters["w"], whole.parameters["w"])
+
+
+def test_decay_is_apart_from_the_gradient_and_of_named_arrays_alone():
+    values = {"a": np.full(3, 2.0), "b": np.full(3, 2.0)}
+    optimiser = Adam(values, 0.1, relative=False, decay={"a": 0.5})
+    optimiser.step({name: np.ones(3) for name in values}, share=0.5)
+    step = 2.0 - values["b"][0]
+    assert step == pytest.approx(0.05)
+    np.testing.assert_allclose(values["a"], 2.0 * (1 - 0.05 * 0.5) - step)
+
+
 def test_clip_bounds_the_norm_of_all_gradients_together():
     values = {"a": np.full(3, 2.0), "b": np.full(4, 0.5)}
     gradients = {"a": np.full(3, 5.0), "b": np.full(4, -1.0)}
@@ -59,6 +85,8 @@ def test_schedules():
     assert [share_of_rate("constant", d) for d in (0.0, 1.0)] == [1.0, 1.0]
     shares = [share_of_rate("cosine", d) for d in (0.0, 0.5, 1.0, 2.0)]
     assert shares == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    shares = [share_of_rate("cosine", d, 0.1) for d in (0.0, 0.5, 1.0)]
+    assert shares == pytest.approx([1.0, 0.55, 0.1])
     with pytest.raises(ValueError, match="schedule must be one of cosine, constant, got 'warm'"):
         share_of_rate("warm", 0.0)
 

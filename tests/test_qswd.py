@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from diba_np.baselines.base import check_problem
 from diba_np.baselines.qswd import QSWD
-from diba_np.baselines.qswd_fit import Setting, choose_setting, cut, project_columns, settings
+from diba_np.baselines.qswd_fit import (
+    Setting,
+    choose_setting,
+    cut,
+    next_bits,
+    project_columns,
+    settings,
+)
 from diba_np.kernels.pursuit import descend_grid, pursue_columns
 
 
@@ -156,6 +163,15 @@ def test_better_than_the_svd_on_noise(rng):
     A = rng.standard_normal((96, 96))
     made = QSWD.fit(A, 2)
     assert made.snr(A) > 7.0
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (3, 40), (1, 1)])
+def test_next_bits_are_the_least_that_fit(shape):
+    fits = [bool(settings(shape, budget)) for budget in range(200)]
+    refused = [budget for budget in range(150) if not fits[budget]]
+    assert refused[-1] > fits.index(True)  # there are gaps
+    for budget in refused:
+        assert next_bits(shape, budget) == budget + fits[budget:].index(True)
 
 
 # -- kernels against the plain forms ---------------------------------------------------------------

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from diba_np.baselines.rounding import NormalFloat, SignRows, UniformRounding
 from diba_np.baselines.scalar import (
     fit_scales,
+    group_index,
+    group_starts,
     layout_bits,
     layouts,
     nearest_codes,
@@ -34,6 +36,13 @@ def test_known_figures_on_gaussian_matrices(gauss):
             abs(UniformRounding.fit(gauss, bits, levels=levels, group=0).snr(gauss) - expected)
             < 0.4
         )
+
+
+@pytest.mark.parametrize(("n", "group"), [(7, 3), (6, 3), (5, 0), (0, 0), (0, 4)])
+def test_groups_start_where_the_index_moves_on(n, group):
+    starts, index = group_starts(n, group), group_index(n, group)
+    assert len(index) == n
+    np.testing.assert_array_equal(starts, np.unique(index, return_index=True)[1])
 
 
 def test_sign_is_the_plain_formula(rng):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np import DiBAFactors, FormatError, load
-from diba_np.kernels.codes import descend_codes, round_in_order
+from diba_np.kernels.codes import descend_codes, round_each, round_in_order
 from diba_np.metrics import GRID_BITS, largest_k, storage_bits
 from diba_np.scales import LogGrid, check_scale_bits, fit_grid, pack_codes, unpack_codes
 from diba_np.search.coding import round_diagonal
@@ -136,6 +136,16 @@ def test_descent_equals_its_naive_namesake(seed):
     np.testing.assert_array_equal(ours, expected)
     assert moves == count
     np.testing.assert_allclose(gradient, H @ ours - r, atol=1e-10)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 7))
+def test_rounding_each_equals_its_naive_namesake(seed, count):
+    rng = np.random.default_rng(seed)
+    values = np.sort(rng.integers(-9, 9, count).astype(float))
+    entries = rng.integers(-20, 20, 30) / 2.0  # many lie half-way between two values
+    ours = entries.copy()
+    round_each(values, ours)
+    np.testing.assert_array_equal(ours, naive.round_each(values, entries))
 
 
 @given(st.integers(0, 10**6))

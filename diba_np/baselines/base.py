@@ -196,7 +196,7 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
         return attributes, arrays
 
     def save(self, path: PathLike, *, group: str | None = None) -> int:
-        """Write to an HDF5 file, atomically; see `diba_np.store.write_container`.
+        """Write to an HDF5 file, atomically; see `diba_np.container_write.write_container`.
 
         Returns the file's bytes.
         """

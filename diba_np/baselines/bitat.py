@@ -16,7 +16,8 @@ from scipy.linalg import cho_factor, cho_solve
 from diba_np.baselines.base import Array, check_problem, gram, to_half, too_small
 from diba_np.baselines.gptq import output_error, sequential_rounding
 from diba_np.baselines.rounding import sign_columns
-from diba_np.baselines.scalar import ScalarQuantized, layout_bits, uniform_values
+from diba_np.baselines.scalar import ScalarQuantized, least_bits, uniform_values
+from diba_np.bits import PackedBits
 from diba_np.kernels.signs import flip_signs, xnor_product
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class BiTAT(ScalarQuantized):
                 raise ValueError("sample_weight must be finite, at least 0, and not all 0")
         n_kept = sign_columns(problem.shape, problem.budget)
         if n_kept < 1:
-            raise too_small(cls.method, bits, layout_bits(problem.shape, 2, 0, 1), problem.shape)
+            raise too_small(cls.method, bits, least_bits(problem.shape), problem.shape)
         H = gram(problem.X, n, ridge, sample_weight)
         energy = np.sum(problem.W**2, axis=0) * np.diagonal(H)
         kept = np.zeros(n, bool)
@@ -232,22 +233,16 @@ class BiTAT(ScalarQuantized):
         X = np.asarray(X)
         if X.ndim != 2 or X.shape[1] != self.shape[1]:
             raise ValueError(f"X must have shape (N, {self.shape[1]}), got {X.shape}")
+        if not len(X):
+            return np.empty((0, self.shape[0]), np.float32)
         X = X[:, self.kept].astype(np.float64)
-        nk = X.shape[1]
         products = np.empty((len(X), self.shape[0]), np.int64)
-        xnor_product(pack_signs(self.codes), pack_signs(X >= 0), nk, products)
+        signs = PackedBits(self.codes).words, PackedBits(X >= 0).words
+        xnor_product(*signs, X.shape[1], products)
         beta = np.mean(np.abs(X), axis=1, keepdims=True)
         alpha = 0.5 * self.scales[:, 0].astype(np.float64) * self.scale
         result: Array = (products * beta * alpha).astype(np.float32)
         return result
-
-
-def pack_signs(positive: Array) -> Array:
-    """Pack rows of 0/1 into (rows, ceil(n / 64)) uint64, least significant bit first."""
-    rows, n = positive.shape
-    padded = np.zeros((rows, -(-n // 64) * 64), np.uint8)
-    padded[:, :n] = positive
-    return np.packbits(padded, axis=1, bitorder="little").view("<u8").astype(np.uint64)
 
 
 def fit_layers(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.baselines.base import to_half
-from diba_np.baselines.scalar import ScalarQuantized, group_starts
+from diba_np.baselines.scalar import ScalarQuantized, group_index, group_starts
 from diba_np.linear import Layer, check_bias, check_float
 from diba_np.moments import Moments
 
@@ -54,7 +54,7 @@ class CodedLinear(Layer):
         self._values = values.astype(kind)
         kept = self._values.shape[1]
         self._starts = group_starts(kept, coded.group)[: coded.scales.shape[1]]
-        self._group = np.arange(kept) // (coded.group or max(kept, 1))
+        self._group = group_index(kept, coded.group)
         scales = coded.scales.astype(np.float64) * coded.scale
         parameters = {"scales": scales.astype(kind), "bias": np.array(check_bias(bias, m), kind)}
         super().__init__((m, n), parameters, kind)

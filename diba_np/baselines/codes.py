@@ -30,7 +30,7 @@ def _digits_per_word(levels: int) -> int:
 
 
 def packed_bytes(count: int, levels: int) -> int:
-    """Bytes that `pack_codes` needs for `count` codes in ``[0, levels)``.
+    """Bytes that `pack_digits` needs for `count` codes in ``[0, levels)``.
 
     A power of two costs log2(levels) bits a code. Any other number of levels is written
     in 64-bit words of base-`levels` digits (3 levels: 1.6 bits a code).
@@ -53,8 +53,8 @@ def packed_bytes(count: int, levels: int) -> int:
     return int(8 * words + -(-(levels**rest - 1).bit_length() // 8))
 
 
-def pack_codes(codes: ArrayLike, levels: int) -> Array:
-    """Pack integers in ``[0, levels)`` into a uint8 stream.
+def pack_digits(codes: ArrayLike, levels: int) -> Array:
+    """Pack integers in ``[0, levels)`` into a uint8 stream of base-`levels` digits.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ def pack_codes(codes: ArrayLike, levels: int) -> Array:
     return words.astype("<u8").view(np.uint8)[: packed_bytes(codes.size, levels)].copy()
 
 
-def unpack_codes(stream: Array, count: int, levels: int) -> Array:
-    """Return the `count` codes that `pack_codes` wrote, as (count,) int64."""
+def unpack_digits(stream: Array, count: int, levels: int) -> Array:
+    """Return the `count` codes that `pack_digits` wrote, as (count,) int64."""
     if stream.size != packed_bytes(count, levels):
         raise ValueError(f"stream must have {packed_bytes(count, levels)} bytes, got {stream.size}")
     if levels == 1:

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np import budget
-from diba_np.bits import PackedBits
 from diba_np.factors import DiBAFactors
-from diba_np.scales import power_of_two, round_half
+from diba_np.scales import HALF
 from diba_np.search.activations import ScaledTarget
 from diba_np.search.monitor import Monitor
+from diba_np.search.refit import factors_of, round_diagonals
 from diba_np.search.relaxation import Published, relax
-from diba_np.search.state import normalise, update_d2
 from diba_np.search.target import Target, as_matrix
 from diba_np.threads import workers
 
@@ -78,21 +77,11 @@ def dbf(
             monitor=monitor,
             schedule=Published(RIDGE, INNER),
         )
-        normalise(state)
-        state.d1 = round_half(state.d1).astype(np.float64)
-        d3 = round_half(state.d3 / columns)
-        state.d3 = d3 * columns
-        update_d2(target, state)
-    d2 = state.d2 * target.unit
-    return DiBAFactors(
-        state.d1,
-        PackedBits(state.b1),
-        round_half(d2, power_of_two(d2)),
-        PackedBits(np.ascontiguousarray(state.b2.T)),
-        d3,
-        0.5,
-        {"method": "dbf", "outer": outer, "seed": seed, "seconds": round(monitor.seconds, 3)},
-    )
+        round_diagonals(target, state, HALF, columns)
+    state.d3 /= columns
+    seconds = round(monitor.seconds, 3)
+    record = {"method": "dbf", "outer": outer, "seed": seed, "seconds": seconds}
+    return factors_of(state, target.unit, record)
 
 
 def _norms(inputs: ArrayLike, n: int) -> NDArray[np.float64]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half, too_small
+from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half
 from diba_np.baselines.huffman import decode, smallest
-from diba_np.baselines.mesa_layer import choose_codes, choose_sparse
+from diba_np.baselines.mesa_layer import choose_codes, choose_sparse, nothing_fits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,7 +66,7 @@ class HuffmanCoded(CompressedMatrix):
             if made.storage_bits() <= problem.budget:
                 break
         else:
-            raise too_small(cls.method, bits, 0.05 * problem.W.size, problem.shape)
+            raise nothing_fits(cls.method, bits, problem.shape)
         made.scale = problem.scale
         made.record = problem.record(levels=len(centroids), coder=made.to_datasets()[0]["coder"])
         return made
@@ -146,7 +146,7 @@ class DeepCompression(CompressedMatrix):
             if made.storage_bits() <= problem.budget:
                 break
         else:
-            raise too_small(cls.method, bits, 0.1 * problem.W.size, problem.shape)
+            raise nothing_fits(cls.method, bits, problem.shape)
         made.scale = problem.scale
         made.record = problem.record(kept=len(positions), levels=len(centroids), gap_bits=gap_bits)
         return made

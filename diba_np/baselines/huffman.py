@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.baselines.base import Array
-from diba_np.baselines.codes import pack_codes, packed_bytes, unpack_codes
+from diba_np.baselines.codes import pack_digits, packed_bytes, unpack_digits
 from diba_np.kernels.coding import decode_huffman, decode_rans, encode_rans
 
 LIMIT = 15  # longest Huffman code: a length fits 4 bits
@@ -152,7 +152,7 @@ def encode(symbols: ArrayLike, r: int, coder: str = "huffman") -> tuple[Array, A
         for back in range(int(lengths.max())):
             has = length > back
             bits[end[has] - 1 - back] = (value[has] >> back) & 1
-        return np.packbits(bits), pack_codes(lengths, LIMIT + 1)
+        return np.packbits(bits), pack_digits(lengths, LIMIT + 1)
     if coder == "rans":
         if r > PRECISION:
             raise ValueError(f"r must be at most {PRECISION} for coder='rans', got {r}")
@@ -160,7 +160,7 @@ def encode(symbols: ArrayLike, r: int, coder: str = "huffman") -> tuple[Array, A
         cumulative = np.cumsum(freq) - freq
         out = np.empty(symbols.size + 2, np.uint16)
         words = encode_rans(symbols, freq, cumulative, out)
-        return out[:words].astype("<u2").view(np.uint8), pack_codes(freq, PRECISION)
+        return out[:words].astype("<u2").view(np.uint8), pack_digits(freq, PRECISION)
     raise ValueError(f"coder must be 'huffman' or 'rans', got {coder!r}")
 
 
@@ -187,7 +187,7 @@ def decode(stream: Array, book: Array, count: int, r: int, coder: str = "huffman
     levels = LIMIT + 1 if coder == "huffman" else PRECISION
     if book.size != packed_bytes(r, levels):
         raise ValueError(f"book must have {packed_bytes(r, levels)} bytes, got {book.size}")
-    table = unpack_codes(book, r, levels)
+    table = unpack_digits(book, r, levels)
     if coder == "huffman":
         if not table.any():
             raise ValueError("book must hold at least one code")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half, too_small
-from diba_np.baselines.codes import pack_codes, packed_bytes, unpack_codes
+from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half
+from diba_np.baselines.codes import pack_digits, packed_bytes, unpack_digits
 from diba_np.baselines.huffman import decode, smallest
-from diba_np.baselines.mesa_layer import choose_blocks, fit_blocks, nearest
+from diba_np.baselines.mesa_layer import choose_blocks, fit_blocks, nearest, nothing_fits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,6 +54,33 @@ def stride_order(n: int, count: int, width: int) -> Array:
     no bits, and it lets the units of every block below reach every block above.
     """
     return (np.arange(width)[None, :] * count + np.arange(count)[:, None]).ravel()
+
+
+def block_orders(
+    order: str | tuple[Array, Array], shape: tuple[int, int], layout: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Return the rows and columns of every block, (count, rows) and (count, columns) int.
+
+    Parameters
+    ----------
+    order : {"natural", "stride"} or (row order, column order)
+        See `MESA`.
+    shape : (m, n)
+    layout : (count, rows, columns)
+    """
+    count, rows, columns = layout
+    if isinstance(order, str):
+        row_order = np.arange(count * rows)
+        column_order = (
+            np.arange(count * columns)
+            if order == "natural"
+            else stride_order(shape[1], count, columns)
+        )
+    else:
+        row_order, column_order = order
+    return np.asarray(row_order).reshape(count, rows), np.asarray(column_order).reshape(
+        count, columns
+    )
 
 
 class MESA(CompressedMatrix):
@@ -136,7 +163,7 @@ class MESA(CompressedMatrix):
         best, best_error = None, np.inf
         for count, rows, columns in choose_blocks(problem.shape, problem.budget):
             for order in ("natural", "stride"):
-                row_order, column_order = _orders(order, problem.shape, (count, rows, columns))
+                row_order, column_order = block_orders(order, problem.shape, (count, rows, columns))
                 for strength in (0.0, 0.01, 0.1, 1.0, 10.0) if alpha is None else (alpha,):
                     blocks, error_of = fit_blocks(problem, row_order, column_order, count, strength)
                     for r in (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2):
@@ -158,13 +185,13 @@ class MESA(CompressedMatrix):
                             }
                         break
         if best is None:
-            raise too_small(cls.method, bits, 0.05 * problem.W.size, problem.shape)
+            raise nothing_fits(cls.method, bits, problem.shape)
         best.scale = problem.scale
         best.record = problem.record(**best.record)
         return best
 
     def _orders(self) -> tuple[Array, Array]:
-        return _orders(self.order, self.shape, self.blocks.shape)
+        return block_orders(self.order, self.shape, self.blocks.shape)
 
     def _values(self) -> Array:
         if self.centroids is None:
@@ -217,8 +244,8 @@ class MESA(CompressedMatrix):
         else:
             row_order, column_order = self.order
             pieces = (
-                pack_codes(row_order, _levels(self.shape[0])),
-                pack_codes(column_order, _levels(self.shape[1])),
+                pack_digits(row_order, _levels(self.shape[0])),
+                pack_digits(column_order, _levels(self.shape[1])),
             )
             arrays["order"] = np.concatenate(pieces)
         if self.centroids is None:
@@ -249,8 +276,8 @@ class MESA(CompressedMatrix):
             first = packed_bytes(count * rows, _levels(m))
             stream = arrays["order"]
             order = (
-                unpack_codes(stream[:first], count * rows, _levels(m)),
-                unpack_codes(stream[first:], count * columns, _levels(n)),
+                unpack_digits(stream[:first], count * rows, _levels(m)),
+                unpack_digits(stream[first:], count * columns, _levels(n)),
             )
             if any(
                 len(np.unique(o)) != len(o) or o.max() >= size
@@ -309,22 +336,3 @@ def even_grid(values: Array, r: int) -> Array:
 def _levels(size: int) -> int:
     """Smallest power of two that is at least `size`: an index costs whole bits."""
     return 1 << max(int(size) - 1, 1).bit_length()
-
-
-def _orders(
-    order: str | tuple[Array, Array], shape: tuple[int, int], blocks: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Return the rows and columns of every block: (count, rows), (count, columns) int."""
-    count, rows, columns = blocks
-    if isinstance(order, str):
-        row_order = np.arange(count * rows)
-        column_order = (
-            np.arange(count * columns)
-            if order == "natural"
-            else stride_order(shape[1], count, columns)
-        )
-    else:
-        row_order, column_order = order
-    return np.asarray(row_order).reshape(count, rows), np.asarray(column_order).reshape(
-        count, columns
-    )

@@ -17,6 +17,14 @@ from diba_np.baselines.base import Array, Problem, gram
 from diba_np.baselines.huffman import code_lengths
 
 
+def nothing_fits(method: str, bits: float, shape: tuple[int, int]) -> ValueError:
+    """Return the ValueError of a budget that no candidate fits.
+
+    No least budget is told: what codes take depends on the entries.
+    """
+    return ValueError(f"bits must be larger for {method} on shape {shape}, got {bits}")
+
+
 def nearest(values: Array, centroids: Array) -> Array:
     """Return the index of the nearest of the increasing `centroids`, int64, shape of values."""
     edges = 0.5 * (centroids[1:] + centroids[:-1])

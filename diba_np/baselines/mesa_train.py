@@ -17,7 +17,7 @@ import numpy as np
 from diba_np.baselines.base import Array, CompressedMatrix, to_half
 from diba_np.baselines.deepc import DeepCompression, HuffmanCoded
 from diba_np.baselines.huffman import entropy
-from diba_np.baselines.mesa import MESA, block_layout, cyclic_delta, stride_order
+from diba_np.baselines.mesa import MESA, block_layout, block_orders, cyclic_delta
 from diba_np.baselines.mesa_layer import kmeans, nearest
 from diba_np.baselines.mlp import MLP, Augment
 
@@ -110,16 +110,11 @@ def _orders_of(
     """Return block rows and columns of every layer; random ones for order = "random"."""
     result = []
     for (n, m), keep, how in zip(itertools.pairwise(sizes), p, order, strict=True):
-        count, rows, columns = block_layout((m, n), keep)
+        layout = count, rows, columns = block_layout((m, n), keep)
+        where: str | tuple[Array, Array] = how
         if how == "random":
-            row_order = rng.permutation(m)[: count * rows]
-            column_order = rng.permutation(n)[: count * columns]
-        else:
-            row_order = np.arange(count * rows)
-            column_order = (
-                stride_order(n, count, columns) if how == "stride" else np.arange(count * columns)
-            )
-        result.append((row_order.reshape(count, rows), column_order.reshape(count, columns)))
+            where = rng.permutation(m)[: count * rows], rng.permutation(n)[: count * columns]
+        result.append(block_orders(where, (m, n), layout))
     return result
 
 

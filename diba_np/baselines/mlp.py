@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 
 from diba_np.baselines.base import Array
+from diba_np.losses import cross_entropy
+from diba_np.optim import Adam, share_of_rate
 
 Augment = Callable[[Array, np.random.Generator], Array]
+
+_LEAST_RATE = 0.05  # share of the first rate that the last step takes
 
 
 class MLP:
@@ -75,12 +79,7 @@ class MLP:
     def loss_and_gradients(self, X: Array, labels: Array) -> tuple[float, list[Array], list[Array]]:
         """Return the mean cross-entropy and the gradients of weights and biases."""
         activations = self.forward(X)
-        probability = _softmax(activations[-1])
-        rows = np.arange(len(X))
-        loss = float(-np.mean(np.log(np.maximum(probability[rows, labels], 1e-30))))
-        upstream = probability
-        upstream[rows, labels] -= 1.0
-        upstream /= len(X)
+        loss, upstream = cross_entropy(activations[-1], labels)
         grad_w: list[Any] = [None] * len(self.weights)
         grad_b: list[Any] = [None] * len(self.weights)
         for layer in range(len(self.weights) - 1, -1, -1):
@@ -129,11 +128,12 @@ class MLP:
         list of float
             Mean loss of every epoch, without the penalty.
         """
-        values = self.biases + (self.weights if share is None else _centroids(self.weights, share))
-        first = [np.zeros_like(v) for v in values]
-        second = [np.zeros_like(v) for v in values]
-        layers = len(self.weights)
-        history, step, total = [], 0, max(epochs * -(-len(X) // batch), 1)
+        shared = self.weights if share is None else _centroids(self.weights, share)
+        values = _named(shared, self.biases)
+        # neither biases nor values that weights share decay
+        decays = {name: decay for name, value in values.items() if value.ndim == 2}
+        optimiser = Adam(values, rate, relative=False, decay=decays)
+        history, total = [], max(epochs * -(-len(X) // batch), 1)
         for _ in range(epochs):
             order = rng.permutation(len(X))
             losses = []
@@ -148,28 +148,22 @@ class MLP:
                     grad_w = [g * mask for g, mask in zip(grad_w, self.masks, strict=True)]
                 if share is not None:
                     grad_w = [
-                        _sums(g, s, len(v))
-                        for g, s, v in zip(grad_w, share, values[layers:], strict=True)
+                        _sums(g, s, len(v)) for g, s, v in zip(grad_w, share, shared, strict=True)
                     ]
-                step += 1
-                now = rate * (0.05 + 0.475 * (1.0 + np.cos(np.pi * step / total)))
-                size = now * np.sqrt(1.0 - 0.999**step) / (1.0 - 0.9**step)
-                for i, g in enumerate(grad_b + grad_w):
-                    first[i] += 0.1 * (g - first[i])
-                    second[i] += 0.001 * (g * g - second[i])
-                    if decay and values[i].ndim == 2:
-                        values[i] *= np.float32(1.0 - now * decay)
-                    values[i] -= (size * first[i] / (np.sqrt(second[i]) + 1e-8)).astype(np.float32)
+                rate_now = share_of_rate("cosine", (optimiser.steps + 1) / total, _LEAST_RATE)
+                optimiser.step(_named(grad_w, grad_b), rate_now)
                 if share is not None:
-                    self.weights = [v[s] for v, s in zip(values[layers:], share, strict=True)]
+                    self.weights = [v[s] for v, s in zip(shared, share, strict=True)]
             history.append(float(np.mean(losses)))
         return history
 
 
-def _softmax(scores: Array) -> Array:
-    exp = np.exp(scores - scores.max(axis=1, keepdims=True))
-    result: Array = exp / exp.sum(axis=1, keepdims=True)
-    return result
+def _named(weights: list[Array], biases: list[Array]) -> dict[str, Array]:
+    """Return the arrays of all layers under one name each, by reference."""
+    pairs = enumerate(zip(weights, biases, strict=True))
+    return {
+        f"{name}{i}": array for i, pair in pairs for name, array in zip("Wb", pair, strict=True)
+    }
 
 
 def _centroids(weights: list[Array], share: list[Array]) -> list[Array]:

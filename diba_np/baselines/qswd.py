@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 
 from diba_np.baselines.base import Array, CompressedMatrix, check_problem, take, to_half
-from diba_np.baselines.codes import pack_codes, pack_sets, unpack_codes, unpack_sets
+from diba_np.baselines.codes import pack_digits, pack_sets, unpack_digits, unpack_sets
 from diba_np.baselines.qswd_fit import Setting, choose_setting, decompose
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class QSWD(CompressedMatrix):
     Notes
     -----
     Bits: ``d r c_bits + 16 r + p s z_bits + p log2 C(r, s)``, support by its rank among all
-    (enumerative), or a bitmap where that is shorter. A product costs one sparse product
-    with Z and one with C.
+    (enumerative), or ``p r`` bits, a bitmap, where s is above 64. A product costs one sparse
+    product with Z and one with C.
     """
 
     method = "qswd"
@@ -88,8 +88,8 @@ class QSWD(CompressedMatrix):
 
         Notes
         -----
-        Settings are tried on at most 8192 columns for a few sweeps; the best is then fitted
-        to everything. O(sweeps p s r).
+        Settings are tried on at most 16384 columns of the bands (8 r if that is more) for a few
+        sweeps; the best is then fitted to everything. O(sweeps p s r).
         """
         problem = check_problem(A, bits, inputs, seed)
         if setting is not None:
@@ -173,9 +173,9 @@ class QSWD(CompressedMatrix):
         else:
             support = np.zeros(0, np.uint8)
         arrays = {
-            "c": pack_codes(self.c.ravel() + 2 ** (st.c_bits - 1), 2**st.c_bits),
+            "c": pack_digits(self.c.ravel() + 2 ** (st.c_bits - 1), 2**st.c_bits),
             "c_scale": self.c_scale,
-            "z": pack_codes(codes.ravel(), st.z_levels),
+            "z": pack_digits(codes.ravel(), st.z_levels),
             "support": support,
         }
         return {name: getattr(st, name) for name in ("d", "r", "s", "c_bits", "z_bits")}, arrays
@@ -188,7 +188,7 @@ class QSWD(CompressedMatrix):
         if min(d, r) < 1 or not 1 <= s <= r or not 1 <= c_bits <= 16 or not 0 <= z_bits <= 16:
             raise ValueError(f"sizes {(d, r, s)} and widths {(c_bits, z_bits)} contradict")
         st = Setting(shape, d, r, s, c_bits, z_bits)
-        c = unpack_codes(arrays["c"], st.d * st.r, 2**st.c_bits).reshape(st.d, st.r) - 2 ** (
+        c = unpack_digits(arrays["c"], st.d * st.r, 2**st.c_bits).reshape(st.d, st.r) - 2 ** (
             st.c_bits - 1
         )
         c_scale = take(arrays, "c_scale", "<f2", st.r)
@@ -205,7 +205,7 @@ class QSWD(CompressedMatrix):
             sets = (np.flatnonzero(bits) % st.r).reshape(st.p, st.s)
         else:
             sets = np.tile(np.arange(st.r), (st.p, 1))
-        codes = unpack_codes(arrays["z"], st.p * st.s, st.z_levels).reshape(st.p, st.s)
+        codes = unpack_digits(arrays["z"], st.p * st.s, st.z_levels).reshape(st.p, st.s)
         if st.full:
             values = codes - st.z_max
         elif st.z_max == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,10 @@ class Setting:
         return self.s == self.r and self.z_bits > 1
 
     def index_coding(self) -> tuple[str, int]:
-        """Return ("none" | "sets" | "bitmap", bytes): the cheapest way to write the support."""
+        """Return ("none" | "sets" | "bitmap", bytes): how the support is written.
+
+        Ranks of sets above 64 would take long to work out: a bitmap, though it may be longer.
+        """
         if self.s == self.r:
             return "none", 0
         if self.s > 64:
@@ -287,42 +291,67 @@ def _error(V: Array, C: Array, st: Setting, sets: Array, values: Array) -> float
 
 
 # ---- settings within a budget ----------------------------------------------------------
-def settings(shape: tuple[int, int], budget: int) -> list[Setting]:
-    """List the settings worth trying within `budget` bits, dictionaries filled to it."""
+def _families(shape: tuple[int, int]) -> Iterator[_Family]:
+    """Yield the kinds of settings worth trying; only r is open, and chosen to fill the budget."""
     m, n = shape
-    found = []
     for d in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32):
         if d <= m:
             for s, z_bits in ((1, 0), (1, 1), (2, 0), (2, 1)):
-                found += _largest(shape, budget, d, s, 8 if d < 5 else 6, z_bits, most=1024)
+                yield _Family(shape, d, s, 8 if d < 5 else 6, z_bits, most=1024)
     for c_bits, z_bits in ((4, 4), (6, 6), (8, 8)):
-        found += _largest(shape, budget, m, None, c_bits, z_bits, most=min(m, n))
-    found += _largest(shape, budget, m, 12, 4, 2, most=min(m, n))
-    return found
+        yield _Family(shape, m, None, c_bits, z_bits, most=min(m, n))
+    yield _Family(shape, m, 12, 4, 2, most=min(m, n))
 
 
-def _largest(
-    shape: tuple[int, int], budget: int, d: int, s: int | None, c_bits: int, z_bits: int, most: int
-) -> list[Setting]:
-    """Return the setting of largest r within the budget, in a list; empty if none fits.
+class _Family:
+    """Settings that differ in r alone; s = None keeps every entry of Z (s = r)."""
 
-    s = None keeps every entry of Z (s = r).
-    """
+    def __init__(
+        self, shape: tuple[int, int], d: int, s: int | None, c_bits: int, z_bits: int, most: int
+    ) -> None:
+        self.shape, self.d, self.s, self.c_bits, self.z_bits = shape, d, s, c_bits, z_bits
+        self.least = 1 if s is None else s
+        self.most = min(most, -(-shape[0] // d) * shape[1])
 
-    def made(r: int) -> Setting:
-        return Setting(shape, d, r, r if s is None else s, c_bits, z_bits)
+    def made(self, r: int) -> Setting:
+        s = r if self.s is None else self.s
+        return Setting(self.shape, self.d, r, s, self.c_bits, self.z_bits)
 
-    low, high = 0 if s is None else s, min(most, -(-shape[0] // d) * shape[1])
-    while low < high:
-        middle = (low + high + 1) // 2
-        if made(middle).bits() <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    if low < 1 or made(low).bits() > budget:
-        return []
-    # far under the budget: a finer or taller setting of the list serves better
-    return [made(low)] if made(low).bits() >= 0.8 * budget or s is None else []
+    def largest(self, budget: int) -> int:
+        """Return the largest r within the budget; below `least` if none is."""
+        if self.made(self.least).bits() > budget:
+            return self.least - 1
+        low, high = self.least, self.most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.made(middle).bits() <= budget:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def within(self, budget: int) -> Setting | None:
+        """Return the setting of largest r within the budget, None if it would leave much over."""
+        r = self.largest(budget)
+        if r < self.least:
+            return None
+        # far under the budget: a finer or taller setting of the list serves better
+        made = self.made(r)
+        return made if self.s is None or made.bits() >= 0.8 * budget else None
+
+
+def settings(shape: tuple[int, int], budget: int) -> list[Setting]:
+    """List the settings worth trying within `budget` bits, dictionaries filled to it."""
+    found = (family.within(budget) for family in _families(shape))
+    return [setting for setting in found if setting is not None]
+
+
+def next_bits(shape: tuple[int, int], budget: int) -> int:
+    """Return the least number of bits above `budget` that a setting fills."""
+    larger = (
+        (family, max(family.largest(budget) + 1, family.least)) for family in _families(shape)
+    )
+    return min(family.made(r).bits() for family, r in larger if r <= max(family.most, family.least))
 
 
 def choose_setting(problem: Problem, most_columns: int = 16384, finalists: int = 3) -> Setting:
@@ -333,7 +362,7 @@ def choose_setting(problem: Problem, most_columns: int = 16384, finalists: int =
     """
     candidates = settings(problem.shape, problem.budget)
     if not candidates:
-        least = Setting(problem.shape, problem.shape[0], 1, 1, 4, 4).bits()
+        least = next_bits(problem.shape, problem.budget)
         raise too_small("qswd", problem.bits, least, problem.shape)
 
     def trial(st: Setting, sweeps: int) -> float:

@@ -12,9 +12,10 @@ from diba_np.baselines.scalar import (
     GROUPS,
     ScalarQuantized,
     fit_scales,
+    group_index,
     group_starts,
-    layout_bits,
     layouts,
+    least_bits,
     normal_values,
     round_codes,
     search_layouts,
@@ -82,9 +83,8 @@ class UniformRounding(ScalarQuantized):
             cls.stores_table,
         )
         if not candidates:
-            raise too_small(
-                cls.method, problem.bits, layout_bits(problem.shape, 2, 0, 1), problem.shape
-            )
+            least = least_bits(problem.shape, levels or 2, group or 0, cls.stores_table)
+            raise too_small(cls.method, problem.bits, least, problem.shape)
         ranked = search_layouts(cls, problem, candidates, weight)
         return ranked[0] if most == 1 else ranked[:most]
 
@@ -119,7 +119,7 @@ class NormalFloat(UniformRounding):
     ) -> Self:
         kept = strongest_columns(problem.W, n_kept)
         W = problem.W[:, kept]
-        index = np.arange(n_kept) // (group or n_kept)
+        index = group_index(n_kept, group)
         table = to_half(cls.default_table(levels))
         best: Any = None
         for _ in range(rounds):
@@ -145,7 +145,7 @@ class NormalFloat(UniformRounding):
 def _refit(W: Array, table: Array, group: int, old: Array, new: Array) -> Array:
     """Take, row by row and group by group, whichever of two sets of scales loses less."""
     starts = group_starts(W.shape[1], group)
-    index = np.arange(W.shape[1]) // (group or W.shape[1])
+    index = group_index(W.shape[1], group)
     losses = []
     for scales in (old, new):
         values = table[round_codes(W, table, group, scales)] * scales.astype(np.float64)[:, index]
@@ -182,7 +182,7 @@ class SignRows(ScalarQuantized):
         problem = check_problem(A, bits, inputs, seed)
         n_kept = sign_columns(problem.shape, problem.budget)
         if n_kept < 1:
-            raise too_small(cls.method, bits, layout_bits(problem.shape, 2, 0, 1), problem.shape)
+            raise too_small(cls.method, bits, least_bits(problem.shape), problem.shape)
         kept = strongest_columns(problem.W, n_kept)
         W = problem.W[:, kept]
         scales = to_half(2.0 * np.mean(np.abs(W), axis=1, keepdims=True))

@@ -22,7 +22,7 @@ from diba_np.baselines.base import (
     take,
     to_half,
 )
-from diba_np.baselines.codes import pack_codes, packed_bytes, unpack_codes
+from diba_np.baselines.codes import pack_digits, packed_bytes, unpack_digits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +57,12 @@ def normal_values(levels: int) -> Array:
 
 def group_starts(n: int, group: int) -> Array:
     """Return the first column of every group of `group` columns (0: one group)."""
-    return np.arange(0, n, group or n)
+    return np.arange(0, n, group or max(n, 1))
+
+
+def group_index(n: int, group: int) -> Array:
+    """Return the group of every column, where `group` columns share one (0: one group)."""
+    return np.arange(n) // (group or max(n, 1))
 
 
 class ScalarQuantized(CompressedMatrix):
@@ -112,11 +117,8 @@ class ScalarQuantized(CompressedMatrix):
         nk = self.codes.shape[1]
         result = np.zeros(self.shape, np.float32)
         if nk:
-            index = np.arange(nk) // (self.group or nk)
-            values = (
-                np.asarray(self.table, np.float64)[self.codes]
-                * self.scales.astype(np.float64)[:, index]
-            )
+            scales = self.scales.astype(np.float64)[:, group_index(nk, self.group)]
+            values = np.asarray(self.table, np.float64)[self.codes] * scales
             result[:, self.kept] = values * self.scale
         return result
 
@@ -124,7 +126,7 @@ class ScalarQuantized(CompressedMatrix):
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
         everything = bool(self.kept.all())
         arrays = {
-            "codes": pack_codes(self.codes, self.levels),
+            "codes": pack_digits(self.codes, self.levels),
             "scales": np.ascontiguousarray(self.scales).ravel(),
             "kept": np.zeros(0, np.uint8)
             if everything
@@ -140,7 +142,7 @@ class ScalarQuantized(CompressedMatrix):
         m, n, levels, group, nk = (
             int(attrs[key]) for key in ("m", "n", "levels", "group", "n_kept")
         )
-        codes = unpack_codes(arrays["codes"], m * nk, levels).astype(np.uint8).reshape(m, nk)
+        codes = unpack_digits(arrays["codes"], m * nk, levels).astype(np.uint8).reshape(m, nk)
         if nk == n:
             kept = np.ones(n, bool)
         else:
@@ -149,7 +151,7 @@ class ScalarQuantized(CompressedMatrix):
             ).astype(bool)
         if int(kept.sum()) != nk:
             raise ValueError(f"kept must mark {nk} columns, found {int(kept.sum())}")
-        n_groups = group_starts(nk, group).size if nk else 0
+        n_groups = group_starts(nk, group).size
         scales = take(arrays, "scales", "<f2", m * n_groups).reshape(m, n_groups)
         table = (
             take(arrays, "table", "<f2", levels) if cls.stores_table else cls.default_table(levels)
@@ -166,6 +168,14 @@ def layout_bits(
     bits = 8 * packed_bytes(m * n_kept, levels) + 16 * m * group_starts(max(n_kept, 1), group).size
     bits += 0 if n_kept == n else 8 * -(-n // 8)
     return bits + (16 * levels if stores_table else 0)
+
+
+def least_bits(
+    shape: tuple[int, int], levels: int = 2, group: int = 0, stores_table: bool = False
+) -> int:
+    """Return the fewest bits that a layout of these levels and groups takes."""
+    # all columns need no mask, which may cost more than they do
+    return min(layout_bits(shape, levels, group, kept, stores_table) for kept in (1, shape[1]))
 
 
 def layouts(
@@ -254,7 +264,7 @@ def fit_scales(
     O(candidates m nk log levels).
     """
     starts = group_starts(W.shape[1], group)
-    index = np.arange(W.shape[1]) // (group or W.shape[1])
+    index = group_index(W.shape[1], group)
     w = np.ones(W.shape[1]) if weight is None else weight
     table = np.asarray(table, np.float64)
     peak = np.maximum.reduceat(np.abs(W), starts, axis=1)
@@ -286,7 +296,7 @@ def fit_scales(
 
 def round_codes(W: Array, table: ArrayLike, group: int, scales: Array) -> Array:
     """Return the nearest codes, (m, nk) uint8, under the given scales."""
-    index = np.arange(W.shape[1]) // (group or W.shape[1])
+    index = group_index(W.shape[1], group)
     full = scales.astype(np.float64)[:, index]
     return nearest_codes(W / np.where(full > 0, full, 1.0), np.asarray(table, np.float64))
 
@@ -313,7 +323,7 @@ def search_layouts(
         w = None if weight is None else weight[kept]
         table = cls.default_table(levels)
         scales = fit_scales(W, table, group, w, candidates=10, rounds=2)
-        index = np.arange(n_kept) // (group or n_kept)
+        index = group_index(n_kept, group)
         error = (
             W
             - np.asarray(table)[round_codes(W, table, group, scales)]

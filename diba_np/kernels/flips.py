@@ -16,37 +16,12 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from diba_np.kernels._flips import flip_fixed, flip_joint  # _flips.py ead85482bef7
 from diba_np.kernels._jit import njit
 
-# signature of all three: (bits u1[:,::1], h f8[:,::1], G f8[:,::1], C f8[:,::1], scale f8[::1],
-#                          slack f8[::1], passes i8, flips i8[::1])
-
-
-@njit(fastmath=False)
-def _flip(bits, h, G, j):
-    """Flip bit j of one row and bring ``h = G y`` up to date; O(k)."""
-    step = 1.0 - 2.0 * bits[j]
-    bits[j] = 1 - bits[j]
-    for l in range(h.size):
-        h[l] += step * G[j, l]
-
-
-@njit(fastmath=False)
-def _row_fixed(bits, h, G, c, s, slack, passes):
-    """Single flips of one row at a fixed scale until none lowers its error; returns the flips."""
-    total = 0
-    for _ in range(passes):
-        found = 0
-        for j in range(bits.size):
-            step = 1.0 - 2.0 * bits[j]
-            # E(flipped) - E = s^2 (2 step h_j + G_jj) - 2 s step c_j
-            if s * (s * (2.0 * step * h[j] + G[j, j]) - 2.0 * step * c[j]) < -slack:
-                _flip(bits, h, G, j)
-                found += 1
-        total += found
-        if found == 0:
-            break
-    return total
+# signature of sweep_fixed: (bits u1[:,::1], h f8[:,::1], G f8[:,::1], C f8[:,::1], scale f8[::1],
+#                            slack f8[::1], passes i8, flips i8[::1])
+# sweep_joint takes shift f8 after these; sweep_tabu moves i8 for passes, patience i8 after these
 
 
 @njit(fastmath=False)
@@ -77,43 +52,14 @@ def sweep_fixed(bits, h, G, C, scale, slack, passes, flips):
     METHODS: "fixed scale".
     """
     for i in range(bits.shape[0]):
-        flips[i] = _row_fixed(bits[i], h[i], G, C[i], scale[i], slack[i], passes)
+        flips[i] = flip_fixed(bits[i], h[i], G, C[i], scale[i], slack[i], passes)
 
 
 @njit(fastmath=False, parallel=True)
 def sweep_fixed_par(bits, h, G, C, scale, slack, passes, flips):
     """`sweep_fixed` with the rows spread over threads; the same bits."""
     for i in prange(bits.shape[0]):
-        flips[i] = _row_fixed(bits[i], h[i], G, C[i], scale[i], slack[i], passes)
-
-
-@njit(fastmath=False)
-def _row_joint(bits, h, G, c, shift, slack, passes):
-    """Single flips of one row, the scale optimal before and after; returns (flips, p, q)."""
-    p = 0.0
-    q = 0.0
-    for j in range(bits.size):
-        p += (bits[j] - shift) * c[j]
-        q += (bits[j] - shift) * h[j]
-    total = 0
-    for _ in range(passes):
-        found = 0
-        for j in range(bits.size):
-            step = 1.0 - 2.0 * bits[j]
-            q_new = q + 2.0 * step * h[j] + G[j, j]
-            p_new = p + step * c[j]
-            # the error is |a|^2 - p^2/q; a row whose q vanishes explains nothing
-            now = p * p / q if q > 1e-12 * G[j, j] else 0.0
-            then = p_new * p_new / q_new if q_new > 1e-12 * G[j, j] else 0.0
-            if then > now + slack:
-                _flip(bits, h, G, j)
-                p = p_new
-                q = q_new
-                found += 1
-        total += found
-        if found == 0:
-            break
-    return total, p, q
+        flips[i] = flip_fixed(bits[i], h[i], G, C[i], scale[i], slack[i], passes)
 
 
 @njit(fastmath=False)
@@ -137,7 +83,7 @@ def sweep_joint(bits, h, G, C, scale, slack, passes, flips, shift):
     Time O(m k) a pass and O(k) a flip. naive: ``tests/naive.py::sweep_joint``. METHODS: "joint".
     """
     for i in range(bits.shape[0]):
-        flips[i], p, q = _row_joint(bits[i], h[i], G, C[i], shift, slack[i], passes)
+        flips[i], p, q = flip_joint(bits[i], h[i], G, C[i], shift, slack[i], passes)
         if q > 0.0:
             scale[i] = p / q
 
@@ -146,7 +92,7 @@ def sweep_joint(bits, h, G, C, scale, slack, passes, flips, shift):
 def sweep_joint_par(bits, h, G, C, scale, slack, passes, flips, shift):
     """`sweep_joint` with the rows spread over threads; the same bits."""
     for i in prange(bits.shape[0]):
-        flips[i], p, q = _row_joint(bits[i], h[i], G, C[i], shift, slack[i], passes)
+        flips[i], p, q = flip_joint(bits[i], h[i], G, C[i], shift, slack[i], passes)
         if q > 0.0:
             scale[i] = p / q
 

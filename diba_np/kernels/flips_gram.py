@@ -22,36 +22,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from diba_np.kernels._flips import flip, flip_fixed, flip_joint  # _flips.py ead85482bef7
 from diba_np.kernels._jit import njit
 
-# signature of all: (bits u1[:,::1], h f8[:,::1], P f8[:,::1], R f8[:,::1], H f8[:,::1],
-#                    scale f8[::1], slack f8[::1], passes i8, flips i8[::1])
-
-
-@njit(fastmath=False)
-def _flip(bits, h, P, j):
-    """Flip bit j of one column and bring ``h = P y`` up to date; O(k)."""
-    step = 1.0 - 2.0 * bits[j]
-    bits[j] = 1 - bits[j]
-    for l in range(h.size):
-        h[l] += step * P[j, l]
-
-
-@njit(fastmath=False)
-def _single(bits, h, P, c, s, slack, passes):
-    """Single flips at a fixed scale until none lowers the error; returns the flips."""
-    total = 0
-    for _ in range(passes):
-        found = 0
-        for j in range(bits.size):
-            step = 1.0 - 2.0 * bits[j]
-            if s * (s * (2.0 * step * h[j] + P[j, j]) - 2.0 * step * c[j]) < -slack:
-                _flip(bits, h, P, j)
-                found += 1
-        total += found
-        if found == 0:
-            break
-    return total
+# signature of sweep_columns_fixed: (bits u1[:,::1], h f8[:,::1], P f8[:,::1], R f8[:,::1],
+#                      H f8[:,::1], scale f8[::1], slack f8[::1], passes i8, flips i8[::1])
+# sweep_columns_joint takes shift f8 after these; tabu_columns moves i8 for passes, and after these
+# shift f8, tenure i8, patience i8
 
 
 @njit(fastmath=False)
@@ -63,30 +40,6 @@ def _explained(bits, h, c, shift):
         p += (bits[j] - shift) * c[j]
         q += (bits[j] - shift) * h[j]
     return p, q
-
-
-@njit(fastmath=False)
-def _joint(bits, h, P, c, shift, slack, passes):
-    """Single flips judged at the best scale before and after; returns (flips, p, q)."""
-    p, q = _explained(bits, h, c, shift)
-    total = 0
-    for _ in range(passes):
-        found = 0
-        for j in range(bits.size):
-            step = 1.0 - 2.0 * bits[j]
-            q_new = q + 2.0 * step * h[j] + P[j, j]
-            p_new = p + step * c[j]
-            now = p * p / q if q > 1e-12 * P[j, j] else 0.0
-            then = p_new * p_new / q_new if q_new > 1e-12 * P[j, j] else 0.0
-            if then > now + slack:
-                _flip(bits, h, P, j)
-                p = p_new
-                q = q_new
-                found += 1
-        total += found
-        if found == 0:
-            break
-    return total, p, q
 
 
 @njit(fastmath=False)
@@ -130,7 +83,7 @@ def _tabu(bits, h, P, c, s, slack, moves, tenure, patience):
             best = now
             kept = t
     for i in range(kept):
-        _flip(bits, h, P, trail[i])
+        flip(bits, h, P, trail[i])
     return kept
 
 
@@ -197,7 +150,7 @@ def sweep_columns_fixed(bits, h, P, R, H, scale, slack, passes, flips):
         s = scale[j]
         _target(R[j], h[j], H[j, j], s, c)
         old[:] = s * h[j]
-        flips[j] = _single(bits[j], h[j], P, c, s, slack[j] / H[j, j], passes)
+        flips[j] = flip_fixed(bits[j], h[j], P, c, s, slack[j] / H[j, j], passes)
         if flips[j]:
             _pass_on(R, H, j, h[j], s, old)
 
@@ -227,7 +180,7 @@ def sweep_columns_joint(bits, h, P, R, H, scale, slack, passes, flips, shift):
         s = scale[j]
         _target(R[j], h[j], H[j, j], s, c)
         old[:] = s * h[j]
-        flips[j], p, q = _joint(bits[j], h[j], P, c, shift, slack[j] / H[j, j], passes)
+        flips[j], p, q = flip_joint(bits[j], h[j], P, c, shift, slack[j] / H[j, j], passes)
         if q > floor:
             scale[j] = p / q
         _pass_on(R, H, j, h[j], scale[j], old)

@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
+from diba_np.kernels._lookup import padded, scaled  # _lookup.py 7840b5cf56e6
 
 BLOCK_UNITS = 1024  # units whose tables are built at a time: 192 KiB
 FETCH_AHEAD = 1024  # bytes; see lookup_simd.py
@@ -190,7 +191,7 @@ def _measure(typingctx, inputs, n_pairs, results):
 
 @njit(fastmath=False)
 def _measured(inputs, size):
-    """Measure `_scaled` inputs, of which the first `size` count.
+    """Measure `scaled` inputs, of which the first `size` count.
 
     Returns the value of one step of the tables, the sum, and the roughness: the largest sum of a
     pair's magnitudes over the root mean square.
@@ -252,29 +253,9 @@ def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, b
 
 
 @njit(fastmath=False)
-def _padded_size(n_units):
-    """Return how many inputs whole pairs of units have."""
-    return 15 * (n_units + n_units % 2)
-
-
-@njit(fastmath=False)
-def _padded(used, n_units):
-    """Return `_padded_size` entries, zeros from `used` on, to be filled.
-
-    A function of its own: in a parallel one Numba would start its threads just for the zeros.
-    """
-    out = np.empty(_padded_size(n_units), dtype=np.float32)
-    out[used:] = 0
-    return out
-
-
-@njit(fastmath=False)
-def _scaled(x, scale, n_units):
-    """Return ``scale * x`` followed by zeros, `_padded_size` in all."""
-    out = _padded(x.size, n_units)
-    for j in range(x.size):
-        out[j] = scale[j] * x[j]
-    return out
+def _whole_pairs(n_units):
+    """Return `n_units`, one more if that makes whole pairs."""
+    return n_units + n_units % 2
 
 
 @njit(fastmath=False)
@@ -310,7 +291,7 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
     equal. naive: ``tests/naive.py::product_int16``.
     """
     none = np.empty(0, dtype=np.float32)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, _whole_pairs(tiles2.shape[1]))
     step, total, rough = _measured(inputs, x.size)
     centre = np.float32(np.float32(0.5) - alpha)
     c = np.float32(centre * total)
@@ -318,7 +299,7 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
     if tiles1.shape[0] == 0:
         _mix_part(inputs, step, tiles2, 0, tiles2.shape[0], c, zero, none, d2, bias, out)
         return total, rough
-    w = _padded(d2.size, tiles1.shape[1])
+    w = padded(d2.size, _whole_pairs(tiles1.shape[1]), x.dtype)
     _mix_part(inputs, step, tiles2, 0, tiles2.shape[0], zero, zero, none, d2, none, w)
     step, inner, rough1 = _measured(w, d2.size)
     offset = np.float32(centre * inner)
@@ -330,13 +311,13 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
 def product_int16_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
     """Do what `product_int16` does, the output rows cut into `n_parts` pieces for the threads."""
     none = np.empty(0, dtype=np.float32)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, _whole_pairs(tiles2.shape[1]))
     step, total, rough = _measured(inputs, x.size)
     centre = np.float32(np.float32(0.5) - alpha)
     c = np.float32(centre * total)
     zero = np.float32(0.0)
     two = tiles1.shape[0] > 0
-    w = _padded(d2.size, tiles1.shape[1]) if two else out
+    w = padded(d2.size, _whole_pairs(tiles1.shape[1]), x.dtype) if two else out
     bias2 = none if two else bias
     offset = zero if two else c
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]

@@ -12,6 +12,7 @@ import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
+from diba_np.kernels._lookup import padded, scaled, zero_if_finite  # _lookup.py 7840b5cf56e6
 
 BLOCK_UNITS = 12  # units whose tables are built at a time: 18 KiB in float32
 
@@ -79,37 +80,7 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
     if bias.size:
         for i in range(32 * start, min(32 * stop, scale.size)):
             out[i] += bias[i]
-    return total + _zero_if_finite(results)
-
-
-@njit(fastmath={"reassoc"})
-def _zero_if_finite(values):
-    """Return 0, or NaN if a value is not finite; a sum of some that overflows may count as one."""
-    zero = values.dtype.type(0)
-    total = zero
-    for i in range(values.size):  # over the values themselves it would not be vectorized
-        total += zero * values[i]
-    return total
-
-
-@njit(fastmath=False)
-def _padded(used, n_units, dtype):
-    """Return ``15 * n_units`` entries, zeros from `used` on, to be filled.
-
-    A function of its own: in a parallel one Numba would start its threads just for the zeros.
-    """
-    out = np.empty(15 * n_units, dtype=dtype)
-    out[used:] = 0
-    return out
-
-
-@njit(fastmath=False)
-def _scaled(x, scale, n_units):
-    """Return ``scale * x`` followed by zeros, ``15 * n_units`` in all."""
-    out = _padded(x.size, n_units, x.dtype)
-    for j in range(x.size):
-        out[j] = scale[j] * x[j]
-    return out
+    return total + zero_if_finite(results)
 
 
 @njit(fastmath=False)
@@ -122,10 +93,10 @@ def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     equal. naive: ``tests/naive.py::product_portable``.
     """
     none = np.empty(0, dtype=x.dtype)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, tiles2.shape[1])
     if tiles1.shape[0] == 0:
         return _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = _padded(d2.size, tiles1.shape[1], x.dtype)
+    z = padded(d2.size, tiles1.shape[1], x.dtype)
     total = _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
     total += _mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
     return total
@@ -135,9 +106,9 @@ def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
 def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """Do what `product_portable` does, the output rows cut into `n_parts` pieces for threads."""
     none = np.empty(0, dtype=x.dtype)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, tiles2.shape[1])
     two = tiles1.shape[0] > 0
-    z = _padded(d2.size, tiles1.shape[1], x.dtype) if two else out
+    z = padded(d2.size, tiles1.shape[1], x.dtype) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=x.dtype)
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
@@ -151,4 +122,4 @@ def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, ou
                 start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
                 totals[q] += _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
                 q = take(counters)
-    return totals[0] + _zero_if_finite(totals)
+    return totals[0] + zero_if_finite(totals)

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
+from diba_np.kernels._lookup import padded, scaled, zero_if_finite  # _lookup.py 7840b5cf56e6
 
 BLOCK_UNITS = 512  # units whose tables are built at a time: 192 KiB (AVX-512), 80 KiB (AVX2)
 FETCH_AHEAD = 1024  # bytes; a fifth of the time where the bits come from memory, else nothing
@@ -213,7 +214,7 @@ def _mix_part_avx512(inputs, tiles, start, stop, alpha, scale, bias, out):
                 _mix_1_tile_avx512(source, 64 * n_units, table, width, target)
                 t += 1
     _finish(sums, 32 * start, alpha, total, scale, bias, out)
-    return total + _zero_if_finite(sums)
+    return total + zero_if_finite(sums)
 
 
 @njit(fastmath=False)
@@ -243,17 +244,7 @@ def _mix_part_avx2(inputs, tiles, start, stop, alpha, scale, bias, out):
                 _mix_1_tile_avx2(source, 64 * n_units, table, width, target)
                 t += 1
     _finish(sums, 32 * start, alpha, total, scale, bias, out)
-    return total + _zero_if_finite(sums)
-
-
-@njit(fastmath={"reassoc"})
-def _zero_if_finite(values):
-    """Return 0, or NaN if a value is not finite; a sum of some that overflows may count as one."""
-    zero = values.dtype.type(0)
-    total = zero
-    for i in range(values.size):  # over the values themselves it would not be vectorized
-        total += zero * values[i]
-    return total
+    return total + zero_if_finite(sums)
 
 
 @njit(fastmath=False)
@@ -271,26 +262,6 @@ def _finish(sums, first, alpha, total, scale, bias, out):
     else:
         for i in range(part.size):
             part[i] = scale[i] * (sums[i] - shift)
-
-
-@njit(fastmath=False)
-def _padded(used, n_units):
-    """Return ``15 * n_units`` entries, zeros from `used` on, to be filled.
-
-    A function of its own: in a parallel one Numba would start its threads just for the zeros.
-    """
-    out = np.empty(15 * n_units, dtype=np.float32)
-    out[used:] = 0
-    return out
-
-
-@njit(fastmath=False)
-def _scaled(x, scale, n_units):
-    """Return ``scale * x`` followed by zeros, ``15 * n_units`` in all."""
-    out = _padded(x.size, n_units)
-    for j in range(x.size):
-        out[j] = scale[j] * x[j]
-    return out
 
 
 @njit(fastmath=False)
@@ -324,10 +295,10 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     equal. naive: ``tests/naive.py::product_avx512``.
     """
     none = np.empty(0, dtype=np.float32)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, tiles2.shape[1])
     if tiles1.shape[0] == 0:
         return _mix_part_avx512(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = _padded(d2.size, tiles1.shape[1])
+    z = padded(d2.size, tiles1.shape[1], x.dtype)
     total = _mix_part_avx512(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
     total += _mix_part_avx512(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
     return total
@@ -337,9 +308,9 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
 def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """Do what `product_avx512` does, the output rows cut into `n_parts` pieces for the threads."""
     none = np.empty(0, dtype=np.float32)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, tiles2.shape[1])
     two = tiles1.shape[0] > 0
-    z = _padded(d2.size, tiles1.shape[1]) if two else out
+    z = padded(d2.size, tiles1.shape[1], x.dtype) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
@@ -353,7 +324,7 @@ def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
                 start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
                 totals[q] += _mix_part_avx512(z, tiles1, start, stop, alpha, d1, bias, out)
                 q = take(counters)
-    return totals[0] + _zero_if_finite(totals)
+    return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
@@ -363,10 +334,10 @@ def product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     naive: ``tests/naive.py::product_avx2``.
     """
     none = np.empty(0, dtype=np.float32)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, tiles2.shape[1])
     if tiles1.shape[0] == 0:
         return _mix_part_avx2(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = _padded(d2.size, tiles1.shape[1])
+    z = padded(d2.size, tiles1.shape[1], x.dtype)
     total = _mix_part_avx2(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
     total += _mix_part_avx2(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
     return total
@@ -376,9 +347,9 @@ def product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
 def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """Do what `product_avx2` does, the output rows cut into `n_parts` pieces for the threads."""
     none = np.empty(0, dtype=np.float32)
-    inputs = _scaled(x, d3, tiles2.shape[1])
+    inputs = scaled(x, d3, tiles2.shape[1])
     two = tiles1.shape[0] > 0
-    z = _padded(d2.size, tiles1.shape[1]) if two else out
+    z = padded(d2.size, tiles1.shape[1], x.dtype) if two else out
     bias2 = none if two else bias
     totals = np.empty(n_parts, dtype=np.float32)
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
@@ -392,4 +363,4 @@ def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
                 start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
                 totals[q] += _mix_part_avx2(z, tiles1, start, stop, alpha, d1, bias, out)
                 q = take(counters)
-    return totals[0] + _zero_if_finite(totals)
+    return totals[0] + zero_if_finite(totals)

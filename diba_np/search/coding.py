@@ -6,17 +6,11 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from diba_np.kernels.codes import descend_codes, round_in_order
+from diba_np.kernels.codes import descend_codes, round_each, round_in_order
 
 Floats = NDArray[np.float64]
 
 _SWEEPS = 20
-
-
-def _nearest(values: Floats, wanted: float) -> float:
-    at = int(np.searchsorted(values, wanted))
-    near = values[max(at - 1, 0) : at + 1]
-    return float(near[np.abs(near - wanted).argmin()])
 
 
 def _one_by_one(H: Floats, r: Floats, values: Floats) -> Floats:
@@ -52,7 +46,8 @@ def round_diagonal(H: Floats, r: Floats, old: Floats, values: Floats) -> Floats:
     values : (count,) float64, ascending
         The grid.
     """
-    near = np.array([_nearest(values, v) for v in old])
+    near = old.copy()
+    round_each(values, near)
     starts = [near]
     try:
         if r.any():

@@ -72,7 +72,7 @@ class _Rotated(ScaledTarget):
 class _Seen:
     """A coupled half as the other regresses on it: its basis in the rotated coordinates."""
 
-    def __init__(self, half: admm._Half, axis: _Axis) -> None:
+    def __init__(self, half: admm.Half, axis: _Axis) -> None:
         self._half = half
         self._root = np.ascontiguousarray(axis.root.T, np.float32)
 
@@ -89,7 +89,7 @@ class _Seen:
 
 def _coupled_half_step(
     target: Target,
-    half: admm._Half,
+    half: admm.Half,
     other: Any,
     axis: _Axis,
     left: bool,
@@ -167,9 +167,9 @@ def relax_coupled(
     rotated = _Rotated(plain, *axes)
     balance = admm.BALANCE * abs(1.0 - 2.0 * shift)
     first, second = (
-        admm._Half(size, gauge, rng, target.workers, scales)
+        admm.Half(size, gauge, rng, target.workers, scales)
         for size, gauge, scales in zip(
-            target.shape, admm._gauges(k), held or (None, None), strict=True
+            target.shape, admm.gauges(k), held or (None, None), strict=True
         )
     )
     halves = (first, second)
@@ -186,13 +186,13 @@ def relax_coupled(
         for side, left in ((0, True), (1, False)):
             half, other, axis = halves[side], seen[1 - side], axes[side]
             if axis is None:
-                admm._half_step(rotated, half, other, left, schedule, balance)
+                admm.half_step(rotated, half, other, left, schedule, balance)
             else:
                 _coupled_half_step(rotated, half, other, axis, left, schedule, balance)
         if monitor.step("relaxation", i + 1, iterations) or monitor.window_share() >= 1.0:
             break
         admm.leave(monitor, first, second, schedule, i + 1, iterations)
-    state = admm._read_out(first, second, shift)
+    state = admm.read_out(first, second, shift)
     plain.restore(state, target.unit)
     update_d2(target, state)
     return state

@@ -27,8 +27,8 @@ _SIDE = 384  # rows and columns of the part
 _ITERATIONS = 30
 _SLOPE = 4.5  # dB that a bit per weight buys
 _PILOTS = 2
-_HEADROOM_SNR = 0.95  # likewise, on average over weights
 _HEADROOM = 0.7  # a full search leaves about this share of the pilot's error
+_HEADROOM_SNR = 0.95  # likewise, on average over weights
 
 
 def part_of(target: Target) -> Target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from diba_np.bits import PackedBits
 from diba_np.factors import DiBAFactors
@@ -41,8 +41,23 @@ def state_of(factors: DiBAFactors, unit: float, widths: Widths | None) -> State:
     )
 
 
-def round_diagonals(target: Target, state: State, scale_bits: ScaleBits) -> None:
-    """Round the diagonals to what a file holds; d2 is solved again for the rounded d1 and d3."""
+def round_diagonals(
+    target: Target,
+    state: State,
+    scale_bits: ScaleBits,
+    columns: NDArray[np.float64] | float = 1.0,
+) -> None:
+    """Round the diagonals to what a file holds; d2 is solved again for the rounded d1 and d3.
+
+    Parameters
+    ----------
+    target : Target
+    state : State
+        Its diagonals are replaced.
+    scale_bits : int or tuple of int
+    columns : (n,) float64, optional
+        16 bits: what d3 is multiplied with in the target; the file holds it without.
+    """
     if isinstance(scale_bits, tuple):
         if state.grids is None:
             fit_grids(target, state, scale_bits)
@@ -55,7 +70,7 @@ def round_diagonals(target: Target, state: State, scale_bits: ScaleBits) -> None
         state.d2 = (state.d2 * target.unit).astype(np.float32).astype(np.float64) / target.unit
         return
     state.d1 = round_half(state.d1).astype(np.float64)
-    state.d3 = round_half(state.d3).astype(np.float64)
+    state.d3 = round_half(state.d3 / columns).astype(np.float64) * columns
     update_d2(target, state)
     d2 = state.d2 * target.unit
     state.d2 = round_half(d2, power_of_two(d2)).astype(np.float64) / target.unit

@@ -85,7 +85,7 @@ EFFORTS = {
 }
 
 
-class _Half:
+class Half:
     """One binary factor in the ADMM: its projection, its dual and its regression.
 
     Attributes
@@ -195,15 +195,15 @@ class _Half:
         return self.X
 
 
-def _gauges(k: int) -> tuple[Array, Array]:
-    """Two sign vectors, each half -1 and their product half -1 (as nearly as k allows)."""
+def gauges(k: int) -> tuple[Array, Array]:
+    """Return two sign vectors, each half -1 and their product half -1 (as nearly as k allows)."""
     index = np.arange(k)
     first = np.where(index % 4 < 2, 1.0, -1.0)
     second = np.where(index % 2 < 1, 1.0, -1.0)
     return first.astype(np.float32), second.astype(np.float32)
 
 
-def are_uneven(first: _Half, second: _Half) -> bool:
+def are_uneven(first: Half, second: Half) -> bool:
     """Whether the sizes of the components are uneven, and there are enough that can balance.
 
     On weights of networks they are even (largest 1.1 to 1.2 times the mean, a quarter of the way
@@ -213,7 +213,7 @@ def are_uneven(first: _Half, second: _Half) -> bool:
     return size.size >= FEWEST and bool(size.max() > UNEVEN * size.mean())
 
 
-def share_gauges(first: _Half, second: _Half) -> None:
+def share_gauges(first: Half, second: Half) -> None:
     """Give neighbours in size opposite gauges, where the sizes of the components are uneven.
 
     Rows balance only if large components stand against others as large; by chance the largest of
@@ -304,8 +304,8 @@ def balanced_gram(N: Array, gauge: Array, balance: float, workers: Workers) -> A
     return gram
 
 
-def _half_step(
-    target: Target, half: _Half, other: Any, left: bool, schedule: Schedule, balance: float
+def half_step(
+    target: Target, half: Half, other: Any, left: bool, schedule: Schedule, balance: float
 ) -> None:
     """Move one factor: regressions on the other, each followed by a projection."""
     workers = target.workers
@@ -337,7 +337,7 @@ def _half_step(
         schedule.share = min(1.0, max(share, LEAST_SHARE))
 
 
-def _read_out(first: _Half, second: _Half, shift: float) -> State:
+def read_out(first: Half, second: Half, shift: float) -> State:
     """Turn signs into bits: ``S1 = sign(Z1) diag(ga)``, likewise S2; d2 is not exact for them."""
     bits1 = np.signbit(first.Q) == (first.gauge < 0)
     bits2 = np.signbit(second.Q) == (second.gauge < 0)
@@ -352,7 +352,7 @@ def _read_out(first: _Half, second: _Half, shift: float) -> State:
 
 
 def enter(
-    monitor: Monitor, first: _Half, second: _Half, schedule: Schedule, iterations: int
+    monitor: Monitor, first: Half, second: Half, schedule: Schedule, iterations: int
 ) -> tuple[int, int]:
     """Take up the iterations where an earlier run kept them; return those done and those due."""
     kept = monitor.resume()
@@ -365,7 +365,7 @@ def enter(
 
 
 def leave(
-    monitor: Monitor, first: _Half, second: _Half, schedule: Schedule, iterations: int, due: int
+    monitor: Monitor, first: Half, second: Half, schedule: Schedule, iterations: int, due: int
 ) -> None:
     """Keep where the iterations stand, if it is time to."""
     monitor.keep(
@@ -420,12 +420,12 @@ def relax(
     An iteration costs about ``4 m n k + 5 k^2 (m + n)`` flops and 4 inverses of order k.
     Memory: 2 arrays of (m + n) k float32 beside the target, 4 of order k, and blocks of rows.
     """
-    ga, gb = _gauges(k)
+    ga, gb = gauges(k)
     schedule = schedule or Schedule()
     balance = schedule.balance * abs(1.0 - 2.0 * shift)
     d1, d3 = held or (None, None)
-    first = _Half(target.shape[0], ga, rng, target.workers, d1)
-    second = _Half(target.shape[1], gb, rng, target.workers, d3)
+    first = Half(target.shape[0], ga, rng, target.workers, d1)
+    second = Half(target.shape[1], gb, rng, target.workers, d3)
     turn = int(REGAUGE_AT * iterations)
     i, due = enter(monitor, first, second, schedule, iterations)
     while i < due:
@@ -437,13 +437,13 @@ def relax(
         ahead = max(i - turn, 0)
         pace = i - ahead + ahead * ((iterations - turn) / (due - turn))
         schedule.at(pace, iterations, monitor)
-        _half_step(target, first, second, True, schedule, balance)
-        _half_step(target, second, first, False, schedule, balance)
+        half_step(target, first, second, True, schedule, balance)
+        half_step(target, second, first, False, schedule, balance)
         i += 1
         if monitor.step("relaxation", i, due) or monitor.window_share() >= 1.0:
             break
         leave(monitor, first, second, schedule, i, due)
-    state = _read_out(first, second, shift)
+    state = read_out(first, second, shift)
     del first, second  # what follows needs the room
     update_d2(target, state)
     return state

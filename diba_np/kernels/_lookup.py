@@ -1,0 +1,40 @@
+"""What products by tables share beside their tables: padded inputs, and a check for infinities.
+
+Compiled into the kernels of other files, which carry a digest of this one, as of ``_ir.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diba_np.kernels._jit import njit
+
+
+@njit(fastmath={"reassoc"})
+def zero_if_finite(values):
+    """Return 0, or NaN if a value is not finite; a sum of some that overflows may count as one."""
+    zero = values.dtype.type(0)
+    total = zero
+    for i in range(values.size):  # over the values themselves it would not be vectorized
+        total += zero * values[i]
+    return total
+
+
+@njit(fastmath=False)
+def padded(used, n_units, dtype):
+    """Return ``15 * n_units`` entries, zeros from `used` on, to be filled.
+
+    A function of its own: in a parallel one Numba would start its threads just for the zeros.
+    """
+    out = np.empty(15 * n_units, dtype=dtype)
+    out[used:] = 0
+    return out
+
+
+@njit(fastmath=False)
+def scaled(x, scale, n_units):
+    """Return ``scale * x`` followed by zeros, ``15 * n_units`` in all."""
+    out = padded(x.size, n_units, x.dtype)
+    for j in range(x.size):
+        out[j] = scale[j] * x[j]
+    return out
