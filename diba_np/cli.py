@@ -100,6 +100,15 @@ def _within(kind: type, least: float, most: float = sys.float_info.max) -> Calla
     return parse
 
 
+def _share(text: str) -> float:
+    """Parse a number above 0, or a fraction as 1/32."""
+    above, _, below = text.partition("/")
+    return float(_positive(float)(above)) / float(_positive(float)(below or "1"))
+
+
+_share.__name__ = "number or fraction"
+
+
 def _scale_bits(text: str) -> Any:
     """Parse 16, 32, a code width, three of them as in 4,3,4, or auto."""
     from diba_np.scales import check_scale_bits
@@ -112,6 +121,9 @@ def _scale_bits(text: str) -> Any:
         return check_scale_bits(found)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_scale_bits.__name__ = "scale bits"
 
 
 def _add_model(subcommands: Any, parents: list[Parser]) -> None:
@@ -139,9 +151,10 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     )
     command.add_argument(
         "--allocation",
-        choices=("shared", "uniform"),
+        choices=("shared", "relative", "uniform"),
         default="shared",
-        help="the least total error, or the same rate everywhere",
+        help="the least total error, of the matrices as they are or each relative to its size; "
+        "or the same rate everywhere",
     )
     command.add_argument("--weights", metavar="W.json", help="sensitivities: {GLOB: number}")
     command.add_argument("--grams", metavar="SOURCE", help="X^T X / N by name, from such a source")
@@ -193,7 +206,7 @@ def build_parser() -> Parser:
     size = command.add_mutually_exclusive_group(required=True)
     size.add_argument("--k", type=_positive(int), help="intermediate dimension")
     size.add_argument("--bits", type=_positive(float), help="stored bits per weight, all counted")
-    size.add_argument("--ratio", type=_positive(float), help="share of the dense float32 size")
+    size.add_argument("--ratio", type=_share, help="share of the dense float32 size")
     size.add_argument(
         "--snr",
         type=_within(float, -sys.float_info.max),

@@ -149,6 +149,8 @@ def run_retune(args: argparse.Namespace) -> int:
     """Refit the diagonals of a stored factorization to data."""
     output = Path(args.output)
     check_output(output, args.force, streams=False)
+    if args.group and output.exists() and output.samefile(args.file):
+        raise CommandError(f"{output}: would replace the file with all its groups; name another")
     inputs, targets = load_array(args.inputs), load_array(args.targets)
     from diba_np.factors import DiBAFactors
     from diba_np.retune import retune

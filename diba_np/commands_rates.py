@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,12 @@ def _draw_rates(plot: Path, rows: Sequence[Row], matrix: str, with_inputs: bool)
         plot_comparison(rows, temporary, quality, matrix, kind)
 
 
+def _tell_progress(line: str) -> None:
+    """Show somebody who waits that there is progress, and what an interruption would lose."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{line}\n")
+
+
 def run_sweep(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix at several rates: its rate-distortion curve."""
     plot = _check_plot(args.plot, args.force)
@@ -66,6 +73,10 @@ def run_sweep(args: argparse.Namespace) -> int:
         inputs=inputs,
         seed=args.seed,
         threads=args.threads,
+        callback=lambda f: _tell_progress(
+            f"{f.bits_per_weight:.4g} bits: {_short_decibels(f.record['snr_db']).strip()} dB, "
+            f"{f.record['seconds']:.1f} s"
+        ),
     )
     targets = sorted(set(args.bits))
     points = [
@@ -135,7 +146,13 @@ def run_compare(args: argparse.Namespace) -> int:
     from diba_np.compare import compare, format_table
 
     methods = "all" if args.methods == ["all"] else args.methods
-    rows = compare(matrix, args.bits, methods, inputs=inputs, jobs=args.jobs, seed=args.seed)
+
+    def tell(row: Row) -> None:
+        told = row.error or f"{row.snr:.2f} dB, {row.fit_seconds:.1f} s"
+        _tell_progress(f"{row.method} at {row.target_bits:g} bits: {told}")
+
+    options = {"inputs": inputs, "jobs": args.jobs, "seed": args.seed}
+    rows = compare(matrix, args.bits, methods, callback=tell, **options)
     made = [row for row in rows if not row.error]
     if plot is not None and made:
         title = f"{Path(args.matrix).name}, {_size(matrix)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,7 @@ def compare(
     inputs: ArrayLike | None = None,
     jobs: int = 1,
     seed: int = 0,
+    callback: Callable[[Row], Any] | None = None,
 ) -> list[Row]:
     """Fit every method at every rate; a method that fails is a row with its error.
 
@@ -99,6 +100,8 @@ def compare(
         Processes (spawned, one numerical thread each). With more than one, times are those of a
         shared machine.
     seed : int
+    callback : callable, optional
+        Called with each row as it is there.
 
     Returns
     -------
@@ -144,9 +147,15 @@ def compare(
         train, test = samples[:cut], samples[cut:]
     shared = (matrix, train, test, seed)
     tasks = [(label, float(rate)) for label in methods for rate in rates]
-    if jobs == 1 or len(tasks) == 1:
-        return [_one(shared, label, rate) for label, rate in tasks]
-    return _spread(shared, tasks, min(jobs, len(tasks)))
+    found: Iterator[Row] = (_one(shared, label, rate) for label, rate in tasks)
+    if jobs > 1 and len(tasks) > 1:
+        found = _spread(shared, tasks, min(jobs, len(tasks)))
+    rows = {}
+    for row in found:
+        rows[row.method, row.target_bits] = row
+        if callback is not None:
+            callback(row)
+    return [rows[task] for task in tasks]
 
 
 def _one(shared: _Shared, label: str, rate: float) -> Row:
@@ -196,12 +205,11 @@ def _work(label: str, rate: float) -> Row:
     return _one(_shared_here[0], label, rate)
 
 
-def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> list[Row]:
-    """Run the tasks in spawned processes; a process that dies is an error row."""
+def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> Iterator[Row]:
+    """Run the tasks in spawned processes, rows as they come; one that dies is an error row."""
     import concurrent.futures
     import multiprocessing
 
-    rows = {}
     with threads_of_children(1):
         pool = concurrent.futures.ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), _start_worker, (shared,)
@@ -209,14 +217,12 @@ def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> list[
         with pool:
             # high rates take longest: first in, so that none is left alone at the end
             order = sorted(tasks, key=lambda task: -task[1])
-            futures = {task: pool.submit(_work, *task) for task in order}
-            for task, future in futures.items():
+            futures = {pool.submit(_work, *task): task for task in order}
+            for future in concurrent.futures.as_completed(futures):
                 try:
-                    rows[task] = future.result()
+                    yield future.result()
                 except Exception as error:
-                    rows[task] = Row(*task)
-                    rows[task].error = f"{type(error).__name__}: {error}"
-    return [rows[task] for task in tasks]
+                    yield Row(*futures[future], error=f"{type(error).__name__}: {error}")
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import ExitStack
@@ -43,6 +44,8 @@ from diba_np.threads import processors, resolve_threads
 
 CHECKPOINT = "checkpoint"  # suffix of the file with a search's state
 CHECKPOINT_EVERY = 20.0  # seconds
+
+_LOST = 1.0  # dB under which next to nothing of a matrix is left
 
 _MOST_TOLD = 40  # characters of a name in a line of progress
 
@@ -88,9 +91,12 @@ def factorize_model(
     min_size : int, default 16
         Matrices with fewer rows or columns are kept as they are, as are integers and arrays that
         are not 2-D or 4-D.
-    allocation : {"shared", "uniform"}
+    allocation : {"shared", "relative", "uniform"}
         "shared" gives each matrix the rate at which the sum of all weighted squared errors is
-        least, from short searches on a part of each; "uniform" gives all the same.
+        least, from short searches on a part of each: matrices of small entries get few bits.
+        "relative" takes each matrix's error relative to its own energy, times its number of
+        entries: for networks whose layers differ in size, where there are no `grams` or `weights`.
+        "uniform" gives all the same.
     weights : mapping of str to float, optional
         Sensitivities: of the squared error of the arrays whose name fits the glob pattern, the
         first that does. 1 for all others.
@@ -189,9 +195,15 @@ def factorize_model(
             entries = open_source(source)
             found = _read_grams(grams)
             matrices, tasks = scan(
-                entries, _patterns(include), _patterns(exclude), min_size, weights, found
+                entries,
+                _patterns(include),
+                _patterns(exclude),
+                min_size,
+                weights,
+                found,
+                relative=settings.allocation == "relative",
             )
-            run = _Run(settings, entries, matrices, tasks, found, each, events)
+            run = _Run(settings, entries, matrices, tasks, found, each, events, bool(weights))
             if final is not None:
                 run.parts = Parts(final, run.fingerprint(weights), restart)
                 exits.callback(run.parts.close)
@@ -272,7 +284,9 @@ class _Run:
         grams: Mapping[str, NDArray[Any]],
         threads: int,
         events: Events,
+        weighted: bool,
     ) -> None:
+        self.weighted = weighted  # whether the caller told what errors count
         self.settings, self.matrices, self.tasks = settings, matrices, tasks
         self.entries = {entry.name: entry for entry in entries}
         self.grams, self.threads, self.events = grams, threads, events
@@ -312,10 +326,11 @@ class _Run:
         )
         counted_scale_bits = self.settings.counted_scale_bits
         allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
-        curves = self._curves(runner) if self.settings.allocation == "shared" else None
+        curves = self._curves(runner) if self.settings.allocation != "uniform" else None
         shares = allocate(self.tasks, curves, budget, counted_scale_bits)
         self.events.tell("budget", bits=sum(shares))
         self._solve(runner, shares)
+        self._warn_of_losses()
         record = self._record(size, kept)
         if final is None:
             items = list(self._items())
@@ -446,6 +461,26 @@ class _Run:
                 }
             dtype = made.array_dtype if isinstance(made, StoredArray) else matrix.dtype
             yield matrix.name, matrix.shape, dtype, made
+
+    def _warn_of_losses(self) -> None:
+        """Warn of matrices that a shared budget leaves next to nothing of."""
+        if self.settings.allocation != "shared" or self.grams or self.weighted:
+            return
+        reached, lost = set(), []
+        for task in self.tasks:
+            factors = self._factors(task)
+            snr, few = factors.record["snr_db"], factors.bits_per_weight < self.settings.bits / 2
+            if few and snr is not None and snr < _LOST and task.name not in lost:
+                lost.append(task.name)
+            reached.add(task.name)
+        if lost:
+            warnings.warn(
+                f"{len(lost)} of {len(reached)} matrices keep less than {_LOST:g} dB, the first "
+                f"{lost[0]!r}: their entries are small beside those of others, which get the bits; "
+                'allocation="relative" counts errors relative to each matrix',
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _record(self, size: int, kept: int) -> dict[str, Any]:
         noise = 0.0

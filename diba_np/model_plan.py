@@ -22,7 +22,7 @@ from diba_np.search.target import as_matrix, check_magnitude, digest
 
 Shape = tuple[int, int]
 
-ALLOCATIONS = ("shared", "uniform")
+ALLOCATIONS = ("shared", "relative", "uniform")
 
 # a tall matrix of more entries than this is cut into row blocks
 _LARGE = 1 << 21
@@ -90,7 +90,8 @@ class Task:
     whole : bool
         Whether these are all rows.
     energy : float
-        Sum of the squares, or ``tr(A H A^T)`` with a Gram matrix H, times the weight.
+        Sum of the squares, or ``tr(A H A^T)`` with a Gram matrix H, times the weight; where errors
+        count relative to it, its share of the matrix's number of entries.
     """
 
     number: int
@@ -134,8 +135,12 @@ def scan(
     min_size: int,
     weights: Mapping[str, float],
     grams: Mapping[str, NDArray[Any]],
+    relative: bool = False,
 ) -> tuple[list[Matrix], list[Task]]:
     """Read every array once: check it, decide about it, take its digest and its energy.
+
+    With `relative` the energy of a matrix is its number of entries, times its weight: what counts
+    is its error relative to its own energy.
 
     Raises
     ------
@@ -175,10 +180,11 @@ def scan(
             raise ValueError(f"grams {entry.name!r} must have shape {(n, n)}, got {gram.shape}")
         weight = next((w for glob, w in weights.items() if fnmatchcase(entry.name, glob)), 1.0)
         parts = row_parts((m, n))
-        for start, stop in parts:
-            shape = (stop - start, n)
-            energy = weight * _energy(A[start:stop], gram)
-            tasks.append(Task(len(tasks), entry.name, start, stop, shape, len(parts) == 1, energy))
+        energies = [_energy(A[start:stop], gram) for start, stop in parts]
+        unit = weight * (A.size / (sum(energies) or 1.0) if relative else 1.0)
+        for (start, stop), energy in zip(parts, energies, strict=True):
+            whole, shape = len(parts) == 1, (stop - start, n)
+            tasks.append(Task(len(tasks), entry.name, start, stop, shape, whole, unit * energy))
     return matrices, tasks
 
 

@@ -70,7 +70,7 @@ def test_options_reach_the_solver(here, capsys):
     assert (report["solver"], report["seed"], report["shift"]) == ("greedy", 5, 0.5)
     assert (record["solver"], record["seed"]) == ("greedy", 5)
     assert report["improving_flips_left"] == 0
-    for option, value in (("--bits", 12.0), ("--ratio", 0.4), ("--snr", 2.0)):
+    for option, value in (("--bits", 12.0), ("--ratio", "2/5"), ("--snr", 2.0)):
         args = ("factorize", "A.npy", option, value, "--json", "--force", "--quiet")
         status, out, _ = run(capsys, *args, "--max-sweeps", 5)
         assert status == 0

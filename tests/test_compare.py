@@ -49,7 +49,12 @@ def test_a_method_that_fails_is_a_row(problem):
 
 def test_processes_give_the_same_rows(problem):
     A, X = problem
-    alone, spread = (compare(A, bits=2, methods=SOME, inputs=X, jobs=jobs) for jobs in (1, 2))
+    told = []
+    alone, spread = (
+        compare(A, bits=2, methods=SOME, inputs=X, jobs=jobs, callback=told.append)
+        for jobs in (1, 2)
+    )
+    assert sorted(row.method for row in told) == sorted((*SOME, *SOME))
     for a, b in zip(alone, spread, strict=True):
         assert (a.method, a.bits_per_weight, a.snr, a.output_snr, a.error) == (
             b.method,

@@ -236,6 +236,17 @@ def test_a_curve_sees_what_a_few_rows_or_columns_hold(by, rng):
     assert short == pytest.approx(whole.record["output_snr_db"], abs=3)
 
 
+def test_errors_relative_to_each_matrix(rng):
+    arrays = {"large": rng.normal(size=(64, 64)), "small": rng.normal(size=(64, 64)) / 16}
+    how = {"bits": 2.0, "jobs": 1, "threads": 1, "effort": "fast"}
+    with pytest.warns(UserWarning, match="1 of 2 matrices keep less than 1 dB, the first 'small'"):
+        dn.factorize_model(arrays, **how)
+    made = dn.factorize_model(arrays, allocation="relative", **how)
+    rates = [made[name].bits_per_weight for name in arrays]
+    assert rates[0] == pytest.approx(rates[1], abs=0.2)
+    assert made.bits_per_weight <= 2.0
+
+
 def test_uniform_gives_the_same_rate():
     tasks = [task(0, (100, 100), 1.0), task(1, (300, 50), 5.0)]
     shares = allocate(tasks, None, 25_000)
@@ -305,7 +316,12 @@ OK = {"w": np.ones((20, 20))}
         (OK, {"weights": [1]}, TypeError, "weights must be a mapping, got list"),
         (OK, {"grams": {"z": np.eye(20)}}, ValueError, "grams holds 'z', which is none"),
         (OK, {"grams": {"w": np.eye(3)}}, ValueError, "grams 'w' must have shape \\(20, 20\\)"),
-        (OK, {"allocation": "even"}, ValueError, "allocation must be one of shared, uniform"),
+        (
+            OK,
+            {"allocation": "even"},
+            ValueError,
+            "allocation must be one of shared, relative, uniform",
+        ),
         (OK, {"effort": "low"}, ValueError, "effort must be one of"),
         (OK, {"jobs": 0}, ValueError, "jobs must be at least 1, got 0"),
         (OK, {"threads": 0}, ValueError, "threads must be at least 1, got 0"),
