@@ -524,3 +524,15 @@ def diagonal_start(target, k, **how):
     plain.restore(state, target.unit)
     update_d2(target, state)
     return state
+
+
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+def test_widths_are_chosen_by_the_error_of_the_outputs(rng):
+    # channels from 1 to 1/96: d3 has to span them, which the weights alone do not tell
+    A, X = rng.normal(size=(96, 96)), rng.normal(size=(1500, 96)) / np.arange(1, 97)
+    how = {"bits": 2.0, "effort": "fast", "max_sweeps": 40}
+    plain = factorize(A, scale_bits="auto", **how)
+    f = factorize(A, scale_bits="auto", inputs=X, **how)
+    other = factorize(A, scale_bits=plain.scale_bits, inputs=X, **how)
+    assert f.bits_per_weight <= 2
+    assert f.record["output_snr_db"] > other.record["output_snr_db"] + 0.3

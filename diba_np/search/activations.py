@@ -65,6 +65,10 @@ class WeightedTarget(Target):
         self.w, self.W = weights.outputs, weights.output_gram
         self.energy = self.squares(self.blocks(np.float64))
 
+    def part(self, rows: slice, columns: slice) -> Target:
+        A = np.array(self.A[rows, columns])
+        return WeightedTarget(A, self.workers, self.weights.part(rows, columns))
+
     def coupling(self, left: bool) -> Floats | None:
         return self.W if left else self.H
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,20 @@ class Weights:
     output_gram: Floats | None
     shrinkage: float
     facts: dict[str, Any]
+
+    def part(self, rows: slice, columns: slice) -> Weights:
+        """Return the weights of a part of the matrix, each of mean 1 again."""
+
+        def of_one_side(weights: Floats | None, index: slice) -> Floats | None:
+            if weights is None:
+                return None
+            part = weights[index] if weights.ndim == 1 else weights[index, index]
+            mean = float(part.mean() if part.ndim == 1 else np.diag(part).mean())
+            return part / mean if mean > 0 else None
+
+        gram = of_one_side(self.gram, columns)
+        outputs, output_gram = of_one_side(self.outputs, rows), of_one_side(self.output_gram, rows)
+        return replace(self, gram=gram, outputs=outputs, output_gram=output_gram)
 
     def regularised(self) -> Floats | None:
         """Return ``(1 - a) H + a diag(H) + RIDGE I`` with the shrinkage a; positive definite."""

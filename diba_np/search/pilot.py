@@ -32,9 +32,9 @@ _HEADROOM_SNR = 0.95  # likewise, on average over weights
 
 
 def part_of(target: Target) -> Target:
-    """Return the middle of the matrix, at most `_SIDE` square, as a target of its own."""
+    """Return the middle of the matrix, at most `_SIDE` square, weighed as it is."""
     rows, columns = (slice(max(0, (s - _SIDE) // 2), (s + _SIDE) // 2) for s in target.shape)
-    return Target(np.array(target.A[rows, columns]), target.workers)
+    return target.part(rows, columns)
 
 
 def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:

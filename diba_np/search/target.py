@@ -121,6 +121,10 @@ class Target:
         self.unit = largest * float(np.sqrt(squares / A.size)) or 1.0
         self.energy = float(A.size) if squares else 0.0
 
+    def part(self, rows: slice, columns: slice) -> Target:
+        """Return a part of the matrix, copied, as a target of its own."""
+        return Target(np.array(self.A[rows, columns]), self.workers)
+
     def read(self, rows: slice) -> NDArray[np.float64]:
         """Return some rows of A in float64."""
         return self.A[rows].astype(np.float64)
