@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy
 
+from diba_np import threads as module
 from diba_np.threads import _blas_controls, resolve_threads, workers
 
 
@@ -47,12 +48,13 @@ def blas():
 def test_settings_are_restored_also_after_an_error(blas):
     assert len(blas) >= wheels_with_openblas()
     before = numba.get_num_threads()
+    assert module._holders == 0, "another search is running in this process"
     with pytest.raises(KeyError), workers(1):
         assert numba.get_num_threads() == 1
-        assert all(get() == 1 for _, get in blas)
+        assert [get() for _, get in blas] == [1] * len(blas)
         raise KeyError
     assert numba.get_num_threads() == before
-    assert all(get() == 2 for _, get in blas)
+    assert [get() for _, get in blas] == [2] * len(blas)
 
 
 @pytest.mark.parametrize(
