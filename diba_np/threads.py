@@ -90,11 +90,11 @@ def single_threaded_blas() -> Iterator[None]:
     """
     global _holders  # noqa: PLW0603
     with _holding:
-        _holders += 1
-        if _holders == 1:
+        if _holders == 0:
             _held[:] = [(set_threads, get()) for set_threads, get in _blas_controls()]
             for set_threads, _ in _held:
                 set_threads(1)
+        _holders += 1  # last: where something above fails, nothing is held
     try:
         yield
     finally:
