@@ -7,6 +7,7 @@ the integer codes.
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,12 +25,12 @@ Own = TypeVar("Own", bound="Layer")
 
 DIAGONALS = ("d1", "d2", "d3")
 
-# Bits of both binaries, k (m + n), up to which products go through BLAS on an unpacked copy: for
-# every batch, and for batches of at least so many samples. Forward and backward together then take
-# 0.3 to 1.1 of the time of packed products on one thread. Float64, which has the portable kernels
-# only, has one bound.
-_UNPACK, _UNPACK_BATCH, _BATCH = 1 << 17, 1 << 20, 256
-_UNPACK_DOUBLE = 1 << 21
+# In float32, on one thread, BLAS on an unpacked copy of the bits is the faster way for few bits,
+# k (m + n) up to this over the root of the samples (the packed kernels' calls cost more than their
+# work), and for a small k, up to this times the root (their tables cost more than they save).
+_FEW_BITS, _SMALL_K = 1 << 18, 10
+_MOST_UNPACKED = 1 << 20
+_MOST_DOUBLE = 1 << 21  # float64 has the portable kernels only
 
 _SWEEPS = 10  # of the closed forms in a refit
 
@@ -187,9 +188,9 @@ class DiBALinear(Layer):
     unpack : bool or "auto"
         Whether products go through BLAS on an unpacked copy of the binaries, which takes
         ``k (m + n)`` entries of `dtype`, instead of through the packed kernels. "auto" unpacks
-        where that is faster: in float32 up to 2^17 bits for every batch and up to 2^20 bits for
-        256 samples and more, in float64 up to 2^21. The copy is made when first used and takes at
-        most 4 MiB, 16 MiB in float64.
+        where that is faster for a batch of N samples: in float32 where
+        ``k (m + n) <= 2^18 / sqrt(N)`` or ``k <= 10 sqrt(N)``, up to 2^20 bits; in float64 up to
+        2^21 bits. The copy is made when first used and takes at most 4 MiB, 16 MiB in float64.
 
     Attributes
     ----------
@@ -242,10 +243,11 @@ class DiBALinear(Layer):
         """Tell whether a batch of so many samples goes through BLAS."""
         if self._unpack != "auto":
             return bool(self._unpack)
-        size = self.factors.k * sum(self.shape)
+        k = self.factors.k
+        size, root = k * sum(self.shape), math.sqrt(max(samples, 1))
         if self.dtype == np.dtype(np.float64):
-            return size <= _UNPACK_DOUBLE
-        return size <= (_UNPACK_BATCH if samples >= _BATCH else _UNPACK)
+            return size <= _MOST_DOUBLE
+        return size <= _MOST_UNPACKED and (size <= _FEW_BITS / root or k <= _SMALL_K * root)
 
     def _mix(self, side: str, samples: Array) -> Array:
         """Return ``samples (B - shift)^T`` for samples in rows; "b1.T" is the transpose of B1."""

@@ -52,11 +52,16 @@ def stored_scale_bits(d1: Vector, d2: Vector, d3: Vector) -> int:
 def round_diagonals(
     d1: NDArray[np.floating], d2: NDArray[np.floating], d3: NDArray[np.floating]
 ) -> tuple[Vector, Vector, Vector]:
-    """Return the diagonals as 16 bits hold them, mean magnitudes of d1 and d3 moved into d2."""
+    """Return the diagonals as 16 bits hold them, the magnitudes of d1 and d3 moved into d2.
+
+    They are moved by the powers of two next to the means: what has been rounded once stays as it
+    is.
+    """
     d1, d2, d3 = (np.array(d, np.float64) for d in (d1, d2, d3))
-    mean1, mean3 = (float(np.abs(outer).mean()) or 1.0 for outer in (d1, d3))
-    d2 *= mean1 * mean3
-    return round_half(d1 / mean1), round_half(d2, power_of_two(d2)), round_half(d3 / mean3)
+    means = (float(np.abs(outer).mean()) or 1.0 for outer in (d1, d3))
+    unit1, unit3 = (2.0 ** np.round(np.log2(mean)) for mean in means)
+    d2 *= unit1 * unit3
+    return round_half(d1 / unit1), round_half(d2, power_of_two(d2)), round_half(d3 / unit3)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """BERT in NumPy, forwards and backwards by hand, with linear layers of any kind.
 
 One encoder (post-norm, exact GELU, masked attention) serves MiniLM and the reaction networks; three
-heads stand on it: masked tokens, classes, mean of the tokens. The matrix of a linear layer is that
-of its `network_weights.Weight`.
+heads stand on it: masked tokens, classes, mean of the tokens. A linear layer is a dense matrix, or
+a layer of `diba_np` in its place.
 
 Every step returns its result and a function that turns the gradient of the result into that of its
 input; what is not used is never computed. Samples are flat: (S T, width) for S texts of T tokens.
@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from network_weights import Array, Weight
 from scipy.special import erf
 
+from diba_np.linear import Layer
+from diba_np.optim import gather
+
+Array = np.ndarray
 Back = Callable[[Array], Array]
 # takes the name of a linear layer, its inputs and what is added to its outputs or None
 Linear = Callable[[str, Array, "Array | None"], tuple[Array, Any]]
@@ -143,13 +146,16 @@ class Bert:
 
     Attributes
     ----------
-    weights : dict of str to Weight
-        Of the linear layers, by name without ".weight"; to be exchanged by `replace`.
+    matrices : dict of str to (m, n) array
+        Dense weights of the linear layers, by name without ".weight"; nothing trains them.
+    made : dict of str to Layer
+        What stands in the place of some of them; `replace` puts it there.
+    own : dict of str to array
+        Layer norms, and biases of the encoder; those of `made` are the layers' own.
     parameters : dict of str to array
-        Everything that may be trained: layer norms and biases of the encoder and the parameters
-        of the weights.
+        Everything that may be trained: `own` and the parameters of `made`.
     gradients : dict of str to array
-        Sums since the last `zero_grad`, of `parameters`.
+        Sums since the last `zero_grad`, of the `parameters` that were used.
     watch : callable or None
         Called on the way back with the name of a linear layer and the gradient of its outputs.
     """
@@ -169,8 +175,9 @@ class Bert:
         self.heads, self.epsilon, self.dtype = heads, epsilon, np.dtype(dtype)
         numbers = {int(n.split(".")[2]) for n in self.tensors if n.startswith("encoder.layer.")}
         self.layers = len(numbers)
-        self.weights = {
-            name.removesuffix(".weight"): Weight(value)
+        self.made: dict[str, Layer] = {}
+        self.matrices = {
+            name.removesuffix(".weight"): value
             for name, value in self.tensors.items()
             if value.ndim == 2 and not name.startswith("embeddings.")
         }
@@ -186,64 +193,56 @@ class Bert:
         """Return the names of the encoder's linear layers in the order in which they are read."""
         return [f"encoder.layer.{i}.{name}" for i in range(self.layers) for name in only]
 
-    def replace(self, weights: Mapping[str, Weight]) -> None:
-        """Exchange the weights of some linear layers."""
-        self.weights.update(weights)
+    def replace(self, made: Mapping[str, Layer]) -> None:
+        """Put layers, with their biases, in the place of some linear layers."""
+        self.made.update(made)
+        self.own |= {f"{name}.bias": layer.parameters["bias"] for name, layer in made.items()}
 
     @property
     def parameters(self) -> dict[str, Array]:
-        made = dict(self.own)
-        for name, weight in self.weights.items():
-            made |= {f"{name}.{key}": value for key, value in weight.parameters.items()}
-        return made
+        return self.own | gather(self.made)[0]
 
-    def refresh(self) -> None:
-        """Make the matrices anew after a change of the parameters."""
-        for weight in self.weights.values():
-            weight.refresh()
+    @property
+    def gradients(self) -> dict[str, Array]:
+        return self._sums | gather(self.made)[1]
 
     def zero_grad(self) -> None:
         """Set the accumulated gradients to zero."""
-        self.gradients: dict[str, Array] = {}
-        self._pending: dict[str, Array] = {}
-
-    def settle(self) -> dict[str, Array]:
-        """Pull the gradients of the matrices back to their parameters; return all gradients."""
-        for name, gradient in self._pending.items():
-            for key, value in self.weights[name].pull(gradient).items():
-                self._add(f"{name}.{key}", value)
-        self._pending = {}
-        return self.gradients
+        self._sums: dict[str, Array] = {}
+        for layer in self.made.values():
+            layer.zero_grad()
 
     def _add(self, name: str, gradient: Array) -> None:
-        if name in self.gradients:
-            self.gradients[name] += gradient
+        if name in self._sums:
+            self._sums[name] += gradient
         else:
-            self.gradients[name] = gradient
+            self._sums[name] = gradient
 
     def _vector(self, name: str) -> Array:
         return self.own[name] if name in self.own else self.tensors[name]
 
     def linear(self, name: str, x: Array, added: Array | None = None) -> tuple[Array, Back]:
         """Return ``x W^T + b``, and what is added to it, and the step back to x."""
-        weight, bias = self.weights[name], f"{name}.bias"
-        matrix = weight.matrix
-        y = x @ matrix.T
-        y += self._vector(bias)
+        if name in self.made:
+            layer = self.made[name].twin()
+            y, pull = layer.forward(x), layer.backward
+        else:
+            matrix, bias = self.matrices[name], f"{name}.bias"
+            y = x @ matrix.T
+            y += self._vector(bias)
+
+            def pull(gradient: Array) -> Array:
+                if bias in self.own:
+                    self._add(bias, gradient.sum(axis=0))
+                return gradient @ matrix
+
         if added is not None:
             y += added
 
         def back(gradient: Array) -> Array:
             if self.watch is not None:
                 self.watch(name, gradient)
-            if weight.parameters:
-                dense = gradient.T @ x
-                if name in self._pending:
-                    dense += self._pending[name]
-                self._pending[name] = dense
-            if bias in self.own:
-                self._add(bias, gradient.sum(axis=0))
-            return gradient @ matrix
+            return pull(gradient)
 
         return y, back
 
@@ -365,7 +364,7 @@ class Bert:
         y, back_dense = self.linear("cls.predictions.transform.dense", x[places])
         y, back_gelu = gelu(y)
         y, back_norm = self.norm("cls.predictions.transform", y)
-        decoder = self.weights["cls.predictions.decoder"].matrix
+        decoder = self.matrices["cls.predictions.decoder"]
         logits = y @ decoder.T + self.tensors["cls.predictions.bias"]
 
         def back(gradient: Array) -> Array:

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 from bert import Array, Back, Bert, batches, padded, softmax
-from network_weights import as_weight, restore, round_stored, store
 
 import diba_np as dn
 from diba_np import baselines
 from diba_np.atomic import atomic_path
+from diba_np.baselines.coded_linear import CodedLinear
 from diba_np.baselines.random_bits import random_factors
 from diba_np.baselines.scalar import ScalarQuantized
 from diba_np.layerwise import compress_layers
+from diba_np.linear import DiBALinear, Layer
 from diba_np.losses import cross_entropy
+from diba_np.model_file import ModelFactors, open_model
 from diba_np.optim import Adam
 
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
@@ -112,6 +114,11 @@ def by_codes(A: Array, bits: float, **how: Any) -> Form:
     """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
     made: Any = baselines.fit("rtn", A, bits)
     return made  # type: ignore[no-any-return]
+
+
+def as_layer(made: Form, bias: Array) -> Layer:
+    """Return what a method made as a layer whose diagonals or scales can be trained."""
+    return DiBALinear(made, bias) if isinstance(made, dn.DiBAFactors) else CodedLinear(made, bias)
 
 
 # -- layer by layer --------------------------------------------------------------------------------
@@ -307,7 +314,7 @@ def compress(
 
     made = compress_layers(
         [stage(i) for i in range(dense.layers)],
-        {name: dense.weights[name].matrix for name in names},
+        {name: dense.matrices[name] for name in names},
         states,
         lambda name, A, gram: fit(name, A, gram, matters[name].channels),
         biases={name: dense.own[f"{name}.bias"] for name in names},
@@ -318,9 +325,7 @@ def compress(
             f"{told['name']}: outputs {told['output_snr_db']:.2f} dB, {told['seconds']:.1f} s"
         ),
     )
-    for name, layer in made.layers.items():
-        net.replace({name: as_weight(layer.to_matrix())})
-        net.own[f"{name}.bias"][...] = layer.parameters["bias"]
+    net.replace(made.layers)
 
 
 # -- end to end ------------------------------------------------------------------------------------
@@ -393,7 +398,6 @@ def train(
     done, history = 0, []
     if path is not None and path.exists():
         done = _load(path, optimiser)
-        net.refresh()
     saved = time.monotonic()
     for at in range(done, len(steps)):
         net.zero_grad()
@@ -415,13 +419,12 @@ def train(
             loss += float(share) * np.array([value, apart])
         if not np.isfinite(loss).all():
             raise FloatingPointError(f"step {at + 1} of {len(steps)}: the loss is {loss}")
-        gradients = net.settle()
+        gradients = net.gradients
         warm = min(1.0, 20 * (at + 1) / len(steps))
         optimiser.step(
             {name: gradients.get(name, np.zeros_like(v)) for name, v in parameters.items()},
             warm * 0.5 * (1 + np.cos(np.pi * at / len(steps))),
         )
-        net.refresh()
         history.append(loss)
         if path is not None and time.monotonic() - saved > every:
             _save(path, optimiser, at + 1)
@@ -429,8 +432,7 @@ def train(
         if (at + 1) % 10 == 0 or at + 1 == len(steps):
             value, apart = np.mean(history[-10:], axis=0)
             tell(f"step {at + 1} of {len(steps)}: loss {value:.4f}, hidden states {apart:.4f}")
-    for weight in net.weights.values():
-        round_stored(weight)
+    net.replace({name: layer.rounded() for name, layer in net.made.items()})
 
 
 def _steps(task: Task, order: Array, tokens: int, rng: Any) -> Iterator[Array]:
@@ -471,23 +473,21 @@ def write(path: Path, arrays: Mapping[str, Array]) -> None:
         np.savez(file, **arrays)
 
 
-def save(path: Path, net: Bert, names: Sequence[str]) -> None:
-    """Keep what was fitted of a network."""
-    arrays = {f"own/{name}": value for name, value in net.own.items()}
-    for name in names:
-        arrays |= {f"{name}/{key}": v for key, v in store(net.weights[name]).items()}
-    write(path, arrays)
+def save(path: Path, net: Bert) -> None:
+    """Keep a network: a model's file of the compressed matrices, and an .npz of the rest."""
+    write(path.with_suffix(".npz"), net.own)
+    matrices: dict[str, Any] = {name: layer.to_matrix() for name, layer in net.made.items()}
+    shapes = {name: (matrix.shape, "<f4") for name, matrix in matrices.items()}
+    ModelFactors({}, shapes, matrices).save(path)
 
 
-def load(path: Path, net: Bert, names: Sequence[str]) -> None:
+def load(path: Path, net: Bert) -> None:
     """Put what `save` kept into a network."""
-    with np.load(path, allow_pickle=False) as arrays:
-        held = {key: arrays[key] for key in arrays.files}
-    for name, value in net.own.items():
-        value[...] = held[f"own/{name}"]
-    for name in names:
-        mine = {key[len(name) + 1 :]: v for key, v in held.items() if key.startswith(f"{name}/")}
-        net.replace({name: restore(mine)})
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as held:
+        for name, value in net.own.items():
+            value[...] = held[name]
+    for name, matrix in open_model(path).items():
+        net.replace({name: as_layer(matrix, net.own[f"{name}.bias"])})  # type: ignore[arg-type]
 
 
 def evaluate(net: Bert, task: Task) -> list[tuple[Array, Array, Any]]:

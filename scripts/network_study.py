@@ -37,7 +37,6 @@ from typing import Any
 import network_fit as nf
 import numpy as np
 from bert import LINEAR, Array, Bert, batches
-from network_weights import DiBAWeight
 from sources import cache_folder
 
 import diba_np as dn
@@ -112,7 +111,7 @@ class Study:
         for name in names:
             _, _, layer, kind = name.split(".", 3)
             share[name] = shares[LINEAR.index(kind)] * (1 + tilt * (2 * int(layer) / last - 1))
-            size[name] = self.dense.weights[name].matrix.size
+            size[name] = self.dense.matrices[name].size
         mean = sum(share[name] * size[name] for name in names) / sum(size.values())
         return {name: 32 * float(Fraction(ratio)) * share[name] / mean for name in names}
 
@@ -141,28 +140,25 @@ class Study:
         """Return the network after a stage, from the store or made from the stage before."""
         net = self.task.network()
         names = net.encoder_names(VARIANTS[variant])
-        path = self.folder / f"{key_of(variant, method, ratio, stage)}.npz"
+        path = self.folder / f"{key_of(variant, method, ratio, stage)}.h5"
         layers, training = path.with_suffix(".layers"), path.with_suffix(".state.npz")
 
         def tell(line: str) -> None:
             self.tell(f"{path.stem}: {line}")
 
         if path.exists():
-            nf.load(path, net, names)
+            nf.load(path, net)
             return net
         bits = self.bits(names, ratio, method)
         if stage == "replaced":
             for name in names:
-                made = METHODS[method](net.weights[name].matrix, bits[name], **self.how)
-                net.replace({name: nf.as_weight(made)})
+                made = METHODS[method](net.matrices[name], bits[name], **self.how)
+                net.replace({name: nf.as_layer(made, net.own[f"{name}.bias"])})
         elif stage == "layer-wise":
             net = self.stage(variant, method, ratio, "replaced")
 
             def kept(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
-                weight = net.weights[name]
-                if isinstance(weight, DiBAWeight):
-                    return weight.factors
-                return METHODS[method](self.dense.weights[name].matrix, bits[name])
+                return net.made[name].to_matrix()
 
             self.compress(net, names, kept, refit=True, folder=layers, tell=tell)
         elif stage == "activations":
@@ -185,7 +181,7 @@ class Study:
                 path=training,
                 tell=tell,
             )
-        nf.save(path, net, names)
+        nf.save(path, net)
         training.unlink(missing_ok=True)
         shutil.rmtree(layers, ignore_errors=True)
         return net

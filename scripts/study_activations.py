@@ -58,7 +58,7 @@ def real_cases(names: tuple[str, ...], most_rows: int) -> dict[str, tuple[np.nda
     for name, layer in zip(names, layers, strict=True):
         inputs = [half[layer] for half in halves]
         taken = [X[np.sort(rng.permutation(len(X))[:most_rows])] for X in inputs]
-        cases[name] = (net.weights[layer].matrix, *taken)
+        cases[name] = (net.matrices[layer], *taken)
     return cases
 
 

@@ -36,7 +36,7 @@ def measures(
     """Return W (m, m) of the outputs and H (n, n) of the inputs of some layers, on some rows."""
     places = list(batches(task.fit, nf.TOKENS, rows))
     matters = nf.importance(net, task, places)
-    grams = {name: np.zeros((net.weights[name].matrix.shape[1],) * 2) for name in names}
+    grams = {name: np.zeros((net.matrices[name].shape[1],) * 2) for name in names}
     for at, some in enumerate(places):
         ids, mask, _ = task.read("fit", some)
 
@@ -102,7 +102,7 @@ def main() -> int:
     own, other = (measures(net, task, half, names) for half in np.split(rows, 2))
     told = []
     for name in names:
-        A = net.weights[name].matrix
+        A = net.matrices[name]
         row: dict[str, Any] = {"weight": name, "shape": list(A.shape), "bits": args.bits}
         for weights in WEIGHTS:
             started = time.process_time()

@@ -9,11 +9,12 @@ from scipy.special import erf
 from scipy.stats import norm
 
 import diba_np as dn
+from diba_np.baselines.coded_linear import CodedLinear
+from diba_np.baselines.scalar import ScalarQuantized
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import bert
-import network_weights
 
 WIDTH = 8
 
@@ -28,12 +29,15 @@ def factors(rng, m, n, k=5):
 def net(rng):
     made = bert.Bert(bert.random_tensors(0), heads=2, dtype=np.float64)
     for name in made.encoder_names():
-        m, n = made.weights[name].matrix.shape
-        made.replace({name: network_weights.DiBAWeight(factors(rng, m, n), np.float64)})
+        form, bias = factors(rng, *made.matrices[name].shape), made.own[f"{name}.bias"]
+        made.replace({name: dn.DiBALinear(form, bias, np.float64)})
     name = "encoder.layer.1.attention.output.dense"
-    codes = rng.integers(-2, 3, (WIDTH, WIDTH)).astype(float)
-    group = np.repeat([0, 1], WIDTH // 2)
-    made.replace({name: network_weights.CodeWeight(codes, rng.normal(size=(WIDTH, 2)), group)})
+    codes, scales = rng.integers(0, 5, (WIDTH, WIDTH), np.uint8), rng.normal(size=(WIDTH, 2))
+    kept, table = np.ones(WIDTH, bool), np.arange(-2.0, 3.0)
+    form = ScalarQuantized((WIDTH, WIDTH), codes, 5, WIDTH // 2, scales, kept, table, 1.0, {})
+    made.replace({name: CodedLinear(form, made.own[f"{name}.bias"], np.float64)})
+    name = "encoder.layer.0.intermediate.dense"  # one stays dense
+    del made.made[name]
     return made
 
 
@@ -58,11 +62,10 @@ def test_gradients_are_central_differences(net, rng, head):
     gy, gh = rng.normal(size=y.shape), rng.normal(size=hidden[1].shape)
     net.zero_grad()
     back(gy, gh)
-    gradients = net.settle()
+    gradients = net.gradients
     assert set(gradients) == set(net.parameters)
 
     def value():
-        net.refresh()
         y, hidden, _ = outputs(net, head)
         return np.vdot(y, gy) + np.vdot(hidden[1], gh)
 
@@ -84,7 +87,7 @@ def test_gradients_add_up_over_batches(net, rng):
         for _ in range(times):
             y, hidden, back = outputs(net, "classify")
             back(np.ones_like(y), np.zeros_like(hidden[1]))
-        gradient[times] = net.settle()
+        gradient[times] = {name: value.copy() for name, value in net.gradients.items()}
     for name, value in gradient[1].items():
         np.testing.assert_allclose(gradient[2][name], 2 * value, rtol=1e-9, atol=1e-12)
 
@@ -95,28 +98,6 @@ def test_padding_changes_nothing(net):
         ids, mask = IDS[row : row + 1, :length], MASK[row : row + 1, :length]
         hidden, _ = net.encode(ids, mask)
         np.testing.assert_allclose(net.classify(hidden[-1], mask)[0][0], together[row], atol=1e-10)
-
-
-def test_weights_are_the_matrices_that_they_stand_for(rng):
-    f = factors(rng, 7, 6)
-    np.testing.assert_allclose(
-        network_weights.DiBAWeight(f).matrix, f.to_dense(), rtol=1e-5, atol=1e-6
-    )
-    weight = network_weights.CodeWeight(
-        np.ones((2, 3)), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0, 0, 1])
-    )
-    np.testing.assert_array_equal(weight.matrix, [[1, 1, 2], [3, 3, 4]])
-    np.testing.assert_array_equal(weight.pull(weight.codes)["scales"], [[2, 1], [2, 1]])
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_a_stored_weight_comes_back_whole(rng, shift):
-    bits = rng.random((7, 5)) < 0.5, rng.random((5, 6)) < 0.5
-    f = dn.DiBAFactors(rng.normal(size=7), bits[0], np.ones(5), bits[1], np.ones(6), shift=shift)
-    weight = network_weights.restore(network_weights.store(network_weights.DiBAWeight(f)))
-    np.testing.assert_allclose(weight.matrix, f.to_dense(), rtol=1e-5, atol=1e-6)
-    assert weight.factors.shift == shift
-    np.testing.assert_allclose(weight.factors.to_dense(), weight.matrix, rtol=1e-5, atol=1e-6)
 
 
 def test_the_normal_law_in_both_precisions(rng):

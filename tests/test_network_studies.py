@@ -67,25 +67,25 @@ def test_refitted_layers_bring_the_network_nearer_and_keep_their_bits(method):
     task = study_classes.made()
     dense, net = task.network(), task.network()
     names = net.encoder_names(network_study.VARIANTS["attention"])
-    forms = {name: network_study.METHODS[method](dense.weights[name].matrix, 4.0) for name in names}
+    forms = {name: network_study.METHODS[method](dense.matrices[name], 4.0) for name in names}
     for name, form in forms.items():
-        net.replace({name: nf.as_weight(form)})
+        net.replace({name: nf.as_layer(form, net.own[f"{name}.bias"])})
 
     def apart():
         ids, mask, _ = task.read("fit", np.arange(40))
         now, aim = (one.encode(ids, mask)[0] for one in (net, dense))
         return nf.matched(now, aim, mask)[0]
 
-    before, bits = apart(), {name: nf.store(net.weights[name]) for name in names}
+    before = apart()
     nf.compress(net, dense, task, np.arange(40), names, lambda name, *_: forms[name], refit=True)
     assert apart() < before
-    for name in net.encoder_names():
-        if name not in names:
-            assert not net.weights[name].parameters
-            continue
-        for key, value in nf.store(net.weights[name]).items():
-            if key in ("b1", "b2", "codes", "group"):
-                np.testing.assert_array_equal(value, bits[name][key])
+    assert set(net.made) == set(names)
+    for name, form in forms.items():
+        now = net.made[name].to_matrix()
+        if method == "codes":
+            np.testing.assert_array_equal(now.codes, form.codes)
+        else:
+            assert (now.b1, now.b2) == (form.b1, form.b2)
 
 
 def test_importance_is_that_of_tokens_and_outputs(tmp_path):
@@ -171,14 +171,17 @@ def test_what_is_kept_comes_back(rng, tmp_path):
     net, other = (bert.Bert(bert.random_tensors(0), heads=2) for _ in range(2))
     names = net.encoder_names()
     for name, make in zip(names, [nf.by_weights, nf.by_codes, nf.at_random] * 4, strict=True):
-        net.replace({name: nf.as_weight(make(net.weights[name].matrix, 6.0))})
+        net.replace({name: nf.as_layer(make(net.matrices[name], 6.0), net.own[f"{name}.bias"])})
     net.own["embeddings.LayerNorm.bias"] += 1
-    nf.save(tmp_path / "net.npz", net, names)
-    nf.load(tmp_path / "net.npz", other, names)
+    nf.save(tmp_path / "net.h5", net)
+    nf.load(tmp_path / "net.h5", other)
+    assert set(other.made) == set(names)
+    assert set(other.parameters) == set(net.parameters)
     for name, value in net.parameters.items():
         np.testing.assert_array_equal(other.parameters[name], value)
-    for name in names:
-        np.testing.assert_array_equal(other.weights[name].matrix, net.weights[name].matrix)
+    for name, layer in net.made.items():
+        same = other.made[name].to_matrix().to_dense()
+        np.testing.assert_array_equal(same, layer.to_matrix().to_dense())
 
 
 def test_training_goes_on_where_it_was_interrupted(tmp_path):
@@ -189,7 +192,8 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
     def fresh():
         net = task.network()
         for name in net.encoder_names():
-            net.replace({name: nf.as_weight(nf.by_codes(net.weights[name].matrix, 4.0))})
+            form = nf.by_codes(net.matrices[name], 4.0)
+            net.replace({name: nf.as_layer(form, net.own[f"{name}.bias"])})
         return net
 
     whole, cut = fresh(), fresh()
@@ -239,8 +243,8 @@ def test_compression_goes_on_after_the_last_finished_layer(method, tmp_path):
     compress(cut, folder=tmp_path)
     assert fitted == names[3:]
     for name in names:
-        np.testing.assert_array_equal(cut.weights[name].matrix, whole.weights[name].matrix)
-        np.testing.assert_array_equal(cut.own[f"{name}.bias"], whole.own[f"{name}.bias"])
+        for key, value in whole.made[name].parameters.items():
+            np.testing.assert_array_equal(cut.made[name].parameters[key], value)
 
 
 def test_hidden_states_pull_along_the_gradient_of_their_distance(rng):
@@ -322,7 +326,7 @@ def test_shares_and_tilt_keep_the_mean_and_are_part_of_the_settings(tmp_path, mo
     study = kept["study"]
     names = study.dense.encoder_names()
     bits = study.bits(names, "1/8", "diba")
-    sizes = {name: study.dense.weights[name].matrix.size for name in names}
+    sizes = {name: study.dense.matrices[name].size for name in names}
     assert sum(bits[n] * sizes[n] for n in names) / sum(sizes.values()) == pytest.approx(4.0)
     first, last = (bits[f"encoder.layer.{i}.attention.self.query"] for i in (0, 1))
     assert last / first == pytest.approx(1.5 / 0.5)

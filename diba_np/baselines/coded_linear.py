@@ -53,6 +53,7 @@ class CodedLinear(Layer):
         values = np.asarray(coded.table, np.float64)[coded.codes]
         self._values = values.astype(kind)
         kept = self._values.shape[1]
+        self._kept: Any = slice(None) if coded.kept.all() else coded.kept  # a slice makes no copy
         self._starts = group_starts(kept, coded.group)[: coded.scales.shape[1]]
         self._group = group_index(kept, coded.group)
         scales = coded.scales.astype(np.float64) * coded.scale
@@ -65,7 +66,7 @@ class CodedLinear(Layer):
         return weights
 
     def _forward(self, samples: Array) -> tuple[Array, Any]:
-        x, weights = samples[:, self.coded.kept], self._weights()
+        x, weights = samples[:, self._kept], self._weights()
         return x @ weights.T + self.parameters["bias"], (x, weights)
 
     def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
@@ -75,7 +76,7 @@ class CodedLinear(Layer):
             self.gradients["scales"] += np.add.reduceat(pulled, self._starts, axis=1)
         self.gradients["bias"] += g.sum(axis=0)
         gx = np.zeros_like(samples)
-        gx[:, self.coded.kept] = g @ weights
+        gx[:, self._kept] = g @ weights
         return gx
 
     def refit(self, data: Moments) -> None:
