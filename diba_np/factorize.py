@@ -50,6 +50,7 @@ class _Plan:
     shift: float
     seed: int
     effort: Effort
+    effort_name: str | None  # None where it has no meaning
     max_sweeps: int
     capped: bool  # whether the caller gave `max_sweeps`
     tol: float
@@ -225,24 +226,7 @@ def factorize(
     # under "auto" the widths are chosen at about the right k, and then k for these widths
     stored = _USUAL_WIDTHS if auto else check_scale_bits(scale_bits)
     size = 0 if goal is not None else budget.intermediate_dimension(name, value, shape, stored)
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if effort not in EFFORTS:
-        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-    greedy = solver == "greedy"
-    plan = _Plan(
-        solver=solver,
-        shift=check_shift(shift),
-        seed=budget.check_count(seed, "seed", least=0),
-        effort=EFFORTS[effort],
-        max_sweeps=(1000 if greedy else EFFORTS[effort].iterations)
-        if max_sweeps is None
-        else budget.check_count(max_sweeps, "max_sweeps"),
-        capped=max_sweeps is not None,
-        tol=(0.0 if greedy else 1e-5) if tol is None else _check_tol(tol),
-        scale_bits=stored,
-        init=_check_init(init, goal),
-    )
+    plan = _plan(solver, effort, shift, seed, max_sweeps, tol, stored, _check_init(init, goal))
     if time_limit is not None:
         time_limit = budget.check_number(time_limit, "time_limit", above=0.0)
     if callback is not None and not callable(callback):
@@ -261,7 +245,7 @@ def factorize(
             settings = {
                 name: size if name == "k" else float(value),
                 "scale_bits": scale_bits,
-                "effort": None if greedy else effort,
+                "effort": plan.effort_name,
                 "time_limit": time_limit,
                 "block_rows": block_rows,
                 "memory map": isinstance(matrix, np.memmap),
@@ -289,24 +273,8 @@ def factorize(
             monitor.close()
         state = monitor.stage("finish", lambda: _finish(target, state, monitor, plan.scale_bits))
         told = snr_facts(target, state)
-    record = {
-        "solver": solver,
-        "effort": None if greedy else effort,
-        "seed": plan.seed,
-        "sweeps": monitor.sweeps,
-        "stages": monitor.stages or None,
-        "max_sweeps": plan.max_sweeps,
-        "tol": plan.tol,
-        "converged": monitor.converged and not monitor.stopped,
-        "stopped": monitor.stopped or None,
-        "improving_flips_left": 0 if monitor.settled else None,
-        "seconds": round(monitor.seconds, 3),
-        **told,
-        "objective_history": monitor.thinned_history(),
-        "source": {"sha256": source.get("sha256") or digest(matrix), **source},
-        **({} if weights is None else {"activations": weights.facts}),
-        "versions": versions(),
-    }
+    source = {"sha256": source.get("sha256") or digest(matrix), **source}
+    record = _record(plan, monitor, told, source, weights)
     if not record["converged"]:
         why = monitor.stopped or f"max_sweeps={plan.max_sweeps}"
         warnings.warn(
@@ -319,6 +287,66 @@ def factorize(
     elif keeper is not None:
         keeper.remove()
     return factors_of(state, target.unit, record)
+
+
+def _plan(
+    solver: str,
+    effort: str,
+    shift: float,
+    seed: int,
+    max_sweeps: int | None,
+    tol: float | None,
+    scale_bits: ScaleBits,
+    init: DiBAFactors | None,
+) -> _Plan:
+    """Return what the arguments of `factorize` say, checked and with their defaults."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
+    greedy = solver == "greedy"
+    return _Plan(
+        solver=solver,
+        shift=check_shift(shift),
+        seed=budget.check_count(seed, "seed", least=0),
+        effort=EFFORTS[effort],
+        effort_name=None if greedy else effort,
+        max_sweeps=(1000 if greedy else EFFORTS[effort].iterations)
+        if max_sweeps is None
+        else budget.check_count(max_sweeps, "max_sweeps"),
+        capped=max_sweeps is not None,
+        tol=(0.0 if greedy else 1e-5) if tol is None else _check_tol(tol),
+        scale_bits=scale_bits,
+        init=init,
+    )
+
+
+def _record(
+    plan: _Plan,
+    monitor: Monitor,
+    told: dict[str, Any],
+    source: dict[str, Any],
+    weights: Weights | None,
+) -> dict[str, Any]:
+    """Return what a factorization tells about its making; `told` of its SNR, `source` of A."""
+    return {
+        "solver": plan.solver,
+        "effort": plan.effort_name,
+        "seed": plan.seed,
+        "sweeps": monitor.sweeps,
+        "stages": monitor.stages or None,
+        "max_sweeps": plan.max_sweeps,
+        "tol": plan.tol,
+        "converged": monitor.converged and not monitor.stopped,
+        "stopped": monitor.stopped or None,
+        "improving_flips_left": 0 if monitor.settled else None,
+        "seconds": round(monitor.seconds, 3),
+        **told,
+        "objective_history": monitor.thinned_history(),
+        "source": source,
+        **({} if weights is None else {"activations": weights.facts}),
+        "versions": versions(),
+    }
 
 
 def _fingerprint(
