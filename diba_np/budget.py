@@ -102,7 +102,7 @@ def _within_files(k: int, given: str) -> int:
     return k
 
 
-def guess_k(goal: float, shape: tuple[int, int]) -> int:
+def usual_k(goal: float, shape: tuple[int, int]) -> int:
     """Return about the k that reaches `goal` dB: 5 dB a bit, at most 32 bits per weight."""
     m, n = shape
     most = max(1, int(metrics.DENSE_BITS * m * n / (m + n)))
@@ -145,7 +145,7 @@ def smallest_k(
     most = max(1, int(metrics.DENSE_BITS * m * n / (m + n)))
     seen: dict[int, float] = {}
     low, high = 0, most + 1  # reach(low) < goal <= reach(high), as far as known
-    guess = min(most, max(1, first or guess_k(goal, shape)))
+    guess = min(most, max(1, first or usual_k(goal, shape)))
     while high - low > 1:
         seen[guess] = reach(guess)
         if seen[guess] >= goal:

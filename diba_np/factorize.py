@@ -23,7 +23,7 @@ from diba_np.search.activations import WeightedTarget, reached_db, snr_facts
 from diba_np.search.gram import Weights, as_weights
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.monitor import Monitor, SearchState
-from diba_np.search.pilot import choose_widths, guess_k
+from diba_np.search.pilot import choose_widths, estimate_k
 from diba_np.search.polish import polish
 from diba_np.search.rank_one import rank_one, widened
 from diba_np.search.refit import factors_of, round_diagonals, state_of
@@ -253,7 +253,7 @@ def factorize(
             monitor.keep_in(keeper, keeper.open(_fingerprint(plan, settings, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
         if auto:
-            near = size or budget.guess_k(goal or 0.0, shape)
+            near = size or budget.usual_k(goal or 0.0, shape)
             stored = choose_widths(target, near, plan.shift, plan.seed)
             plan = replace(plan, scale_bits=stored)
             if goal is None:
@@ -484,7 +484,7 @@ def _search_snr(target: Target, goal: float, plan: _Plan, monitor: Monitor) -> S
             raise _Ended
         return reached_db(target, best[k])
 
-    first, slope = guess_k(target, goal, plan.shift, plan.seed)
+    first, slope = estimate_k(target, goal, plan.shift, plan.seed)
     try:
         return best[budget.smallest_k(reach, goal, target.shape, first, slope)]
     except _Ended:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.factors import DiBAFactors
 from diba_np.products import Product
-from diba_np.scales import fit_grid, round_diagonals
+from diba_np.scales import fit_grid, half_diagonals
 
 if TYPE_CHECKING:
     from diba_np.moments import Moments
@@ -321,7 +321,7 @@ class DiBALinear(Layer):
         f, p = self.factors, self.parameters
         grids = f.grids
         if grids is None:
-            d1, d2, d3 = round_diagonals(p["d1"], p["d2"], p["d3"])
+            d1, d2, d3 = half_diagonals(p["d1"], p["d2"], p["d3"])
         else:
             moved = any(not np.array_equal(p[name], getattr(f, name)) for name in DIAGONALS)
             if moved:

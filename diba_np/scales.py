@@ -49,7 +49,7 @@ def stored_scale_bits(d1: Vector, d2: Vector, d3: Vector) -> int:
     return HALF if exact else SINGLE
 
 
-def round_diagonals(
+def half_diagonals(
     d1: NDArray[np.floating], d2: NDArray[np.floating], d3: NDArray[np.floating]
 ) -> tuple[Vector, Vector, Vector]:
     """Return the diagonals as 16 bits hold them, the magnitudes of d1 and d3 moved into d2.

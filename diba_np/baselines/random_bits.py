@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np import budget
 from diba_np.factors import DiBAFactors, check_shift
 from diba_np.moments import LeastSquares, Moments
-from diba_np.scales import round_diagonals
+from diba_np.scales import half_diagonals
 from diba_np.search.target import as_matrix
 
 _SWEEPS = 20
@@ -77,6 +77,6 @@ def random_factors(
     )
     for _ in range(_SWEEPS):
         solver.sweep()
-    d1, d2, d3 = round_diagonals(*(solver.d[name] for name in ("d1", "d2", "d3")))
+    d1, d2, d3 = half_diagonals(*(solver.d[name] for name in ("d1", "d2", "d3")))
     record = {"solver": "random", "seed": seed, "sweeps": _SWEEPS}
     return DiBAFactors(d1, start.b1, d2, start.b2, d3, start.shift, record)

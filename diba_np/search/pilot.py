@@ -50,14 +50,14 @@ def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:
     return state
 
 
-def guess_k(target: Target, goal: float, shift: float, seed: int) -> tuple[int, float]:
+def estimate_k(target: Target, goal: float, shift: float, seed: int) -> tuple[int, float]:
     """Return about the k that reaches `goal` dB, and the dB that one more component brings.
 
     Two pilots at rates near the goal, and a straight line through them.
     """
     m, n = target.shape
     part = part_of(target)
-    at = budget.guess_k(goal, target.shape) * (m + n) / (m * n)
+    at = budget.usual_k(goal, target.shape) * (m + n) / (m * n)
     if part.energy == 0:
         return 1, _SLOPE
     points: list[tuple[float, float]] = []
