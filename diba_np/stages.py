@@ -209,7 +209,7 @@ class States:
             yield _load_state(self._path(at, "dense")), _load_state(self._path(at, "compressed"))
 
     def _path(self, at: int, kind: str, stage: int | None = None) -> Path:
-        return self.folder / f"{self.stage if stage is None else stage}-{at}-{kind}.npz"
+        return self.folder / f"{self.stage if stage is None else stage}-{at}-{kind}.npy"
 
     def advance(self, stage: Stage, dense: Linear, compressed: Linear) -> None:
         """Replace every state by what a stage makes of it."""
@@ -232,12 +232,15 @@ def _save_state(path: Path, state: State) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "buif":
             raise TypeError(f"a state must hold arrays of numbers, got {array.dtype} as {name}")
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with open(path, "wb") as file:  # one array after the other: an .npz would sum them up too
+        for array in (np.array(list(arrays)), *arrays.values()):
+            np.save(file, array, allow_pickle=False)
 
 
 def _load_state(path: Path) -> State:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    with open(path, "rb") as file:
+        names = np.load(file, allow_pickle=False)
+        arrays = {str(name): np.load(file, allow_pickle=False) for name in names}
     if "array" in arrays:
         return arrays["array"]
     if next(iter(arrays)).startswith("item "):

@@ -278,33 +278,61 @@ class Bert:
         y, back = self.norm("embeddings", x.reshape(ids.size, -1))
         return y, back
 
-    def layer(
+    def _caller(self, i: int, linear: Linear | None) -> Linear:
+        """Return `linear`, or the method of that name, for names within the encoder's layer i."""
+
+        def call(name: str, x: Array, added: Array | None = None) -> tuple[Array, Any]:
+            return (linear or self.linear)(f"encoder.layer.{i}.{name}", x, added)
+
+        return call
+
+    def mix(
         self, i: int, x: Array, mask: Array, linear: Linear | None = None
     ) -> tuple[Array, Back]:
-        """Return the hidden states after the encoder's layer i, and the step back.
+        """Return what the attention of layer i makes of hidden states, and the step back.
 
         `linear` takes the place of the method of that name; without a step back there is none.
         """
-        at = f"encoder.layer.{i}"
-
-        def call(name: str, x: Array, added: Array | None = None) -> tuple[Array, Any]:
-            return (linear or self.linear)(f"{at}.{name}", x, added)
-
-        parts = [call(f"attention.self.{name}", x) for name in PROJECTIONS]
+        call = self._caller(i, linear)
+        parts = [call(f"attention.self.{name}", x, None) for name in PROJECTIONS]
         mixed, back_mix = attend(*(y for y, _ in parts), mask, self.heads)
+
+        def back(gradient: Array) -> Array:
+            steps = [step for _, step in parts]
+            query, key, value = (
+                step(part) for step, part in zip(steps, back_mix(gradient), strict=True)
+            )
+            return query + key + value
+
+        return mixed, back
+
+    def feed(
+        self, i: int, x: Array, mixed: Array, linear: Linear | None = None
+    ) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+        """Return the hidden states after layer i, and the step back to `x` and to `mixed`."""
+        call, at = self._caller(i, linear), f"encoder.layer.{i}"
         y, back_out = call("attention.output.dense", mixed, x)
         h, back_mid = self.norm(f"{at}.attention.output", y)
-        inner, back_inner = call("intermediate.dense", h)
+        inner, back_inner = call("intermediate.dense", h, None)
         active, back_gelu = gelu(inner)
         y, back_outer = call("output.dense", active, h)
         y, back_end = self.norm(f"{at}.output", y)
 
-        def back(gradient: Array) -> Array:
+        def back(gradient: Array) -> tuple[Array, Array]:
             g = back_end(gradient)
             g = back_mid(g + back_inner(back_gelu(back_outer(g))))
-            for (_, step), part in zip(parts, back_mix(back_out(g)), strict=True):
-                g = g + step(part)
-            return g
+            return g, back_out(g)
+
+        return y, back
+
+    def layer(self, i: int, x: Array, mask: Array) -> tuple[Array, Back]:
+        """Return the hidden states after the encoder's layer i, and the step back."""
+        mixed, back_mix = self.mix(i, x, mask)
+        y, back_feed = self.feed(i, x, mixed)
+
+        def back(gradient: Array) -> Array:
+            g, through = back_feed(gradient)
+            return g + back_mix(through)
 
         return y, back
 

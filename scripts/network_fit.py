@@ -296,24 +296,37 @@ def compress(
             ids, mask, _ = task.read("fit", some)
             yield {"x": dense.embed(ids)[0], "mask": mask, "at": np.array(at)}
 
-    def stage(i: int) -> Callable[[Any, Any], Any]:
-        def run(state: Any, linear: Any) -> Any:
-            def through(name: str, x: Array, added: Array | None) -> tuple[Array, Any]:
-                if name not in names:
-                    return dense.linear(name, x, added)
-                weights = matters[name].tokens[int(state["at"])]
-                share = together * matters[name].together
-                if not share:
-                    return linear(name, x, keep=weights, added=added), None
-                more, added, weights = with_sums(x, added, weights, state["mask"], share)
-                return linear(name, more, keep=weights, added=added)[: len(x)], None
+    def caller(state: Any, linear: Any) -> Callable[[str, Array, Array | None], Any]:
+        def through(name: str, x: Array, added: Array | None) -> tuple[Array, Any]:
+            if name not in names:
+                return dense.linear(name, x, added)
+            weights = matters[name].tokens[int(state["at"])]
+            share = together * matters[name].together
+            if not share:
+                return linear(name, x, keep=weights, added=added), None
+            more, added, weights = with_sums(x, added, weights, state["mask"], share)
+            return linear(name, more, keep=weights, added=added)[: len(x)], None
 
-            return {**state, "x": dense.layer(i, state["x"], state["mask"], through)[0]}
+        return through
+
+    # what is cut between two stages need not be run again for the layers after it
+    def mix(i: int) -> Callable[[Any, Any], Any]:
+        def run(state: Any, linear: Any) -> Any:
+            mixed, _ = dense.mix(i, state["x"], state["mask"], caller(state, linear))
+            return {**state, "mixed": mixed}
+
+        return run
+
+    def feed(i: int) -> Callable[[Any, Any], Any]:
+        def run(state: Any, linear: Any) -> Any:
+            before = dict(state)
+            x, _ = dense.feed(i, before.pop("x"), before.pop("mixed"), caller(state, linear))
+            return {**before, "x": x}
 
         return run
 
     made = compress_layers(
-        [stage(i) for i in range(dense.layers)],
+        [part(i) for i in range(dense.layers) for part in (mix, feed)],
         {name: dense.matrices[name] for name in names},
         states,
         lambda name, A, gram: fit(name, A, gram, matters[name].channels),
