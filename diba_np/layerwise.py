@@ -137,9 +137,11 @@ def compress_layers(
     Notes
     -----
     Layers that are called one after the other with the same array (query, key, value) share their
-    passes. With L groups of layers in a stage, the stage runs 2 L + 3 times on every batch. On
-    disk: the states of both networks around one stage. In memory: ``16 n (m + n)`` bytes of moments
-    for each layer of a group, the states of one batch, and what `fit` takes.
+    passes. Each group of layers in a stage takes a pass of both networks, from the stage's start to
+    the group, and the stage as a whole another: cut into stages that begin with their only group, a
+    network runs once. On disk: the states of both networks around one stage. In memory:
+    ``16 n (m + n)`` bytes of moments for each layer of a group, the states of one batch, and what
+    `fit` takes.
     """
     budget.check_number(ridge, "ridge", above=0.0)
     if not 0 <= budget.check_number(hold_out, "hold_out") < 1:
