@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from bert import Array, Back, Bert, batches, padded, softmax
+from teacher import Teacher
 
 import diba_np as dn
 from diba_np import baselines
@@ -371,6 +372,7 @@ def train(
     rate: float = 2e-3,
     hidden: float = 1.0,
     tokens: int = 2048,
+    states: Path | None = None,
     path: Path | None = None,
     every: float = 60.0,
     seed: int = 0,
@@ -393,6 +395,8 @@ def train(
         Weight of the hidden states' relative squared error beside the task's loss.
     tokens : int
         Of a step; it is made of parts of `TOKENS`.
+    states : Path, optional
+        Folder of the hidden states of `dense`, see `teacher.Teacher`.
     path : Path, optional
         Where the state is kept every so many seconds, and continued from.
 
@@ -406,6 +410,7 @@ def train(
     for _ in range(epochs):
         made = list(_steps(task, rng.permutation(rows), tokens, rng))
         steps += [made[i] for i in rng.permutation(len(made))]
+    teacher = Teacher(dense, states)
     parameters = net.parameters
     optimiser = Adam(parameters, rate)
     done, history = 0, []
@@ -419,14 +424,14 @@ def train(
         for part in parts:
             ids, mask, known = task.read("fit", part)
             share = np.float32(len(part) / len(steps[at]))
-            aims, _ = dense.encode(ids, mask)
+            aims = teacher.states(part, ids, mask)
             taught, _ = task.head(dense, aims[-1], mask, known)
-            states, back = net.encode(ids, mask)
-            y, back_head = task.head(net, states[-1], mask, known)
+            now, back = net.encode(ids, mask)
+            y, back_head = task.head(net, now[-1], mask, known)
             value, gradient = task.loss(y, taught, known)
-            apart, gradients = matched(states, aims, mask)
+            apart, gradients = matched(now, aims, mask)
             gradients = {k: g * np.float32(hidden * share) for k, g in gradients.items()}
-            last = len(states) - 1
+            last = len(now) - 1
             gradients[last] = gradients[last] + back_head(gradient * share)
             back(gradients)
             loss += float(share) * np.array([value, apart])

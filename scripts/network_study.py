@@ -13,8 +13,9 @@ counted) and judges it after each stage on rows that nothing was fitted to:
 
 The integer codes and the random bits at the same stored bits go through the same stages but the
 fourth. Each finished stage lies in the cache folder, in between finished layers and the state of
-training: a study that was interrupted goes on where it was. With `--jobs` methods and ratios run
-side by side, each in a process of its own.
+training: a study that was interrupted goes on where it was. Until all stages are there the hidden
+states that the dense network teaches lie there too (4 GB of masked tokens). With `--jobs` methods
+and ratios run side by side, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ class Study:
                 epochs=self.args.epochs,
                 rate=self.args.rate,
                 tokens=self.args.tokens,
+                states=self.folder / "taught",
                 path=training,
                 tell=tell,
             )
@@ -185,6 +187,13 @@ class Study:
         training.unlink(missing_ok=True)
         shutil.rmtree(layers, ignore_errors=True)
         return net
+
+    def tidy(self) -> None:
+        """Remove the dense network's hidden states once every stage of the study is there."""
+        chains = itertools.product(VARIANTS, METHODS, RATIOS)
+        keys = (key_of(*what, stage) for what in chains for stage in stages_of(what[1], STAGES))
+        if all((self.folder / f"{key}.json").exists() for key in keys):
+            shutil.rmtree(self.folder / "taught", ignore_errors=True)
 
     def matters(self) -> dict[str, nf.Importance]:
         """Return how much tokens and outputs matter in the dense network, found out once."""
@@ -397,6 +406,7 @@ def main(
                 continue
             found = study.scored(key_of(*what), lambda what=what: study.stage(*what))
             rows.append(dict(zip(names, what, strict=True)) | found)
+    study.tidy()
     if args.json:
         print(json.dumps({"dense": dense, "rows": rows}))
     else:

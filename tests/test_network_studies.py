@@ -18,6 +18,7 @@ import reactions
 import study_classes
 import study_masked_tokens
 import study_sentences
+from teacher import Teacher
 
 STUDIES = (study_classes, study_masked_tokens, study_sentences)
 
@@ -213,6 +214,32 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
     nf.train(cut, dense, task, rows, path=path, **options)
     for name, value in whole.parameters.items():
         np.testing.assert_array_equal(cut.parameters[name], value)
+
+
+def test_a_teacher_gives_the_same_states_from_disk(tmp_path, monkeypatch):
+    task = study_classes.made()
+    rows = np.array([3, 5, 8])
+    ids, mask, _ = task.read("fit", rows)
+    hidden, _ = task.network().encode(ids, mask)
+    plain = Teacher(task.network()).states(rows, ids, mask)
+    first = Teacher(task.network(), tmp_path / "kept").states(rows, ids, mask)
+    monkeypatch.setattr(bert.Bert, "encode", None)  # from here on nothing is computed
+    again = Teacher(task.network(), tmp_path / "kept")
+    for one, two, three, exact in zip(
+        plain[1:], first[1:], again.states(rows, ids, mask)[1:], hidden[1:], strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(two, three)
+        np.testing.assert_allclose(one[mask.ravel()], exact[mask.ravel()], rtol=1e-3, atol=1e-4)
+        assert not one[~mask.ravel()].any()
+    ids, mask, _ = task.read("fit", rows[::-1])
+    np.testing.assert_array_equal(
+        again.states(rows[::-1], ids, mask)[1][0], plain[1][-ids.shape[1]]
+    )
+    monkeypatch.undo()
+    (tmp_path / "kept" / "5.npy").write_bytes(b"cut")
+    ids, mask, _ = task.read("fit", rows)
+    np.testing.assert_array_equal(again.states(rows, ids, mask)[2], plain[2])
 
 
 @pytest.mark.parametrize("method", ["diba", "codes"])
