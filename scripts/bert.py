@@ -325,10 +325,12 @@ class Bert:
 
         return y, back
 
-    def layer(self, i: int, x: Array, mask: Array) -> tuple[Array, Back]:
+    def layer(
+        self, i: int, x: Array, mask: Array, linear: Linear | None = None
+    ) -> tuple[Array, Back]:
         """Return the hidden states after the encoder's layer i, and the step back."""
-        mixed, back_mix = self.mix(i, x, mask)
-        y, back_feed = self.feed(i, x, mixed)
+        mixed, back_mix = self.mix(i, x, mask, linear)
+        y, back_feed = self.feed(i, x, mixed, linear)
 
         def back(gradient: Array) -> Array:
             g, through = back_feed(gradient)

@@ -1,13 +1,11 @@
-"""Compress a `Bert` whole: layer by layer on what the compressed prefix produces, then end to end.
+"""Compress a `Bert` layer by layer on what the compressed prefix produces; what a task is.
 
 `compress` gives the encoder to `diba_np.layerwise.compress_layers`, with its residual branches and
-with how much tokens and outputs matter. `train` then moves all diagonals (or scales), layer norms
-and biases at once, taught by the dense network.
+with how much tokens and outputs matter. `network_train` goes on from there.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from bert import Array, Back, Bert, batches, padded, softmax
-from teacher import Teacher
 
 import diba_np as dn
 from diba_np import baselines
@@ -27,7 +24,6 @@ from diba_np.layerwise import compress_layers
 from diba_np.linear import DiBALinear, Layer
 from diba_np.losses import cross_entropy
 from diba_np.model_file import ModelFactors, open_model
-from diba_np.optim import Adam
 
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
 EVEN = 0.2  # share of the tokens' weights that is the same for all
@@ -342,146 +338,7 @@ def compress(
     net.replace(made.layers)
 
 
-# -- end to end ------------------------------------------------------------------------------------
-
-
-def matched(
-    now: Sequence[Array], aim: Sequence[Array], mask: Array
-) -> tuple[float, dict[int, Array]]:
-    """Return the mean over layers of the relative squared error of hidden states, and gradients."""
-    total, gradients = 0.0, {}
-    at = mask.ravel().astype(np.float32)
-    for place in range(1, len(now)):
-        gap = (now[place] - aim[place]) * at[:, None]
-        mean = at @ aim[place] / at.sum()
-        size = float(at @ np.einsum("ij,ij->i", aim[place] - mean, aim[place] - mean))
-        share = np.float32(1.0 / (size * (len(now) - 1)))
-        total += float(np.vdot(gap, gap)) * float(share)
-        gap *= 2 * share
-        gradients[place] = gap
-    return total, gradients
-
-
-def train(
-    net: Bert,
-    dense: Bert,
-    task: Task,
-    rows: Array,
-    *,
-    epochs: int = 1,
-    rate: float = 2e-3,
-    hidden: float = 1.0,
-    tokens: int = 2048,
-    states: Path | None = None,
-    path: Path | None = None,
-    every: float = 60.0,
-    seed: int = 0,
-    tell: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Train all diagonals or scales, layer norms and biases of `net` end to end, in place.
-
-    Parameters
-    ----------
-    net, dense : Bert
-        What is trained, and what teaches.
-    task : Task
-    rows : (R,) int
-        Rows of ``task.fit``.
-    epochs : int
-    rate : float
-        Of Adam, relative to the size of each array; it rises over the first twentieth and falls
-        along a half cosine.
-    hidden : float
-        Weight of the hidden states' relative squared error beside the task's loss.
-    tokens : int
-        Of a step; it is made of parts of `TOKENS`.
-    states : Path, optional
-        Folder of the hidden states of `dense`, see `teacher.Teacher`.
-    path : Path, optional
-        Where the state is kept every so many seconds, and continued from.
-
-    Raises
-    ------
-    FloatingPointError
-        The loss is no longer finite.
-    """
-    steps: list[Array] = []
-    rng = np.random.default_rng(seed)
-    for _ in range(epochs):
-        made = list(_steps(task, rng.permutation(rows), tokens, rng))
-        steps += [made[i] for i in rng.permutation(len(made))]
-    teacher = Teacher(dense, states)
-    parameters = net.parameters
-    optimiser = Adam(parameters, rate)
-    done, history = 0, []
-    if path is not None and path.exists():
-        done = _load(path, optimiser)
-    saved = time.monotonic()
-    for at in range(done, len(steps)):
-        net.zero_grad()
-        loss = np.zeros(2)
-        parts = list(batches(task.fit, min(tokens, TOKENS), steps[at]))
-        for part in parts:
-            ids, mask, known = task.read("fit", part)
-            share = np.float32(len(part) / len(steps[at]))
-            aims = teacher.states(part, ids, mask)
-            taught, _ = task.head(dense, aims[-1], mask, known)
-            now, back = net.encode(ids, mask)
-            y, back_head = task.head(net, now[-1], mask, known)
-            value, gradient = task.loss(y, taught, known)
-            apart, gradients = matched(now, aims, mask)
-            gradients = {k: g * np.float32(hidden * share) for k, g in gradients.items()}
-            last = len(now) - 1
-            gradients[last] = gradients[last] + back_head(gradient * share)
-            back(gradients)
-            loss += float(share) * np.array([value, apart])
-        if not np.isfinite(loss).all():
-            raise FloatingPointError(f"step {at + 1} of {len(steps)}: the loss is {loss}")
-        gradients = net.gradients
-        warm = min(1.0, 20 * (at + 1) / len(steps))
-        optimiser.step(
-            {name: gradients.get(name, np.zeros_like(v)) for name, v in parameters.items()},
-            warm * 0.5 * (1 + np.cos(np.pi * at / len(steps))),
-        )
-        history.append(loss)
-        if path is not None and time.monotonic() - saved > every:
-            _save(path, optimiser, at + 1)
-            saved = time.monotonic()
-        if (at + 1) % 10 == 0 or at + 1 == len(steps):
-            value, apart = np.mean(history[-10:], axis=0)
-            tell(f"step {at + 1} of {len(steps)}: loss {value:.4f}, hidden states {apart:.4f}")
-    net.replace({name: layer.rounded() for name, layer in net.made.items()})
-
-
-def _steps(task: Task, order: Array, tokens: int, rng: Any) -> Iterator[Array]:
-    """Yield the rows of each step: parts of like length, drawn together at random."""
-    size = min(tokens, TOKENS)
-    parts = list(batches(task.fit, size, order))
-    together = max(1, round(tokens / size))
-    mixed = rng.permutation(len(parts))
-    for start in range(0, len(parts), together):
-        yield np.concatenate([parts[i] for i in mixed[start : start + together]])
-
-
-def _save(path: Path, optimiser: Adam, done: int) -> None:
-    arrays = {"done": np.array(done)}
-    for name, value in optimiser.parameters.items():
-        arrays |= {
-            f"{name}/value": value,
-            f"{name}/first": optimiser.first[name],
-            f"{name}/second": optimiser.second[name],
-        }
-    write(path, arrays)
-
-
-def _load(path: Path, optimiser: Adam) -> int:
-    with np.load(path, allow_pickle=False) as arrays:
-        for name, value in optimiser.parameters.items():
-            value[...] = arrays[f"{name}/value"]
-            optimiser.first[name][...] = arrays[f"{name}/first"]
-            optimiser.second[name][...] = arrays[f"{name}/second"]
-        optimiser.steps = int(arrays["done"])
-    return optimiser.steps
+# -- kept on disk ----------------------------------------------------------------------------------
 
 
 def write(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -38,6 +38,7 @@ from typing import Any
 import network_fit as nf
 import numpy as np
 from bert import LINEAR, Array, Bert, batches
+from network_train import train
 from sources import cache_folder
 
 import diba_np as dn
@@ -171,7 +172,7 @@ class Study:
             self.compress(net, names, fitted, refit=False, folder=layers, tell=tell)
         else:
             net = self.stage(variant, method, ratio, before(method))
-            nf.train(
+            train(
                 net,
                 self.dense,
                 self.task,

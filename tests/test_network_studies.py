@@ -18,7 +18,7 @@ import reactions
 import study_classes
 import study_masked_tokens
 import study_sentences
-from teacher import Teacher
+from network_train import Teacher, matched, train
 
 STUDIES = (study_classes, study_masked_tokens, study_sentences)
 
@@ -75,7 +75,7 @@ def test_refitted_layers_bring_the_network_nearer_and_keep_their_bits(method):
     def apart():
         ids, mask, _ = task.read("fit", np.arange(40))
         now, aim = (one.encode(ids, mask)[0] for one in (net, dense))
-        return nf.matched(now, aim, mask)[0]
+        return matched(now, aim, mask)[0]
 
     before = apart()
     nf.compress(net, dense, task, np.arange(40), names, lambda name, *_: forms[name], refit=True)
@@ -198,7 +198,7 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
         return net
 
     whole, cut = fresh(), fresh()
-    nf.train(whole, dense, task, rows, **options)
+    train(whole, dense, task, rows, **options)
 
     class Interrupted(Exception):
         pass
@@ -208,10 +208,10 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
 
     path = tmp_path / "state.npz"
     with pytest.raises(Interrupted):
-        nf.train(cut, dense, task, rows, path=path, every=0.0, tell=stop, **options)
+        train(cut, dense, task, rows, path=path, every=0.0, tell=stop, **options)
     assert path.exists()
     cut = fresh()
-    nf.train(cut, dense, task, rows, path=path, **options)
+    train(cut, dense, task, rows, path=path, **options)
     for name, value in whole.parameters.items():
         np.testing.assert_array_equal(cut.parameters[name], value)
 
@@ -278,13 +278,13 @@ def test_hidden_states_pull_along_the_gradient_of_their_distance(rng):
     mask = np.array([[True, True, False]])
     aim = [rng.normal(size=(3, 4)) for _ in range(3)]
     now = [x + 0.1 * rng.normal(size=x.shape) for x in aim]
-    _, gradients = nf.matched(now, aim, mask)
+    _, gradients = matched(now, aim, mask)
     assert set(gradients) == {1, 2}
     for place, gradient in gradients.items():
         step = np.zeros((3, 4))
         step[1, 2] = 1e-6
-        up = nf.matched([x + step * (i == place) for i, x in enumerate(now)], aim, mask)[0]
-        down = nf.matched([x - step * (i == place) for i, x in enumerate(now)], aim, mask)[0]
+        up = matched([x + step * (i == place) for i, x in enumerate(now)], aim, mask)[0]
+        down = matched([x - step * (i == place) for i, x in enumerate(now)], aim, mask)[0]
         assert gradient[1, 2] == pytest.approx((up - down) / 2e-6, rel=1e-4)
         assert not gradient[2].any()
 
