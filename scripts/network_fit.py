@@ -361,8 +361,13 @@ def load(path: Path, net: Bert) -> None:
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as held:
         for name, value in net.own.items():
             value[...] = held[name]
-    for name, matrix in open_model(path).items():
-        net.replace({name: as_layer(matrix, net.own[f"{name}.bias"])})  # type: ignore[arg-type]
+    for name, matrix in load_matrices(path).items():
+        net.replace({name: as_layer(matrix, net.own[f"{name}.bias"])})
+
+
+def load_matrices(path: Path) -> dict[str, Form]:
+    """Return the compressed matrices that `save` kept."""
+    return dict(open_model(path).items())  # type: ignore[arg-type]
 
 
 def evaluate(net: Bert, task: Task) -> list[tuple[Array, Array, Any]]:

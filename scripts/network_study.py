@@ -29,7 +29,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -82,9 +82,17 @@ class Study:
                 np.concatenate([some, more]) for some in (self.read_rows, self.train_rows)
             )
 
+    def rows_trained_on(self, ratio: str) -> Array:
+        """Return the rows to train on: above a bit a weight there is less to regain."""
+        share = min(1.0, 1 / (32 * float(Fraction(ratio)))) ** self.args.taper
+        whole = len(self.train_rows)
+        return self.train_rows[
+            np.linspace(0, whole, round(share * whole), endpoint=False, dtype=int)
+        ]
+
     def _check_settings(self) -> None:
         """Keep what the results depend on, or compare it with what was kept."""
-        names = "effort shift shares tilt together calibration rows mixed epochs rate tokens"
+        names = "effort shift shares tilt together calibration rows taper mixed epochs rate tokens"
         mine = {name: getattr(self.args, name) for name in names.split()}
         mine["texts"] = {part: sum(map(len, rows)) for part, rows in self.task.texts.items()}
         path = self.folder / "settings.json"
@@ -96,6 +104,7 @@ class Study:
             "shares": EVEN,
             "tilt": 0.0,
             "together": 0.0,
+            "taper": 0.0,
             "mixed": 0,
         }  # they hold none of these
         kept = earlier | json.loads(path.read_text())
@@ -153,8 +162,11 @@ class Study:
             return net
         bits = self.bits(names, ratio, method)
         if stage == "replaced":
+            held = self.made_for_all(bits, method, ratio)
             for name in names:
-                made = METHODS[method](net.matrices[name], bits[name], **self.how)
+                made = held.get(name)
+                if made is None:
+                    made = METHODS[method](net.matrices[name], bits[name], **self.how)
                 net.replace({name: nf.as_layer(made, net.own[f"{name}.bias"])})
         elif stage == "layer-wise":
             net = self.stage(variant, method, ratio, "replaced")
@@ -176,7 +188,7 @@ class Study:
                 net,
                 self.dense,
                 self.task,
-                self.train_rows,
+                self.rows_trained_on(ratio),
                 epochs=self.args.epochs,
                 rate=self.args.rate,
                 tokens=self.args.tokens,
@@ -188,6 +200,14 @@ class Study:
         training.unlink(missing_ok=True)
         shutil.rmtree(layers, ignore_errors=True)
         return net
+
+    def made_for_all(
+        self, bits: Mapping[str, float], method: str, ratio: str
+    ) -> Mapping[str, nf.Form]:
+        """Return what was made of all matrices by themselves, if of these bits, or nothing."""
+        path = self.folder / f"{key_of('all', method, ratio, 'replaced')}.h5"
+        same = bits.items() <= self.bits(self.dense.encoder_names(), ratio, method).items()
+        return nf.load_matrices(path) if same and path.exists() else {}
 
     def tidy(self) -> None:
         """Remove the dense network's hidden states once every stage of the study is there."""
@@ -346,7 +366,7 @@ def main(
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--effort", default="fast", help="of the searches for bits")
+    parser.add_argument("--effort", default="balanced", help="of the searches for bits")
     parser.add_argument("--shift", type=float, default=0.0, help="of DiBA's bits; 0.5: +-1")
     parser.add_argument(
         "--shares",
@@ -364,6 +384,13 @@ def main(
     )
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
     parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
+    parser.add_argument(
+        "--taper",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="--rows are of one stored bit a weight and less; at b bits 1 / b^T as many",
+    )
     parser.add_argument("--mixed", type=int, default=0, help="rows made of others, beside both")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, end to end")
@@ -385,11 +412,11 @@ def main(
         parser.error("--together must be between 0 and 1")
     if args.smoke:
         args.ratios, args.variants, args.calibration = ["1/8"], ["all"], 40
-        args.rows, args.epochs, args.tokens, args.rate = 40, 10, 100, 5e-4
+        args.rows, args.epochs, args.tokens, args.rate, args.taper = 40, 10, 100, 5e-4, 0.0
         if args.folder is None:
             parser.error("--smoke needs --folder")
-    if args.mixed < 0:
-        parser.error("--mixed must be at least 0")
+    if args.mixed < 0 or args.taper < 0:
+        parser.error("--mixed and --taper must be at least 0")
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
     task = (made if args.smoke else real)()

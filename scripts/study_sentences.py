@@ -147,4 +147,4 @@ def made() -> Sentences:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, real, made, calibration=6000, rows=12000, tokens=512, rate=5e-3))
+    sys.exit(main(__doc__, real, made, calibration=5000, rows=10000, tokens=512, rate=5e-3))
