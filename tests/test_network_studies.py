@@ -330,27 +330,32 @@ def test_no_reaction_comes_twice():
     assert (parts["train"].labels.tolist(), parts["test"].labels.tolist()) == ([1], [0])
 
 
-def test_shares_and_tilt_keep_the_mean_and_are_part_of_the_settings(tmp_path, monkeypatch):
+@pytest.fixture
+def study_of(tmp_path, monkeypatch):
+    """Give the `Study` that a command line makes; none of its stages is run."""
     task = study_classes.made()
     kept = {}
-    monkeypatch.setattr(network_study, "table", lambda rows: [])
-    monkeypatch.setattr(network_study.Study, "stage", lambda self, *what: task.network())
     make = network_study.Study.__init__
 
     def keep(self, *args):
         make(self, *args)
         kept["study"] = self
 
-    monkeypatch.setattr(network_study.Study, "__init__", keep)
-
     def run(*more):
         words = ["study", "--smoke", "--methods", "diba", "--folder", str(tmp_path), *more]
-        monkeypatch.setattr(sys, "argv", words)
-        return network_study.main("Study.", None, lambda: task)
+        with monkeypatch.context() as patch:
+            patch.setattr(network_study, "table", lambda rows: [])
+            patch.setattr(network_study.Study, "stage", lambda self, *what: task.network())
+            patch.setattr(network_study.Study, "__init__", keep)
+            patch.setattr(sys, "argv", words)
+            assert network_study.main("Study.", None, lambda: task) == 0
+        return kept["study"]
 
-    uneven = ("--shares", *"0.5 0.5 1 2 1 1.5".split(), "--tilt", "0.5")
-    assert run(*uneven) == 0
-    study = kept["study"]
+    return run
+
+
+def test_shares_and_tilt_keep_the_mean_and_are_part_of_the_settings(study_of):
+    study = study_of("--shares", *"0.5 0.5 1 2 1 1.5".split(), "--tilt", "0.5")
     names = study.dense.encoder_names()
     bits = study.bits(names, "1/8", "diba")
     sizes = {name: study.dense.matrices[name].size for name in names}
@@ -360,7 +365,40 @@ def test_shares_and_tilt_keep_the_mean_and_are_part_of_the_settings(tmp_path, mo
     assert bits["encoder.layer.0.attention.output.dense"] / first == pytest.approx(4.0)
     assert set(study.bits(names, "1/8", "codes").values()) == {4.0}
     with pytest.raises(SystemExit, match="give another --folder"):
-        run()
-    for wrong in (("--tilt", "1"), ("--shares", *"0 1 1 1 1 1".split())):
+        study_of()
+    for wrong in (("--tilt", "1"), ("--shares", *"0 1 1 1 1 1".split()), ("--taper", "-1")):
         with pytest.raises(SystemExit):
-            run(*wrong)
+            study_of(*wrong)
+
+
+def test_rows_trained_on_fall_above_a_bit_a_weight(study_of):
+    study = study_of()
+    counts = {}
+    for taper in (0.0, 0.5, 1.0):
+        study.args.taper = taper
+        rows = [study.rows_trained_on(ratio) for ratio in network_study.RATIOS]
+        assert all(set(some) <= set(study.train_rows) for some in rows)
+        counts[taper] = [len(set(some)) for some in rows]
+    assert counts == {0.0: [40] * 4, 0.5: [40, 40, 28, 20], 1.0: [40, 40, 20, 10]}
+
+
+def test_the_attention_alone_takes_what_was_made_of_all_matrices(study_of, monkeypatch):
+    study = study_of()
+    every = study.stage("all", "diba", "1/8", "replaced")
+    searched = []
+
+    def search(A, bits, **how):
+        searched.append(bits)
+        return nf.at_random(A, bits)
+
+    monkeypatch.setitem(network_study.METHODS, "diba", search)
+    some = study.stage("attention", "diba", "1/8", "replaced")
+    assert not searched
+    assert list(some.made) == some.encoder_names(network_study.VARIANTS["attention"])
+    for name, layer in some.made.items():
+        assert layer.to_matrix().b1 == every.made[name].to_matrix().b1
+    study.args.tilt = 0.5  # then the bits are others, among the attention's matrices
+    study.args.shares = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0]
+    (study.folder / "attention-diba-1_8-replaced.h5").unlink()
+    study.stage("attention", "diba", "1/8", "replaced")
+    assert len(searched) == len(some.made)
