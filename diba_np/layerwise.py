@@ -25,7 +25,7 @@ from diba_np.baselines.scalar import ScalarQuantized
 from diba_np.factors import DiBAFactors
 from diba_np.linear import DiBALinear, Layer
 from diba_np.metrics import decibels, row_blocks, snr_db
-from diba_np.moments import Moments, TargetMoments
+from diba_np.moments import LinearMoments, Moments, TargetMoments
 from diba_np.search.gram import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
 from diba_np.search.target import as_matrix, digest
 from diba_np.stages import (
@@ -140,8 +140,8 @@ def compress_layers(
     passes. Each group of layers in a stage takes a pass of both networks, from the stage's start to
     the group, and the stage as a whole another: cut into stages that begin with their only group, a
     network runs once. On disk: the states of both networks around one stage. In memory:
-    ``16 n (m + n)`` bytes of moments for each layer of a group, the states of one batch, and what
-    `fit` takes.
+    up to ``16 n (m + 4 n)`` bytes of moments for each layer of a group, the states of one batch, a
+    dense copy of the stage's layers, and what `fit` takes.
     """
     budget.check_number(ridge, "ridge", above=0.0)
     if not 0 <= budget.check_number(hold_out, "hold_out") < 1:
@@ -194,22 +194,45 @@ def compress_layers(
 # -- one layer -------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Sums:
-    """Sums over the rows of some batches: moments, and what SNRs are of."""
+    """Sums over the rows of some batches: moments, and what SNRs are of.
 
-    targets: TargetMoments
-    outputs: float = 0.0  # squares of the dense layer's outputs, without bias and what is added
-    inputs: float = 0.0  # squares of what it reads
-    moved: float = 0.0  # of the difference to what is read in the compressed network
+    Parameters
+    ----------
+    A : (m, n) array
+        Dense weights.
 
-    def add(self, A: Array, x: Array, z: Array, missing: Array | None, w: Array | None) -> None:
+    Attributes
+    ----------
+    targets : TargetMoments
+    outputs : float
+        Squares of the dense layer's outputs, without bias and what is added.
+    inputs : float
+        Squares of what it reads.
+    moved : float
+        Of the difference to what is read in the compressed network.
+    """
+
+    def __init__(self, A: Array) -> None:
+        self.targets, self._A, self._reads = TargetMoments(*A.shape), A, LinearMoments(A.shape[1])
+        self.outputs = self.inputs = self.moved = 0.0
+
+    def add(self, x: Array, z: Array, missing: Array | None, w: Array | None) -> None:
         """Take in rows: x in the dense network, z in the compressed one."""
-        y = x @ A.T.astype(x.dtype, copy=False)
-        self.targets.add(z, y if missing is None else y + missing, w)
-        self.outputs += _squared(y, w)
         self.inputs += _squared(x, w)
         self.moved += _squared(x - z, w)
+        m, n = self._A.shape
+        if missing is None and m >= n:
+            self._reads.add(z, x, w)
+            return
+        y = x @ self._A.T.astype(x.dtype, copy=False)
+        self.targets.add(z, y if missing is None else y + missing, w)
+        self.outputs += _squared(y, w)
+
+    def finish(self) -> None:
+        """Make targets of what was summed of inputs alone; once, after all rows."""
+        if self._reads.count:
+            self.outputs += self._reads.add_to(self.targets, self._A)
 
 
 def _squared(x: Array, w: Array | None) -> float:
@@ -236,9 +259,7 @@ def _capture(
     hold_out: float,
 ) -> dict[str, _Pair]:
     """Pass all batches to layers of one group in both networks."""
-    pairs = {
-        name: _Pair(*(_Sums(TargetMoments(*dense[name].shape)) for _ in range(2))) for name in names
-    }
+    pairs = {name: _Pair(_Sums(dense[name]), _Sums(dense[name])) for name in names}
     through = dense_linear(dense, biases), layers_linear(dense, biases, layers)
     every = round(1 / hold_out) if hold_out else 0
     every = min(max(every, 2), states.count) if every else 0
@@ -255,13 +276,14 @@ def _capture(
                 missing = x.added - z.added
             for rows in row_blocks((len(x.x), sum(dense[name].shape))):
                 (pair.held if judges else pair.fit).add(
-                    dense[name],
                     x.x[rows],
                     z.x[rows],
                     None if missing is None else missing[rows],
                     None if x.keep is None else x.keep[rows],
                 )
     for name, pair in pairs.items():
+        pair.fit.finish()
+        pair.held.finish()
         if not pair.fit.targets.count:
             raise ValueError(f"{name!r} must read at least one row, got none")
         if not pair.held.targets.count:

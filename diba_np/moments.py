@@ -84,13 +84,11 @@ class TargetMoments:
 
         Products of float32 samples are float32, about twice as fast; sums of calls are float64.
         """
-        kind: Any = np.float32 if z.dtype == t.dtype == np.float32 else np.float64
-        Z = np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=kind)
-        T = t.astype(kind, copy=False)
+        Z, T = _with_ones(z, t)
         # the product of an array with its own transpose is half the work
-        root = Z if weights is None else Z * np.sqrt(weights)[:, None].astype(kind)
+        root = Z if weights is None else Z * np.sqrt(weights)[:, None].astype(Z.dtype)
         self.zz += root.T @ root
-        self.tz += T.T @ (Z if weights is None else Z * weights[:, None].astype(kind))
+        self.tz += T.T @ (Z if weights is None else Z * weights[:, None].astype(Z.dtype))
         squares = np.einsum("ij,ij->i", T, T, dtype=np.float64)
         self.tt += float(squares.sum() if weights is None else weights @ squares)
         self.count += len(Z)
@@ -115,6 +113,50 @@ class TargetMoments:
         b = np.concatenate([A_hat, bias[:, None]], axis=1).astype(np.float64)
         noise = self.tt - 2.0 * float(np.vdot(b, self.tz)) + float(np.vdot(b @ self.zz, b))
         return max(noise, 0.0)
+
+
+class LinearMoments:
+    """Weighted second moments of two inputs of a linear map: x, and z in whose place it is fitted.
+
+    They give the `TargetMoments` of z and ``A x`` without a product with A for each sample: the
+    cheaper way unless A has fewer rows than columns.
+
+    Parameters
+    ----------
+    n : int
+    """
+
+    def __init__(self, n: int) -> None:
+        self.zz, self.xz, self.xx = np.zeros((n + 1, n + 1)), np.zeros((n, n + 1)), np.zeros((n, n))
+        self.count = 0  # rows
+
+    def add(self, z: Array, x: Array, weights: Array | None = None) -> None:
+        """Add samples (N, n) of both, each as much as its weight (N,), as `TargetMoments.add`."""
+        Z, X = _with_ones(z, x)
+        if weights is not None:
+            root = np.sqrt(weights)[:, None].astype(Z.dtype)
+            Z, X = Z * root, X * root
+        self.zz += Z.T @ Z
+        self.xz += X.T @ Z
+        self.xx += X.T @ X
+        self.count += len(Z)
+
+    def add_to(self, targets: TargetMoments, A: Array) -> float:
+        """Add the moments of z and of ``A x``, A (m, n), to others; return the squares of A x."""
+        wide = A.astype(np.float64, copy=False)
+        squares = float(np.vdot(wide @ self.xx, wide))
+        targets.zz += self.zz
+        targets.tz += wide @ self.xz
+        targets.tt += squares
+        targets.count += self.count
+        return squares
+
+
+def _with_ones(z: Array, t: Array) -> tuple[Array, Array]:
+    """Return z with a constant 1 behind it, and t, in float32 if both are."""
+    kind: Any = np.float32 if z.dtype == t.dtype == np.float32 else np.float64
+    ones = np.ones((len(z), 1))
+    return np.concatenate([z, ones], axis=1, dtype=kind), t.astype(kind, copy=False)
 
 
 class LeastSquares:

@@ -104,14 +104,16 @@ def layers_linear(
     dense: Mapping[str, Array], biases: Mapping[str, Array], layers: Mapping[str, Layer]
 ) -> Linear:
     """Return what a stage calls in the compressed network; layers not compressed yet are dense."""
-    plain = dense_linear(dense, biases)
+    plain, frozen = dense_linear(dense, biases), {}
 
     def linear(
         name: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
     ) -> Array:
         if name not in layers:
             return plain(name, x, keep, added)
-        y: Array = layers[name](x)
+        if name not in frozen:
+            frozen[name] = layers[name].frozen()
+        y: Array = frozen[name](x)
         return y if added is None else y + np.asarray(added)
 
     return linear

@@ -372,9 +372,17 @@ def load_matrices(path: Path) -> dict[str, Form]:
 
 def evaluate(net: Bert, task: Task) -> list[tuple[Array, Array, Any]]:
     """Return (rows, outputs, what is known of them) of the rows that judge, batch by batch."""
+    frozen = {name: layer.frozen() for name, layer in net.made.items()}
+
+    def linear(name: str, x: Array, added: Array | None) -> tuple[Array, Any]:
+        if name not in frozen:
+            return net.linear(name, x, added)
+        y = frozen[name](x)
+        return y if added is None else y + added, None
+
     found = []
     for rows in batches(task.judge, TOKENS):
         ids, mask, known = task.read("judge", rows)
-        hidden, _ = net.encode(ids, mask)
+        hidden, _ = net.encode(ids, mask, linear)
         found.append((rows, task.head(net, hidden[-1], mask, known)[0], known))
     return found

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import erf
 from scipy.stats import norm
 
 import diba_np as dn
@@ -100,13 +99,28 @@ def test_padding_changes_nothing(net):
         np.testing.assert_allclose(net.classify(hidden[-1], mask)[0][0], together[row], atol=1e-10)
 
 
-def test_the_normal_law_in_both_precisions(rng):
-    x = np.linspace(-9, 9, 2001)
-    below, density = bert.normal_law(x)
-    np.testing.assert_allclose(below, 0.5 * (1 + erf(x / np.sqrt(2))), atol=1e-15)
-    np.testing.assert_allclose(density, norm.pdf(x), atol=1e-15)
-    for exact, single in zip((below, density), bert.normal_law(x.astype(np.float32)), strict=True):
-        np.testing.assert_allclose(single, exact, atol=4e-7)
+def test_gelu_in_both_precisions():
+    x = np.linspace(-9, 9, 2001).reshape(3, -1)
+    exact = x * norm.cdf(x), norm.cdf(x) + x * norm.pdf(x)
+    for kind, near in ((np.float64, 1e-14), (np.float32, 2e-6)):
+        y, back = bert.gelu(x.astype(kind).T)  # not in order of memory
+        found = y, back(np.ones_like(y))
+        assert y.dtype == found[1].dtype == kind
+        for one, aim in zip(found, exact, strict=True):
+            np.testing.assert_allclose(one, aim.T, atol=near)
+
+
+def test_steps_in_single_precision_are_those_in_double():
+    found = []
+    for kind in (np.float64, np.float32):
+        net = bert.Bert(bert.random_tensors(0), heads=2, dtype=kind)
+        y, hidden, back = outputs(net, "classify")
+        back(np.ones_like(y), np.zeros_like(hidden[1]))
+        found.append({"y": y, **net.gradients})
+    exact, single = found
+    for name, value in exact.items():
+        assert single[name].dtype == np.float32
+        np.testing.assert_allclose(single[name], value, atol=1e-5 * (1 + np.abs(value).max()))
 
 
 def test_batches_hold_like_lengths_and_every_row_once():

@@ -9,7 +9,7 @@ from diba_np.baselines.random_bits import random_factors
 from diba_np.capture import capture
 from diba_np.layerwise import Layerwise, compress_layers
 from diba_np.linear import DiBALinear
-from diba_np.moments import TargetMoments, moments
+from diba_np.moments import LinearMoments, TargetMoments, moments
 
 SIZES = (24, 64, 64, 48, 48)
 
@@ -335,3 +335,21 @@ def test_capture_keeps_moments_and_an_even_sample(rng, tmp_path):
         capture(masked, net.weights, batches)
     with pytest.raises(TypeError, match="rows= needs a folder="):
         capture(net_of(net), net.weights, batches, rows=3)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_moments_of_two_inputs_give_those_of_the_targets(rng, kind, weighted):
+    A = rng.normal(size=(7, 5))
+    x, z = (rng.normal(size=(40, 5)).astype(kind) for _ in range(2))
+    w = rng.uniform(size=40) if weighted else None
+    straight, targets, inputs = TargetMoments(7, 5), TargetMoments(7, 5), LinearMoments(5)
+    for rows in (slice(0, 15), slice(15, None)):
+        some = None if w is None else w[rows]
+        straight.add(z[rows], x[rows] @ A.T.astype(kind), some)
+        inputs.add(z[rows], x[rows], some)
+    squares = inputs.add_to(targets, A)
+    near = {"rtol": 1e-4 if kind == np.float32 else 1e-11, "atol": 1e-5}
+    for name in ("zz", "tz", "tt", "count"):
+        np.testing.assert_allclose(getattr(targets, name), getattr(straight, name), **near)
+    assert squares == targets.tt

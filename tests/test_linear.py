@@ -171,3 +171,13 @@ def test_twins_share_parameters_and_remember_their_own_inputs(rng):
         np.testing.assert_allclose(layer.gradients[name], gradient)
     np.testing.assert_array_equal(places[1](x[0]), layer(x[0]))
     layer.backward(np.ones((3, 4)))  # a call has kept nothing and forgotten nothing
+
+
+@pytest.mark.parametrize("k", [4, 60])
+def test_frozen_layers_give_the_same(rng, k):
+    A = rng.normal(size=(20, 30))
+    layer = DiBALinear(factorize(A, k=k, shift=0.5), np.arange(20.0))
+    x = rng.normal(size=(2, 7, 30)).astype(np.float32)
+    apply = layer.frozen()
+    assert (apply is not layer) == (k * (20 + 30) > 20 * 30)
+    np.testing.assert_allclose(apply(x), layer(x), rtol=1e-4, atol=1e-4)
