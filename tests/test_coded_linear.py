@@ -11,10 +11,20 @@ from diba_np.moments import moments
 
 
 @pytest.mark.parametrize(
-    ("label", "bits"), [("rtn", 2.0), ("rtn", 1.0), ("nf", 3.0), ("sign", 1.5), ("gptq", 2.5)]
+    ("label", "bits", "several"),
+    [
+        ("rtn", 2.0, False),
+        ("rtn", 1.0, False),
+        ("nf", 3.0, False),
+        ("sign", 1.5, False),
+        ("gptq", 2.5, False),
+        ("rtn", 6.0, True),
+        ("gptq", 8.0, True),
+    ],
 )
-def test_gradients_equal_central_differences(rng, label, bits):
+def test_gradients_equal_central_differences(rng, label, bits, several):
     coded = fit(label, rng.normal(size=(6, 48)), bits)
+    assert (coded.scales.shape[1] > 1) == several
     layer = CodedLinear(coded, bias=rng.normal(size=6), dtype=np.float64)
     x, weight = rng.normal(size=(2, 3, 48)), rng.normal(size=(2, 3, 6))
     expected = x @ coded.to_dense().astype(float).T + layer.parameters["bias"]

@@ -39,7 +39,8 @@ class CodedLinear(Layer):
 
     Notes
     -----
-    Holds the values of the codes unpacked, m n entries of `dtype`; a forward makes as many.
+    Holds the values of the codes unpacked, m n entries of `dtype`; a forward makes as many where
+    rows have several scales.
     """
 
     def __init__(
@@ -66,16 +67,25 @@ class CodedLinear(Layer):
         return weights
 
     def _forward(self, samples: Array) -> tuple[Array, Any]:
-        x, weights = samples[:, self._kept], self._weights()
+        x, scales = samples[:, self._kept], self.parameters["scales"]
+        if scales.shape[1] == 1:  # a scale a row is a diagonal: nothing of size m n is made
+            t = x @ self._values.T
+            return t * scales[:, 0] + self.parameters["bias"], t
+        weights = self._weights()
         return x @ weights.T + self.parameters["bias"], (x, weights)
 
     def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
+        scales = self.parameters["scales"]
+        self.gradients["bias"] += g.sum(axis=0)
+        gx = np.zeros_like(samples)
+        if scales.shape[1] == 1:
+            self.gradients["scales"][:, 0] += np.einsum("ij,ij->j", g, kept)
+            gx[:, self._kept] = (g * scales[:, 0]) @ self._values
+            return gx
         x, weights = kept
         if self._starts.size:
             pulled = (g.T @ x) * self._values
             self.gradients["scales"] += np.add.reduceat(pulled, self._starts, axis=1)
-        self.gradients["bias"] += g.sum(axis=0)
-        gx = np.zeros_like(samples)
         gx[:, self._kept] = g @ weights
         return gx
 
