@@ -75,6 +75,7 @@ def compress_layers(
     hold_out: float = 0.1,
     folder: str | Path | None = None,
     scratch: str | Path | None = None,
+    dense_states: str | Path | None = None,
     callback: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Layerwise:
     """Compress the layers of a network one after another, feedback from layer to layer included.
@@ -122,6 +123,10 @@ def compress_layers(
         goes on where the first one ended. Another way of fitting needs another folder.
     scratch : path, optional
         Where a temporary folder for the states is made.
+    dense_states : path, optional
+        Folder where the dense network's states between all stages stay, so that a later call with
+        the same stages and batches (another budget, another way of fitting) runs the compressed
+        network alone between stages. Several processes may share it; nothing removes it.
     callback : callable, optional
         Called with each layer's report.
 
@@ -132,16 +137,17 @@ def compress_layers(
     Raises
     ------
     KeyError, TypeError, ValueError
-        An argument is of the wrong kind, value or shape; `folder` holds other layers.
+        An argument is of the wrong kind, value or shape; `folder` holds other layers, or
+        `dense_states` states of another network or of other batches.
 
     Notes
     -----
     Layers that are called one after the other with the same array (query, key, value) share their
     passes. Each group of layers in a stage takes a pass of both networks, from the stage's start to
     the group, and the stage as a whole another: cut into stages that begin with their only group, a
-    network runs once. On disk: the states of both networks around one stage. In memory:
-    up to ``16 n (m + 4 n)`` bytes of moments for each layer of a group, the states of one batch, a
-    dense copy of the stage's layers, and what `fit` takes.
+    network runs once. On disk: the states of both networks around one stage, with `dense_states`
+    the dense one's around all. In memory: up to ``16 n (m + 4 n)`` bytes of moments for each layer
+    of a group, the states of one batch, a dense copy of the stage's layers, and what `fit` takes.
     """
     budget.check_number(ridge, "ridge", above=0.0)
     if not 0 <= budget.check_number(hold_out, "hold_out") < 1:
@@ -158,7 +164,7 @@ def compress_layers(
     parts = _Parts(None if folder is None else Path(folder))
     result = Layerwise()
     with tempfile.TemporaryDirectory(dir=scratch) as space:
-        states = States(Path(space), batches)
+        states = States(Path(space), batches, None if dense_states is None else Path(dense_states))
         for number, stage in enumerate(stages):
             order = groups_of(stage, states.first(), dense, given)
             for names in order:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.atomic import atomic_path
 from diba_np.linear import Layer
 
 Array = NDArray[Any]
@@ -184,15 +185,26 @@ def iterate(batches: Batches) -> Iterator[State]:
 
 
 class States:
-    """The states of the dense and of the compressed network before a stage, batch by batch."""
+    """The states of the dense and of the compressed network before a stage, batch by batch.
 
-    def __init__(self, folder: Path, batches: Batches) -> None:
+    Parameters
+    ----------
+    folder : Path
+        Where those before the next stage lie.
+    batches : iterable or callable
+    dense_folder : Path, optional
+        Where those of the dense network stay, for others that pass the same batches through it.
+    """
+
+    def __init__(self, folder: Path, batches: Batches, dense_folder: Path | None = None) -> None:
         if isinstance(batches, Iterator):
             raise TypeError(
                 "batches must be iterable again, or a callable that returns an iterator; "
                 f"got a {type(batches).__name__}"
             )
-        self.folder, self.batches = folder, batches
+        self.folder, self.batches, self.dense_folder = folder, batches, dense_folder
+        if dense_folder is not None:
+            dense_folder.mkdir(parents=True, exist_ok=True)
         self.stage = 0
         self.count = sum(1 for _ in iterate(batches))
         if not self.count:
@@ -211,26 +223,66 @@ class States:
             yield _load_state(self._path(at, "dense")), _load_state(self._path(at, "compressed"))
 
     def _path(self, at: int, kind: str, stage: int | None = None) -> Path:
-        return self.folder / f"{self.stage if stage is None else stage}-{at}-{kind}.npy"
+        home = (self.dense_folder or self.folder) if kind == "dense" else self.folder
+        return home / f"{self.stage if stage is None else stage}-{at}-{kind}.npy"
 
     def advance(self, stage: Stage, dense: Linear, compressed: Linear) -> None:
-        """Replace every state by what a stage makes of it."""
+        """Replace every state by what a stage makes of it.
+
+        Raises
+        ------
+        ValueError
+            The first or the last state kept of the dense network is not what it gives.
+        """
         for at, (one, other) in enumerate(self):
-            for kind, state, linear in (("dense", one, dense), ("compressed", other, compressed)):
-                _save_state(self._path(at, kind, self.stage + 1), stage(state, linear))
-                if self.stage:
-                    self._path(at, kind).unlink()
+            path = self._path(at, "dense", self.stage + 1)
+            # some are made again, to tell whether what is kept is of this network
+            if self.dense_folder is None or not path.exists() or at in (0, self.count - 1):
+                self._put(path, stage(one, dense))
+            _save_state(self._path(at, "compressed", self.stage + 1), stage(other, compressed))
+            if self.stage:
+                self._path(at, "compressed").unlink()
+                if self.dense_folder is None:
+                    self._path(at, "dense").unlink()
         self.stage += 1
 
+    def _put(self, path: Path, state: State) -> None:
+        """Write a state of the dense network, or compare it with the one that was kept."""
+        if self.dense_folder is None:
+            _save_state(path, state)
+        elif not path.exists():
+            with atomic_path(path) as part:
+                _save_state(part, state)
+        elif not _alike(_named(state), _named(_load_state(path))):
+            raise ValueError(
+                f"dense_states must be of this network and these batches, {path} is of others"
+            )
 
-def _save_state(path: Path, state: State) -> None:
+
+def _alike(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    """Tell whether two states are the same but for rounding."""
+    return one.keys() == other.keys() and all(
+        value.shape == other[name].shape
+        and np.allclose(
+            value, other[name], rtol=1e-3, atol=1e-3 * float(np.abs(value).max(initial=0))
+        )
+        for name, value in one.items()
+    )
+
+
+def _named(state: State) -> dict[str, Array]:
+    """Return the arrays of a state by names that tell of which kind it is."""
     if isinstance(state, dict):
         named = {f"key {name}": value for name, value in state.items()}
     elif isinstance(state, (tuple, list)):
         named = {f"item {i}": value for i, value in enumerate(state)}
     else:
         named = {"array": state}
-    arrays = {name: np.asarray(value) for name, value in named.items()}
+    return {name: np.asarray(value) for name, value in named.items()}
+
+
+def _save_state(path: Path, state: State) -> None:
+    arrays = _named(state)
     for name, array in arrays.items():
         if array.dtype.kind not in "buif":
             raise TypeError(f"a state must hold arrays of numbers, got {array.dtype} as {name}")

@@ -258,6 +258,7 @@ def compress(
     matters: Mapping[str, Importance] | None = None,
     together: float = 0.0,
     folder: Path | None = None,
+    states: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Fit the layers `names` of `net` one after the other, in place.
@@ -283,12 +284,14 @@ def compress(
         to 1. Sums over rows are fewer than tokens: many rows are needed.
     folder : Path, optional
         Where finished layers are kept, and continued from.
+    states : Path, optional
+        Folder of the dense network's states on these rows, for other calls.
     """
     places = list(batches(task.fit, TOKENS, rows))
     if matters is None:
         matters = importance(dense, task, places)
 
-    def states() -> Iterator[dict[str, Any]]:
+    def first() -> Iterator[dict[str, Any]]:
         for at, some in enumerate(places):
             ids, mask, _ = task.read("fit", some)
             yield {"x": dense.embed(ids)[0], "mask": mask, "at": np.array(at)}
@@ -325,12 +328,13 @@ def compress(
     made = compress_layers(
         [part(i) for i in range(dense.layers) for part in (mix, feed)],
         {name: dense.matrices[name] for name in names},
-        states,
+        first,
         lambda name, A, gram: fit(name, A, gram, matters[name].channels),
         biases={name: dense.own[f"{name}.bias"] for name in names},
         refit=refit,
         hold_out=0,
         folder=folder,
+        dense_states=states,
         callback=lambda told: tell(
             f"{told['name']}: outputs {told['output_snr_db']:.2f} dB, {told['seconds']:.1f} s"
         ),

@@ -13,8 +13,9 @@ counted) and judges it after each stage on rows that nothing was fitted to:
 
 The integer codes and the random bits at the same stored bits go through the same stages but the
 fourth. Each finished stage lies in the cache folder, in between finished layers and the state of
-training: a study that was interrupted goes on where it was. Until all stages are there the hidden
-states that the dense network teaches lie there too (4 GB of masked tokens). With `--jobs` methods
+training: a study that was interrupted goes on where it was. Until all stages are there the dense
+network's hidden states lie there too, those that layers are fitted to and those that training is
+taught by (6 GB of masked tokens). With `--jobs` methods
 and ratios run side by side, each in a process of its own.
 """
 
@@ -214,7 +215,8 @@ class Study:
         chains = itertools.product(VARIANTS, METHODS, RATIOS)
         keys = (key_of(*what, stage) for what in chains for stage in stages_of(what[1], STAGES))
         if all((self.folder / f"{key}.json").exists() for key in keys):
-            shutil.rmtree(self.folder / "taught", ignore_errors=True)
+            for held in ("states", "taught"):
+                shutil.rmtree(self.folder / held, ignore_errors=True)
 
     def matters(self) -> dict[str, nf.Importance]:
         """Return how much tokens and outputs matter in the dense network, found out once."""
@@ -226,6 +228,8 @@ class Study:
 
     def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, **how: Any) -> None:
         how |= {"together": self.args.together, "matters": self.matters()}
+        if self.args.several:
+            how["states"] = self.folder / "states"
         nf.compress(net, self.dense, self.task, self.read_rows, names, fit, **how)
 
 
@@ -339,6 +343,7 @@ def run_side_by_side(study: Study) -> None:
         if not missing(what):
             return 0
         own = ["--variants", variant, "--methods", method, "--ratios", ratio, "--jobs", "1"]
+        own += ["--several"] * (len(chains) > 1)
         command = [sys.executable, *words, "--threads", share, *own]
         told = {"stdout": subprocess.DEVNULL}  # progress is on stderr
         return subprocess.run(command, check=False, env=environment, **told).returncode
@@ -404,6 +409,7 @@ def main(
     parser.add_argument("--plot", type=Path, help="draw the figure to this file")
     parser.add_argument("--smoke", action="store_true", help="a made network; downloads nothing")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--several", action="store_true", help=argparse.SUPPRESS)  # of a part
     parser.set_defaults(**defaults)
     args = parser.parse_args()
     if min(args.shares) <= 0 or abs(args.tilt) >= 1:
@@ -419,6 +425,8 @@ def main(
         parser.error("--mixed and --taper must be at least 0")
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
+    chains = list(itertools.product(args.variants, args.methods, args.ratios))
+    args.several |= len(chains) > 1
     task = (made if args.smoke else real)()
     folder = args.folder or cache_folder() / "studies" / task.name
     study = Study(task, folder, args)
@@ -427,7 +435,7 @@ def main(
         run_side_by_side(study)
     rows = []
     names = ("variant", "method", "ratio", "stage")
-    for chain in itertools.product(args.variants, args.methods, args.ratios):
+    for chain in chains:
         for stage in stages_of(chain[1], args.stages):
             what = (*chain, stage)
             if args.only_finished and not (folder / f"{key_of(*what)}.json").exists():

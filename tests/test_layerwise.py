@@ -107,6 +107,35 @@ class TestCompress:
             ours = compress_layers(net.stages, net.weights, list(data), quick, biases=net.biases)
             assert self.error(net, data, ours.layers) < 0.8 * errors[0]
 
+    def test_the_dense_network_is_run_once_for_several_budgets(self, rng, data, tmp_path):
+        net, ran = Network(rng), []
+
+        def watched(stage):
+            def run(state, linear):
+                ran.append(linear.__qualname__.startswith("dense_linear"))
+                return stage(state, linear)
+
+            return run
+
+        def compressed(batches, **options):
+            ran.clear()
+            stages = [watched(stage) for stage in net.stages]
+            return compress_layers(
+                stages, net.weights, batches, quick, biases=net.biases, **options
+            )
+
+        alone = compressed(list(data))
+        usual = sum(ran)
+        for more in (0, (len(net.stages) - 1) * (len(data) - 2)):
+            made = compressed(list(data), dense_states=tmp_path)
+            assert sum(ran) == usual - more
+            assert [told["snr_db"] for told in made.report] == [
+                told["snr_db"] for told in alone.report
+            ]
+        for others in (list(data[::-1]), list(data[:, :40]), list(data[1:])):
+            with pytest.raises(ValueError, match="dense_states must be of this network and these"):
+                compressed(others, dense_states=tmp_path)
+
     def test_an_ended_run_goes_on_where_it_was(self, rng, data, tmp_path):
         net = Network(rng, depth=3)
         calls = []
