@@ -263,9 +263,11 @@ def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
     assert made.record["snr_db"] == pytest.approx(made.snr(A), abs=1e-3)
     assert np.allclose(made @ np.eye(20), dense, atol=1e-5)
     assert np.allclose(made.T @ np.eye(50), dense.T, atol=1e-5)
-    assert np.array_equal(made.row_expander()(slice(25, 40)), dense[25:40])
-    assert np.array_equal(made[[49, 0, 31, 0]], dense[[49, 0, 31, 0]])
-    assert np.array_equal(made[-1], dense[-1])
+    # some BLAS round a row by how many are with it
+    some = [49, 0, 31, 0]
+    np.testing.assert_allclose(made.row_expander()(slice(25, 40)), dense[25:40], atol=1e-5)
+    np.testing.assert_allclose(made[some], dense[some], atol=1e-5)
+    np.testing.assert_allclose(made[-1], dense[-1], atol=1e-5)
     assert made.storage_bits() == sum(block.storage_bits() for block in blocks)
     made.save(tmp_path / "r.h5")
     read = dn.load(tmp_path / "r.h5")
