@@ -135,6 +135,16 @@ class Layer:
         """
         return self
 
+    def _through(self, turned: Array, bias: Array) -> Callable[[ArrayLike], Array]:
+        """Return what gives ``x turned + bias``, turned (n, m)."""
+
+        def apply(x: ArrayLike) -> Array:
+            y: Array = self._real(x, "x") @ turned
+            y += bias
+            return y
+
+        return apply
+
     def backward(self, gy: ArrayLike) -> Array:
         """Add to the gradients and return the one with respect to x.
 
@@ -295,14 +305,7 @@ class DiBALinear(Layer):
             return self
         d1, d2, d3, bias = (self.parameters[name] for name in (*DIAGONALS, "bias"))
         b1, b2 = ((bits.to_dense() - f.shift).astype(self.dtype) for bits in (f.b1, f.b2))
-        turned = d3[:, None] * (b2.T @ (d2[:, None] * b1.T)) * d1
-
-        def apply(x: ArrayLike) -> Array:
-            y: Array = self._real(x, "x") @ turned
-            y += bias
-            return y
-
-        return apply
+        return self._through(d3[:, None] * (b2.T @ (d2[:, None] * b1.T)) * d1, bias)
 
     def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
         v, t = kept

@@ -107,4 +107,4 @@ def made() -> MaskedTokens:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, real, made, calibration=1000, rows=3000, tokens=512, rate=5e-3))
+    sys.exit(main(__doc__, real, made, calibration=1000, rows=2500, tokens=512, rate=5e-3))

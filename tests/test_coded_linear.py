@@ -76,6 +76,14 @@ def test_to_matrix_keeps_codes_and_carries_scales(rng, tmp_path):
     np.testing.assert_array_equal(type(made).load(tmp_path / "a.h5").to_dense(), made.to_dense())
 
 
+@pytest.mark.parametrize(("label", "bits"), [("rtn", 3.0), ("rtn", 0.6), ("sign", 1.3)])
+def test_frozen_codes_give_the_same(rng, label, bits):
+    layer = CodedLinear(fit(label, rng.normal(size=(20, 120)), bits), np.arange(20.0))
+    x = rng.normal(size=(2, 7, 120)).astype(np.float32)
+    apply = layer.frozen()
+    np.testing.assert_allclose(apply(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
 def test_only_scalar_codes_are_taken(rng):
     with pytest.raises(TypeError, match="coded must be a ScalarQuantized, got DiBAFactors"):
         CodedLinear(factorize(rng.normal(size=(3, 3)), k=2))

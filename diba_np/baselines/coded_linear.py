@@ -5,6 +5,7 @@ The comparison of the DiBA paper: the same retuning, of what an integer code has
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,12 @@ class CodedLinear(Layer):
             return t * scales[:, 0] + self.parameters["bias"], t
         weights = self._weights()
         return x @ weights.T + self.parameters["bias"], (x, weights)
+
+    def frozen(self) -> Callable[[ArrayLike], Array]:
+        """Return what gives the outputs of many samples, until the parameters change."""
+        turned = np.zeros(self.shape[::-1], self.dtype)
+        turned[self._kept] = self._weights().T
+        return self._through(turned, self.parameters["bias"])
 
     def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
         scales = self.parameters["scales"]
