@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -77,11 +78,12 @@ def intermediate_dimension(
     Raises
     ------
     TypeError, ValueError
-        The budget is not a number, too small for a single component, or too large for a file.
+        The budget is not a number, too small for a single component, or too large for a file or
+        for this machine's memory.
     """
     m, n = shape
     if name == "k":
-        return _within_files(check_count(value, "k"), f"k={value}")
+        return _within_reach(check_count(value, "k"), shape, f"k={value}")
     number = check_number(value, name, above=0.0)
     bits_per_weight = number * metrics.DENSE_BITS if name == "ratio" else number
     k = metrics.largest_k(m, n, bits_per_weight, scale_bits)
@@ -92,14 +94,28 @@ def intermediate_dimension(
             f"{name}={number:g} is too small for a {m} x {n} matrix: "
             f"k=1 already takes {name}={least / unit:.4g}"
         )
-    return _within_files(k, f"{name}={number:g}")
+    return _within_reach(k, shape, f"{name}={number:g}")
 
 
-def _within_files(k: int, given: str) -> int:
-    """Return k if a file can hold it."""
+def _within_reach(k: int, shape: tuple[int, int], given: str) -> int:
+    """Return k if a file can hold it, and the memory a float32 copy of the two binaries."""
     if k > MOST_K:
         raise ValueError(f"{given} is too large: k can be at most {MOST_K}")
+    m, n = shape
+    held, memory = 4 * k * (m + n), _memory()
+    if held > memory:
+        raise ValueError(
+            f"{given} is too large for a {m} x {n} matrix: a solver's float32 copy of the "
+            f"binaries takes {held / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}"
+        )
     return k
+
+
+def _memory() -> float:
+    """Return the bytes of this machine's memory, infinity where that is not told."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
 
 
 def usual_k(goal: float, shape: tuple[int, int]) -> int:

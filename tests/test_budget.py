@@ -49,6 +49,16 @@ def test_budgets_beyond_all_numbers(name, huge, words):
         budget.intermediate_dimension(name, huge, (9, 9))
 
 
+def test_budgets_beyond_the_memory(monkeypatch):
+    monkeypatch.setattr(budget, "_memory", lambda: 2.0**30)
+    words = r"k=1000000000 is too large for a 9 x 5 matrix: .* takes 52 GiB, this machine has 1$"
+    with pytest.raises(ValueError, match=words):
+        budget.intermediate_dimension("k", 10**9, (9, 5))
+    with pytest.raises(ValueError, match=r"bits=1e\+09 is too large"):
+        budget.intermediate_dimension("bits", 1e9, (9, 5))
+    assert budget.intermediate_dimension("k", 10**7, (9, 5)) == 10**7
+
+
 def test_ratio_and_bits_agree():
     for shape in [(384, 384), (100, 700)]:
         assert budget.intermediate_dimension("ratio", 1 / 16, shape) == (
