@@ -16,7 +16,7 @@ fourth. Each finished stage lies in the cache folder, in between finished layers
 training: a study that was interrupted goes on where it was. Until all stages are there the dense
 network's hidden states lie there too, those that layers are fitted to and those that training is
 taught by (6 GB of masked tokens). With `--jobs` methods
-and ratios run side by side, each in a process of its own.
+and ratios run side by side, in as many processes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import resource
 import shutil
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -43,7 +41,10 @@ from network_train import train
 from sources import cache_folder
 
 import diba_np as dn
+from diba_np.model_run import Runner
 from diba_np.threads import processors
+
+Chain = tuple[str, str, str]  # variant, method, ratio
 
 RATIOS = ("1/64", "1/32", "1/16", "1/8")
 VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
@@ -144,6 +145,19 @@ class Study:
         part.write_text(json.dumps(found))
         part.replace(path)
         return found
+
+    def rows(self, chain: Chain) -> list[dict[str, Any]]:
+        """Return what the stages of a chain came to; those that are not kept are run."""
+        made = []
+        for stage in stages_of(chain[1], self.args.stages):
+            what = (*chain, stage)
+            if self.args.only_finished and not (self.folder / f"{key_of(*what)}.json").exists():
+                continue
+            found = self.scored(key_of(*what), lambda what=what: self.stage(*what))
+            made.append(
+                dict(zip(("variant", "method", "ratio", "stage"), what, strict=True)) | found
+            )
+        return made
 
     def tell(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -316,41 +330,39 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
     plt.close(figure)
 
 
-def run_side_by_side(study: Study) -> None:
-    """Run what is missing: each variant, method and ratio in a process of its own, some at a time.
+def run_side_by_side(study: Study, make: Callable[[], nf.Task], chains: Sequence[Chain]) -> None:
+    """Run what is missing of the chains, some at a time, each process with a study of its own."""
 
-    Each runs this command again with the processors shared out.
-    """
-    args, folder = study.args, study.folder
-    chains = list(itertools.product(args.variants, args.methods, args.ratios))
+    def missing(chain: Chain) -> list[str]:
+        stages = stages_of(chain[1], study.args.stages)
+        return [s for s in stages if not (study.folder / f"{key_of(*chain, s)}.json").exists()]
 
-    def missing(what: tuple[str, str, str]) -> list[str]:
-        stages = stages_of(what[1], args.stages)
-        return [s for s in stages if not (folder / f"{key_of(*what, s)}.json").exists()]
-
-    if any(set(missing(what)) - {"replaced"} for what in chains):
+    chains = [chain for chain in chains if missing(chain)]
+    if any(set(missing(chain)) - {"replaced"} for chain in chains):
         study.matters()  # once, not by each of them
-    share = str(max(1, processors() // args.jobs))
-    pools = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    environment = os.environ | dict.fromkeys(pools, share)
-    words = list(sys.argv)
-    if "--plot" in words:
-        at = words.index("--plot")
-        del words[at : at + 2]
-
-    def run(what: tuple[str, str, str]) -> int:
-        variant, method, ratio = what
-        if not missing(what):
-            return 0
-        own = ["--variants", variant, "--methods", method, "--ratios", ratio, "--jobs", "1"]
-        own += ["--several"] * (len(chains) > 1)
-        command = [sys.executable, *words, "--threads", share, *own]
-        told = {"stdout": subprocess.DEVNULL}  # progress is on stderr
-        return subprocess.run(command, check=False, env=environment, **told).returncode
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        if any(list(pool.map(run, chains))):
+    share = max(1, processors() // study.args.jobs)
+    args = argparse.Namespace(**vars(study.args) | {"threads": share})
+    with Runner(study.args.jobs, share) as runner:
+        found = runner.run(_run_chain, chains, lambda chain: (make, study.folder, args, chain))
+        if not all([done for _, done in found]):
             raise SystemExit("not all could be run; what was finished is kept")
+
+
+_own: list[Study] = []  # of a process that `run_side_by_side` started
+
+
+def _run_chain(
+    make: Callable[[], nf.Task], folder: Path, args: argparse.Namespace, chain: Chain
+) -> bool:
+    """Run the stages of a chain; return whether all could be run."""
+    try:
+        if not _own:
+            _own.append(Study(make(), folder, args))
+        _own[0].rows(chain)
+    except Exception:  # the other chains go on
+        traceback.print_exc()
+        return False
+    return True
 
 
 def main(
@@ -409,7 +421,6 @@ def main(
     parser.add_argument("--plot", type=Path, help="draw the figure to this file")
     parser.add_argument("--smoke", action="store_true", help="a made network; downloads nothing")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--several", action="store_true", help=argparse.SUPPRESS)  # of a part
     parser.set_defaults(**defaults)
     args = parser.parse_args()
     if min(args.shares) <= 0 or abs(args.tilt) >= 1:
@@ -426,22 +437,15 @@ def main(
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
     chains = list(itertools.product(args.variants, args.methods, args.ratios))
-    args.several |= len(chains) > 1
-    task = (made if args.smoke else real)()
+    args.several = len(chains) > 1
+    make = made if args.smoke else real
+    task = make()
     folder = args.folder or cache_folder() / "studies" / task.name
     study = Study(task, folder, args)
     dense = study.scored("dense", lambda: study.dense)["scores"]
     if args.jobs > 1 and not args.only_finished:
-        run_side_by_side(study)
-    rows = []
-    names = ("variant", "method", "ratio", "stage")
-    for chain in chains:
-        for stage in stages_of(chain[1], args.stages):
-            what = (*chain, stage)
-            if args.only_finished and not (folder / f"{key_of(*what)}.json").exists():
-                continue
-            found = study.scored(key_of(*what), lambda what=what: study.stage(*what))
-            rows.append(dict(zip(names, what, strict=True)) | found)
+        run_side_by_side(study, make, chains)
+    rows = [row for chain in chains for row in study.rows(chain)]
     study.tidy()
     if args.json:
         print(json.dumps({"dense": dense, "rows": rows}))
