@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.bits import PackedBits
-from diba_np.kernels import columns, lookup_int16, lookup_portable, lookup_simd
+from diba_np.kernels import columns, columns_simd, lookup_int16, lookup_portable, lookup_simd
 from diba_np.kernels.threads import number_of_threads
 
 Real = NDArray[np.floating]
@@ -35,10 +35,14 @@ _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 # a thread with fewer look-ups than this many weights costs more to start than it saves
 _WEIGHTS_PER_THREAD = 1_000_000
 
+# CPUs, as LLVM names them, that permute whole registers as often as they load them: no batch is too
+# large for look-ups in registers
+_PERMUTING_CPUS = frozenset({"znver5"})
+
 # columns left over after whole cache lines, from which a line padded with zeros is faster than the
-# same columns one after another as vectors
+# same columns in registers (avx512) or one after another as vectors
 _PANEL_FROM = {
-    ("avx512", _SINGLE): 10,
+    ("avx512", _SINGLE): 12,
     ("avx2", _SINGLE): 8,
     ("portable", _SINGLE): 4,
     ("portable", _DOUBLE): 3,
@@ -60,7 +64,8 @@ _VECTOR_KERNELS = {
     "avx512": (lookup_simd.product_avx512, lookup_simd.product_avx512_par),
 }
 _ROUNDED_KERNELS = (lookup_int16.product_int16, lookup_int16.product_int16_par)
-_MATRIX_KERNELS = (columns.product_columns, columns.product_columns_par)
+_PANEL_KERNELS = (columns.product_columns, columns.product_columns_par)
+_COLUMN_KERNELS = (columns_simd.product_columns_avx512, columns_simd.product_columns_avx512_par)
 
 
 # -- kernel paths ----------------------------------------------------------------------------------
@@ -116,6 +121,14 @@ def kernel_path() -> str:
 def has_rounded() -> bool:
     """Tell whether 16-bit tables are used: on the avx512 path of a CPU with VNNI."""
     return kernel_path() == "avx512" and "avx512vnni" in cpu_features()
+
+
+@functools.cache
+def permutes_as_it_loads() -> bool:
+    """Tell whether the CPU is one whose look-ups in registers beat those in memory."""
+    from llvmlite import binding
+
+    return (numba.config.CPU_NAME or binding.get_host_cpu_name()) in _PERMUTING_CPUS
 
 
 # -- threads ---------------------------------------------------------------------------------------
@@ -341,9 +354,9 @@ class Product:
         """Apply to a vector (n,); returns (m,)."""
         x = self._checked(_operand(x), 1)
         out = np.empty(self.shape[0], x.dtype)
-        path = self._path if x.dtype == _SINGLE else "portable"
+        kernels = _VECTOR_KERNELS[self._path_for(x.dtype)]
         arguments = self._prepared(x.dtype)
-        total = _run(_VECTOR_KERNELS[path], self._parts(), self.weights, x, arguments, out)
+        total = _run(kernels, self._parts(), self.weights, x, arguments, out)
         if not math.isfinite(total):
             self._mend(x[:, np.newaxis], out[:, np.newaxis])
         return out
@@ -385,7 +398,7 @@ class Product:
         return out
 
     def _run_matrix(self, x: Real, out: Real) -> float:
-        """Write the product by panels of columns, by vectors or by dense blocks.
+        """Write the product by columns in registers, panels, vectors or dense blocks.
 
         Returns a number that is finite only if the operand and the product are.
         """
@@ -393,28 +406,53 @@ class Product:
         bits = self.weights / (self.shape[0] * n)
         if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > n:
             return self._run_dense(x, out)
-        path = self._path if x.dtype == _SINGLE else "portable"
-        arguments = self._prepared(x.dtype)
         lanes = 64 // x.itemsize
-        whole = n_columns // lanes * lanes
-        total: float = 0.0
-        if whole:
-            work = whole * self.weights
-            total += _run(_MATRIX_KERNELS, self._parts(whole), work, x, arguments, out)
-        if n_columns - whole >= _PANEL_FROM[path, x.dtype]:
+        whole = n_columns // lanes * lanes if self._panel_from(x.dtype) <= lanes else 0
+        if not whole:
+            return self._run_columns(x, out)
+        total = self._run_kernels(_PANEL_KERNELS, x, out)
+        if whole < n_columns:
+            result = np.empty((out.shape[0], n_columns - whole), out.dtype)
+            total += self._run_columns(np.ascontiguousarray(x[:, whole:]), result)
+            out[:, whole:] = result
+        return total
+
+    def _path_for(self, dtype: np.dtype[Any]) -> str:
+        return self._path if dtype == _SINGLE else "portable"
+
+    def _panel_from(self, dtype: np.dtype[Any]) -> float:
+        """Return from how many columns on a panel, a cache line of them, is the fastest way."""
+        path = self._path_for(dtype)
+        if path == "avx512" and permutes_as_it_loads():
+            return math.inf
+        return _PANEL_FROM[path, dtype]
+
+    def _run_columns(self, x: Real, out: Real) -> float:
+        """Do what `_run_matrix` does for columns that do not fill a cache line, or need not."""
+        n, n_columns = x.shape
+        path = self._path_for(x.dtype)
+        if n_columns >= self._panel_from(x.dtype):
+            lanes = 64 // x.itemsize
             panel = np.zeros((n, lanes), x.dtype)
-            panel[:, : n_columns - whole] = x[:, whole:]
+            panel[:, :n_columns] = x
             result = np.empty((out.shape[0], lanes), x.dtype)
-            work = lanes * self.weights
-            total += _run(_MATRIX_KERNELS, self._parts(lanes), work, panel, arguments, result)
-            out[:, whole:] = result[:, : n_columns - whole]
+            total = self._run_kernels(_PANEL_KERNELS, panel, result)
+            out[...] = result[:, :n_columns]
             return total
-        vectors = np.ascontiguousarray(x[:, whole:].T)
-        results = np.empty((n_columns - whole, out.shape[0]), out.dtype)
-        for vector, product in zip(vectors, results, strict=True):
-            kernels = _VECTOR_KERNELS[path]
-            total += _run(kernels, self._parts(), self.weights, vector, arguments, product)
-        out[:, whole:] = results.T
+        if path == "avx512" and n_columns > 1:
+            return self._run_kernels(_COLUMN_KERNELS, x, out)
+        total = 0.0
+        products = np.empty((n_columns, out.shape[0]), out.dtype)
+        for vector, product in zip(np.ascontiguousarray(x.T), products, strict=True):
+            total += self._run_kernels(_VECTOR_KERNELS[path], vector, product)
+        out[...] = products.T
+        return total
+
+    def _run_kernels(self, kernels: tuple[Any, ...], x: Real, out: Real) -> float:
+        """Run one kernel over a vector or, as far as it goes, a matrix; return its total."""
+        n_columns = x.size // x.shape[0]
+        work = n_columns * self.weights
+        total: float = _run(kernels, self._parts(n_columns), work, x, self._prepared(x.dtype), out)
         return total
 
     # -- the dense matrix, in pieces ---------------------------------------------------------------
@@ -426,7 +464,7 @@ class Product:
         unit[indices, np.arange(indices.size)] = 1
         out = np.empty((self.shape[0], width), dtype)
         arguments = (*self._prepared(dtype)[:-1], np.empty(0, dtype))
-        _run(_MATRIX_KERNELS, self._parts(width), width * self.weights, unit, arguments, out)
+        _run(_PANEL_KERNELS, self._parts(width), width * self.weights, unit, arguments, out)
         return out[:, : indices.size]
 
     def _run_dense(self, x: Real, out: Real) -> float:
@@ -488,9 +526,11 @@ def run_each_kernel() -> Iterator[str]:
     uses: list[Uses] = [
         (_VECTOR_KERNELS[product._path], _SINGLE, (1,), ()),
         (_VECTOR_KERNELS["portable"], _DOUBLE, (1,), ()),
-        (_MATRIX_KERNELS, _SINGLE, (1, 16), ()),
-        (_MATRIX_KERNELS, _DOUBLE, (1, 8), ()),
+        (_PANEL_KERNELS, _SINGLE, (1, 16), ()),
+        (_PANEL_KERNELS, _DOUBLE, (1, 8), ()),
     ]
+    if product._path == "avx512":
+        uses.append((_COLUMN_KERNELS, _SINGLE, (1, 2), ()))
     if has_rounded():
         uses.append((_ROUNDED_KERNELS, _SINGLE, (1,), (product._mixed_d2,)))
     for kernels, dtype, shape, extra in uses:

@@ -75,6 +75,9 @@ def product_columns(b1, b2, d1, d2, d3, alpha, bias, X):
     return np.stack([product(b1, b2, d1, d2, d3, alpha, bias, x) for x in X.T], axis=1)
 
 
+product_columns_avx512 = product_columns
+
+
 def decode_huffman(stream, codes, lengths, count):
     """Read bits, most significant first, until they spell the code of a symbol; -1 if none does."""
     words = {f"{c:0{n}b}": s for s, (c, n) in enumerate(zip(codes, lengths, strict=True)) if n}

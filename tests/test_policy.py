@@ -19,7 +19,13 @@ import diba_np
 
 PACKAGE = Path(diba_np.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-HELPERS = ("_ir", "_barrier", "_flips", "_lookup")  # compiled into the kernels of other files
+HELPERS = (
+    "_ir",
+    "_barrier",
+    "_flips",
+    "_lookup",
+    "_permute",
+)  # compiled into the kernels of other files
 KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py")) + [
     PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name != "_ir"
 ]

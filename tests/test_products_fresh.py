@@ -34,13 +34,15 @@ def guarded(array, at_end):
     copy[...] = array
     return copy
 from diba_np import PackedBits
-from diba_np.kernels import columns, layout, lookup_int16, lookup_portable, lookup_simd
+from diba_np.kernels import columns, columns_simd, layout
+from diba_np.kernels import lookup_int16, lookup_portable, lookup_simd
 K = [("portable", lookup_portable.product_portable, np.float32, 0),
      ("portable", lookup_portable.product_portable, np.float64, 0),
      ("portable", columns.product_columns, np.float32, 0),
      ("portable", columns.product_columns, np.float64, 0),
      ("avx2", lookup_simd.product_avx2, np.float32, 0),
      ("avx512", lookup_simd.product_avx512, np.float32, 0),
+     ("avx512", columns_simd.product_columns_avx512, np.float32, 0),
      ("avx512", lookup_int16.product_int16, np.float32, 1)]
 paths = products.available_paths()
 K = [k for k in K if k[0] in paths and (not k[3] or products.has_rounded())]
@@ -57,7 +59,7 @@ for m, n, k in [(1, 1, 1), (33, 16, 31), (161, 47, 130), (97, 700, 45), (64, 192
             g = lambda a: guarded(a, at_end)
             d1, d2, d3, bias, mixed = (g(rng.normal(size=s).astype(dtype)) for s in (m, k, n, m, m))
             extra = (mixed,) if rounded else ()
-            for tail in ((16,), (35,)) if kernel is columns.product_columns else ((),):
+            for tail in ((16,), (35,)) if "columns" in kernel.__name__ else ((),):
                 x = g(rng.normal(size=(n, *tail)).astype(dtype))
                 out = g(np.zeros((m, *tail), dtype))
                 kernel(x, d3, g(b2.tiles), d2, g(b1.tiles), d1, dtype(0.5), bias, *extra, 1, out)
@@ -72,7 +74,9 @@ for path in products.available_paths():
     products.kernel_path.cache_clear(), products.has_rounded.cache_clear()
     for m, n, k in rng.integers(1, 150, (60, 3)).tolist():
         f, x = operator(m, n, k), rng.normal(size=n).astype(np.float32)
-        f @ x, f.matvec_rounded(x), f @ rng.normal(size=(n, 16)).astype(np.float32)
+        f @ x, f.matvec_rounded(x)
+        for b in (7, 16):
+            f @ rng.normal(size=(n, b)).astype(np.float32)
 print("intact")
 """
 

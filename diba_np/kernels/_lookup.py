@@ -1,4 +1,4 @@
-"""What products by tables share beside their tables: padded inputs, and a check for infinities.
+"""What products by tables share beside their tables: inputs, results, a check for infinities.
 
 Compiled into the kernels of other files, which carry a digest of this one, as of ``_ir.py``.
 """
@@ -38,3 +38,20 @@ def scaled(x, scale, n_units):
     for j in range(x.size):
         out[j] = scale[j] * x[j]
     return out
+
+
+@njit(fastmath=False)
+def finish(sums, first, alpha, total, scale, bias, out):
+    """Write ``out[first + i] = scale * (sums[i] - alpha * total) + bias``."""
+    # 0 * total would be NaN where the total, which no row asked for, overflows
+    shift = alpha * total if alpha != 0 else alpha
+    # slices: with offsets in the indices the loops would not be vectorized
+    last = min(first + sums.size, scale.size)
+    part, scale = out[first:last], scale[first:last]
+    if bias.size:
+        bias = bias[first:last]
+        for i in range(part.size):
+            part[i] = scale[i] * (sums[i] - shift) + bias[i]
+    else:
+        for i in range(part.size):
+            part[i] = scale[i] * (sums[i] - shift)

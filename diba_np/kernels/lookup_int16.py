@@ -18,10 +18,10 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import padded, scaled  # _lookup.py 7840b5cf56e6
+from diba_np.kernels._lookup import padded, scaled  # _lookup.py 1272cc36d692
 
 BLOCK_UNITS = 1024  # units whose tables are built at a time: 192 KiB
-FETCH_AHEAD = 1024  # bytes; see lookup_simd.py
+FETCH_AHEAD = 1024  # bytes; see _permute.py
 PAIR = 30  # columns of two units
 LARGEST_SUM = 32760.0  # of a pair's six entries; rounding adds up to 3
 

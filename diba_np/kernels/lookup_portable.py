@@ -12,7 +12,12 @@ import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import padded, scaled, zero_if_finite  # _lookup.py 7840b5cf56e6
+from diba_np.kernels._lookup import (  # _lookup.py 1272cc36d692
+    finish,
+    padded,
+    scaled,
+    zero_if_finite,
+)
 
 BLOCK_UNITS = 12  # units whose tables are built at a time: 18 KiB in float32
 
@@ -72,14 +77,8 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
                     position += sixteen
                 sums[t - start, 0, lane] = a
                 sums[t - start, 1, lane] = b
-    # 0 * total would be NaN where the total, which no row asked for, overflows
-    shift = alpha * total if alpha != 0 else alpha
     results = sums.reshape(-1)
-    for i in range(32 * start, min(32 * stop, scale.size)):
-        out[i] = scale[i] * (results[i - 32 * start] - shift)
-    if bias.size:
-        for i in range(32 * start, min(32 * stop, scale.size)):
-            out[i] += bias[i]
+    finish(results, 32 * start, alpha, total, scale, bias, out)
     return total + zero_if_finite(results)
 
 

@@ -1,11 +1,7 @@
 """Matrix x vector for packed 0/1 matrices with look-ups inside vector registers (AVX-512 and AVX2).
 
-For a group of inputs all partial sums fill a register (AVX-512: 5 inputs, 32 sums, two registers,
-`vpermi2ps`; AVX2: 3 inputs, 8 sums, `vpermps`). One permutation then adds the right partial sum to
-16 (8) rows at once. The permutations ignore the upper index bits, so the groups of a unit need a
-shift and no mask. float32 throughout; every row adds its groups in the same order, whatever the
-number of threads. Tables hold plain sums of the set bits, so that a zero row gives exactly zero and
-a huge input touches only the rows that use it.
+How the look-ups work: ``kernels/_permute.py``. float32 throughout; every row adds its groups in the
+same order, whatever the number of threads.
 Layout of the tiles: ``kernels/layout.py``.
 """
 
@@ -13,178 +9,25 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import padded, scaled, zero_if_finite  # _lookup.py 7840b5cf56e6
+from diba_np.kernels._lookup import (  # _lookup.py 1272cc36d692
+    finish,
+    padded,
+    scaled,
+    zero_if_finite,
+)
+from diba_np.kernels._permute import AVX2, AVX512  # _permute.py 8d951438ab01
 
 BLOCK_UNITS = 512  # units whose tables are built at a time: 192 KiB (AVX-512), 80 KiB (AVX2)
-FETCH_AHEAD = 1024  # bytes; a fifth of the time where the bits come from memory, else nothing
 
-
-class _Isa:
-    """What differs between the instruction sets."""
-
-    def __init__(self, lanes, bits):
-        self.lanes = lanes
-        self.bits = bits
-        self.groups = 15 // bits
-        self.registers = 2**bits // lanes  # registers a table
-        self.unit_bytes = self.groups * self.registers * lanes * 4
-        self.v_float = _ir.vector(_ir.F32, lanes)
-        self.v_int = _ir.vector(_ir.I32, lanes)
-        self.v_word = _ir.vector(_ir.I16, 2 * lanes)
-
-    def look_up(self, builder, table, lanes_index):
-        v_float, v_int = self.v_float, self.v_int
-        if self.lanes == 16:
-            name = "llvm.x86.avx512.vpermi2var.ps.512"
-            permute = _ir.declare(builder, name, v_float, [v_float, v_int, v_float])
-            return builder.call(permute, [table[0], lanes_index, table[1]])
-        permute = _ir.declare(builder, "llvm.x86.avx2.permps", v_float, [v_float, v_int])
-        return builder.call(permute, [table[0], lanes_index])
-
-    def upper_half(self, builder, value, picks):
-        """Bring the upper 16 bits of each lane to the bottom; those above are ignored."""
-        # a sum of products, 0 * lower + 1 * upper: like shifts, permutations need other ports
-        name = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
-        multiply = _ir.declare(builder, name, self.v_int, [self.v_word, self.v_word])
-        return builder.call(multiply, [builder.bitcast(value, self.v_word), picks])
-
-    def shifted(self, builder, value, group, multipliers):
-        """Bring a group's bits to the bottom of each 16-bit half; those above are ignored."""
-        if group == 0:
-            return value
-        # value >> (bits * group) as the high half of a product: the multiplier's ports are free,
-        # the shifter's are not
-        name = "llvm.x86.avx512.pmulhu.w.512" if self.lanes == 16 else "llvm.x86.avx2.pmulhu.w"
-        multiply = _ir.declare(builder, name, self.v_word, [self.v_word, self.v_word])
-        words = builder.bitcast(value, self.v_word)
-        return builder.bitcast(builder.call(multiply, [words, multipliers[group - 1]]), self.v_int)
-
-
-def _make_build_tables(isa):
-    @intrinsic
-    def build_tables(typingctx, inputs, n_units, tables):
-        """Write the tables of ``15 * n_units`` float32 inputs; return the inputs' sum."""
-        signature = types.float32(types.intp, types.intp, types.intp)
-
-        def codegen(context, builder, signature, args):
-            inputs, n_units, tables = args
-            masks = [
-                ir.Constant(
-                    _ir.vector(ir.IntType(1), isa.lanes), [(e >> j) & 1 for e in range(isa.lanes)]
-                )
-                for j in range(isa.bits)
-            ]
-            zero = _ir.splat_constant(isa.v_float, 0.0)
-            total_bytes = isa.registers * isa.lanes * 4
-            n_groups = builder.mul(n_units, _ir.index(isa.groups))
-
-            def body(i, carried):
-                source = builder.add(inputs, builder.mul(i, _ir.index(4 * isa.bits)))
-                x = [
-                    _ir.load(builder, _ir.offset(builder, source, 4 * j), _ir.F32, 4)
-                    for j in range(isa.bits)
-                ]
-                x = [_ir.broadcast(builder, value, isa.v_float) for value in x]
-                low = zero
-                in_register = isa.lanes.bit_length() - 1
-                for j in range(in_register):
-                    low = builder.select(masks[j], builder.fadd(low, x[j]), low)
-                table = [low]
-                for j in range(in_register, isa.bits):
-                    table += [builder.fadd(register, x[j]) for register in table]
-                target = builder.add(tables, builder.mul(i, _ir.index(total_bytes)))
-                for r, register in enumerate(table):
-                    _ir.store(builder, register, _ir.offset(builder, target, 4 * isa.lanes * r), 32)
-                return [builder.fadd(carried[0], table[-1])]  # the last entry is the group's sum
-
-            (total,) = _ir.counted_loop(builder, n_groups, [zero], body)
-            return builder.extract_element(total, ir.Constant(_ir.I32, isa.lanes - 1))
-
-        return signature, codegen
-
-    return build_tables
-
-
-def _make_mix_tiles(isa, n_tiles):
-    parts = 16 // isa.lanes  # registers a unit of a tile
-
-    @intrinsic
-    def mix_tiles(typingctx, tiles, tile_stride, tables, n_units, sums):
-        """Add the look-ups of `n_units` units to the 32 sums of each of the tiles.
-
-        Addresses and strides in bytes.
-        """
-        signature = types.void(*[types.intp] * 5)
-
-        def codegen(context, builder, signature, args):
-            tiles, tile_stride, tables, n_units, sums = args
-            starts = [
-                builder.add(tiles, builder.mul(tile_stride, _ir.index(t))) for t in range(n_tiles)
-            ]
-            keys = [(t, p, h) for t in range(n_tiles) for p in range(parts) for h in range(2)]
-            addresses = [
-                _ir.offset(builder, sums, 4 * (32 * t + 16 * h + isa.lanes * p)) for t, p, h in keys
-            ]
-            first = [_ir.load(builder, address, isa.v_float, 4) for address in addresses]
-            multipliers = [
-                _ir.opaque(builder, _ir.splat_constant(isa.v_word, 2 ** (16 - isa.bits * g)))
-                for g in range(1, isa.groups)
-            ]
-            upper = _ir.opaque(builder, ir.Constant(isa.v_word, [0, 1] * isa.lanes))
-
-            def body(u, carried):
-                here = builder.mul(u, _ir.index(64))
-                table = builder.add(tables, builder.mul(u, _ir.index(isa.unit_bytes)))
-                halves = {}
-                for t, start in enumerate(starts):
-                    for p in range(parts):
-                        address = _ir.offset(builder, builder.add(start, here), 4 * isa.lanes * p)
-                        halves[t, p, 0] = _ir.load(builder, address, isa.v_int, 4)
-                        if p == 0:
-                            _ir.prefetch(builder, _ir.offset(builder, address, FETCH_AHEAD))
-                        halves[t, p, 1] = isa.upper_half(builder, halves[t, p, 0], upper)
-                for g in range(isa.groups):
-                    registers = [
-                        _ir.load(
-                            builder,
-                            _ir.offset(builder, table, 4 * isa.lanes * (g * isa.registers + r)),
-                            isa.v_float,
-                            32,
-                        )
-                        for r in range(isa.registers)
-                    ]
-                    for a, key in enumerate(keys):
-                        lanes_index = isa.shifted(builder, halves[key], g, multipliers)
-                        carried[a] = builder.fadd(
-                            carried[a], isa.look_up(builder, registers, lanes_index)
-                        )
-                return carried
-
-            final = _ir.counted_loop(builder, n_units, first, body)
-            for value, address in zip(final, addresses, strict=True):
-                _ir.store(builder, value, address, 4)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return mix_tiles
-
-
-_AVX512 = _Isa(16, 5)
-_AVX2 = _Isa(8, 3)
-_build_tables_avx512 = _make_build_tables(_AVX512)
-_build_tables_avx2 = _make_build_tables(_AVX2)
-_mix_4_tiles_avx512 = _make_mix_tiles(_AVX512, 4)
-_mix_1_tile_avx512 = _make_mix_tiles(_AVX512, 1)
-_mix_2_tiles_avx2 = _make_mix_tiles(_AVX2, 2)
-_mix_1_tile_avx2 = _make_mix_tiles(_AVX2, 1)
+_build_tables_avx512 = AVX512.make_build_tables()
+_build_tables_avx2 = AVX2.make_build_tables()
+_mix_4_tiles_avx512 = AVX512.make_mix_tiles(4)
+_mix_1_tile_avx512 = AVX512.make_mix_tiles(1)
+_mix_2_tiles_avx2 = AVX2.make_mix_tiles(2)
+_mix_1_tile_avx2 = AVX2.make_mix_tiles(1)
 
 
 @njit(fastmath=False)
@@ -202,18 +45,18 @@ def _mix_part_avx512(inputs, tiles, start, stop, alpha, scale, bias, out):
         width = min(block, n_units - u)
         # asked for in the loop: Numba frees an array after the last use of its name
         table = (tables.ctypes.data + 63) // 64 * 64
-        total += _build_tables_avx512(inputs.ctypes.data + 60 * u, width, table)
+        total += _build_tables_avx512(inputs.ctypes.data + 60 * u, width, table, 128)
         t = start
         while t < stop:
             source = tiles.ctypes.data + 64 * (n_units * t + u)
             target = sums.ctypes.data + 128 * (t - start)
             if t + 4 <= stop:
-                _mix_4_tiles_avx512(source, 64 * n_units, table, width, target)
+                _mix_4_tiles_avx512(source, 64 * n_units, table, width, target, 0)
                 t += 4
             else:
-                _mix_1_tile_avx512(source, 64 * n_units, table, width, target)
+                _mix_1_tile_avx512(source, 64 * n_units, table, width, target, 0)
                 t += 1
-    _finish(sums, 32 * start, alpha, total, scale, bias, out)
+    finish(sums, 32 * start, alpha, total, scale, bias, out)
     return total + zero_if_finite(sums)
 
 
@@ -232,36 +75,19 @@ def _mix_part_avx2(inputs, tiles, start, stop, alpha, scale, bias, out):
         width = min(block, n_units - u)
         # asked for in the loop: Numba frees an array after the last use of its name
         table = (tables.ctypes.data + 63) // 64 * 64
-        total += _build_tables_avx2(inputs.ctypes.data + 60 * u, width, table)
+        total += _build_tables_avx2(inputs.ctypes.data + 60 * u, width, table, 32)
         t = start
         while t < stop:
             source = tiles.ctypes.data + 64 * (n_units * t + u)
             target = sums.ctypes.data + 128 * (t - start)
             if t + 2 <= stop:
-                _mix_2_tiles_avx2(source, 64 * n_units, table, width, target)
+                _mix_2_tiles_avx2(source, 64 * n_units, table, width, target, 0)
                 t += 2
             else:
-                _mix_1_tile_avx2(source, 64 * n_units, table, width, target)
+                _mix_1_tile_avx2(source, 64 * n_units, table, width, target, 0)
                 t += 1
-    _finish(sums, 32 * start, alpha, total, scale, bias, out)
+    finish(sums, 32 * start, alpha, total, scale, bias, out)
     return total + zero_if_finite(sums)
-
-
-@njit(fastmath=False)
-def _finish(sums, first, alpha, total, scale, bias, out):
-    """Write ``out[first + i] = scale * (sums[i] - alpha * total) + bias``."""
-    # 0 * total would be NaN where the total, which no row asked for, overflows
-    shift = np.float32(alpha * total) if alpha != 0 else np.float32(0)
-    # slices: with offsets in the indices the loops would not be vectorized
-    last = min(first + sums.size, scale.size)
-    part, scale = out[first:last], scale[first:last]
-    if bias.size:
-        bias = bias[first:last]
-        for i in range(part.size):
-            part[i] = scale[i] * (sums[i] - shift) + bias[i]
-    else:
-        for i in range(part.size):
-            part[i] = scale[i] * (sums[i] - shift)
 
 
 @njit(fastmath=False)

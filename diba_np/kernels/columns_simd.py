@@ -1,0 +1,270 @@
+"""Matrix x matrix for packed 0/1 matrices with look-ups inside vector registers (AVX-512).
+
+Up to four columns at a time share the bits and what is done with them before a look-up. Inside,
+every column lies contiguous. How the look-ups work: ``kernels/_permute.py``; layout of the tiles:
+``kernels/layout.py``. Where memory holds the tables instead: ``kernels/columns.py``.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from diba_np.kernels import _ir  # _ir.py 2f24896001fa
+from diba_np.kernels._jit import njit
+from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 1272cc36d692
+from diba_np.kernels._permute import AVX512  # _permute.py 8d951438ab01
+
+BLOCK_UNITS = 16  # units whose tables are built at a time: 24 KiB for four columns
+CHUNK_COLUMNS = 128  # done at a time, in all threads together: more would leave the cache
+
+_build_tables = AVX512.make_build_tables()
+_mix_2_columns = AVX512.make_mix_tiles(2, 2)
+_mix_3_columns = AVX512.make_mix_tiles(2, 3)
+_mix_4_columns = AVX512.make_mix_tiles(2, 4)
+
+
+@intrinsic
+def _transpose(
+    typingctx, source, source_step, n_rows, n_lanes, target, target_step, n_out, n_out_lanes
+):
+    """Write the transpose of 16 x 16 float32, of which `n_rows` x `n_lanes` are read, else zero.
+
+    Only `n_out` x `n_out_lanes` of it are written. Rows are `source_step` and `target_step` bytes
+    apart.
+    """
+    signature = types.void(*[types.intp] * 8)
+    vector, lanes = _ir.vector(_ir.F32, 16), _ir.vector(_ir.I64, 16)
+    mask = _ir.vector(ir.IntType(1), 16)
+
+    def chosen(builder, i, count, width):
+        """Return the mask of a row's first `width` lanes; of none if there is no such row."""
+        width = builder.select(builder.icmp_signed("<", _ir.index(i), count), width, _ir.index(0))
+        return builder.icmp_signed(
+            "<", ir.Constant(lanes, list(range(16))), _ir.broadcast(builder, width, lanes)
+        )
+
+    def codegen(context, builder, signature, args):
+        source, source_step, n_rows, n_lanes, target, target_step, n_out, n_out_lanes = args
+        pointer = vector.as_pointer()
+        load = _ir.declare(
+            builder, "llvm.masked.load.v16f32.p0", vector, [pointer, _ir.I32, mask, vector]
+        )
+        store = _ir.declare(
+            builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), [vector, pointer, _ir.I32, mask]
+        )
+        align, zeros = ir.Constant(_ir.I32, 4), _ir.splat_constant(vector, 0.0)
+
+        def row(start, step, i):
+            return builder.inttoptr(builder.add(start, builder.mul(step, _ir.index(i))), pointer)
+
+        rows = [
+            builder.call(
+                load,
+                [row(source, source_step, i), align, chosen(builder, i, n_rows, n_lanes), zeros],
+            )
+            for i in range(16)
+        ]
+        for step in (8, 4, 2, 1):  # swap the off-diagonal blocks of every block of 2 step rows
+            picks = [
+                [lane if not lane & step else 16 + lane - step for lane in range(16)],
+                [lane + step if not lane & step else 16 + lane for lane in range(16)],
+            ]
+            picks = [ir.Constant(_ir.vector(_ir.I32, 16), pick) for pick in picks]
+            for i in range(16):
+                if not i & step:
+                    pair = rows[i], rows[i + step]
+                    rows[i], rows[i + step] = (
+                        builder.shuffle_vector(*pair, pick) for pick in picks
+                    )
+        for i, value in enumerate(rows):
+            where = chosen(builder, i, n_out, n_out_lanes)
+            builder.call(store, [value, row(target, target_step, i), align, where])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@njit(fastmath=False)
+def _column_arrays(n_columns, size):
+    """Return uninitialized float32, a row of at least `size` for each column, both whole blocks."""
+    # rows an odd number of blocks apart: a power of two would put all in the same cache lines
+    blocks = -(-size // 16) | 1
+    return np.empty((-(-n_columns // 16) * 16, 16 * blocks), dtype=np.float32)
+
+
+@njit(fastmath=False)
+def _gather(x, first, n_columns, scale, start, stop, columns):
+    """Write ``scale * x`` of some columns to the rows of `columns`, blocks ``start ... stop - 1``.
+
+    A block is 16 rows of x; those past the last one are zero.
+    """
+    n, step = scale.size, 4 * columns.shape[1]
+    for j in range(16 * start, 16 * stop, 16):
+        n_rows = max(0, min(16, n - j))
+        for c in range(0, n_columns, 16):
+            source = x.ctypes.data + 4 * (x.shape[1] * j + first + c)
+            target = columns.ctypes.data + 4 * j + step * c
+            n_lanes = min(16, n_columns - c)
+            _transpose(source, 4 * x.shape[1], n_rows, n_lanes, target, step, 16, 16)
+    part = scale[16 * start : 16 * stop]
+    for c in range(n_columns):
+        column = columns[c, 16 * start :]
+        for j in range(part.size):
+            column[j] *= part[j]
+
+
+@njit(fastmath=False)
+def _scatter(columns, n_columns, start, stop, out, first):
+    """Write the rows of `columns` to some columns of `out`, blocks of 16 of its rows."""
+    m, step = out.shape[0], 4 * columns.shape[1]
+    for i in range(16 * start, 16 * stop, 16):
+        for c in range(0, n_columns, 16):
+            source = columns.ctypes.data + 4 * i + step * c
+            target = out.ctypes.data + 4 * (out.shape[1] * i + first + c)
+            n_rows, n_lanes = min(16, m - i), min(16, n_columns - c)
+            _transpose(source, step, 16, 16, target, 4 * out.shape[1], n_rows, n_lanes)
+
+
+@njit(fastmath=False)
+def _mix_part(columns, tiles, start, stop, alpha, scale, bias, out):
+    """Do the rows of the tiles ``start ... stop - 1`` for 2 to 4 columns; return the inputs' sum.
+
+    It is NaN where a row's sum is not finite.
+    """
+    n_columns, n_units = columns.shape[0], tiles.shape[1]
+    block = min(n_units, BLOCK_UNITS)
+    tables = np.empty(96 * block * n_columns + 16, dtype=np.float32)
+    # a tile without a partner is its own, and what that adds goes to 32 rows more
+    sums = np.zeros((n_columns, 32 * (stop - start) + 32), dtype=np.float32)
+    totals = np.zeros(n_columns, dtype=np.float32)
+    for u in range(0, n_units, block):
+        width = min(block, n_units - u)
+        # asked for in the loop: Numba frees an array after the last use of its name
+        table = (tables.ctypes.data + 63) // 64 * 64
+        for c in range(n_columns):
+            inputs = columns.ctypes.data + 4 * (columns.shape[1] * c + 15 * u)
+            totals[c] += _build_tables(inputs, width, table + 128 * c, 128 * n_columns)
+        for t in range(start, stop, 2):
+            source = tiles.ctypes.data + 64 * (n_units * t + u)
+            target = sums.ctypes.data + 128 * (t - start)
+            step = 64 * n_units if t + 1 < stop else 0
+            row = 4 * sums.shape[1]
+            if n_columns == 4:
+                _mix_4_columns(source, step, table, width, target, row)
+            elif n_columns == 3:
+                _mix_3_columns(source, step, table, width, target, row)
+            else:
+                _mix_2_columns(source, step, table, width, target, row)
+    total = zero_if_finite(totals)
+    for c in range(n_columns):
+        rows = sums[c, : 32 * (stop - start)]
+        finish(rows, 32 * start, alpha, totals[c], scale, bias, out[c])
+        total += zero_if_finite(rows)
+    return total
+
+
+@njit(fastmath=False)
+def _inner_columns(n_columns, n_rows, tiles1):
+    """Return room for the first stage's result, zero where the second stage reads beyond it."""
+    size = n_rows if tiles1.shape[0] == 0 else 15 * tiles1.shape[1]
+    inner = _column_arrays(n_columns, size)
+    inner[:, n_rows:] = 0
+    return inner
+
+
+@njit(fastmath=False)
+def _plan(n_columns, n_parts):
+    """Return how many groups of columns to make, and into how many pieces to cut their rows.
+
+    Groups have 2 to 4 columns. They are dealt out whole if each thread gets as many.
+    """
+    groups = -(-n_columns // 4)
+    even = -(-groups // n_parts) * n_parts
+    return (even, 1) if 2 * even <= n_columns else (groups, n_parts)
+
+
+@njit(fastmath=False)
+def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+    """Do what ``columns.product_columns`` does, in float32, for any number of columns from 2 on.
+
+    Returns
+    -------
+    float32
+        Finite only if ``d3 * x``, the first stage's result and all rows' sums are.
+
+    Notes
+    -----
+    Time k (m + n) b / 110 cycles (Zen 5); extra memory 4 (n + k + m) min(b, `CHUNK_COLUMNS`) bytes,
+    and 24 KiB and 16 (k + m) bytes a thread. Every column comes out with the bits that
+    ``lookup_simd.product_avx512`` gives up to 32 tiles of 15 columns each. The `_par` twin's `out`
+    is bitwise equal. naive: ``tests/naive.py::product_columns_avx512``.
+    """
+    none = np.empty(0, dtype=np.float32)
+    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
+    total = np.float32(0.0)
+    n_chunks = -(-x.shape[1] // CHUNK_COLUMNS)
+    for chunk in range(n_chunks):
+        first = x.shape[1] * chunk // n_chunks
+        n_columns = x.shape[1] * (chunk + 1) // n_chunks - first
+        columns = _column_arrays(n_columns, 15 * tiles2.shape[1])
+        _gather(x, first, n_columns, d3, 0, columns.shape[1] // 16, columns)
+        inner = _inner_columns(n_columns, d2.size, tiles1)
+        results = _column_arrays(n_columns, d1.size) if n_tiles1 else inner
+        groups = -(-n_columns // 4)
+        for g in range(groups):
+            a, b = n_columns * g // groups, n_columns * (g + 1) // groups
+            rest = none if n_tiles1 else bias
+            total += _mix_part(columns[a:b], tiles2, 0, n_tiles2, alpha, d2, rest, inner[a:b])
+            if n_tiles1:
+                total += _mix_part(inner[a:b], tiles1, 0, n_tiles1, alpha, d1, bias, results[a:b])
+        _scatter(results, n_columns, 0, -(-out.shape[0] // 16), out, first)
+    return total
+
+
+@njit(fastmath=False, parallel=True)
+def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+    """Do what `product_columns_avx512` does, cut into columns and, if these are few, rows."""
+    none = np.empty(0, dtype=np.float32)
+    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
+    total = np.float32(0.0)
+    n_chunks = -(-x.shape[1] // max(CHUNK_COLUMNS, 4 * n_parts))
+    for chunk in range(n_chunks):
+        first = x.shape[1] * chunk // n_chunks
+        n_columns = x.shape[1] * (chunk + 1) // n_chunks - first
+        groups, pieces = _plan(n_columns, n_parts)
+        columns = _column_arrays(n_columns, 15 * tiles2.shape[1])
+        inner = _inner_columns(n_columns, d2.size, tiles1)
+        results = _column_arrays(n_columns, d1.size) if n_tiles1 else inner
+        rest = none if n_tiles1 else bias
+        totals = np.empty(groups * pieces, dtype=np.float32)
+        for p in numba.prange(n_parts):
+            blocks = columns.shape[1] // 16
+            start, stop = blocks * p // n_parts, blocks * (p + 1) // n_parts
+            _gather(x, first, n_columns, d3, start, stop, columns)
+        for item in numba.prange(groups * pieces):
+            g, piece = item // pieces, item % pieces
+            a, b = n_columns * g // groups, n_columns * (g + 1) // groups
+            start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
+            totals[item] = _mix_part(columns[a:b], tiles2, start, stop, alpha, d2, rest, inner[a:b])
+            if n_tiles1 and pieces == 1:
+                totals[item] += _mix_part(
+                    inner[a:b], tiles1, 0, n_tiles1, alpha, d1, bias, results[a:b]
+                )
+        if n_tiles1 and pieces > 1:
+            for item in numba.prange(groups * pieces):
+                g, piece = item // pieces, item % pieces
+                a, b = n_columns * g // groups, n_columns * (g + 1) // groups
+                start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
+                totals[item] += _mix_part(
+                    inner[a:b], tiles1, start, stop, alpha, d1, bias, results[a:b]
+                )
+        for p in numba.prange(n_parts):
+            blocks = -(-out.shape[0] // 16)
+            start, stop = blocks * p // n_parts, blocks * (p + 1) // n_parts
+            _scatter(results, n_columns, start, stop, out, first)
+        total += totals.sum()
+    return total
