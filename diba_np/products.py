@@ -36,8 +36,9 @@ _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 _WEIGHTS_PER_THREAD = 1_000_000
 
 # CPUs, as LLVM names them, that permute whole registers as often as they load them: no batch is too
-# large for look-ups in registers
+# large for look-ups in registers, if there are so many rows on the average to use a table
 _PERMUTING_CPUS = frozenset({"znver5"})
+_PERMUTING_ROWS = 1000
 
 # columns left over after whole cache lines, from which a line padded with zeros is faster than the
 # same columns in registers (avx512) or one after another as vectors
@@ -424,7 +425,9 @@ class Product:
         """Return from how many columns on a panel, a cache line of them, is the fastest way."""
         path = self._path_for(dtype)
         if path == "avx512" and permutes_as_it_loads():
-            return math.inf
+            inputs = sum(bits.shape[1] for bits in self._bits)
+            if self.weights >= _PERMUTING_ROWS * inputs:
+                return math.inf
         return _PANEL_FROM[path, dtype]
 
     def _run_columns(self, x: Real, out: Real) -> float:

@@ -66,6 +66,7 @@ def path(request, monkeypatch):
     """A kernel path; permuting: as on CPUs where look-ups in registers beat those in memory."""
     name, _, permuting = request.param.partition(" ")
     monkeypatch.setattr(products, "permutes_as_it_loads", lambda: bool(permuting))
+    monkeypatch.setattr(products, "_PERMUTING_ROWS", 0)
     return name
 
 

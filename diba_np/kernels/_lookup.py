@@ -21,6 +21,16 @@ def zero_if_finite(values):
 
 
 @njit(fastmath=False)
+def cache_lines(n_rows, n_lines, like):
+    """Return uninitialized (n_rows, n_lines, entries a line) of a type, from a cache line on."""
+    entries = 64 // like.itemsize
+    size = n_rows * n_lines * entries
+    memory = np.empty(size + entries, dtype=like.dtype)
+    skip = (-memory.ctypes.data) % 64 // like.itemsize
+    return memory[skip : skip + size].reshape(n_rows, n_lines, entries)
+
+
+@njit(fastmath=False)
 def padded(used, n_units, dtype):
     """Return ``15 * n_units`` entries, zeros from `used` on, to be filled.
 

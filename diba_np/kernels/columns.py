@@ -11,13 +11,13 @@ Layout of the tiles: ``kernels/layout.py``.
 from __future__ import annotations
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
+from diba_np.kernels._lookup import cache_lines  # _lookup.py 466641e7d27e
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
 # panels done at a time, in all threads together: more would leave the last-level cache
@@ -133,16 +133,6 @@ _mix_tile = _make_mix_tile(0)  # any number of units
 _mix_tile_block = _make_mix_tile(BLOCK_UNITS)  # without a loop: the sums of more rows overlap
 
 
-@njit(fastmath=False)
-def _lines(n_panels, n_lines, like):
-    """Return uninitialized (n_panels, n_lines, cache line) of a type, from a cache line on."""
-    lanes = 64 // like.itemsize
-    size = n_panels * n_lines * lanes
-    memory = np.empty(size + lanes, dtype=like.dtype)
-    skip = (-memory.ctypes.data) % 64 // like.itemsize
-    return memory[skip : skip + size].reshape(n_panels, n_lines, lanes)
-
-
 @intrinsic
 def _scale_lines(typingctx, source, source_step, n, scale, bias, target, target_step, totals):
     """Write ``scale * line + bias`` of `n` cache lines, and add what is written to the `totals`.
@@ -212,7 +202,7 @@ def _mix_panel(panel, tiles, start, stop, alpha, sums):
     """Write ``(B - alpha) panel`` to the rows of `sums` of the tiles ``start ... stop - 1``."""
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
-    memory = _lines(1, 96 * block + 1, panel)[0]
+    memory = cache_lines(1, 96 * block + 1, panel)[0]
     totals = memory[96 * block]
     totals[:] = 0
     zero = totals[0]
@@ -291,20 +281,20 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    totals = _lines(1, 1, x)[0, 0]
+    totals = cache_lines(1, 1, x)[0, 0]
     totals[:] = 0
     chunk = lanes * CHUNK_PANELS
     for first in range(0, x.shape[1] // lanes * lanes, chunk):
         n_panels = min(chunk, x.shape[1] - first) // lanes
-        panels = _lines(n_panels, 15 * tiles2.shape[1], x)
-        inner = _lines(n_panels, _inner_rows(tiles2, tiles1), x)
+        panels = cache_lines(n_panels, 15 * tiles2.shape[1], x)
+        inner = cache_lines(n_panels, _inner_rows(tiles2, tiles1), x)
         _gather(x, first, d3, 0, panels.shape[1], panels, totals)
         for p in range(n_panels):
             _mix_panel(panels[p], tiles2, 0, n_tiles2, alpha, inner[p])
         if n_tiles1 == 0:
             _scatter(inner, d2, bias, 0, 32 * n_tiles2, out, first, totals)
         else:
-            results = _lines(n_panels, 32 * n_tiles1, x)
+            results = cache_lines(n_panels, 32 * n_tiles1, x)
             for p in range(n_panels):
                 _scale_rows(d2, 0, inner.shape[1], inner[p], totals)
                 _mix_panel(inner[p], tiles1, 0, n_tiles1, alpha, results[p])
@@ -318,14 +308,14 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
     chunk = lanes * n_parts * max(1, CHUNK_PANELS // n_parts)
-    totals = _lines(1, max(CHUNK_PANELS, n_parts) * n_parts, x)[0]
+    totals = cache_lines(1, max(CHUNK_PANELS, n_parts) * n_parts, x)[0]
     totals[:] = 0
     for first in range(0, x.shape[1] // lanes * lanes, chunk):
         n_panels = min(chunk, x.shape[1] - first) // lanes
         pieces = 1 if n_panels % n_parts == 0 else n_parts
-        panels = _lines(n_panels, 15 * tiles2.shape[1], x)
-        inner = _lines(n_panels, _inner_rows(tiles2, tiles1), x)
-        results = _lines(n_panels, 32 * n_tiles1, x)
+        panels = cache_lines(n_panels, 15 * tiles2.shape[1], x)
+        inner = cache_lines(n_panels, _inner_rows(tiles2, tiles1), x)
+        results = cache_lines(n_panels, 32 * n_tiles1, x)
         for part in numba.prange(n_parts):
             size = panels.shape[1]
             start, stop = size * part // n_parts, size * (part + 1) // n_parts

@@ -15,16 +15,29 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 1272cc36d692
+from diba_np.kernels._lookup import cache_lines, finish, zero_if_finite  # _lookup.py 466641e7d27e
 from diba_np.kernels._permute import AVX512  # _permute.py 8d951438ab01
 
 BLOCK_UNITS = 16  # units whose tables are built at a time: 24 KiB for four columns
 CHUNK_COLUMNS = 128  # done at a time, in all threads together: more would leave the cache
 
+_VECTOR, _MASK = _ir.vector(_ir.F32, 16), _ir.vector(ir.IntType(1), 16)
+
 _build_tables = AVX512.make_build_tables()
 _mix_2_columns = AVX512.make_mix_tiles(2, 2)
 _mix_3_columns = AVX512.make_mix_tiles(2, 3)
 _mix_4_columns = AVX512.make_mix_tiles(2, 4)
+
+
+def _masks(builder, n_rows, n_lanes):
+    """Return a mask for each of 16 rows: its first lanes, or none if there is no such row."""
+    lanes = ir.Constant(_ir.vector(_ir.I32, 16), list(range(16)))
+    width = _ir.broadcast(builder, builder.trunc(n_lanes, _ir.I32), lanes.type)
+    chosen, none = builder.icmp_signed("<", lanes, width), _ir.splat_constant(_MASK, 0)
+    return [
+        builder.select(builder.icmp_signed("<", _ir.index(i), n_rows), chosen, none)
+        for i in range(16)
+    ]
 
 
 @intrinsic
@@ -37,36 +50,22 @@ def _transpose(
     apart.
     """
     signature = types.void(*[types.intp] * 8)
-    vector, lanes = _ir.vector(_ir.F32, 16), _ir.vector(_ir.I64, 16)
-    mask = _ir.vector(ir.IntType(1), 16)
-
-    def chosen(builder, i, count, width):
-        """Return the mask of a row's first `width` lanes; of none if there is no such row."""
-        width = builder.select(builder.icmp_signed("<", _ir.index(i), count), width, _ir.index(0))
-        return builder.icmp_signed(
-            "<", ir.Constant(lanes, list(range(16))), _ir.broadcast(builder, width, lanes)
-        )
 
     def codegen(context, builder, signature, args):
         source, source_step, n_rows, n_lanes, target, target_step, n_out, n_out_lanes = args
-        pointer = vector.as_pointer()
-        load = _ir.declare(
-            builder, "llvm.masked.load.v16f32.p0", vector, [pointer, _ir.I32, mask, vector]
-        )
-        store = _ir.declare(
-            builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), [vector, pointer, _ir.I32, mask]
-        )
-        align, zeros = ir.Constant(_ir.I32, 4), _ir.splat_constant(vector, 0.0)
+        pointer, align = _VECTOR.as_pointer(), ir.Constant(_ir.I32, 4)
+        name, arguments = "llvm.masked.load.v16f32.p0", [pointer, _ir.I32, _MASK, _VECTOR]
+        load = _ir.declare(builder, name, _VECTOR, arguments)
+        name, arguments = "llvm.masked.store.v16f32.p0", [_VECTOR, pointer, _ir.I32, _MASK]
+        store = _ir.declare(builder, name, ir.VoidType(), arguments)
 
         def row(start, step, i):
             return builder.inttoptr(builder.add(start, builder.mul(step, _ir.index(i))), pointer)
 
+        zeros = _ir.splat_constant(_VECTOR, 0.0)
         rows = [
-            builder.call(
-                load,
-                [row(source, source_step, i), align, chosen(builder, i, n_rows, n_lanes), zeros],
-            )
-            for i in range(16)
+            builder.call(load, [row(source, source_step, i), align, where, zeros])
+            for i, where in enumerate(_masks(builder, n_rows, n_lanes))
         ]
         for step in (8, 4, 2, 1):  # swap the off-diagonal blocks of every block of 2 step rows
             picks = [
@@ -80,20 +79,18 @@ def _transpose(
                     rows[i], rows[i + step] = (
                         builder.shuffle_vector(*pair, pick) for pick in picks
                     )
-        for i, value in enumerate(rows):
-            where = chosen(builder, i, n_out, n_out_lanes)
-            builder.call(store, [value, row(target, target_step, i), align, where])
+        for i, where in enumerate(_masks(builder, n_out, n_out_lanes)):
+            builder.call(store, [rows[i], row(target, target_step, i), align, where])
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @njit(fastmath=False)
-def _column_arrays(n_columns, size):
-    """Return uninitialized float32, a row of at least `size` for each column, both whole blocks."""
-    # rows an odd number of blocks apart: a power of two would put all in the same cache lines
-    blocks = -(-size // 16) | 1
-    return np.empty((-(-n_columns // 16) * 16, 16 * blocks), dtype=np.float32)
+def _column_arrays(n_columns, size, like):
+    """Return uninitialized float32, for each column a row of at least `size`, from a line on."""
+    # an odd number of lines apart: a power of two would put all rows in the same cache sets
+    return cache_lines(n_columns, -(-size // 16) | 1, like).reshape(n_columns, -1)
 
 
 @njit(fastmath=False)
@@ -137,14 +134,15 @@ def _mix_part(columns, tiles, start, stop, alpha, scale, bias, out):
     """
     n_columns, n_units = columns.shape[0], tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
-    tables = np.empty(96 * block * n_columns + 16, dtype=np.float32)
+    tables = cache_lines(1, 6 * block * n_columns, columns)
     # a tile without a partner is its own, and what that adds goes to 32 rows more
-    sums = np.zeros((n_columns, 32 * (stop - start) + 32), dtype=np.float32)
+    sums = _column_arrays(n_columns, 32 * (stop - start) + 32, columns)
+    sums[:] = 0
     totals = np.zeros(n_columns, dtype=np.float32)
     for u in range(0, n_units, block):
         width = min(block, n_units - u)
         # asked for in the loop: Numba frees an array after the last use of its name
-        table = (tables.ctypes.data + 63) // 64 * 64
+        table = tables.ctypes.data
         for c in range(n_columns):
             inputs = columns.ctypes.data + 4 * (columns.shape[1] * c + 15 * u)
             totals[c] += _build_tables(inputs, width, table + 128 * c, 128 * n_columns)
@@ -168,11 +166,11 @@ def _mix_part(columns, tiles, start, stop, alpha, scale, bias, out):
 
 
 @njit(fastmath=False)
-def _inner_columns(n_columns, n_rows, tiles1):
+def _inner_columns(n_rows, d2, tiles1):
     """Return room for the first stage's result, zero where the second stage reads beyond it."""
-    size = n_rows if tiles1.shape[0] == 0 else 15 * tiles1.shape[1]
-    inner = _column_arrays(n_columns, size)
-    inner[:, n_rows:] = 0
+    size = d2.size if tiles1.shape[0] == 0 else 15 * tiles1.shape[1]
+    inner = _column_arrays(n_rows, size, d2)
+    inner[:, d2.size :] = 0
     return inner
 
 
@@ -210,10 +208,11 @@ def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, 
     for chunk in range(n_chunks):
         first = x.shape[1] * chunk // n_chunks
         n_columns = x.shape[1] * (chunk + 1) // n_chunks - first
-        columns = _column_arrays(n_columns, 15 * tiles2.shape[1])
+        n_rows = -(-n_columns // 16) * 16  # transposed by whole blocks
+        columns = _column_arrays(n_rows, 15 * tiles2.shape[1], x)
         _gather(x, first, n_columns, d3, 0, columns.shape[1] // 16, columns)
-        inner = _inner_columns(n_columns, d2.size, tiles1)
-        results = _column_arrays(n_columns, d1.size) if n_tiles1 else inner
+        inner = _inner_columns(n_rows, d2, tiles1)
+        results = _column_arrays(n_rows, d1.size, x) if n_tiles1 else inner
         groups = -(-n_columns // 4)
         for g in range(groups):
             a, b = n_columns * g // groups, n_columns * (g + 1) // groups
@@ -235,10 +234,11 @@ def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_par
     for chunk in range(n_chunks):
         first = x.shape[1] * chunk // n_chunks
         n_columns = x.shape[1] * (chunk + 1) // n_chunks - first
+        n_rows = -(-n_columns // 16) * 16  # transposed by whole blocks
         groups, pieces = _plan(n_columns, n_parts)
-        columns = _column_arrays(n_columns, 15 * tiles2.shape[1])
-        inner = _inner_columns(n_columns, d2.size, tiles1)
-        results = _column_arrays(n_columns, d1.size) if n_tiles1 else inner
+        columns = _column_arrays(n_rows, 15 * tiles2.shape[1], x)
+        inner = _inner_columns(n_rows, d2, tiles1)
+        results = _column_arrays(n_rows, d1.size, x) if n_tiles1 else inner
         rest = none if n_tiles1 else bias
         totals = np.empty(groups * pieces, dtype=np.float32)
         for p in numba.prange(n_parts):

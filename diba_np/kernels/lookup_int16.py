@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import padded, scaled  # _lookup.py 1272cc36d692
+from diba_np.kernels._lookup import padded, scaled  # _lookup.py 466641e7d27e
 
 BLOCK_UNITS = 1024  # units whose tables are built at a time: 192 KiB
 FETCH_AHEAD = 1024  # bytes; see _permute.py
