@@ -31,6 +31,12 @@ def cache_lines(n_rows, n_lines, like):
 
 
 @njit(fastmath=False)
+def block_size(n, most):
+    """Return into blocks of what size to cut `n`: as few as can be of `most`, and all as large."""
+    return -(-n // max(1, -(-n // most)))
+
+
+@njit(fastmath=False)
 def padded(used, n_units, dtype):
     """Return ``15 * n_units`` entries, zeros from `used` on, to be filled.
 

@@ -18,8 +18,6 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 
-FETCH_AHEAD = 1024  # bytes; a fifth of the time where the bits come from memory, else nothing
-
 
 class Isa:
     """An instruction set, and the intrinsics made of it."""
@@ -151,10 +149,8 @@ class Isa:
                     for g in range(1, self.groups)
                 ]
                 upper = _ir.opaque(builder, ir.Constant(self.v_word, [0, 1] * self.lanes))
-                if n_columns == 1:  # long blocks: the hardware needs a push now and then
-                    ahead = _ir.index(FETCH_AHEAD)
-                else:  # short ones: the next tiles lie far apart, and the hardware does not guess
-                    ahead = builder.mul(tile_stride, _ir.index(n_tiles))
+                # the next tiles lie far apart, and the hardware does not guess
+                ahead = builder.mul(tile_stride, _ir.index(n_tiles))
 
                 def body(u, carried):
                     here = builder.mul(u, _ir.index(64))

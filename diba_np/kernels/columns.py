@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import cache_lines  # _lookup.py 466641e7d27e
+from diba_np.kernels._lookup import cache_lines  # _lookup.py e780d5b3414a
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
 # panels done at a time, in all threads together: more would leave the last-level cache

@@ -15,8 +15,13 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py 2f24896001fa
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import cache_lines, finish, zero_if_finite  # _lookup.py 466641e7d27e
-from diba_np.kernels._permute import AVX512  # _permute.py 8d951438ab01
+from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
+    block_size,
+    cache_lines,
+    finish,
+    zero_if_finite,
+)
+from diba_np.kernels._permute import AVX512  # _permute.py 7bf02c169605
 
 BLOCK_UNITS = 16  # units whose tables are built at a time: 24 KiB for four columns
 CHUNK_COLUMNS = 128  # done at a time, in all threads together: more would leave the cache
@@ -133,7 +138,7 @@ def _mix_part(columns, tiles, start, stop, alpha, scale, bias, out):
     It is NaN where a row's sum is not finite.
     """
     n_columns, n_units = columns.shape[0], tiles.shape[1]
-    block = min(n_units, BLOCK_UNITS)
+    block = block_size(n_units, BLOCK_UNITS)
     tables = cache_lines(1, 6 * block * n_columns, columns)
     # a tile without a partner is its own, and what that adds goes to 32 rows more
     sums = _column_arrays(n_columns, 32 * (stop - start) + 32, columns)

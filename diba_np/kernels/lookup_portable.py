@@ -12,7 +12,7 @@ import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 466641e7d27e
+from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     finish,
     padded,
     scaled,

@@ -12,15 +12,16 @@ import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 466641e7d27e
+from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
+    block_size,
     finish,
     padded,
     scaled,
     zero_if_finite,
 )
-from diba_np.kernels._permute import AVX2, AVX512  # _permute.py 8d951438ab01
+from diba_np.kernels._permute import AVX2, AVX512  # _permute.py 7bf02c169605
 
-BLOCK_UNITS = 512  # units whose tables are built at a time: 192 KiB (AVX-512), 80 KiB (AVX2)
+BLOCK_UNITS = 28  # units whose tables are built at a time: 10.5 KiB (AVX-512), 4 KiB (AVX2)
 
 _build_tables_avx512 = AVX512.make_build_tables()
 _build_tables_avx2 = AVX2.make_build_tables()
@@ -37,7 +38,7 @@ def _mix_part_avx512(inputs, tiles, start, stop, alpha, scale, bias, out):
     It is NaN where a row's sum is not finite.
     """
     n_units = tiles.shape[1]
-    block = min(n_units, BLOCK_UNITS)
+    block = block_size(n_units, BLOCK_UNITS)
     tables = np.empty(96 * block + 16, dtype=np.float32)
     sums = np.zeros(32 * (stop - start), dtype=np.float32)
     total = np.float32(0.0)
@@ -67,7 +68,7 @@ def _mix_part_avx2(inputs, tiles, start, stop, alpha, scale, bias, out):
     It is NaN where a row's sum is not finite.
     """
     n_units = tiles.shape[1]
-    block = min(n_units, BLOCK_UNITS)
+    block = block_size(n_units, BLOCK_UNITS)
     tables = np.empty(40 * block + 16, dtype=np.float32)
     sums = np.zeros(32 * (stop - start), dtype=np.float32)
     total = np.float32(0.0)
@@ -117,7 +118,7 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
 
     Notes
     -----
-    Time k (m + n) / 44 cycles, extra memory O(k) and 192 KiB a thread. The `_par` twin is bitwise
+    Time k (m + n) / 44 cycles, extra memory O(k) and 12 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_avx512``.
     """
     none = np.empty(0, dtype=np.float32)
