@@ -473,6 +473,11 @@ def main() -> None:
             f"the machine is busy (load {load:.1f}): threads that spin lose time slices, NumPy's "
             "longer calls more than ours, so the ratios say little\n"
         )
+    if "OPENBLAS_CORETYPE" in os.environ:
+        sys.stderr.write(
+            "OPENBLAS_CORETYPE is set: NumPy may not use all that this CPU has, which flatters the "
+            "ratios of matrices\n"
+        )
     if not args.json:
         print(
             f"{platform.machine()}, {args.threads} threads, {kernel_path()} path, load {load:.1f}"
@@ -491,6 +496,7 @@ def main() -> None:
         "load": [load, os.getloadavg()[0]],
         "machine": platform.machine(),
         "blas": np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"],  # type: ignore[index]
+        "blas_core": os.environ.get("OPENBLAS_CORETYPE", "detected"),
         "threading_layer": threading_layer(),
         "versions": versions(),
         "limits": limits.report(),
