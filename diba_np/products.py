@@ -274,6 +274,7 @@ class Product:
         self._bits = (first,) if second is None else (first, second)
         self.shape = (self._bits[-1].shape[0], first.shape[1])
         self.weights = sum(bits.shape[0] * bits.shape[1] for bits in self._bits)
+        self._inputs = sum(bits.shape[1] for bits in self._bits)
         self.alpha = alpha
         self._path = kernel_path() if path is None else path
         # kernels scale by d2 after the first stage and by d1 after the second
@@ -407,14 +408,15 @@ class Product:
         bits = self.weights / (self.shape[0] * n)
         if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > n:
             return self._run_dense(x, out)
-        lanes = 64 // x.itemsize
-        whole = n_columns // lanes * lanes if self._panel_from(x.dtype) <= lanes else 0
+        lanes, panel_from = 64 // x.itemsize, self._panel_from(x.dtype)
+        whole = n_columns // lanes * lanes if panel_from <= lanes else 0
         if not whole:
-            return self._run_columns(x, out)
+            return self._run_columns(x, out, panel_from)
         total = self._run_kernels(_PANEL_KERNELS, x, out)
         if whole < n_columns:
             result = np.empty((out.shape[0], n_columns - whole), out.dtype)
-            total += self._run_columns(np.ascontiguousarray(x[:, whole:]), result)
+            rest = np.ascontiguousarray(x[:, whole:])
+            total += self._run_columns(rest, result, panel_from)
             out[:, whole:] = result
         return total
 
@@ -424,17 +426,16 @@ class Product:
     def _panel_from(self, dtype: np.dtype[Any]) -> float:
         """Return from how many columns on a panel, a cache line of them, is the fastest way."""
         path = self._path_for(dtype)
-        if path == "avx512" and permutes_as_it_loads():
-            inputs = sum(bits.shape[1] for bits in self._bits)
-            if self.weights >= _PERMUTING_ROWS * inputs:
+        if path == "avx512" and self.weights >= _PERMUTING_ROWS * self._inputs:
+            if permutes_as_it_loads():
                 return math.inf
         return _PANEL_FROM[path, dtype]
 
-    def _run_columns(self, x: Real, out: Real) -> float:
+    def _run_columns(self, x: Real, out: Real, panel_from: float) -> float:
         """Do what `_run_matrix` does for columns that do not fill a cache line, or need not."""
         n, n_columns = x.shape
         path = self._path_for(x.dtype)
-        if n_columns >= self._panel_from(x.dtype):
+        if n_columns >= panel_from:
             lanes = 64 // x.itemsize
             panel = np.zeros((n, lanes), x.dtype)
             panel[:, :n_columns] = x

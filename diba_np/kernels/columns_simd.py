@@ -23,7 +23,9 @@ from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
 )
 from diba_np.kernels._permute import AVX512  # _permute.py 7bf02c169605
 
-BLOCK_UNITS = 16  # units whose tables are built at a time: 24 KiB for four columns
+# units whose tables are built at a time, 24 KiB for four columns; the same for fewer, so that the
+# totals of the inputs come out the same
+BLOCK_UNITS = 16
 CHUNK_COLUMNS = 128  # done at a time, in all threads together: more would leave the cache
 
 _VECTOR, _MASK = _ir.vector(_ir.F32, 16), _ir.vector(ir.IntType(1), 16)
@@ -45,47 +47,81 @@ def _masks(builder, n_rows, n_lanes):
     ]
 
 
-@intrinsic
-def _transpose(
-    typingctx, source, source_step, n_rows, n_lanes, target, target_step, n_out, n_out_lanes
-):
-    """Write the transpose of 16 x 16 float32, of which `n_rows` x `n_lanes` are read, else zero.
+def _load_masked(builder, address, mask):
+    """Load 16 float32, zeros where the mask is not set; nothing is read there."""
+    pointer = _VECTOR.as_pointer()
+    name, arguments = "llvm.masked.load.v16f32.p0", [pointer, _ir.I32, _MASK, _VECTOR]
+    load = _ir.declare(builder, name, _VECTOR, arguments)
+    zeros, align = _ir.splat_constant(_VECTOR, 0.0), ir.Constant(_ir.I32, 4)
+    return builder.call(load, [builder.inttoptr(address, pointer), align, mask, zeros])
 
-    Only `n_out` x `n_out_lanes` of it are written. Rows are `source_step` and `target_step` bytes
-    apart.
+
+def _store_masked(builder, value, address, mask):
+    """Store 16 float32 where the mask is set."""
+    pointer = _VECTOR.as_pointer()
+    name, arguments = "llvm.masked.store.v16f32.p0", [_VECTOR, pointer, _ir.I32, _MASK]
+    store = _ir.declare(builder, name, ir.VoidType(), arguments)
+    align = ir.Constant(_ir.I32, 4)
+    builder.call(store, [value, builder.inttoptr(address, pointer), align, mask])
+
+
+def _rows(builder, start, step):
+    """Return the addresses of 16 rows."""
+    return [builder.add(start, builder.mul(step, _ir.index(i))) for i in range(16)]
+
+
+def _transposed(builder, rows):
+    """Return the transpose of 16 vectors of 16."""
+    rows = list(rows)
+    for step in (8, 4, 2, 1):  # swap the off-diagonal blocks of every block of 2 step rows
+        picks = [
+            [lane if not lane & step else 16 + lane - step for lane in range(16)],
+            [lane + step if not lane & step else 16 + lane for lane in range(16)],
+        ]
+        picks = [ir.Constant(_ir.vector(_ir.I32, 16), pick) for pick in picks]
+        for i in range(16):
+            if not i & step:
+                pair = rows[i], rows[i + step]
+                rows[i], rows[i + step] = (builder.shuffle_vector(*pair, pick) for pick in picks)
+    return rows
+
+
+@intrinsic
+def _gather_block(typingctx, source, source_step, n_rows, n_lanes, scale, target, target_step):
+    """Write the transpose of 16 x 16 float32, each row times its scale; steps in bytes.
+
+    Only `n_rows` x `n_lanes` of it, and as many scales, are read; the others count as zeros.
     """
-    signature = types.void(*[types.intp] * 8)
+    signature = types.void(*[types.intp] * 7)
 
     def codegen(context, builder, signature, args):
-        source, source_step, n_rows, n_lanes, target, target_step, n_out, n_out_lanes = args
-        pointer, align = _VECTOR.as_pointer(), ir.Constant(_ir.I32, 4)
-        name, arguments = "llvm.masked.load.v16f32.p0", [pointer, _ir.I32, _MASK, _VECTOR]
-        load = _ir.declare(builder, name, _VECTOR, arguments)
-        name, arguments = "llvm.masked.store.v16f32.p0", [_VECTOR, pointer, _ir.I32, _MASK]
-        store = _ir.declare(builder, name, ir.VoidType(), arguments)
+        source, source_step, n_rows, n_lanes, scale, target, target_step = args
+        masks = _masks(builder, n_rows, n_lanes)
+        addresses = _rows(builder, source, source_step)
+        rows = [_load_masked(builder, *pair) for pair in zip(addresses, masks, strict=True)]
+        scales = _load_masked(builder, scale, _masks(builder, _ir.index(1), n_rows)[0])
+        columns = _transposed(builder, rows)
+        for column, address in zip(columns, _rows(builder, target, target_step), strict=True):
+            _ir.store(builder, builder.fmul(column, scales), address, 4)
+        return context.get_dummy_value()
 
-        def row(start, step, i):
-            return builder.inttoptr(builder.add(start, builder.mul(step, _ir.index(i))), pointer)
+    return signature, codegen
 
-        zeros = _ir.splat_constant(_VECTOR, 0.0)
-        rows = [
-            builder.call(load, [row(source, source_step, i), align, where, zeros])
-            for i, where in enumerate(_masks(builder, n_rows, n_lanes))
-        ]
-        for step in (8, 4, 2, 1):  # swap the off-diagonal blocks of every block of 2 step rows
-            picks = [
-                [lane if not lane & step else 16 + lane - step for lane in range(16)],
-                [lane + step if not lane & step else 16 + lane for lane in range(16)],
-            ]
-            picks = [ir.Constant(_ir.vector(_ir.I32, 16), pick) for pick in picks]
-            for i in range(16):
-                if not i & step:
-                    pair = rows[i], rows[i + step]
-                    rows[i], rows[i + step] = (
-                        builder.shuffle_vector(*pair, pick) for pick in picks
-                    )
-        for i, where in enumerate(_masks(builder, n_out, n_out_lanes)):
-            builder.call(store, [rows[i], row(target, target_step, i), align, where])
+
+@intrinsic
+def _scatter_block(typingctx, source, source_step, target, target_step, n_rows, n_lanes):
+    """Write `n_rows` x `n_lanes` of the transpose of 16 x 16 float32; steps in bytes."""
+    signature = types.void(*[types.intp] * 6)
+
+    def codegen(context, builder, signature, args):
+        source, source_step, target, target_step, n_rows, n_lanes = args
+        addresses = _rows(builder, source, source_step)
+        rows = _transposed(builder, [_ir.load(builder, a, _VECTOR, 4) for a in addresses])
+        masks = _masks(builder, n_rows, n_lanes)
+        for row, address, mask in zip(
+            rows, _rows(builder, target, target_step), masks, strict=True
+        ):
+            _store_masked(builder, row, address, mask)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -108,15 +144,11 @@ def _gather(x, first, n_columns, scale, start, stop, columns):
     for j in range(16 * start, 16 * stop, 16):
         n_rows = max(0, min(16, n - j))
         for c in range(0, n_columns, 16):
+            n_lanes = min(16, n_columns - c)
             source = x.ctypes.data + 4 * (x.shape[1] * j + first + c)
             target = columns.ctypes.data + 4 * j + step * c
-            n_lanes = min(16, n_columns - c)
-            _transpose(source, 4 * x.shape[1], n_rows, n_lanes, target, step, 16, 16)
-    part = scale[16 * start : 16 * stop]
-    for c in range(n_columns):
-        column = columns[c, 16 * start :]
-        for j in range(part.size):
-            column[j] *= part[j]
+            scales = scale.ctypes.data + 4 * j
+            _gather_block(source, 4 * x.shape[1], n_rows, n_lanes, scales, target, step)
 
 
 @njit(fastmath=False)
@@ -124,11 +156,12 @@ def _scatter(columns, n_columns, start, stop, out, first):
     """Write the rows of `columns` to some columns of `out`, blocks of 16 of its rows."""
     m, step = out.shape[0], 4 * columns.shape[1]
     for i in range(16 * start, 16 * stop, 16):
+        n_rows = min(16, m - i)
         for c in range(0, n_columns, 16):
+            n_lanes = min(16, n_columns - c)
             source = columns.ctypes.data + 4 * i + step * c
             target = out.ctypes.data + 4 * (out.shape[1] * i + first + c)
-            n_rows, n_lanes = min(16, m - i), min(16, n_columns - c)
-            _transpose(source, step, 16, 16, target, 4 * out.shape[1], n_rows, n_lanes)
+            _scatter_block(source, step, target, 4 * out.shape[1], n_rows, n_lanes)
 
 
 @njit(fastmath=False)
