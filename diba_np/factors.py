@@ -384,11 +384,9 @@ class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
 
     def __matmul__(self, x: Any) -> Any:
         # the common cases without scipy's checks, which take as long as a small product
-        if type(x) is np.ndarray and x.dtype == np.float32 and x.shape[:1] == self.shape[1:]:
-            if x.ndim == 1:
-                return self._product.vector(x)
-            if x.ndim == 2:
-                return self._product.matrix(x)
+        if type(x) is np.ndarray and x.dtype == np.float32 and x.ndim in (1, 2):
+            if len(x) == self.shape[1]:
+                return self._product.vector(x) if x.ndim == 1 else self._product.matrix(x)
         return super().__matmul__(x)
 
     def matvec(self, x: ArrayLike) -> NDArray[Any]:

@@ -165,16 +165,13 @@ class _Backoff:
     SLOWEST = 3e10  # weights a second
 
     def __init__(self) -> None:
-        self._until = -math.inf
-
-    def over(self) -> bool:
-        return time.perf_counter() >= self._until
+        self.until = -math.inf  # when parallel kernels may run again
 
     def note(self, seconds: float, work: float) -> None:
         lost = seconds - 5 * work / self.SLOWEST
         if lost >= self.HELD_UP:
             full = time.perf_counter() - self.ALLOWANCE / self.SHARE
-            self._until = max(self._until, full) + lost / self.SHARE
+            self.until = max(self.until, full) + lost / self.SHARE
 
 
 _backoff = _Backoff()
@@ -193,14 +190,17 @@ def _run(
     `work` is the number of weights times columns.
     """
     # after a product the caches are empty, and every step here counts twice
-    if parts > 1 and not _forked and _backoff.over() and _parallel.acquire(False):
+    if parts > 1 and not _forked and _parallel.acquire(False):
         try:
-            kernel = kernels[1]
-            compiled, start = len(kernel.overloads), time.perf_counter()
-            result = kernel(x, *arguments, parts, out)
-            if len(kernel.overloads) == compiled:
-                _backoff.note(time.perf_counter() - start, work)
-            return result
+            start = time.perf_counter()
+            if start >= _backoff.until:
+                kernel = kernels[1]
+                compiled = len(kernel.overloads)
+                result = kernel(x, *arguments, parts, out)
+                seconds = time.perf_counter() - start
+                if seconds >= _Backoff.HELD_UP and len(kernel.overloads) == compiled:
+                    _backoff.note(seconds, work)
+                return result
         finally:
             _parallel.release()
     return kernels[0](x, *arguments, 1, out)
@@ -356,8 +356,8 @@ class Product:
         """Apply to a vector (n,); returns (m,)."""
         x = self._checked(_operand(x), 1)
         out = np.empty(self.shape[0], x.dtype)
+        arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
         kernels = _VECTOR_KERNELS[self._path_for(x.dtype)]
-        arguments = self._prepared(x.dtype)
         total = _run(kernels, self._parts(), self.weights, x, arguments, out)
         if not math.isfinite(total):
             self._mend(x[:, np.newaxis], out[:, np.newaxis])
