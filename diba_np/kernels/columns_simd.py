@@ -166,9 +166,9 @@ def _scatter(columns, n_columns, start, stop, out, first):
 
 @njit(fastmath=False)
 def _mix_part(columns, tiles, start, stop, alpha, scale, bias, out):
-    """Do the rows of the tiles ``start ... stop - 1`` for 2 to 4 columns; return the inputs' sum.
+    """Do the output rows of the tiles ``start ... stop - 1`` for 2 to 4 columns.
 
-    It is NaN where a row's sum is not finite.
+    Returns 0, or NaN where the inputs or a row's sum are not finite.
     """
     n_columns, n_units = columns.shape[0], tiles.shape[1]
     block = block_size(n_units, BLOCK_UNITS)
@@ -235,9 +235,9 @@ def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, 
     Notes
     -----
     Time k (m + n) b / 110 cycles (Zen 5); extra memory 4 (n + k + m) min(b, `CHUNK_COLUMNS`) bytes,
-    and 24 KiB and 16 (k + m) bytes a thread. Every column comes out with the bits that
-    ``lookup_simd.product_avx512`` gives up to 32 tiles of 15 columns each. The `_par` twin's `out`
-    is bitwise equal. naive: ``tests/naive.py::product_columns_avx512``.
+    and 24 KiB and 16 max(k, m) bytes a thread. If `alpha` is 0 every column has the bits that
+    ``lookup_simd.product_avx512`` gives. The `_par` twin's `out` is bitwise equal. naive:
+    ``tests/naive.py::product_columns_avx512``.
     """
     none = np.empty(0, dtype=np.float32)
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
