@@ -284,7 +284,8 @@ class DiBALinear(Layer):
         if unpack:
             product: Array = samples @ mixing
             return product
-        return np.ascontiguousarray(mixing.matrix(samples.T).T)
+        rows: Array = mixing.rows(samples)
+        return rows
 
     def _forward(self, samples: Array) -> tuple[Array, Any]:
         p = self.parameters

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.bits import PackedBits
 from diba_np.kernels import columns, columns_simd, lookup_int16, lookup_portable, lookup_simd
 from diba_np.kernels.threads import number_of_threads
+from diba_np.kernels.transpose import transpose
 
 Real = NDArray[np.floating]
 
@@ -220,7 +221,18 @@ def _operand(x: ArrayLike) -> Real:
     if array.dtype.kind not in "buif":
         raise TypeError(f"the operand must hold real numbers, got dtype {array.dtype}")
     dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
+    if array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous:
+        return transposed(array.T)
     return np.require(array, dtype, ["C", "W", "A"])
+
+
+def transposed(array: NDArray[Any]) -> Real:
+    """Return the transpose of a matrix of real numbers, in C-order, its type as of `_operand`."""
+    dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
+    array = np.require(array, dtype, ["C", "W", "A"])
+    out = np.empty(array.shape[::-1], dtype)
+    transpose(array, out)
+    return out
 
 
 class Product:
@@ -399,6 +411,10 @@ class Product:
                 out[:, bad] = mended
         return out
 
+    def rows(self, x: NDArray[Any]) -> Real:
+        """Apply to every row of (b, n); returns (b, m), C-order."""
+        return transposed(self.matrix(x.T))
+
     def _run_matrix(self, x: Real, out: Real) -> float:
         """Write the product by columns in registers, panels, vectors or dense blocks.
 
@@ -525,6 +541,9 @@ def run_each_kernel() -> Iterator[str]:
     yield "tile_rows"
     number_of_threads()
     yield "number_of_threads"
+    for dtype in (_SINGLE, _DOUBLE):
+        transposed(np.ones((1, 1), dtype))
+        yield f"transpose {dtype}"
     product = Product(bits, bits)
     Uses = tuple[tuple[Callable[..., Any], ...], np.dtype[Any], tuple[int, ...], tuple[Any, ...]]
     uses: list[Uses] = [

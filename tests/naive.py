@@ -78,6 +78,11 @@ def product_columns(b1, b2, d1, d2, d3, alpha, bias, X):
 product_columns_avx512 = product_columns
 
 
+def transpose(a):
+    """Entry by entry."""
+    return np.array([[a[i, j] for i in range(len(a))] for j in range(a.shape[1])])
+
+
 def decode_huffman(stream, codes, lengths, count):
     """Read bits, most significant first, until they spell the code of a symbol; -1 if none does."""
     words = {f"{c:0{n}b}": s for s, (c, n) in enumerate(zip(codes, lengths, strict=True)) if n}

@@ -22,6 +22,7 @@ from diba_np.cli import main
 from diba_np.kernels import columns, columns_simd, lookup_int16, lookup_portable, lookup_simd
 from diba_np.kernels._barrier import arrive, barrier, take
 from diba_np.kernels.threads import number_of_threads
+from diba_np.kernels.transpose import transpose
 from diba_np.products import Product, available_paths, kernel_path
 from diba_np.threads import workers
 
@@ -208,6 +209,15 @@ def test_int16_kernel_is_within_its_steps_of_naive(m, n, k, alpha, seed):
     bound = np.abs(d1) * (0.5 * first.sum() + most(np.abs(inner) + first))
     size = size_of_terms(*halves, 0.5, bias, x[:, None])[:, 0]
     assert (np.abs(found - exact) <= 1.01 * bound + 64 * np.finfo(np.float32).eps * size).all()
+
+
+@given(st.integers(1, 70), st.integers(1, 70))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_transpose_equals_naive(dtype, m, n):
+    a = np.random.default_rng(m).normal(size=(m, n)).astype(dtype)
+    out = np.full((n, m), np.nan, dtype)
+    transpose(a, out)
+    np.testing.assert_array_equal(out, naive.transpose(a))
 
 
 # -- Product: any operand, any shape ---------------------------------------------------------------

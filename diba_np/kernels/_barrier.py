@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from diba_np.kernels import _ir  # _ir.py 2f24896001fa
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 
 PATIENCE = 1 << 14  # looks at the counter, of 10 to 40 ns each

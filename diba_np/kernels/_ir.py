@@ -60,6 +60,24 @@ def opaque(builder, value):
     return builder.asm(function, "", "=v,0", [value], False)
 
 
+def transposed(builder, rows):
+    """Return the transpose of as many vectors as each has lanes, a power of two."""
+    rows, count = list(rows), len(rows)
+    step = count // 2
+    while step:  # swap the off-diagonal blocks of every block of 2 step rows
+        picks = [
+            [lane if not lane & step else count + lane - step for lane in range(count)],
+            [lane + step if not lane & step else count + lane for lane in range(count)],
+        ]
+        picks = [ir.Constant(vector(I32, count), pick) for pick in picks]
+        for i in range(count):
+            if not i & step:
+                pair = rows[i], rows[i + step]
+                rows[i], rows[i + step] = (builder.shuffle_vector(*pair, pick) for pick in picks)
+        step //= 2
+    return rows
+
+
 def prefetch(builder, address):
     """Ask for the cache line at an address; never faults."""
     byte_pointer = ir.IntType(8).as_pointer()

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from diba_np.kernels import _ir  # _ir.py 2f24896001fa
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import cache_lines  # _lookup.py e780d5b3414a
 

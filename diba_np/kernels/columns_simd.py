@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from diba_np.kernels import _ir  # _ir.py 2f24896001fa
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     block_size,
@@ -21,7 +21,7 @@ from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     finish,
     zero_if_finite,
 )
-from diba_np.kernels._permute import AVX512  # _permute.py 7bf02c169605
+from diba_np.kernels._permute import AVX512  # _permute.py b2d4e71cca30
 
 # units whose tables are built at a time, 24 KiB for four columns; the same for fewer, so that the
 # totals of the inputs come out the same
@@ -70,22 +70,6 @@ def _rows(builder, start, step):
     return [builder.add(start, builder.mul(step, _ir.index(i))) for i in range(16)]
 
 
-def _transposed(builder, rows):
-    """Return the transpose of 16 vectors of 16."""
-    rows = list(rows)
-    for step in (8, 4, 2, 1):  # swap the off-diagonal blocks of every block of 2 step rows
-        picks = [
-            [lane if not lane & step else 16 + lane - step for lane in range(16)],
-            [lane + step if not lane & step else 16 + lane for lane in range(16)],
-        ]
-        picks = [ir.Constant(_ir.vector(_ir.I32, 16), pick) for pick in picks]
-        for i in range(16):
-            if not i & step:
-                pair = rows[i], rows[i + step]
-                rows[i], rows[i + step] = (builder.shuffle_vector(*pair, pick) for pick in picks)
-    return rows
-
-
 @intrinsic
 def _gather_block(typingctx, source, source_step, n_rows, n_lanes, scale, target, target_step):
     """Write the transpose of 16 x 16 float32, each row times its scale; steps in bytes.
@@ -100,7 +84,7 @@ def _gather_block(typingctx, source, source_step, n_rows, n_lanes, scale, target
         addresses = _rows(builder, source, source_step)
         rows = [_load_masked(builder, *pair) for pair in zip(addresses, masks, strict=True)]
         scales = _load_masked(builder, scale, _masks(builder, _ir.index(1), n_rows)[0])
-        columns = _transposed(builder, rows)
+        columns = _ir.transposed(builder, rows)
         for column, address in zip(columns, _rows(builder, target, target_step), strict=True):
             _ir.store(builder, builder.fmul(column, scales), address, 4)
         return context.get_dummy_value()
@@ -116,7 +100,7 @@ def _scatter_block(typingctx, source, source_step, target, target_step, n_rows, 
     def codegen(context, builder, signature, args):
         source, source_step, target, target_step, n_rows, n_lanes = args
         addresses = _rows(builder, source, source_step)
-        rows = _transposed(builder, [_ir.load(builder, a, _VECTOR, 4) for a in addresses])
+        rows = _ir.transposed(builder, [_ir.load(builder, a, _VECTOR, 4) for a in addresses])
         masks = _masks(builder, n_rows, n_lanes)
         for row, address, mask in zip(
             rows, _rows(builder, target, target_step), masks, strict=True

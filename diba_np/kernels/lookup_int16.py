@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from diba_np.kernels import _ir  # _ir.py 2f24896001fa
-from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
+from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import block_size, padded, scaled  # _lookup.py e780d5b3414a
 

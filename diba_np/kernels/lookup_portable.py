@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
+from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     finish,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py 49b3f4047764
+from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     block_size,
@@ -19,7 +19,7 @@ from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     scaled,
     zero_if_finite,
 )
-from diba_np.kernels._permute import AVX2, AVX512  # _permute.py 7bf02c169605
+from diba_np.kernels._permute import AVX2, AVX512  # _permute.py b2d4e71cca30
 
 BLOCK_UNITS = 28  # units whose tables are built at a time: 10.5 KiB (AVX-512), 4 KiB (AVX2)
 

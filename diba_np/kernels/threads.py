@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 from numba.extending import intrinsic
 
-from diba_np.kernels import _ir  # _ir.py 2f24896001fa
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 
 _count = None
