@@ -375,7 +375,9 @@ class DiBAFactors(LinearOperator):  # type: ignore[misc]  # scipy ships no types
         n = self.shape[1]
         if x.ndim == 1 or (x.shape == (n, 1) and n != 1):
             return self._matmat(x.reshape(n))
-        return self._matmat(x.reshape(-1, n).T).T.reshape(*x.shape[:-1], self.shape[0])
+        if x.dtype.kind == "c":
+            return self._matvec(x.real) + 1j * self._matvec(x.imag)
+        return self._product.rows(x.reshape(-1, n)).reshape(*x.shape[:-1], self.shape[0])
 
     @overload
     def __matmul__(self, x: NDArray[Any]) -> NDArray[Any]: ...

@@ -28,8 +28,8 @@ DIAGONALS = ("d1", "d2", "d3")
 
 # In float32, on one thread, BLAS on an unpacked copy of the bits is the faster way for few bits,
 # k (m + n) up to this over the root of the samples (the packed kernels' calls cost more than their
-# work), and for a small k, up to this times the root (their tables cost more than they save).
-_FEW_BITS, _SMALL_K = 1 << 18, 10
+# work), and for a small k, up to this times their fifth root (tables cost more than they save).
+_FEW_BITS, _SMALL_K = 1 << 16, 35
 _MOST_UNPACKED = 1 << 20
 _MOST_DOUBLE = 1 << 21  # float64 has the portable kernels only
 
@@ -207,7 +207,7 @@ class DiBALinear(Layer):
         Whether products go through BLAS on an unpacked copy of the binaries, which takes
         ``k (m + n)`` entries of `dtype`, instead of through the packed kernels. "auto" unpacks
         where that is faster for a batch of N samples: in float32 where
-        ``k (m + n) <= 2^18 / sqrt(N)`` or ``k <= 10 sqrt(N)``, up to 2^20 bits; in float64 up to
+        ``k (m + n) <= 2^16 / sqrt(N)`` or ``k <= 35 N^(1/5)``, up to 2^20 bits; in float64 up to
         2^21 bits. The copy is made when first used and takes at most 4 MiB, 16 MiB in float64.
 
     Attributes
@@ -262,10 +262,11 @@ class DiBALinear(Layer):
         if self._unpack != "auto":
             return bool(self._unpack)
         k = self.factors.k
-        size, root = k * sum(self.shape), math.sqrt(max(samples, 1))
+        size, samples = k * sum(self.shape), max(samples, 1)
         if self.dtype == np.dtype(np.float64):
             return size <= _MOST_DOUBLE
-        return size <= _MOST_UNPACKED and (size <= _FEW_BITS / root or k <= _SMALL_K * root)
+        few, small = _FEW_BITS / math.sqrt(samples), _SMALL_K * samples**0.2
+        return size <= _MOST_UNPACKED and (size <= few or k <= small)
 
     def _mix(self, side: str, samples: Array) -> Array:
         """Return ``samples (B - shift)^T`` for samples in rows; "b1.T" is the transpose of B1."""

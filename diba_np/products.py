@@ -413,6 +413,8 @@ class Product:
 
     def rows(self, x: NDArray[Any]) -> Real:
         """Apply to every row of (b, n); returns (b, m), C-order."""
+        if len(x) == 1:
+            return self.vector(x[0])[np.newaxis]
         return transposed(self.matrix(x.T))
 
     def _run_matrix(self, x: Real, out: Real) -> float:

@@ -147,12 +147,12 @@ def test_auto_unpacks_small_layers_only(rng):
         b = rng.integers(0, 2, (size, k))
         return DiBALinear(DiBAFactors(np.ones(size), b, np.ones(k), b.T, np.ones(size)), **options)
 
-    assert [layer(256, 500).unpacks(size) for size in (1, 8)] == [True, False]
-    assert [layer(256, 300).unpacks(size) for size in (256, 1024)] == [False, True]
+    assert [layer(256, 100).unpacks(size) for size in (1, 8)] == [True, False]
+    assert [layer(256, 150).unpacks(size) for size in (256, 2048)] == [False, True]
     assert not layer(1024, 600).unpacks(10**6)
     assert layer(256, 1000, dtype=np.float64).unpacks(1)
-    made = layer(256, 300)
-    x = rng.normal(size=(1024, 256)).astype(np.float32)
+    made = layer(256, 150)
+    x = rng.normal(size=(2048, 256)).astype(np.float32)
     np.testing.assert_allclose(made(x)[:100], made(x[:100]), rtol=1e-4, atol=1e-2)
 
 

@@ -237,8 +237,11 @@ def test_any_number_of_columns(path, dtype, shape):
         for b in (1, 2, 5, 12, 16, 19, 40):
             X, Y = rng.normal(size=(n, b)).astype(dtype), rng.normal(size=(m, b)).astype(dtype)
             size = size_of_terms(b1, b2, d1, d2, d3, alpha, bias, X)
-            error = np.abs(f.matrix(X) - (A @ X + bias[:, None]))
+            found = f.matrix(X)
+            error = np.abs(found - (A @ X + bias[:, None]))
             assert (error <= 8 * np.finfo(dtype).eps * size).all()
+            for rows in (X.T, np.ascontiguousarray(X.T)):
+                np.testing.assert_array_equal(f.rows(rows), found.T)
             size = size_of_terms(b2.T, b1.T, d3, d2, d1, alpha, np.zeros(n), Y)
             assert (np.abs(g.matrix(Y) - A.T @ Y) <= 8 * np.finfo(dtype).eps * size).all()
         np.testing.assert_array_equal(f.vector(X[:, 0]), f.matrix(X[:, :1])[:, 0])
