@@ -43,7 +43,8 @@ def transpose(a, out):
 
     Notes
     -----
-    Time O(m n), bound by memory: a tenth of what NumPy's copy of a transposed array takes.
+    Time O(m n), bound by memory: a quarter to a half of what NumPy's copy of a transposed array
+    takes.
     naive: ``tests/naive.py::transpose``.
     """
     m, n = a.shape
