@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from diba_np._version import __version__
 
 if TYPE_CHECKING:
-    from diba_np.bits import PackedBits
-    from diba_np.compare import compare
-    from diba_np.diagnostics import show_versions
     from diba_np.errors import ConvergenceWarning, FormatError
-    from diba_np.factorize import factorize
-    from diba_np.factors import DiBAFactors
-    from diba_np.linear import DiBALinear
-    from diba_np.metrics import snr_db
-    from diba_np.model import factorize_model
-    from diba_np.retune import retune
-    from diba_np.store import load
+    from diba_np.layers.dibard import retune
+    from diba_np.layers.linear import DiBALinear
+    from diba_np.machine.versions import show_versions
+    from diba_np.matrix.factors import DiBAFactors
+    from diba_np.matrix.files import load
+    from diba_np.matrix.packed_bits import PackedBits
+    from diba_np.matrix.quality import snr_db
+    from diba_np.methods.comparison import compare
+    from diba_np.models.factorization import factorize_model
+    from diba_np.search.factorization import factorize
 
 __all__ = [
     "ConvergenceWarning",
@@ -47,17 +45,17 @@ __all__ = [
 # public name -> module that defines it
 _HOME = {
     "ConvergenceWarning": "errors",
-    "DiBAFactors": "factors",
-    "DiBALinear": "linear",
+    "DiBAFactors": "matrix.factors",
+    "DiBALinear": "layers.linear",
     "FormatError": "errors",
-    "PackedBits": "bits",
-    "compare": "compare",
-    "factorize": "factorize",
-    "factorize_model": "model",
-    "load": "store",
-    "retune": "retune",
-    "show_versions": "diagnostics",
-    "snr_db": "metrics",
+    "PackedBits": "matrix.packed_bits",
+    "compare": "methods.comparison",
+    "factorize": "search.factorization",
+    "factorize_model": "models.factorization",
+    "load": "matrix.files",
+    "retune": "layers.dibard",
+    "show_versions": "machine.versions",
+    "snr_db": "matrix.quality",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -69,21 +67,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """The package's own module type: ``diba_np.factorize`` stays the function.
-
-    Importing the submodule of the same name would otherwise put the module in its place.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

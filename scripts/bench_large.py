@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from diba_np.checkpoint import Checkpoint
-from diba_np.factorize import _entries, factorize
-from diba_np.search.monitor import SearchState
+from diba_np.files.checkpoint import Checkpoint
+from diba_np.search.factorization import _entries, factorize
+from diba_np.search.progress import SearchState
 
 EXAMPLES = {"embedding": (30522, 384), "large": (16384, 4096)}
 BITS = 1.0

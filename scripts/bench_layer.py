@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 import diba_np as dn
-from diba_np.metrics import largest_k
+from diba_np.matrix.budgets import largest_k
 
 SHAPES = ((256, 256), (512, 256), (1536, 384), (2048, 2048))
 BATCHES = (1, 64, 256, 2048)

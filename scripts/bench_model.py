@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 import diba_np as dn
-from diba_np.model_file import ModelFactors, open_model
-from diba_np.model_plan import matrix_view
+from diba_np.models.file import ModelFactors, open_model
+from diba_np.models.plan import matrix_view
 
 # every kind of matrix of the encoder, a sixth of its weights: what the speed-up is taken on
 SUBSET = ("encoder.layer.2.*weight", "encoder.layer.4.*weight")
@@ -59,7 +59,7 @@ def small() -> dict[str, np.ndarray]:
 
 def arrays_of(source: Path | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the matrices of the source, by name."""
-    from diba_np.model_sources import open_source
+    from diba_np.sources.opening import open_source
 
     return {entry.name: matrix_view(entry.read()) for entry in open_source(source)}
 

@@ -141,7 +141,7 @@ class Limits:
         import numba
         import numpy as np
 
-        from diba_np.products import Product
+        from diba_np.products.product import Product
 
         key = (name, columns >= 16)
         if key not in self._rates:
@@ -217,7 +217,8 @@ def dense_sides(A: Any, X: Any) -> dict[str, Side]:
 
 def our_sides(f: Any, X: Any, y: Any, paths: bool) -> Iterator[tuple[str, str, Side, Any]]:
     """(label, name of the kernel, call, operator it stands for)."""
-    from diba_np.products import Product, available_paths, has_rounded, kernel_path
+    from diba_np.products.cpu import available_paths, has_rounded, kernel_path
+    from diba_np.products.product import Product
 
     yield "float32", kernel_path(), lambda: f @ X, (f, X)
     if X.ndim > 1:
@@ -462,8 +463,8 @@ def main() -> None:
 
     import numpy as np
 
-    from diba_np.diagnostics import versions
-    from diba_np.products import kernel_path
+    from diba_np.machine.versions import versions
+    from diba_np.products.cpu import kernel_path
 
     clock = Clock(2, 0.0, 0.0) if args.smoke else Clock(args.rounds, 0.08, 0.06)
     limits = Limits(clock, args.threads)

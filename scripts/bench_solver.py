@@ -6,7 +6,7 @@ python scripts/bench_solver.py --weights FOLDER                 # every .npy the
 python scripts/bench_solver.py --kinds                          # Gaussian, Toeplitz, DCT, ...
 python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against size, 1 bit
 
-The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.baselines.dbf`).
+The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.methods.dbf`).
 Ours has `scale_bits="auto"` unless told otherwise. Seconds are of the processor, without
 compilation; a peer and what it is compared with take turns. `--cache FILE` keeps every run as a
 line of JSON, so that a run that was ended goes on where it was.
@@ -30,8 +30,8 @@ from sources import MINILM, read_member, read_safetensors
 
 import diba_np
 from diba_np import factorize
-from diba_np.baselines.dbf import dbf
-from diba_np.metrics import snr_db
+from diba_np.matrix.quality import snr_db
+from diba_np.methods.dbf import dbf
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 LEAST_SIDE = 256

@@ -17,8 +17,8 @@ import bert_kernels as kernels
 import numpy as np
 from scipy.special import erf
 
-from diba_np.linear import Layer
-from diba_np.optim import gather
+from diba_np.layers.linear import Layer
+from diba_np.training.optimisers import gather
 
 Array = np.ndarray
 Back = Callable[[Array], Array]

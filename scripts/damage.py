@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from diba_np import container
+from diba_np.files import container
 
 # (class, name, path, whether it must be refused or the same)
 Case = tuple[str, str, Path, bool]

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import diba_np as dn
-from diba_np.pictures import look
+from diba_np.report.pictures import look
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,7 +1,7 @@
 """Compress a `Bert` layer by layer on what the compressed prefix produces; what a task is.
 
-`compress` gives the encoder to `diba_np.layerwise.compress_layers`, with its residual branches and
-with how much tokens and outputs matter. `network_train` goes on from there.
+`compress` gives the encoder to `diba_np.networks.layerwise.compress_layers`, with its residual
+branches and with how much tokens and outputs matter. `network_train` goes on from there.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from bert import Array, Back, Bert, batches, padded, softmax
 
 import diba_np as dn
-from diba_np import baselines
-from diba_np.atomic import atomic_path
-from diba_np.baselines.coded_linear import CodedLinear
-from diba_np.baselines.random_bits import random_factors
-from diba_np.baselines.scalar import ScalarQuantized
-from diba_np.layerwise import compress_layers
-from diba_np.linear import DiBALinear, Layer
-from diba_np.losses import cross_entropy
-from diba_np.model_file import ModelFactors, open_model
+from diba_np import methods
+from diba_np.files.atomic import atomic_path
+from diba_np.layers.coded_linear import CodedLinear
+from diba_np.layers.linear import DiBALinear, Layer
+from diba_np.methods.random_bits import random_factors
+from diba_np.methods.scalar import ScalarQuantized
+from diba_np.models.file import ModelFactors, open_model
+from diba_np.networks.layerwise import compress_layers
+from diba_np.training.losses import cross_entropy
 
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
 EVEN = 0.2  # share of the tokens' weights that is the same for all
@@ -109,7 +109,7 @@ def at_random(A: Array, bits: float, **how: Any) -> Form:
 
 def by_codes(A: Array, bits: float, **how: Any) -> Form:
     """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
-    made: Any = baselines.fit("rtn", A, bits)
+    made: Any = methods.fit("rtn", A, bits)
     return made  # type: ignore[no-any-return]
 
 

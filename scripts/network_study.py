@@ -41,8 +41,8 @@ from network_train import train
 from sources import cache_folder
 
 import diba_np as dn
-from diba_np.model_run import Runner
-from diba_np.threads import processors
+from diba_np.machine.processors import processors
+from diba_np.models.executors import Runner
 
 Chain = tuple[str, str, str]  # variant, method, ratio
 

@@ -12,7 +12,7 @@ import numpy as np
 from bert import Array, Bert, batches
 from network_fit import TOKENS, Task, write
 
-from diba_np.optim import Adam
+from diba_np.training.optimisers import Adam
 
 
 class Teacher:

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 import diba_np as dn
-from diba_np import baselines
-from diba_np.baselines.dbf import dbf
-from diba_np.metrics import output_snr_db
+from diba_np import methods
+from diba_np.matrix.quality import output_snr_db
+from diba_np.methods.dbf import dbf
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {
     "without inputs": lambda A, X, bits, options: dn.factorize(A, bits=bits, **options),
     "with inputs": lambda A, X, bits, options: dn.factorize(A, bits=bits, inputs=X, **options),
     "DBF, weighted": lambda A, X, bits, options: dbf(A, bits=bits, inputs=X, threads=1),
-    "GPTQ": lambda A, X, bits, options: baselines.fit("gptq", A, bits, inputs=X),
+    "GPTQ": lambda A, X, bits, options: methods.fit("gptq", A, bits, inputs=X),
 }
 
 

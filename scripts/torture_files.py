@@ -32,8 +32,9 @@ import numpy as np
 from damage import Case, hdf5_cases, link_cases, npy_cases
 
 import diba_np as dn
-from diba_np import baselines, container
-from diba_np.model_file import open_model
+from diba_np import methods
+from diba_np.files import container
+from diba_np.models.file import open_model
 
 LIMIT = 1 << 30  # bytes of memory that reading a file of a few KiB may take
 PATIENCE = 60.0  # seconds; reading takes milliseconds
@@ -49,14 +50,14 @@ def make_files(folder: Path) -> dict[str, Path]:
     rng = np.random.default_rng(0)
     A = (rng.normal(size=(18, 4)) @ rng.normal(size=(4, 14)) + rng.normal(size=(18, 14))) / 2
     f = dn.factorize(A, k=9, max_sweeps=5)
-    files = {name: folder / f"{name}.h5" for name in ("diba", "coded", "many", *baselines.METHODS)}
+    files = {name: folder / f"{name}.h5" for name in ("diba", "coded", "many", *methods.METHODS)}
     biased = dn.DiBAFactors(f.d1, f.b1, f.d2 * 1e-20, f.b2, f.d3, record=f.record, bias=A[:, 0])
     biased.save(files["diba"])
     dn.factorize(A, k=9, max_sweeps=5, scale_bits=(4, 3, 5)).save(files["coded"])
-    for group, made in (("a", f), ("deep/er", f.T), ("b", baselines.fit("rtn", A, 4))):
+    for group, made in (("a", f), ("deep/er", f.T), ("b", methods.fit("rtn", A, 4))):
         made.save(files["many"], group=group)
-    for name in baselines.METHODS:
-        baselines.fit(name, A, 6).save(files[name])
+    for name in methods.METHODS:
+        methods.fit(name, A, 6).save(files[name])
     files["model"] = folder / "model.h5"
     arrays = {"x/y.weight": rng.normal(size=(24, 20)), "bias": np.arange(5.0)}
     dn.factorize_model(arrays, bits=3, output=files["model"], jobs=1, effort="fast").close()
@@ -97,7 +98,7 @@ def read_hdf5(path: Path, groups: list[str]) -> list[str]:
 
 def read_npy(path: Path) -> list[str]:
     """Run the command on a .npy; it ends with a sentence, or reads what the file holds."""
-    from diba_np.cli import main
+    from diba_np.cli.main import main
 
     errors = io.StringIO()
     args = ["factorize", str(path), "--k", "1", "--max-sweeps", "1", "--solver", "greedy"]

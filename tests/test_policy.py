@@ -30,63 +30,25 @@ KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py")) + [
     PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name != "_ir"
 ]
 
-# a module may import from its own layer and from those below it in this list
-LAYERS = [
-    {
-        "cli",
-        "commands",
-        "commands_common",
-        "commands_model",
-        "commands_rates",
-        "commands_view",
-        "shell",
-        "__main__",
-    },
-    {
-        "compare",
-        "html_report",
-        "model",
-        "model_file",
-        "model_plan",
-        "model_run",
-        "model_sources",
-        "pictures",
-        "report",
-        "sweep",
-        "warmup",
-    },
-    {"layerwise"},
-    {"factorize", "retune"},
-    {"baselines"},
-    {"capture", "samples"},
-    {"search", "store"},
-    {"moments", "stages"},
-    {"linear"},
-    {"factors"},
-    {
-        "bits",
-        "checkpoint",
-        "container",
-        "container_write",
-        "metrics",
-        "products",
-        "scales",
-        "budget",
-        "threads",
-        "diagnostics",
-        "losses",
-        "optim",
-    },
-    {"atomic", "bfloat16", "kernels"},
-    {"errors", "_version", "__init__"},
+# a folder may import from itself and from those below it in this list
+FOLDERS = [
+    "cli",
+    "report",
+    "networks",
+    "models",
+    "layers",
+    "methods",
+    "search",
+    "training",
+    "sources",
+    "matrix",
+    "products",
+    "files",
+    "machine",
+    "kernels",
 ]
-
-
-def layer_of(module):
-    name = module.split(".")[1] if "." in module else "__init__"
-    found = [i for i, names in enumerate(LAYERS) if name in names]
-    assert found, f"{module} is in no layer"
-    return found[0]
+# in the root, for all of them; each may import those after it
+ROOT = ["testing", "checks", "arrays", "errors", "_version"]
 
 
 def module_name(path):
@@ -94,23 +56,70 @@ def module_name(path):
     return dotted.removesuffix(".__init__")
 
 
-def imports_of(path, deferred):
-    """Modules of the package that a file imports; `deferred` takes those inside functions too."""
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def floor_of(module):
+    """The number of a module's floor, the highest 0."""
+    _, _, place = module.partition(".")
+    name = place.partition(".")[0]
+    floors = FOLDERS + ROOT
+    assert name in floors, f"{module} is in no folder of the house"
+    return floors.index(name)
+
+
+def checked_for_types(tree):
+    """Nodes that only a type checker reads."""
+    return {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+
+
+def imports_of(path):
+    """Modules of the package that a file imports, also those inside functions."""
     tree = ast.parse(path.read_text())
-    for node in ast.walk(tree) if deferred else tree.body:
+    skipped = checked_for_types(tree)
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diba_np"):
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                yield name if node.module in ("diba_np", "diba_np.kernels") else node.module
+                yield name if name in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
 
 
-def test_imports_follow_the_layers():
-    for path in SOURCES:
-        own = module_name(path)
-        if own == "diba_np":
+def test_imports_run_down_the_house():
+    for own, path in MODULES.items():
+        if own in ("diba_np", "diba_np.__main__"):
             continue
-        for other in imports_of(path, deferred=False):
-            assert layer_of(other) >= layer_of(own), f"{own} imports {other}"
+        for other in imports_of(path):
+            assert other != "diba_np", f"{own} imports the package, which stands above all"
+            assert floor_of(other) >= floor_of(own), f"{own} imports {other}"
+
+
+def test_no_circle_of_imports():
+    graph = {own: set(imports_of(path)) - {own} for own, path in MODULES.items()}
+    while graph:
+        leaves = [own for own, others in graph.items() if not others & graph.keys()]
+        assert leaves, f"a circle among {sorted(graph)}"
+        for own in leaves:
+            del graph[own]
+
+
+def test_no_module_is_named_like_a_public_function():
+    names = {module.rpartition(".")[2] for module in MODULES}
+    assert not names & set(diba_np.__all__) - {"__version__"}
+
+
+def test_the_tests_mirror_the_package():
+    here = Path(__file__).parent
+    folders = {path.name for path in here.iterdir() if list(path.glob("test_*.py"))}
+    assert set(FOLDERS) | {"scripts"} == folders
 
 
 def jitted(path):
@@ -169,19 +178,19 @@ def test_no_address_outlives_its_array():
 
 def test_no_kernel_calls_a_kernel_of_another_file():
     for path in KERNELS:
-        used = {m for m in imports_of(path, deferred=True)}
+        used = {m for m in imports_of(path)}
         allowed = {"diba_np.kernels._jit", *(f"diba_np.kernels.{name}" for name in HELPERS)}
         assert used <= allowed, f"{path.name} imports {used}"
     helpers = PACKAGE / "kernels" / "_ir.py"
     assert not list(jitted(helpers)), "_ir.py is plain Python"
-    assert not list(imports_of(helpers, deferred=True))
+    assert not list(imports_of(helpers))
 
 
 @pytest.mark.parametrize("name", HELPERS)
 def test_kernel_files_carry_the_digest_of_the_helpers_that_they_compile_in(name):
     # Numba's cache looks at the kernel's own file only: an edit of a helper must change that too
     digest = hashlib.sha256((PACKAGE / "kernels" / f"{name}.py").read_bytes()).hexdigest()[:12]
-    users = [p for p in KERNELS if f"diba_np.kernels.{name}" in imports_of(p, deferred=True)]
+    users = [p for p in KERNELS if f"diba_np.kernels.{name}" in imports_of(p)]
     assert users
     for path in users:
         ends = f"  # {name}.py {digest}"
@@ -222,7 +231,7 @@ def test_no_print_and_no_assert_in_the_library():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             printed = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
-            assert not printed or path.name.startswith("commands"), path
+            assert not printed or path.parent.name == "cli", path
             assert not isinstance(node, ast.Assert), path
 
 
@@ -271,7 +280,7 @@ def in_fresh_interpreter(code, **environment):
 
 
 @pytest.mark.parametrize(
-    "code", ["import diba_np", "from diba_np.cli import build_parser as b; b()"]
+    "code", ["import diba_np", "from diba_np.cli.main import build_parser as b; b()"]
 )
 def test_import_and_help_load_nothing_heavy(code):
     check = (
@@ -295,8 +304,7 @@ def test_importing_every_module_compiles_nothing():
 
 def test_public_names_stay_functions_whatever_is_imported_first():
     check = (
-        "import types, diba_np.factorize, diba_np\n"
-        "from diba_np.factorize import SOLVERS\n"
+        "import types, diba_np.search.factorization, diba_np\n"
         "print(isinstance(diba_np.factorize, types.FunctionType))\n"
         "print(all(hasattr(diba_np, n) for n in diba_np.__all__))"
     )

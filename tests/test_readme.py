@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diba_np.cli import build_parser, main
+from diba_np.cli.main import build_parser, main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "diba_np" / "docs"

@@ -17,10 +17,10 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.search import relaxation as admm
-from diba_np.search.activations import ScaledTarget, WeightedTarget
-from diba_np.search.monitor import Monitor
+from diba_np.search.progress import Monitor
 from diba_np.search.state import State, update_d2
 from diba_np.search.target import Target
+from diba_np.search.weighted_target import ScaledTarget, WeightedTarget
 
 Array = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from diba_np.kernels.flips import sweep_fixed, sweep_fixed_par, sweep_joint, sweep_joint_par
-from diba_np.search.monitor import Monitor
+from diba_np.search.progress import Monitor
 from diba_np.search.state import (
     State,
     pack_loop,

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Store(Protocol):
-    """Where a journal is kept; see `diba_np.checkpoint.Checkpoint`."""
+    """Where a journal is kept; see `diba_np.files.checkpoint.Checkpoint`."""
 
     def due(self) -> bool: ...
     def write(self, state: Any) -> None: ...

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np import budget, metrics
-from diba_np.scales import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
-from diba_np.search.coding import round_diagonal
-from diba_np.search.monitor import Monitor
-from diba_np.search.staged import relax_staged
+from diba_np.matrix import budgets, quality
+from diba_np.matrix.budgets import DENSE_BITS, GRID_BITS
+from diba_np.matrix.diagonals import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
+from diba_np.search.grids import round_diagonal
+from diba_np.search.progress import Monitor
+from diba_np.search.stages import relax_staged
 from diba_np.search.state import (
     State,
     d2_equations,
@@ -57,7 +58,7 @@ def estimate_k(target: Target, goal: float, shift: float, seed: int) -> tuple[in
     """
     m, n = target.shape
     part = part_of(target)
-    at = budget.usual_k(goal, target.shape) * (m + n) / (m * n)
+    at = budgets.usual_k(goal, target.shape) * (m + n) / (m * n)
     if part.energy == 0:
         return 1, _SLOPE
     points: list[tuple[float, float]] = []
@@ -65,11 +66,11 @@ def estimate_k(target: Target, goal: float, shift: float, seed: int) -> tuple[in
     for _ in range(_PILOTS):
         state = _pilot(part, at, shift, seed)
         error = max(_HEADROOM_SNR * squared_error(part, state), 1e-12 * part.energy)
-        points.append((at, metrics.decibels(part.energy, error)))
+        points.append((at, quality.decibels(part.energy, error)))
         if len(points) > 1 and points[-1][0] != points[-2][0]:
             rise = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
             slope = min(max(rise, 0.5), 20.0)
-        at = min(max(at + (goal - points[-1][1]) / slope, at / 4), 4 * at, metrics.DENSE_BITS)
+        at = min(max(at + (goal - points[-1][1]) / slope, at / 4), 4 * at, DENSE_BITS)
     return max(1, round(at * m * n / (m + n))), slope * (m + n) / (m * n)
 
 
@@ -106,7 +107,7 @@ def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:
         best(_d2_losses(part, state), k),
         best(_row_losses(part, state, False), n),
     ]
-    coded = sum(c for c, _ in choices) + _SLOPE * 3 * metrics.GRID_BITS / (m * n)
+    coded = sum(c for c, _ in choices) + _SLOPE * 3 * GRID_BITS / (m * n)
     if coded > _SLOPE * HALF * (m + k + n) / (m * n):
         return HALF
     return (choices[0][1], choices[1][1], choices[2][1])

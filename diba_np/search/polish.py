@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from diba_np.kernels.flips import sweep_tabu, sweep_tabu_par
-from diba_np.scales import Widths
-from diba_np.search.monitor import Monitor
+from diba_np.matrix.diagonals import Widths
+from diba_np.search.progress import Monitor
 from diba_np.search.relaxation import Effort
 from diba_np.search.state import (
     State,

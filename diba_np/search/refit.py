@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.bits import PackedBits
-from diba_np.factors import DiBAFactors
-from diba_np.scales import SINGLE, ScaleBits, Widths, power_of_two, round_half
-from diba_np.search.monitor import Monitor
+from diba_np.checks import as_matrix
+from diba_np.machine.pool import workers
+from diba_np.matrix.diagonals import SINGLE, ScaleBits, Widths, power_of_two, round_half
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.packed_bits import PackedBits
 from diba_np.search.polish import polish
+from diba_np.search.progress import Monitor
 from diba_np.search.relaxation import EFFORTS
 from diba_np.search.state import (
     State,
@@ -21,8 +23,7 @@ from diba_np.search.state import (
     update_d2,
     update_row_scales,
 )
-from diba_np.search.target import Target, as_matrix
-from diba_np.threads import workers
+from diba_np.search.target import Target
 
 _ROUNDS = 4  # of the diagonals alone, before bits move
 _TOL = 1e-3  # relative decrease of the error in a round under which the polish ends

@@ -32,10 +32,10 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
-from diba_np.search.monitor import Monitor
+from diba_np.machine.pool import Workers, mirror
+from diba_np.search.progress import Monitor
 from diba_np.search.state import State, update_d2
 from diba_np.search.target import Target
-from diba_np.threads import Workers, mirror
 
 Array = NDArray[np.float32]
 Scales = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.scales import Grids, LogGrid, Widths, fit_grid
-from diba_np.search.coding import round_diagonal
+from diba_np.matrix.diagonals import Grids, LogGrid, Widths, fit_grid
+from diba_np.search.grids import round_diagonal
 from diba_np.search.target import Target
 
 Floats = NDArray[np.float64]

@@ -2,82 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from diba_np.metrics import largest_magnitude, row_blocks
-from diba_np.threads import Workers
-
-# magnitudes beyond these leave no room in float32 for the factors and their products
-_LARGEST, _SMALLEST = 1e35, 1e-35
+from diba_np.arrays import row_blocks
+from diba_np.checks import check_magnitude
+from diba_np.machine.pool import Workers
 
 _PIECE = 1 << 18  # entries that are converted at a time
-
-
-def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
-    """Check that `A` is a real, finite, non-empty matrix; return it uncopied if it is an array.
-
-    Raises
-    ------
-    TypeError
-        Not an array of real numbers.
-    ValueError
-        Not two-dimensional, empty, or with NaN or infinity.
-    """
-    if hasattr(A, "tocsr"):
-        raise TypeError(f"{name} must be a dense array, got a sparse matrix; pass {name}.toarray()")
-    try:
-        matrix = np.asanyarray(A)
-    except ValueError as error:  # ragged nested lists
-        raise ValueError(f"{name} must be a rectangular 2-D array: {error}") from None
-    if isinstance(matrix, np.ma.MaskedArray) and matrix.mask.any():
-        count = int(matrix.mask.sum())
-        raise ValueError(f"{name} must have no masked entries, got {count}")
-    if not isinstance(matrix, np.memmap):
-        matrix = np.asarray(matrix)  # numpy.matrix and others give blocks of another shape
-    if matrix.dtype.kind not in "buif":
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {matrix.dtype}")
-    if matrix.ndim != 2:
-        raise ValueError(f"{name} must be 2-D, got shape {matrix.shape}")
-    if 0 in matrix.shape:
-        raise ValueError(f"{name} must have rows and columns, got shape {matrix.shape}")
-    if matrix.dtype.kind == "f":
-        count, first = 0, None
-        for rows in row_blocks(matrix.shape):
-            wrong = ~np.isfinite(matrix[rows])
-            found = int(wrong.sum())
-            if found and first is None:
-                i, j = np.argwhere(wrong)[0]
-                first = (rows.start + int(i), int(j))
-            count += found
-        if count:
-            entries = "entry" if count == 1 else "entries"
-            raise ValueError(f"{name} contains {count} non-finite {entries}; first at {first}")
-    return matrix
-
-
-def check_magnitude(A: NDArray[Any], name: str) -> float:
-    """Return the largest magnitude; ValueError where float32 diagonals could not carry it."""
-    largest = largest_magnitude(A)
-    if largest and not _SMALLEST <= largest <= _LARGEST:
-        raise ValueError(
-            f"the largest magnitude in {name} must lie in [{_SMALLEST:g}, {_LARGEST:g}], "
-            f"got {largest:g}; scale {name} first"
-        )
-    return largest
-
-
-def digest(A: NDArray[Any]) -> str:
-    """Return the SHA-256 of a matrix: its dtype, shape and entries in row order."""
-    little = A.dtype.newbyteorder("<") if A.dtype.byteorder == ">" else A.dtype
-    sha = hashlib.sha256(f"{little.str} {A.shape[0]} {A.shape[1]} ".encode())
-    for rows in row_blocks(A.shape):
-        sha.update(np.ascontiguousarray(A[rows], little).data)
-    return sha.hexdigest()
 
 
 class Target:
@@ -102,8 +37,8 @@ class Target:
 
     Notes
     -----
-    The errors of a plain target are weighed by nothing: `diba_np.search.activations` has the other
-    kind, whose methods of the same names weigh them.
+    The errors of a plain target are weighed by nothing: `diba_np.search.weighted_target` has the
+    other kind, whose methods of the same names weigh them.
     """
 
     def __init__(self, A: NDArray[Any], workers: Workers) -> None:

@@ -1,0 +1,32 @@
+"""Walks over large arrays, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# which rows of a matrix: a slice, or a vector of indices
+RowIndex = slice | NDArray[np.intp]
+
+
+_BLOCK_ENTRIES = 1 << 21  # entries of a row block: 16 MiB in float64
+
+
+def row_blocks(shape: tuple[int, int], entries: int = _BLOCK_ENTRIES) -> Iterator[slice]:
+    """Cut the rows of a matrix into slices of at most `entries` entries, at least a row each."""
+    m, n = shape
+    step = max(1, entries // max(1, n))
+    for start in range(0, m, step):
+        yield slice(start, min(start + step, m))
+
+
+def largest_magnitude(A: NDArray[Any]) -> float:
+    """Return ``max |A|``; dividing by it keeps squares from overflowing or vanishing."""
+    largest = 0.0
+    for rows in row_blocks(A.shape):
+        part = A[rows]  # its extremes, so that nothing is copied
+        largest = max(largest, abs(float(part.max())), abs(float(part.min())))
+    return largest

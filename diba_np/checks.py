@@ -1,0 +1,131 @@
+"""Every check of an argument: one sentence that names it, the rule and the value; digests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.arrays import largest_magnitude, row_blocks
+
+
+def check_number(value: Any, name: str, *, above: float = -math.inf) -> float:
+    """Return `value` as a finite float greater than `above`.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if isinstance(value, (bool, str, bytes)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got one beyond the range of float64") from None
+    if not math.isfinite(number) or number <= above:
+        rule = "finite" if above == -math.inf else f"finite and above {above:g}"
+        raise ValueError(f"{name} must be {rule}, got {number:g}")
+    return number
+
+
+def check_count(value: Any, name: str, least: int = 1) -> int:
+    """Return `value` as an int of at least `least`.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return count
+
+
+# magnitudes beyond these leave no room in float32 for the factors and their products
+_LARGEST, _SMALLEST = 1e35, 1e-35
+
+
+def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
+    """Check that `A` is a real, finite, non-empty matrix; return it uncopied if it is an array.
+
+    Raises
+    ------
+    TypeError
+        Not an array of real numbers.
+    ValueError
+        Not two-dimensional, empty, or with NaN or infinity.
+    """
+    if hasattr(A, "tocsr"):
+        raise TypeError(f"{name} must be a dense array, got a sparse matrix; pass {name}.toarray()")
+    try:
+        matrix = np.asanyarray(A)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(f"{name} must be a rectangular 2-D array: {error}") from None
+    if isinstance(matrix, np.ma.MaskedArray) and matrix.mask.any():
+        count = int(matrix.mask.sum())
+        raise ValueError(f"{name} must have no masked entries, got {count}")
+    if not isinstance(matrix, np.memmap):
+        matrix = np.asarray(matrix)  # numpy.matrix and others give blocks of another shape
+    if matrix.dtype.kind not in "buif":
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {matrix.dtype}")
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must be 2-D, got shape {matrix.shape}")
+    if 0 in matrix.shape:
+        raise ValueError(f"{name} must have rows and columns, got shape {matrix.shape}")
+    if matrix.dtype.kind == "f":
+        count, first = 0, None
+        for rows in row_blocks(matrix.shape):
+            wrong = ~np.isfinite(matrix[rows])
+            found = int(wrong.sum())
+            if found and first is None:
+                i, j = np.argwhere(wrong)[0]
+                first = (rows.start + int(i), int(j))
+            count += found
+        if count:
+            entries = "entry" if count == 1 else "entries"
+            raise ValueError(f"{name} contains {count} non-finite {entries}; first at {first}")
+    return matrix
+
+
+def check_magnitude(A: NDArray[Any], name: str) -> float:
+    """Return the largest magnitude; ValueError where float32 diagonals could not carry it."""
+    largest = largest_magnitude(A)
+    if largest and not _SMALLEST <= largest <= _LARGEST:
+        raise ValueError(
+            f"the largest magnitude in {name} must lie in [{_SMALLEST:g}, {_LARGEST:g}], "
+            f"got {largest:g}; scale {name} first"
+        )
+    return largest
+
+
+def digest(A: NDArray[Any]) -> str:
+    """Return the SHA-256 of a matrix: its dtype, shape and entries in row order."""
+    little = A.dtype.newbyteorder("<") if A.dtype.byteorder == ">" else A.dtype
+    sha = hashlib.sha256(f"{little.str} {A.shape[0]} {A.shape[1]} ".encode())
+    for rows in row_blocks(A.shape):
+        sha.update(np.ascontiguousarray(A[rows], little).data)
+    return sha.hexdigest()
+
+
+def check_shift(shift: Any) -> float:
+    """Return the alphabet shift as a float in [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    value = check_number(shift, "shift")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"shift must lie in [0, 1], got {value:g}")
+    return value

@@ -1,0 +1,360 @@
+"""The subcommands: each is a thin call of one public function and a report of what came out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diba_np.cli.output import (
+    DONE,
+    FAILED,
+    CommandError,
+    Report,
+    check_output,
+    decibels_text,
+    emit,
+    load_array,
+    size_lines,
+    size_report,
+    write_file,
+)
+
+
+def run_factorize(args: argparse.Namespace) -> int:
+    """Factorize a .npy matrix, store it and report its sizes and quality."""
+    output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
+    check_output(output, args.force, streams=False)
+    if args.checkpoint and Path(args.checkpoint).resolve() == output.resolve():
+        raise CommandError(f"{output}: --checkpoint and --output must be two files")
+    matrix = load_array(args.matrix, mapped=args.block_rows is not None)
+    inputs = load_array(args.inputs) if args.inputs else None
+    output_weight = load_array(args.output_weight) if args.output_weight else None
+    from diba_np.files.checkpoint import Checkpoint
+    from diba_np.search.factorization import factorize
+
+    keeper = Checkpoint(args.checkpoint, args.checkpoint_every) if args.checkpoint else None
+    factors = factorize(
+        matrix,
+        k=args.k,
+        bits=args.bits,
+        ratio=args.ratio,
+        snr=args.snr,
+        shift=args.shift,
+        scale_bits=args.scale_bits,
+        solver=args.solver,
+        effort=args.effort,
+        inputs=inputs,
+        output_weight=output_weight,
+        seed=args.seed,
+        max_sweeps=args.max_sweeps,
+        tol=args.tol,
+        time_limit=args.time_limit,
+        threads=args.threads,
+        progress=not args.quiet,
+        checkpoint=keeper,
+        block_rows=args.block_rows,
+    )
+    file_bytes = factors.save(output)
+    if keeper is not None:
+        keeper.remove()
+    report = {
+        "output": str(output),
+        **size_report(factors),
+        "solver": args.solver,
+        "seed": args.seed,
+        "snr_db": factors.record["snr_db"],
+        **({"output_snr_db": factors.record["output_snr_db"]} if args.inputs else {}),
+        "converged": factors.record["converged"],
+        "improving_flips_left": factors.record["improving_flips_left"],
+        "seconds": factors.record["seconds"],
+        "file_bytes": file_bytes,
+    }
+    lines = [
+        *size_lines(report),
+        ("SNR", decibels_text(report["snr_db"])),
+        *([("output SNR", decibels_text(report["output_snr_db"]))] if args.inputs else []),
+        ("seconds", f"{report['seconds']:.2f}"),
+        ("file", f"{output} ({file_bytes} bytes)"),
+    ]
+    emit(report, args.json, lines)
+    return DONE
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """Report what a file holds."""
+    from diba_np.files.container import groups
+    from diba_np.matrix.files import load
+    from diba_np.models.file import is_model
+
+    if not args.group and is_model(args.file):
+        from diba_np.cli.models import info_model
+
+        return info_model(args)
+    file_bytes = Path(args.file).stat().st_size if Path(args.file).is_file() else 0
+    names = [args.group or ""] if args.group else groups(args.file)
+    if not names:
+        raise CommandError(f"{args.file}: holds no factorization")
+    reports, lines = [], []
+    for name in names:
+        factors = load(args.file, group=name or None)
+        report = {"group": name, **size_report(factors), "record": factors.record}
+        reports.append(report)
+        if name:
+            lines.append(("group", name))
+        lines += size_lines(report)
+        record = factors.record
+        if "snr_db" in record:
+            lines.append(("SNR when made", decibels_text(record["snr_db"])))
+        if "output_snr_db" in record:
+            lines.append(("output SNR when made", decibels_text(record["output_snr_db"])))
+        if "solver" in record:
+            lines.append(
+                (
+                    "made by",
+                    f"solver {record['solver']}, seed {record.get('seed')}, "
+                    f"{record.get('sweeps')} sweeps, {record.get('seconds')} s",
+                )
+            )
+    lines.append(("file", f"{args.file} ({file_bytes} bytes)"))
+    emit(
+        {"file": args.file, "file_bytes": file_bytes, "groups": reports}
+        if len(reports) > 1
+        else {"file": args.file, "file_bytes": file_bytes, **reports[0]},
+        args.json,
+        lines,
+    )
+    return DONE
+
+
+def _write_rows(
+    output: Path, shape: tuple[int, ...], dtype: Any, fill: Callable[[Any], None]
+) -> int:
+    """Write a .npy of that shape through a map that `fill` fills; atomically. Returns its bytes."""
+    import numpy as np
+
+    from diba_np.files.atomic import reserve
+
+    def write(path: Path) -> None:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        reserve(path, path.stat().st_size, output)
+        fill(array)
+        array.flush()
+
+    return write_file(output, write)
+
+
+def run_retune(args: argparse.Namespace) -> int:
+    """Refit the diagonals of a stored factorization to data."""
+    output = Path(args.output)
+    check_output(output, args.force, streams=False)
+    if args.group and output.exists() and output.samefile(args.file):
+        raise CommandError(f"{output}: would replace the file with all its groups; name another")
+    inputs, targets = load_array(args.inputs), load_array(args.targets)
+    from diba_np.layers.dibard import retune
+    from diba_np.matrix.factors import DiBAFactors
+    from diba_np.matrix.files import load
+
+    factors = load(args.file, group=args.group)
+    if not isinstance(factors, DiBAFactors):
+        raise CommandError(f"{args.file}: found method {factors.method}, expected a DiBA file")
+    result = retune(
+        factors,
+        inputs,
+        targets,
+        loss=args.loss,
+        bias=not args.no_bias,
+        method=args.method,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        schedule=args.schedule,
+        clip=args.clip,
+        stay=args.stay,
+        validation=args.validation,
+        patience=args.patience,
+        seed=args.seed,
+        threads=args.threads,
+    )
+    file_bytes = result.save(output)
+    facts = result.record["retune"]
+    told = {("fitted_by" if name == "method" else name): value for name, value in facts.items()}
+    report = {"output": str(output), **told, **size_report(result), "file_bytes": file_bytes}
+    lines = [
+        ("loss", f"{facts['loss_before']:.6g} before, {facts['loss_after']:.6g} after"),
+        ("method", f"{facts['method']}, {facts['steps']} steps"),
+        ("samples", f"{facts['samples']}, of which {facts['held_out']} judge"),
+        ("seconds", f"{facts['seconds']:.2f}"),
+        ("file", f"{output} ({file_bytes} bytes)"),
+    ]
+    emit(report, args.json, lines)
+    return DONE
+
+
+def run_reconstruct(args: argparse.Namespace) -> int:
+    """Expand a stored matrix to a dense .npy."""
+    output = Path(args.output)
+    check_output(output, args.force)
+    import numpy as np
+
+    from diba_np.arrays import row_blocks
+    from diba_np.matrix.files import load
+    from diba_np.matrix.stored_array import StoredArray
+
+    factors = load(args.file, group=args.group)
+    shape, dtype = _shape_in_model(args, factors), np.dtype(np.float32)
+    if isinstance(factors, StoredArray):
+        shape, dtype = factors.array.shape, factors.array.dtype
+
+    def fill(array: Any) -> None:
+        if isinstance(factors, StoredArray):
+            array[...] = factors.array
+            return
+        expand, flat = factors.row_expander(), array.reshape(factors.shape)
+        for rows in row_blocks(factors.shape):
+            flat[rows] = expand(rows)
+
+    file_bytes = _write_rows(output, shape, dtype, fill)
+    report = {
+        "output": str(output),
+        "shape": list(shape),
+        "dtype": str(dtype),
+        "file_bytes": file_bytes,
+    }
+    told = " x ".join(map(str, shape)) or "scalar"
+    lines = [("shape", told), ("file", f"{output} ({file_bytes} bytes)")]
+    emit(report, args.json, lines, output)
+    return DONE
+
+
+def _shape_in_model(args: argparse.Namespace, factors: Any) -> tuple[int, ...]:
+    """Return the shape of the array that a matrix was in a model: that of a convolution, say."""
+    from diba_np.models.file import is_model, open_model
+
+    if args.group and is_model(args.file):
+        with open_model(args.file) as model:
+            if args.group in model:
+                return model.array_shape(args.group)
+    m, n = factors.shape
+    return m, n
+
+
+def run_apply(args: argparse.Namespace) -> int:
+    """Multiply the vectors of a .npy with a stored matrix."""
+    output = Path(args.output)
+    check_output(output, args.force)
+    inputs = load_array(args.inputs)
+    from diba_np.arrays import row_blocks
+    from diba_np.matrix.files import load
+
+    factors = load(args.file, group=args.group)
+    operator = factors.T if args.transpose else factors
+    width = operator.shape[1]
+    if inputs.dtype.kind not in "buif":
+        raise CommandError(f"{args.inputs}: found dtype {inputs.dtype}, expected real numbers")
+    if inputs.ndim == 0 or inputs.shape[-1] != width:
+        raise CommandError(
+            f"{args.inputs}: found shape {inputs.shape}, expected ({width},) or (..., {width}), "
+            "one vector a row"
+        )
+    rows_of = inputs.reshape(-1, width)
+    bias = None if args.transpose else getattr(factors, "bias", None)
+    shape = (*inputs.shape[:-1], operator.shape[0])
+
+    def fill(array: Any) -> None:
+        flat = array.reshape(-1, operator.shape[0])
+        for rows in row_blocks(rows_of.shape):
+            flat[rows] = operator.matmat(rows_of[rows].T).T
+            if bias is not None:
+                flat[rows] += bias
+
+    import numpy as np
+
+    file_bytes = _write_rows(output, shape, np.result_type(np.float32, inputs.dtype), fill)
+    report = {"output": str(output), "shape": list(shape), "file_bytes": file_bytes}
+    emit(
+        report,
+        args.json,
+        [("shape", " x ".join(map(str, shape))), ("file", f"{output} ({file_bytes} bytes)")],
+        output,
+    )
+    return DONE
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Check a file, and against the matrix that it was made from."""
+    from diba_np.files.container import groups
+    from diba_np.matrix.files import load
+    from diba_np.models.file import is_model
+
+    if not args.group and is_model(args.file):
+        from diba_np.cli.models import verify_model
+
+        return verify_model(args)
+    names = [args.group] if args.group else groups(args.file)
+    if not names:
+        raise CommandError(f"{args.file}: holds no factorization")
+    if args.matrix and len(names) > 1:
+        raise CommandError(f"{args.file}: holds {len(names)} factorizations; name one with --group")
+    loaded = [load(args.file, group=name or None) for name in names]
+    report: Report = {"file": args.file, "ok": True, "checked": names}
+    lines = [("file", f"{args.file}: intact, {len(names)} factorization(s) checked")]
+    if args.matrix:
+        from diba_np.checks import as_matrix, digest
+
+        factors = loaded[0]
+        matrix = as_matrix(load_array(args.matrix))
+        if matrix.shape != factors.shape:
+            raise CommandError(
+                f"{args.matrix}: found shape {matrix.shape}, expected {factors.shape}"
+            )
+        source = factors.record.get("source", {}).get("sha256")
+        same = None if source is None else source == digest(matrix)
+        snr = factors.snr(matrix)
+        report |= {"same_source": same, "snr_db": snr, "ok": same is not False}
+        told = {None: "not recorded", True: "the matrix it was made from"}.get(
+            same, "NOT the matrix it was made from"
+        )
+        lines += [("source", told), ("SNR", decibels_text(snr))]
+    emit(report, args.json, lines)
+    return DONE if report["ok"] else FAILED
+
+
+def run_warmup(args: argparse.Namespace) -> int:
+    """Compile what the first use would wait for."""
+    from diba_np.cli.warmup import warm_up
+
+    report = warm_up()
+    kept = report["cache"] or "nothing is kept (no cache, or no folder that can be written)"
+    lines = [
+        ("kernel path", report["path"]),
+        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
+        ("seconds", f"{report['seconds']:.2f}"),
+        ("cache", kept),
+    ]
+    emit(report, args.json, lines)
+    return DONE
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Report what a bug report needs; fails if something is wrong."""
+    from diba_np.cli.doctor import diagnose
+
+    report = diagnose()
+    kept = report["cache"] or "none"
+    lines = [
+        *report["versions"].items(),
+        *report["optional"].items(),
+        ("platform", report["platform"]),
+        ("CPU features", " ".join(report["cpu_features"]) or "none that choose a kernel"),
+        ("kernel paths", ", ".join(report["paths"])),
+        ("kernel path in use", report["path"] or "none"),
+        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
+        ("threads", str(report["threads"])),
+        ("cache", kept),
+        *report["environment"].items(),
+        *(("problem", problem) for problem in report["problems"]),
+    ]
+    emit(report, args.json, lines)
+    return FAILED if report["problems"] else DONE

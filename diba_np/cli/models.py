@@ -1,0 +1,180 @@
+"""The subcommand ``model``, and what ``info`` and ``verify`` say about a model's file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from diba_np.cli.output import (
+    DONE,
+    FAILED,
+    CommandError,
+    check_output,
+    decibels_text,
+    emit,
+    size_report,
+)
+
+
+def _read_weights(path: str) -> dict[str, float]:
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CommandError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise CommandError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise CommandError(f"{path}: expected one object of name to number")
+    return found
+
+
+def run_model(args: argparse.Namespace) -> int:
+    """Factorize every matrix of a model into one file and report the totals."""
+    output = Path(args.output)
+    check_output(output, args.force, streams=False)
+    weights = _read_weights(args.weights) if args.weights else None
+    from diba_np.models.factorization import factorize_model
+
+    try:
+        model = factorize_model(
+            args.source,
+            bits=args.bits,
+            output=output,
+            include=args.include,
+            exclude=args.exclude,
+            min_size=args.min_size,
+            allocation=args.allocation,
+            weights=weights,
+            grams=args.grams,
+            shift=args.shift,
+            scale_bits=args.scale_bits,
+            effort=args.effort,
+            seed=args.seed,
+            jobs=args.jobs,
+            threads=args.threads,
+            scheduler=args.scheduler,
+            restart=args.restart,
+            progress=not args.quiet,
+            json_log=args.json_log,
+        )
+    except KeyboardInterrupt:
+        parts = output.with_name(output.name + ".parts")
+        kept = len(list(parts.glob("*.h5"))) if parts.is_dir() else 0
+        if not kept and parts.is_dir():
+            raise CommandError(f"interrupted; the plan is kept in {parts}") from None
+        if not kept:
+            raise
+        raise CommandError(
+            f"interrupted; {kept} finished searches are kept in {parts}, the same command goes on"
+        ) from None
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+    with model:
+        report, lines = _totals(args.output, model)
+    emit(report, args.json, lines)
+    return DONE
+
+
+def _totals(path: str, model: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    record = model.record
+    file_bytes = Path(path).stat().st_size
+    rate = record["counted_bits"] / max(1, record["counted_weights"])
+    report = {
+        "output": str(path),
+        "arrays": len(model),
+        **{name: record[name] for name in ("factorized", "kept", "snr_db", "weighted_error")},
+        "bits_per_weight": rate,
+        "bits_per_weight_of_all": model.bits_per_weight,
+        "storage_bits": model.storage_bits(),
+        "storage_ratio": model.storage_ratio(),
+        **{name: record[name] for name in ("search_seconds", "wall_seconds")},
+        "file_bytes": file_bytes,
+    }
+    dense = 4 * model.size / file_bytes
+    lines = [
+        ("arrays", f"{record['factorized']} factorized, {record['kept']} kept as they are"),
+        ("weights", f"{model.size}"),
+        ("bits per weight", f"{rate:.4f} of {record['bits']:g}; all: {model.bits_per_weight:.4f}"),
+        ("SNR", decibels_text(record["snr_db"])),
+        ("seconds", f"{record['wall_seconds']:.1f} ({record['search_seconds']:.1f} of searches)"),
+        ("file", f"{path} ({file_bytes} bytes, 1/{dense:.1f} of float32)"),
+    ]
+    return report, lines
+
+
+def info_model(args: argparse.Namespace) -> int:
+    """Report what a model's file holds, one line an array."""
+    from diba_np.models.file import open_model
+
+    with open_model(args.file) as model:
+        report, lines = _totals(args.file, model)
+        groups = []
+        for name, made in model.items():
+            shape = model.array_shape(name)
+            record = {key: value for key, value in made.record.items() if key != "versions"}
+            groups.append(
+                {
+                    "group": name,
+                    "array_shape": list(shape),
+                    **size_report(made),
+                    "record": record,
+                }
+            )
+            told = " x ".join(map(str, shape)) or "scalar"
+            told += f", {made.bits_per_weight:.3f} bits"
+            if made.method == "stored":
+                told += f", kept ({record.get('kept')})"
+            elif "snr_db" in record:
+                told += f", {decibels_text(record['snr_db'])}"
+            lines.append((name, told))
+    emit(report | {"record": model.record, "groups": groups}, args.json, lines)
+    return DONE
+
+
+def verify_model(args: argparse.Namespace) -> int:
+    """Check every array of a model's file, and against the model that it was made from."""
+    from diba_np.checks import digest
+    from diba_np.matrix.quality import decibels, squared_sums
+    from diba_np.models.file import open_model
+    from diba_np.models.plan import matrix_view
+    from diba_np.sources.opening import open_source
+
+    with open_model(args.file) as model:
+        for name in model:
+            model[name]  # reading checks
+        report: dict[str, Any] = {"file": args.file, "ok": True, "checked": list(model)}
+        lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
+        if args.matrix:
+            source = {entry.name: entry for entry in open_source(args.matrix)}
+            other = [name for name in model if name not in source]
+            other += [name for name in source if name not in model]
+            noise = signal = 0.0
+            for name in (name for name in model if name in source):
+                array, made = source[name].read(), model[name]
+                if array.shape != model.array_shape(name):
+                    other.append(name)
+                elif made.method == "stored":
+                    if not _equal(array, model.dense(name)):
+                        other.append(name)
+                else:
+                    matrix = matrix_view(array)
+                    told = made.record.get("source", {}).get("sha256")
+                    if told != digest(matrix):
+                        other.append(name)
+                    apart = squared_sums(matrix, made, unit=1.0)
+                    signal, noise = signal + apart[0], noise + apart[1]
+            snr = decibels(signal, noise)
+            report |= {"same_source": not other, "differ": other, "snr_db": snr, "ok": not other}
+            told = f"NOT the model it was made from: {len(other)} differ, first {other[:1]}"
+            lines += [("source", told if other else "the model it was made from")]
+            lines += [("SNR", decibels_text(snr))]
+    emit(report, args.json, lines)
+    return DONE if report["ok"] else FAILED
+
+
+def _equal(a: Any, b: Any) -> bool:
+    import numpy as np
+
+    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))

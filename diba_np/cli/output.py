@@ -1,0 +1,176 @@
+"""What the subcommands have in common: arrays in, files out, reports, complaints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diba_np.matrix.base import CompressedMatrix
+    from diba_np.matrix.factors import DiBAFactors
+
+DONE, FAILED = 0, 1
+
+STANDARD_OUTPUT = Path("-")
+
+# a larger .npy is mapped and read in row blocks instead of being held in memory
+_MAP_BYTES = 1 << 30
+
+Report = dict[str, Any]
+
+
+class CommandError(Exception):
+    """A sentence for the user; the command fails with it and writes nothing."""
+
+
+def load_array(path: str, mapped: bool = False) -> Any:
+    """Read a .npy file; refuse objects, archives and files shorter than they claim to be."""
+    import numpy as np
+
+    if not Path(path).is_file():
+        raise CommandError(f"{path}: no such file")
+    try:
+        # a map checks the size that the header claims against the file's; no memory is taken
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.ndarray) and array.nbytes <= _MAP_BYTES and not mapped:
+            array = np.array(array)
+    except PermissionError:
+        raise
+    except Exception as error:  # a header can be anything
+        told = str(error).splitlines() or [type(error).__name__]
+        if "allow_pickle" in told[0]:  # what NumPy says of anything that it does not know
+            told = ["no array's header, or one of Python objects"]
+        raise CommandError(f"{path}: not readable as .npy ({told[0]})") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise CommandError(f"{path}: found an archive of arrays, expected one array (.npy)")
+    return array
+
+
+def check_output(path: Path, force: bool, streams: bool = True) -> None:
+    """Complain before the work about an output that could not be written.
+
+    `streams` tells whether the command can write to standard output.
+    """
+    if path == STANDARD_OUTPUT:
+        if not streams:
+            raise CommandError("-: this command writes to a file only; name one")
+        if sys.stdout.isatty():
+            raise CommandError("standard output is a terminal; redirect it, or name a file")
+        return
+    if path.is_dir():
+        raise CommandError(f"{path}: is a folder")
+    if path.exists() and not force:
+        raise CommandError(f"{path}: exists; pass --force to replace it")
+    if not path.parent.is_dir():
+        raise CommandError(f"{path.parent}: no such folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise CommandError(f"{path.parent}: this folder cannot be written to")
+
+
+def check_drawing(picture: Path | None = None) -> None:
+    """Complain before the work where nothing can be drawn, or not that kind of file."""
+    from diba_np.report.curves import check_matplotlib
+
+    try:
+        check_matplotlib()
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+    if picture is None or picture == STANDARD_OUTPUT or not picture.suffix:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if picture.suffix[1:].lower() not in kinds:
+        raise CommandError(f"{picture}: expected a picture's name, one of .{', .'.join(kinds)}")
+
+
+def finite(value: Any) -> Any:
+    """Replace infinities, which JSON lacks, by None."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def emit(
+    report: Report, as_json: bool, lines: Sequence[tuple[str, str]], output: Path | None = None
+) -> None:
+    """Print a report; to standard error where `output` took standard output."""
+    stream = sys.stderr if output == STANDARD_OUTPUT else sys.stdout
+    if as_json:
+        print(json.dumps(finite(report)), file=stream)
+        return
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:<{width}}  {text}", file=stream)
+
+
+def write_file(output: Path, write: Callable[[Path], Any]) -> int:
+    """Write a file atomically, or its bytes to standard output; return their number."""
+    from diba_np.files.atomic import atomic_path
+
+    if output != STANDARD_OUTPUT:
+        with atomic_path(output) as temporary:
+            write(temporary)
+        return output.stat().st_size
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "output"
+        write(temporary)
+        sys.stdout.flush()
+        with temporary.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return temporary.stat().st_size
+
+
+def decibels_text(value: float | None) -> str:
+    """Return decibels as text; None and infinity are those of an exact result."""
+    return "exact" if value is None or value == math.inf else f"{value:.3f} dB"
+
+
+def size_report(made: DiBAFactors | CompressedMatrix) -> Report:
+    """Return the fields "sizes" of a report."""
+    m, n = made.shape
+    report = {"m": m, "n": n, "method": made.method}
+    if made.method == "diba":
+        report |= {"k": made.k, "shift": made.shift, "scale_bits": made.scale_bits}
+    return report | {
+        "storage_bits": made.storage_bits(),
+        "storage_breakdown": made.storage_breakdown(),
+        "bits_per_weight": made.bits_per_weight,
+        "storage_ratio": made.storage_ratio(),
+    }
+
+
+def _widths(scale_bits: Any) -> str:
+    return "/".join(map(str, scale_bits)) if isinstance(scale_bits, tuple) else str(scale_bits)
+
+
+def size_lines(report: Report) -> list[tuple[str, str]]:
+    """Return what `size_report` found as lines to read."""
+    lines = [("shape", f"{report['m']} x {report['n']}")]
+    counted = f"{report['storage_bits']} bits"
+    if report["method"] == "diba":
+        shift = f" (shift {report['shift']:g})" if report["shift"] else ""
+        lines.append(("k", f"{report['k']}{shift}"))
+        counted += f", {_widths(report['scale_bits'])}-bit diagonals"
+    else:
+        lines.append(("method", report["method"]))
+    return [
+        *lines,
+        ("bits per weight", f"{report['bits_per_weight']:.4f} ({counted})"),
+        (
+            "storage ratio",
+            f"{report['storage_ratio']:.5f} of float32 (1/{1 / report['storage_ratio']:.1f})",
+        ),
+    ]

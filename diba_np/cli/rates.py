@@ -1,0 +1,166 @@
+"""The subcommands that draw rate against quality: compare and sweep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diba_np.cli.output import (
+    DONE,
+    FAILED,
+    CommandError,
+    Report,
+    check_drawing,
+    check_output,
+    finite,
+    load_array,
+)
+
+if TYPE_CHECKING:
+    from diba_np.methods.comparison import Row
+
+
+def _check_plot(name: str | None, force: bool) -> Path | None:
+    """Return the path of a picture that can be drawn and written, or None if none is wanted."""
+    if not name:
+        return None
+    check_output(Path(name), force, streams=False)
+    check_drawing(Path(name))
+    return Path(name)
+
+
+def _draw_rates(plot: Path, rows: Sequence[Row], matrix: str, with_inputs: bool) -> None:
+    """Draw rate against quality into a picture, atomically."""
+    from diba_np.files.atomic import atomic_path
+    from diba_np.report.curves import plot_comparison
+
+    with atomic_path(plot) as temporary:
+        quality = "output_snr" if with_inputs else "snr"
+        kind = plot.suffix.lstrip(".") or "png"
+        plot_comparison(rows, temporary, quality, matrix, kind)
+
+
+def _tell_progress(line: str) -> None:
+    """Show somebody who waits that there is progress, and what an interruption would lose."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{line}\n")
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    """Factorize a .npy matrix at several rates: its rate-distortion curve."""
+    plot = _check_plot(args.plot, args.force)
+    output = Path(args.output) if args.output else None
+    if output is not None:
+        check_output(output, args.force, streams=False)
+        if plot is not None and plot.resolve() == output.resolve():
+            raise CommandError(f"{output}: --plot and --output must be two files")
+    matrix = load_array(args.matrix)
+    inputs = load_array(args.inputs) if args.inputs else None
+    from diba_np.methods.comparison import Row
+    from diba_np.search.rates import sweep
+
+    made = sweep(
+        matrix,
+        args.bits,
+        effort=args.effort,
+        scale_bits=args.scale_bits,
+        shift=args.shift,
+        inputs=inputs,
+        seed=args.seed,
+        threads=args.threads,
+        callback=lambda f: _tell_progress(
+            f"{f.bits_per_weight:.4g} bits: {_short_decibels(f.record['snr_db']).strip()} dB, "
+            f"{f.record['seconds']:.1f} s"
+        ),
+    )
+    targets = sorted(set(args.bits))
+    points = [
+        {
+            "target_bits": target,
+            "bits_per_weight": f.bits_per_weight,
+            "k": f.k,
+            "scale_bits": f.scale_bits,
+            "snr_db": f.record["snr_db"],
+            **({} if inputs is None else {"output_snr_db": f.record["output_snr_db"]}),
+            "seconds": f.record["seconds"],
+        }
+        for target, f in zip(targets, made, strict=True)
+    ]
+    if output is not None:
+        from diba_np.files.atomic import atomic_path
+
+        with atomic_path(output) as temporary:
+            temporary.unlink()  # `save` adds groups to a file that is there, and makes a new one
+            for point, f in zip(points, made, strict=True):
+                point["group"] = f"bits_{point['target_bits']:g}"
+                f.save(temporary, group=point["group"])
+    if plot is not None:
+        rows = [
+            Row(
+                "diba",
+                point["target_bits"],
+                point["bits_per_weight"],
+                snr=point["snr_db"],
+                output_snr=point.get("output_snr_db", math.nan),
+            )
+            for point in points
+            if point["snr_db"] is not None
+        ]
+        if rows:
+            _draw_rates(plot, rows, f"{Path(args.matrix).name}, {_size(matrix)}", bool(args.inputs))
+    report: Report = {"matrix": args.matrix, "m": matrix.shape[0], "n": matrix.shape[1]}
+    report |= {"output": args.output, "rows": points}
+    if args.json:
+        print(json.dumps(finite(report)))
+        return DONE
+    head = f"{'target':>6} {'bits/w':>7} {'k':>6} {'SNR dB':>7}"
+    print(head + (f" {'out dB':>7}" if args.inputs else "") + f" {'seconds':>8}")
+    for point in points:
+        line = f"{point['target_bits']:6.3g} {point['bits_per_weight']:7.4f} {point['k']:6d}"
+        line += f" {_short_decibels(point['snr_db'])}"
+        line += f" {_short_decibels(point['output_snr_db'])}" if args.inputs else ""
+        print(f"{line} {point['seconds']:8.2f}")
+    return DONE
+
+
+def _short_decibels(value: float | None) -> str:
+    return f"{'exact':>7}" if value is None or value == math.inf else f"{value:7.2f}"
+
+
+def _size(matrix: Any) -> str:
+    return f"{matrix.shape[0]} × {matrix.shape[1]}"
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Fit every method to a .npy matrix at equal bits."""
+    plot = _check_plot(args.plot, args.force)
+    matrix = load_array(args.matrix)
+    inputs = load_array(args.inputs) if args.inputs else None
+    from dataclasses import asdict
+
+    from diba_np.methods.comparison import compare, format_table
+
+    methods = "all" if args.methods == ["all"] else args.methods
+
+    def tell(row: Row) -> None:
+        told = row.error or f"{row.snr:.2f} dB, {row.fit_seconds:.1f} s"
+        _tell_progress(f"{row.method} at {row.target_bits:g} bits: {told}")
+
+    options = {"inputs": inputs, "jobs": args.jobs, "seed": args.seed}
+    rows = compare(matrix, args.bits, methods, callback=tell, **options)
+    made = [row for row in rows if not row.error]
+    if plot is not None and made:
+        title = f"{Path(args.matrix).name}, {_size(matrix)}"
+        _draw_rates(plot, made, title, bool(args.inputs))
+    if args.json:
+        m, n = matrix.shape
+        report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
+        print(json.dumps(finite(report)))
+    else:
+        print(format_table(rows))
+    return DONE if made else FAILED

@@ -1,0 +1,73 @@
+"""The subcommands that show: pictures, an HTML page, a completion script."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from diba_np.cli import parser as shell
+from diba_np.cli.output import (
+    DONE,
+    CommandError,
+    check_drawing,
+    check_output,
+    emit,
+    load_array,
+    write_file,
+)
+
+
+def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, str]:
+    """Check where the output goes, then read: (output, stored matrix, A or None, title)."""
+    output = Path(args.output) if args.output else Path(args.file).with_suffix(suffix)
+    check_output(output, args.force)
+    check_drawing(output if suffix == ".png" else None)
+    from diba_np.matrix.files import load
+
+    made = load(args.file, group=args.group)
+    matrix = load_array(args.matrix) if args.matrix else None
+    if matrix is not None and matrix.shape != made.shape:
+        raise CommandError(f"{args.matrix}: found shape {matrix.shape}, expected {made.shape}")
+    title = Path(args.file).name + (f", {args.group}" if args.group else "")
+    return output, made, matrix, title
+
+
+def _tell(args: argparse.Namespace, output: Path, file_bytes: int, panels: Any) -> int:
+    pictures = [{"name": p.name, "title": p.title, "text": p.text} for p in panels]
+    report = {"output": str(output), "file_bytes": file_bytes, "pictures": pictures}
+    lines = [(p.name, p.text) for p in panels]
+    lines.append(("file", f"{output} ({file_bytes} bytes)"))
+    emit(report, args.json, lines, output)
+    return DONE
+
+
+def run_plot(args: argparse.Namespace) -> int:
+    """Draw a stored matrix on one page."""
+    output, made, matrix, title = _inputs_of(args, ".png")
+    from diba_np.report.pictures import headline, panels_of, save_page
+
+    panels = panels_of(made, matrix)
+    kind = output.suffix.lstrip(".") or "png"
+    heading = f"{title}: {headline(made, matrix)}"
+    file_bytes = write_file(output, lambda path: save_page(panels, path, heading, kind))
+    return _tell(args, output, file_bytes, panels)
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Write an HTML page about a stored matrix."""
+    output, made, matrix, title = _inputs_of(args, ".html")
+    from diba_np.report.page import html_page
+    from diba_np.report.pictures import panels_of
+
+    panels = panels_of(made, matrix)
+    page = html_page(made, panels, matrix, title)
+    file_bytes = write_file(output, lambda path: path.write_text(page, encoding="utf-8"))
+    return _tell(args, output, file_bytes, panels)
+
+
+def run_completion(args: argparse.Namespace, parser: shell.Parser) -> int:
+    """Print a completion script."""
+    sys.stdout.write(shell.completion(parser, args.shell))
+    return DONE

@@ -1,0 +1,54 @@
+"""`warm_up`: compile now what the first product and the first factorization would wait for."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from diba_np.machine.processors import resolve_threads
+from diba_np.matrix.packed_bits import PackedBits
+from diba_np.products.cpu import cache_folder, has_rounded, kernel_path
+from diba_np.products.product import run_each_kernel
+from diba_np.search.factorization import SOLVERS, factorize
+
+
+def warm_up() -> dict[str, Any]:
+    """Compile every kernel that ``f @ x`` and `factorize` use here, and keep it in Numba's cache.
+
+    Returns
+    -------
+    dict
+        ``path`` (kernel path in use), ``rounded`` (whether `matvec_rounded` has a kernel here),
+        ``kernels`` (name to seconds), ``seconds`` in all, ``cache`` (folder, or None if nothing is
+        kept).
+
+    Raises
+    ------
+    ValueError
+        ``DIBA_NP_KERNEL`` is no path of this CPU.
+
+    Notes
+    -----
+    Compiling takes a minute or less, loading from a warm cache a second or two. The cache is bound
+    to the CPU and to the installed files; `NUMBA_CACHE_DIR` moves it.
+    """
+    report: dict[str, Any] = {"path": kernel_path(), "rounded": has_rounded()}
+    seconds: dict[str, float] = {}
+    start = last = time.perf_counter()
+    for name in run_each_kernel(PackedBits(np.ones((1, 1)))):
+        now = time.perf_counter()
+        seconds[name] = round(now - last, 3)
+        last = now
+    A = np.random.default_rng(0).normal(size=(12, 10))
+    for solver in SOLVERS:
+        for threads in sorted({1, resolve_threads(None)}):
+            factorize(A, k=4, solver=solver, threads=threads)
+        now = time.perf_counter()
+        seconds[f"factorize {solver}"] = round(now - last, 3)
+        last = now
+    report["kernels"] = seconds
+    report["seconds"] = round(last - start, 3)
+    report["cache"] = cache_folder()
+    return report

@@ -1,0 +1,380 @@
+"""HDF5 containers: attributes, flat arrays and a record; read here, checked to the last byte.
+
+A container is the root of a file or a group of it: attributes, one-dimensional datasets, the
+attribute ``record`` (JSON) and the attribute ``digest`` (SHA-256 over the other attributes and the
+datasets). Every dataset carries a Fletcher-32 checksum, and HDF5's own structures are checksummed
+too, except for the heap of strings, whose sizes are checked before HDF5 reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+from diba_np.files.atomic import PathLike
+
+FORMAT = "diba_np"
+
+# what h5py raises on files that are not as they should be
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+)
+
+# dataset -> (entries, dtype)
+Layout = dict[str, tuple[int, np.dtype[Any]]]
+
+
+def digest_of(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 over the attributes (sorted, as JSON) and the arrays' bytes."""
+    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=plain).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype.str} {array.size} ".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Turn NumPy scalars and arrays into what JSON can hold."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def group_key(name: str) -> str:
+    """Return the group in which a model's file keeps the matrix of any name, "/" in it included.
+
+    >>> group_key("encoder/dense.weight"), group_key("")
+    ('encoder%2Fdense.weight', '%')
+    """
+    key = re.sub("[%/\x00\ud800-\udfff]", lambda found: f"%{ord(found[0]):02X}", name)
+    return {"": "%", ".": "%2E"}.get(key, key)
+
+
+def check_group(group: Any) -> None:
+    """Complain about a group that is no name: TypeError, ValueError."""
+    if group is None:
+        return
+    if not isinstance(group, str):
+        raise TypeError(f"group must be a str, got {type(group).__name__}")
+    if not group.strip("/") or "\0" in group:
+        raise ValueError(f"group must be a name, got {group!r}")
+
+
+def read_root(path: PathLike) -> dict[str, Any]:
+    """Return the attributes of a file's root.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with open_file(Path(path)) as file:
+        return _plain_attributes(file)
+
+
+def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the attributes of the root and of each group of a file that `write_groups` wrote.
+
+    That no group is missing, changed or added is checked, their datasets only when they are read.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    final = Path(path)
+    with open_file(final) as file:
+        root = _plain_attributes(file)
+        if "groups_digest" not in root:
+            raise FormatError(f"{final}: attribute groups_digest: found none, expected a model")
+        found = {
+            name: _plain_attributes(file[name])
+            for name in file
+            if isinstance(file.get(name, getlink=True), h5py.HardLink)
+        }
+    told = root.pop("groups_digest")
+    digests = {name: attributes.get("digest") for name, attributes in found.items()}
+    try:
+        actual = digest_of({"root": root, "groups": digests}, {})
+    except TypeError:
+        actual = "attributes that are no numbers or strings"
+    if told != actual:
+        raise FormatError(f"{final}: attribute groups_digest: found {told!r}, expected {actual}")
+    return root, found
+
+
+def _plain_attributes(place: Any) -> dict[str, Any]:
+    values = {name: place.attrs[name] for name in place.attrs}
+    return {
+        name: value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+        for name, value in values.items()
+    }
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading; whatever HDF5 finds wrong with it becomes a `FormatError`."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        raise FormatError(f"{path}: found a folder, expected an HDF5 file")
+    status = path.stat()
+    _check_heaps(path, status.st_mtime_ns, status.st_size)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (FormatError, PermissionError):
+        raise
+    except _UNREADABLE as error:
+        raise FormatError(f"{path}: not readable as HDF5 ({first_line(error)})") from error
+
+
+def member(place: h5py.Group, name: str) -> Any:
+    """Return what `name` stands for in this very file; None if it is not there, or a link.
+
+    Soft and external links can lead in circles and to other files.
+    """
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
+        if not isinstance(place, h5py.Group):
+            return None
+        if not isinstance(place.get(part, getlink=True), h5py.HardLink):
+            return None
+        place = place.get(part)
+    return place
+
+
+@lru_cache(maxsize=32)
+def _check_heaps(path: Path, _modified: int, size: int) -> None:
+    """Check the sizes in the heaps that hold an HDF5 file's strings.
+
+    They are the one structure of the file without a checksum, and HDF5 itself loops for ever on
+    some damaged sizes there. Costs a scan of the file, once for each state of it.
+    """
+    if size == 0:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = data.find(b"GCOL\x01\x00\x00\x00")
+        while start >= 0:
+            end = start + int.from_bytes(data[start + 8 : start + 16], "little")
+            at = start + 16
+            while at + 16 <= end <= size:
+                index = int.from_bytes(data[at : at + 2], "little")
+                length = int.from_bytes(data[at + 8 : at + 16], "little")
+                step = length if index == 0 else 16 + -(-length // 8) * 8
+                if step < 16 or at + step > end:
+                    raise FormatError(
+                        f"{path}: string heap at byte {start}: found an entry of {length} bytes, "
+                        f"expected at most {end - at - 16}"
+                    )
+                at += step
+            start = data.find(b"GCOL\x01\x00\x00\x00", start + 4)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text: h5py's tell much that helps nobody."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def groups(path: PathLike) -> list[str]:
+    """Return the names of all groups of a file that hold a matrix of ours; "" is the root."""
+    found: list[str] = []
+    seen = set()
+    with open_file(Path(path)) as file:
+        waiting: list[tuple[str, h5py.Group]] = [("", file)]
+        while waiting:
+            name, place = waiting.pop()
+            address = h5py.h5o.get_info(place.id).addr
+            if address in seen:  # links can lead in circles
+                continue
+            seen.add(address)
+            if "format" in place.attrs:
+                found.append(name)
+            inside = [(item, member(place, item)) for item in place]
+            named = [(f"{name}/{item}".lstrip("/"), made) for item, made in inside]
+            waiting += [item for item in reversed(named) if isinstance(item[1], h5py.Group)]
+    return found
+
+
+@dataclass(frozen=True)
+class Container:
+    """What one group of a file holds, its digest checked.
+
+    Attributes
+    ----------
+    label : str
+        The path, and the group's name if it has one: the start of every complaint.
+    attributes : dict
+        All but format, record and digest.
+    arrays : dict
+        One-dimensional arrays by dataset name.
+    record : dict
+    """
+
+    label: str
+    attributes: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    record: dict[str, Any]
+
+
+class Reader:
+    """Reads one group, checking each piece before it is used."""
+
+    def __init__(self, path: Path, place: h5py.Group) -> None:
+        self.path, self.place = path, place
+        self.label = f"{path}" if place.name in (None, "/") else f"{path}:{place.name}"
+        self.length = path.stat().st_size
+
+    def fail(self, what: str, found: Any, expected: Any) -> FormatError:
+        """Return the error that names the place, what was found and what was expected."""
+        return FormatError(f"{self.label}: {what}: found {found}, expected {expected}")
+
+    def attribute(self, name: str, *kinds: type) -> Any:
+        """Return an attribute of one of these kinds."""
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        if name not in self.place.attrs:
+            raise self.fail(f"attribute {name}", "none", expected)
+        value = self.place.attrs[name]
+        value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise self.fail(f"attribute {name}", repr(value), expected)
+        return value
+
+    def numbers(self, name: str, shape: tuple[int, ...], kind: str) -> list[Any]:
+        """Return an attribute that is an array of that shape and kind of dtype, as lists."""
+        value = np.asarray(self.place.attrs.get(name))
+        if value.shape != shape or value.dtype.kind != kind:
+            raise self.fail(f"attribute {name}", f"{value.shape} of {value.dtype}", f"{shape}")
+        numbers: list[Any] = value.tolist()
+        return numbers
+
+    def array(self, name: str, size: int | None, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+        """Read a dataset; None for a size or dtype that the attributes do not tell."""
+        item = member(self.place, name)
+        if not isinstance(item, h5py.Dataset):
+            expected = "a dataset" if dtype is None else f"{size} entries of {dtype.str}"
+            raise self.fail(f"dataset {name}", "none", expected)
+        size = item.size if size is None else size
+        dtype = item.dtype.newbyteorder("<") if dtype is None else dtype
+        if item.shape != (size,) or item.dtype != dtype or dtype.kind not in "uif":
+            raise self.fail(
+                f"dataset {name}", f"{item.shape} of {item.dtype.str}", f"({size},) of {dtype.str}"
+            )
+        if size * dtype.itemsize > self.length:
+            raise self.fail(
+                f"dataset {name}",
+                f"a file of {self.length} bytes",
+                f"at least {size * dtype.itemsize}",
+            )
+        # a chunk is read whole, however large, and other files are not ours to read
+        if item.chunks not in (None, item.shape) or item.external or item.is_virtual:
+            raise self.fail(f"dataset {name}", "another storage", "one chunk in this file")
+        values: NDArray[Any] = item[:]
+        return values
+
+    def contents(self, layout: Callable[[Reader], Layout | None]) -> Container:
+        """Read everything; `FormatError` unless it is whole and of this format.
+
+        `layout` checks the attributes that tell sizes and returns what datasets they call for;
+        None stands for all that are there.
+        """
+        found = self.attribute("format", str)
+        if found != FORMAT:
+            raise self.fail("attribute format", repr(found), repr(FORMAT))
+        self.attribute("format_version", int)
+        for name in ("m", "n"):
+            if not 1 <= self.attribute(name, int) < 2**31:
+                raise self.fail(f"attribute {name}", self.attribute(name, int), "a positive size")
+        wanted = layout(self)
+        if wanted is None:
+            names = [n for n in self.place if isinstance(member(self.place, n), h5py.Dataset)]
+            arrays = {name: self.array(name, None, None) for name in names}
+        else:
+            arrays = {name: self.array(name, *wanted[name]) for name in wanted}
+        # every attribute but the digest itself is under the digest
+        attributes = {
+            name: self.attribute(name, str, int, float, list)
+            for name in self.place.attrs
+            if name != "digest"
+        }
+        digest, actual = self.attribute("digest", str), digest_of(attributes, arrays)
+        if digest != actual:
+            raise self.fail("digest", actual, digest)
+        record = json.loads(self.attribute("record", str))
+        if not isinstance(record, dict):
+            raise self.fail("attribute record", type(record).__name__, "an object")
+        for name in ("format", "record"):
+            del attributes[name]
+        return Container(self.label, attributes, arrays, record)
+
+
+def read_container(
+    path: PathLike, layout: Callable[[Reader], Layout | None], *, group: str | None = None
+) -> Container:
+    """Read what `write_container` wrote.
+
+    Everything is checked: version, sizes against the file's length, checksums, the digest.
+
+    Parameters
+    ----------
+    path : path-like
+    layout : callable
+        What the datasets must be, see `Reader.contents`.
+    group : str, optional
+
+    Returns
+    -------
+    Container
+
+    Raises
+    ------
+    TypeError, ValueError
+        `group` is no name.
+    FileNotFoundError
+    FormatError
+        The file is not readable as HDF5, has no such group, or is inconsistent; the message names
+        the path, the dataset or attribute, what was found and what was expected.
+    """
+    check_group(group)
+    final = Path(path)
+    with open_file(final) as file:
+        place: Any = file
+        if group is not None:
+            place = member(file, group)
+            if not isinstance(place, h5py.Group):
+                place = member(file, group_key(group))  # a model's file, a name with "/" in it
+            if not isinstance(place, h5py.Group):
+                raise FormatError(f"{final}: group {group}: found {_names(file)}, expected it")
+        if "format" not in place.attrs:
+            hint = "; name one with group=" if len(file) and group is None else ""
+            raise FormatError(
+                f'{final}: attribute format: found none, expected "{FORMAT}" '
+                f"(the file holds {_names(file)}{hint})"
+            )
+        return Reader(final, place).contents(layout)
+
+
+def _names(file: h5py.File) -> str:
+    names = list(file)
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"groups {shown}" if names else "no groups"

@@ -1,0 +1,284 @@
+"""What a compressed matrix is: products, counted bits, quality, one HDF5 container.
+
+A method derives from `CompressedMatrix` and writes four things: `fit`, `to_dense`, `to_datasets`
+and `from_datasets`. Storage is counted on the very arrays that the file holds, so the count cannot
+drift away from the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse.linalg import LinearOperator
+
+from diba_np.arrays import RowIndex, row_blocks
+from diba_np.errors import FormatError
+from diba_np.files.atomic import PathLike
+from diba_np.files.container import Container
+from diba_np.files.container_writer import write_container
+from diba_np.matrix import quality
+from diba_np.matrix.budgets import DENSE_BITS
+from diba_np.matrix.factors_format import PLAIN_VERSION
+from diba_np.matrix.files import load
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Array = NDArray[Any]
+
+# where a stored bit can belong
+KINDS = ("payload", "scales", "index", "codebook")
+
+
+class _Adjoint(LinearOperator):  # type: ignore[misc]  # scipy ships no types
+    """The transposed operator of a `CompressedMatrix` (real, so also its adjoint)."""
+
+    def __init__(self, parent: CompressedMatrix) -> None:
+        super().__init__(parent.dtype, parent.shape[::-1])
+        self.parent = parent
+
+    def _matvec(self, x: Array) -> Array:
+        return _along_last(self.parent._apply_transposed, x, self.shape[1])
+
+    def _matmat(self, X: Array) -> Array:
+        return self.parent._apply_transposed(np.asarray(X))
+
+    def _adjoint(self) -> LinearOperator:
+        return self.parent
+
+    _transpose = _adjoint
+
+
+def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
+    """Apply a map on (n, N) arrays to the last axis of `x` (..., n), or to a column (n, 1)."""
+    x = np.asarray(x)
+    if x.ndim == 1:
+        return apply(x[:, None])[:, 0]
+    if x.shape[-1] != n and x.shape == (n, 1):
+        return apply(x)
+    flat = x.reshape(-1, n)
+    return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
+
+
+def _is_empty(index: Any) -> bool:
+    """Tell whether the index is a list of nothing, which NumPy takes for one of floats."""
+    return isinstance(index, list) and not index
+
+
+class CompressedMatrix(LinearOperator):  # type: ignore[misc]
+    """A matrix kept in few bits; a scipy ``LinearOperator`` of dtype float32.
+
+    Attributes
+    ----------
+    method : str
+        Name of the method, as written into files.
+    scale : float
+        Overall factor (float64): the stored parts describe ``A / scale``.
+    record : dict
+        How the matrix was made: settings, seed, seconds.
+
+    Notes
+    -----
+    Results have dtype ``np.result_type(float32, x)``. A product of a subclass that
+    overrides neither `_apply` nor `_apply_transposed` decodes the matrix once and keeps
+    the dense copy (4 m n bytes).
+    """
+
+    method: ClassVar[str] = ""
+    # dataset name -> one of KINDS; every dataset of the class must be listed
+    dataset_kinds: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self, shape: tuple[int, int], scale: float = 1.0, record: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(np.dtype(np.float32), tuple(int(v) for v in shape))
+        self.scale = float(scale)
+        self.record = dict(record or {})
+        self._decoded: Any = None
+
+    # ---- to be written by a method -------------------------------------------------
+    @classmethod
+    def fit(cls, A: ArrayLike, bits: float, inputs: ArrayLike | None = None, seed: int = 0) -> Self:
+        """Return the best setting of the method within ``bits * m * n`` stored bits."""
+        raise NotImplementedError
+
+    def to_dense(self) -> Array:
+        """Return the matrix as (m, n) float32."""
+        raise NotImplementedError
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``: scalars, and 1-D arrays by dataset name."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Build the object again from what `to_datasets` gave."""
+        raise NotImplementedError
+
+    def row_expander(self) -> Callable[[RowIndex], Array]:
+        """Return a function from a slice or vector of rows to those of the matrix, float32."""
+        rows: Callable[[RowIndex], Array] = self.to_dense().__getitem__
+        return rows
+
+    def rows(self, index: Any) -> NDArray[np.float32]:
+        """Return rows of the matrix, without the rest of it; the same as indexing this.
+
+        Parameters
+        ----------
+        index : int, slice, or array_like of int or bool
+            Which rows, with the meaning it has for a NumPy array of m entries.
+
+        Returns
+        -------
+        (..., n) float32 ndarray
+            ``to_dense()[index]``: (n,) for an int, (r, n) for r rows.
+
+        Raises
+        ------
+        IndexError
+            As NumPy raises it: out of range, not integers, too many indices.
+
+        Notes
+        -----
+        Of a `DiBAFactors` ``k n`` steps and ``4 k n`` bytes a call, then ``2 k n`` flops a row: ask
+        for many rows at once.
+        """
+        m, n = self.shape
+        index = np.asarray(index, np.intp) if _is_empty(index) else index
+        picked = np.asarray(np.arange(m)[index])
+        found = np.empty((*picked.shape, n), np.float32)
+        if picked.size:
+            flat, chosen = found.reshape(-1, n), picked.ravel()
+            expand = self.row_expander()
+            for part in row_blocks(flat.shape):
+                flat[part] = expand(chosen[part])
+        return found
+
+    __getitem__ = rows
+
+    # ---- products --------------------------------------------------------------------
+    def _dense(self) -> Any:
+        if self._decoded is None:
+            self._decoded = self.to_dense()
+        return self._decoded
+
+    def _apply(self, X: Array) -> Array:
+        """Return ``A_hat @ X`` for X of shape (n, N)."""
+        result: Array = self._dense() @ X
+        return result
+
+    def _apply_transposed(self, Y: Array) -> Array:
+        """Return ``A_hat.T @ Y`` for Y of shape (m, N)."""
+        result: Array = self._dense().T @ Y
+        return result
+
+    def _matvec(self, x: Array) -> Array:
+        return _along_last(self._apply, x, self.shape[1])
+
+    def _matmat(self, X: Array) -> Array:
+        return self._apply(np.asarray(X))
+
+    def _adjoint(self) -> LinearOperator:
+        return _Adjoint(self)
+
+    _transpose = _adjoint
+
+    # ---- bits and quality ------------------------------------------------------------
+    def storage_breakdown(self) -> dict[str, int]:
+        """Return the stored bits as ``{"payload", "scales", "index", "codebook"}``.
+
+        Counted on the arrays of `to_datasets`, the padding of their last bytes included;
+        the scalars of the header (sizes, `scale`, the record) are not in it.
+        """
+        counts = dict.fromkeys(KINDS, 0)
+        for name, array in self.to_datasets()[1].items():
+            counts[self.dataset_kinds[name]] += 8 * array.nbytes
+        return counts
+
+    def storage_bits(self) -> int:
+        """Return the sum of `storage_breakdown`, in bits."""
+        return sum(self.storage_breakdown().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits divided by m n."""
+        return float(self.storage_bits() / (self.shape[0] * self.shape[1]))
+
+    def storage_ratio(self) -> float:
+        """Return `storage_bits` as a share of the dense float32 matrix."""
+        return float(self.storage_bits() / (DENSE_BITS * self.shape[0] * self.shape[1]))
+
+    def snr(self, A: ArrayLike) -> float:
+        """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
+        return quality.snr_db(A, self)
+
+    # ---- file ------------------------------------------------------------------------
+    def contents(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return the ``(attributes, arrays)`` that stand for the matrix in a file."""
+        own, arrays = self.to_datasets()
+        m, n = self.shape
+        attributes = {
+            "format_version": PLAIN_VERSION,
+            "method": self.method,
+            "m": m,
+            "n": n,
+            "scale": self.scale,
+            **own,
+        }
+        return attributes, arrays
+
+    def save(self, path: PathLike, *, group: str | None = None) -> int:
+        """Write to an HDF5 file, atomically; see `diba_np.files.container_writer.write_container`.
+
+        Returns the file's bytes.
+        """
+        return write_container(path, *self.contents(), self.record, group=group)
+
+    @classmethod
+    def load(cls, path: PathLike, *, group: str | None = None) -> Self:
+        """Read a matrix of this method from `path`; `FormatError` if it is another's."""
+        made = load(path, group=group)
+        if not isinstance(made, cls):
+            raise FormatError(
+                f"{path}: attribute method: found {made.method}, expected {cls.method}"
+            )
+        return made
+
+    @classmethod
+    def rebuild(cls, contents: Container) -> Self:
+        """Build the object from what a file holds.
+
+        Raises
+        ------
+        FormatError
+            A dataset is missing, or attributes and datasets contradict each other.
+        """
+        missing = [name for name in cls.dataset_kinds if name not in contents.arrays]
+        if missing:
+            raise FormatError(f"{contents.label}: dataset {missing[0]}: found none, expected it")
+        scale = contents.attributes.get("scale")
+        if not isinstance(scale, float) or not np.isfinite(scale):
+            raise FormatError(f"{contents.label}: attribute scale: found {scale}, expected a float")
+        try:
+            result = cls.from_datasets(contents.attributes, contents.arrays)
+        except (LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+            raise FormatError(f"{contents.label}: inconsistent contents: {error}") from error
+        result.record = contents.record
+        return result
+
+
+# ---- shared by every fit -----------------------------------------------------------------
+
+
+def take(arrays: dict[str, Array], name: str, dtype: str, size: int) -> Array:
+    """Return ``arrays[name]`` after checking its dtype and length (for `from_datasets`)."""
+    array = arrays[name]
+    if array.dtype != np.dtype(dtype) or array.shape != (size,):
+        raise FormatError(
+            f"dataset {name!r} must be {np.dtype(dtype).str} of length {size}, "
+            f"found {array.dtype.str} {array.shape}"
+        )
+    return array

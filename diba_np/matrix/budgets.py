@@ -1,0 +1,190 @@
+"""Budgets: what ``k=``, ``bits=``, ``ratio=`` and ``snr=`` mean."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from diba_np.checks import check_count, check_number
+
+MOST_K = 2**31 - 1  # of the file format
+
+
+def chosen(budgets: dict[str, Any]) -> tuple[str, Any]:
+    """Return the one (name, value) that is given.
+
+    Raises
+    ------
+    TypeError
+        None or several are given.
+    """
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        found = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
+        raise TypeError(f"give exactly one of {', '.join(f'{n}=' for n in budgets)}, got {found}")
+    return next(iter(given.items()))
+
+
+def intermediate_dimension(
+    name: str,
+    value: Any,
+    shape: tuple[int, int],
+    scale_bits: int | tuple[int, int, int] = 16,
+) -> int:
+    """Return k for a budget of ``k``, ``bits`` (stored bits per weight) or ``ratio``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The budget is not a number, too small for a single component, or too large for a file or
+        for this machine's memory.
+    """
+    m, n = shape
+    if name == "k":
+        return _within_reach(check_count(value, "k"), shape, f"k={value}")
+    number = check_number(value, name, above=0.0)
+    bits_per_weight = number * DENSE_BITS if name == "ratio" else number
+    k = largest_k(m, n, bits_per_weight, scale_bits)
+    if k < 1:
+        least = storage_bits(m, n, 1, scale_bits) / (m * n)
+        unit = DENSE_BITS if name == "ratio" else 1
+        raise ValueError(
+            f"{name}={number:g} is too small for a {m} x {n} matrix: "
+            f"k=1 already takes {name}={least / unit:.4g}"
+        )
+    return _within_reach(k, shape, f"{name}={number:g}")
+
+
+def _within_reach(k: int, shape: tuple[int, int], given: str) -> int:
+    """Return k if a file can hold it, and the memory a float32 copy of the two binaries."""
+    if k > MOST_K:
+        raise ValueError(f"{given} is too large: k can be at most {MOST_K}")
+    m, n = shape
+    held, memory = 4 * k * (m + n), _memory()
+    if held > memory:
+        raise ValueError(
+            f"{given} is too large for a {m} x {n} matrix: a solver's float32 copy of the "
+            f"binaries takes {held / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}"
+        )
+    return k
+
+
+def _memory() -> float:
+    """Return the bytes of this machine's memory, infinity where that is not told."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+def usual_k(goal: float, shape: tuple[int, int]) -> int:
+    """Return about the k that reaches `goal` dB: 5 dB a bit, at most 32 bits per weight."""
+    m, n = shape
+    most = max(1, int(DENSE_BITS * m * n / (m + n)))
+    return min(most, max(1, round(goal / 5.0 * m * n / (m + n))))
+
+
+def smallest_k(
+    reach: Callable[[int], float],
+    goal: float,
+    shape: tuple[int, int],
+    first: int | None = None,
+    slope: float | None = None,
+) -> int:
+    """Return the smallest k at which ``reach(k) >= goal``, by bracketing.
+
+    Parameters
+    ----------
+    reach : callable
+        SNR in dB at k; called once for each k that is tried.
+    goal : float
+        dB.
+    shape : (int, int)
+        Sets the most that makes sense: 32 bits per weight.
+    first : int, optional
+        The k to try first; by default what 5 dB a bit need.
+    slope : float, optional
+        About what one more component brings, in dB; by default goal over k.
+
+    Returns
+    -------
+    int
+        With ``reach(k) >= goal`` and, unless k is 1, ``reach(k - 1) < goal``.
+
+    Raises
+    ------
+    ValueError
+        The goal is not reached with as many bits as the dense float32 matrix has.
+    """
+    m, n = shape
+    most = max(1, int(DENSE_BITS * m * n / (m + n)))
+    seen: dict[int, float] = {}
+    low, high = 0, most + 1  # reach(low) < goal <= reach(high), as far as known
+    guess = min(most, max(1, first or usual_k(goal, shape)))
+    while high - low > 1:
+        seen[guess] = reach(guess)
+        if seen[guess] >= goal:
+            high = guess
+        else:
+            low = guess
+        if low == most:
+            raise ValueError(
+                f"snr={goal:g} dB is not reached: {seen[low]:.4g} dB at k={low}, "
+                "where the dense float32 matrix takes no more bits"
+            )
+        last = seen[guess]
+        each = max(slope or 0.0, abs(goal) / (2.0 * guess), 1e-9)
+        if low in seen and high in seen and math.isfinite(seen[high]):
+            share = (goal - seen[low]) / max(seen[high] - seen[low], 1e-9)
+            guess = low + round(share * (high - low))
+        elif high in seen:  # nothing too small yet
+            guess = high - 1 - int(min((last - goal) / each, high / 2))
+        else:
+            guess = low + 1 + int(min((goal - last) / each, 1.0 * low))
+        guess = min(max(guess, low + 1), high - 1)
+    return high
+
+
+DENSE_BITS = 32  # the dense matrix that a storage ratio of 1 stands for is float32
+
+
+GRID_BITS = 64  # the two float32 numbers that describe the grid of a coded diagonal
+
+
+def _widths(scale_bits: int | tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Return the bits of an entry of d1, d2 and d3, and those of all grids."""
+    if isinstance(scale_bits, tuple):
+        return (*scale_bits, 3 * GRID_BITS)
+    return (scale_bits, scale_bits, scale_bits, 0)
+
+
+def storage_bits(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] = 16) -> int:
+    """Return the bits of a factorization: ``k (m + n) + b1 m + b2 k + b3 n``.
+
+    `scale_bits` is one float width for the three diagonals, or three code widths; with codes each
+    diagonal takes `GRID_BITS` more.
+    """
+    b1, b2, b3, grids = _widths(scale_bits)
+    return k * (m + n) + b1 * m + b2 * k + b3 * n + grids
+
+
+def storage_ratio(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] = 16) -> float:
+    """Return the storage as a share of the dense float32 matrix (METHODS: rho)."""
+    return storage_bits(m, n, k, scale_bits) / (DENSE_BITS * m * n)
+
+
+def largest_k(
+    m: int, n: int, bits_per_weight: float, scale_bits: int | tuple[int, int, int] = 16
+) -> int:
+    """Return the largest intermediate dimension within a budget; below 1 if nothing fits.
+
+    Examples
+    --------
+    >>> largest_k(384, 384, 1.0), largest_k(4096, 4096, 2.0), largest_k(384, 384, 1.0, (4, 3, 4))
+    (172, 4072, 187)
+    """
+    b1, b2, b3, grids = _widths(scale_bits)
+    budget = bits_per_weight * m * n - b1 * m - b3 * n - grids
+    return math.floor(budget / (m + n + b2)) if math.isfinite(budget) else sys.maxsize

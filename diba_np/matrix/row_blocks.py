@@ -1,0 +1,147 @@
+"""Factorizations of row blocks, one under the other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from diba_np.arrays import RowIndex
+from diba_np.files.container import Container
+from diba_np.matrix import quality
+from diba_np.matrix.base import CompressedMatrix
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.files import rebuild
+from diba_np.matrix.stored_array import Array
+
+
+class RowBlocks(CompressedMatrix):
+    """Factorizations of row blocks, one under the other.
+
+    Parameters
+    ----------
+    blocks : sequence of DiBAFactors
+        All with the same number of columns.
+    record : dict, optional
+
+    Attributes
+    ----------
+    blocks : tuple of DiBAFactors
+    """
+
+    method = "rows"
+
+    def __init__(self, blocks: Sequence[DiBAFactors], record: dict[str, Any] | None = None) -> None:
+        self.blocks = tuple(blocks)
+        widths = sorted({block.shape[1] for block in self.blocks})
+        if len(widths) != 1:
+            raise ValueError(f"blocks must have one number of columns, got {widths}")
+        super().__init__((sum(block.shape[0] for block in self.blocks), widths[0]), record=record)
+
+    @property
+    def starts(self) -> list[int]:
+        """First row of each block, and the number of rows."""
+        return [0, *np.cumsum([block.shape[0] for block in self.blocks]).tolist()]
+
+    def to_dense(self) -> Array:
+        """Return the matrix as (m, n) float32."""
+        return np.concatenate([block.to_dense() for block in self.blocks])
+
+    def row_expander(self) -> Callable[[RowIndex], Array]:
+        """Return a function from a slice or vector of rows to those of the matrix, float32."""
+        starts, expanders = self.starts, [block.row_expander() for block in self.blocks]
+
+        def rows(wanted: RowIndex) -> Array:
+            index = np.arange(self.shape[0])[wanted]
+            found = np.empty((len(index), self.shape[1]), np.float32)
+            for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True):
+                mine = np.flatnonzero((start <= index) & (index < stop))
+                if mine.size:
+                    found[mine] = expand(index[mine] - start)
+            return found
+
+        return rows
+
+    def _apply(self, X: Array) -> Array:
+        return np.concatenate([block.matmat(X) for block in self.blocks])
+
+    def _apply_transposed(self, Y: Array) -> Array:
+        starts = self.starts
+        parts = [
+            block.T.matmat(Y[start:stop])
+            for block, start, stop in zip(self.blocks, starts[:-1], starts[1:], strict=True)
+        ]
+        result: Array = np.sum(parts, axis=0, dtype=parts[0].dtype)
+        return result
+
+    def storage_breakdown(self) -> dict[str, int]:
+        """Return the stored bits by kind: the sum over the blocks."""
+        counts: dict[str, int] = {}
+        for block in self.blocks:
+            for kind, count in block.storage_breakdown().items():
+                counts[kind] = counts.get(kind, 0) + count
+        return counts
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``: those of each block after its number."""
+        attrs: dict[str, Any] = {"blocks": len(self.blocks)}
+        arrays: dict[str, Array] = {}
+        for i, block in enumerate(self.blocks):
+            own, datasets = block.contents()
+            plain = {
+                name: value.tolist() if isinstance(value, np.ndarray) else value
+                for name, value in own.items()
+            }
+            attrs[f"block{i}"] = json.dumps(plain)
+            arrays |= {f"block{i}.{name}": array for name, array in datasets.items()}
+        return attrs, arrays
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> RowBlocks:
+        """Build the object again from what `to_datasets` gave."""
+        blocks = []
+        for i in range(int(attrs["blocks"])):
+            own = json.loads(attrs[f"block{i}"])
+            mine = f"block{i}."
+            datasets = {
+                name.removeprefix(mine): array
+                for name, array in arrays.items()
+                if name.startswith(mine)
+            }
+            blocks.append(rebuild(Container(f"block {i}", own, datasets, {})))
+        return cls(blocks)
+
+
+def stack(blocks: Sequence[DiBAFactors], energies: Sequence[float]) -> RowBlocks:
+    """Return row blocks with a record made of theirs.
+
+    Parameters
+    ----------
+    blocks : sequence of DiBAFactors
+    energies : sequence of float
+        Of the matrices that they stand for.
+    """
+    records = [block.record for block in blocks]
+    names = ("snr_db", "output_snr_db")
+    told: dict[str, Any] = {}
+    for name in (name for name in names if name in records[0]):
+        noise = sum(
+            0.0 if record[name] is None else energy / 10 ** (record[name] / 10)
+            for record, energy in zip(records, energies, strict=True)
+        )
+        reached = quality.decibels(sum(energies), noise)
+        told[name] = reached if math.isfinite(reached) else None
+    shared = {name: records[0].get(name) for name in ("solver", "effort", "seed", "versions")}
+    told |= {
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+        "sweeps": sum(record["sweeps"] for record in records),
+        "converged": all(record["converged"] for record in records),
+        "blocks": [
+            {"rows": block.shape[0], "k": block.k, "snr_db": block.record["snr_db"]}
+            for block in blocks
+        ],
+    }
+    return RowBlocks(blocks, shared | told)

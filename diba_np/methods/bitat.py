@@ -1,0 +1,308 @@
+"""BiTAT: signs with a scale a row, binarized in the order of importance of the inputs.
+
+G. Park et al., arXiv 2207.01394 (the abstract names an input-dependent rotation, an
+importance vector and progressive layer-wise quantization; the procedure is decided here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import cho_factor, cho_solve
+
+from diba_np.kernels.signs import flip_signs, xnor_product
+from diba_np.matrix.base import Array
+from diba_np.matrix.packed_bits import PackedBits
+from diba_np.methods.fitting import check_problem, gram, to_half, too_small
+from diba_np.methods.gptq import output_error, sequential_rounding
+from diba_np.methods.rounding import sign_columns
+from diba_np.methods.scalar import ScalarQuantized, least_bits, uniform_values
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+PAIR_LIMIT = 1 << 31  # pairs of signs are tried while m n^2 stays under this
+ORDERS = ("plain", "ascending", "natural", "descending")
+
+
+def rotation(H: Array) -> tuple[Array, Array]:
+    """Return ``(V, s)`` of ``H = V diag(s^2) V^T``: rotation, importance (descending).
+
+    In the basis V the input directions are uncorrelated, so that the error of each weight
+    costs ``s^2`` by itself.
+    """
+    values, vectors = np.linalg.eigh(H)
+    return vectors[:, ::-1], np.sqrt(np.maximum(values[::-1], 0.0))
+
+
+def importance(H: Array) -> Array:
+    """Return the importance of every column, (n,): ``sum_k V_jk^2 s_k^2``, the diagonal of H."""
+    V, s = rotation(H)
+    result: Array = (V**2) @ s**2
+    return result
+
+
+def cross_layer_target(W: Array, X_full: Array, X_compressed: Array, ridge: float = 0.01) -> Array:
+    """Return the weights that give on compressed inputs what `W` gives on the full ones.
+
+    ``W* = W X_full^T X_q (X_q^T X_q + ridge)^-1``, (m, n) float64; ridge in units of the
+    mean diagonal entry, pulling towards W.
+    """
+    H = X_compressed.T @ X_compressed
+    mean = float(np.trace(H)) / len(H)
+    add = ridge * mean if mean > 0.0 else 1.0
+    H[np.diag_indices(len(H))] += add
+    right = W @ (X_full.T @ X_compressed) + add * W
+    result: Array = cho_solve(cho_factor(H), right.T).T
+    return result
+
+
+def row_scales(S: Array, W: Array, H: Array) -> Array:
+    """Return ``alpha_i = s_i^T H w_i / s_i^T H s_i``, (m,) float64."""
+    top = np.sum((S @ H) * W, axis=1)
+    bottom = np.sum((S @ H) * S, axis=1)
+    return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1.0), 0.0)
+
+
+def binarize(
+    W: Array,
+    H: Array,
+    order: str = "descending",
+    flips: bool = True,
+    rounds: int = 4,
+    passes: int = 8,
+    kept: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return signs and row scales of W under the Gram matrix H.
+
+    Parameters
+    ----------
+    W : (m, n) float64
+    H : (n, n) float64, positive definite
+    order : {"plain", "ascending", "natural", "descending"}
+        "plain" takes the signs as they are; the others binarize column after column in
+        the order of `importance`, spreading each error over those still to come.
+    flips : bool
+        Repeat exact flip passes (single signs, and pairs where m n^2 <= 2^31) with joint
+        scales, and the scales, up to `rounds` times.
+    passes : int
+        Flip passes in a round.
+    kept : (n,) bool, optional
+        Columns that are stored; the others are zeroed first.
+
+    Returns
+    -------
+    S : (m, n) float64
+        -1 and 1; 0 in a column that is not stored.
+    alpha : (m,) float64
+
+    Notes
+    -----
+    O(m n^2). Scales during the sequential pass are ``mean |w|`` of the row.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    n = W.shape[1]
+    kept = np.ones(n, bool) if kept is None else kept
+    alpha = np.mean(np.abs(W[:, kept]), axis=1)
+    if order == "plain":
+        S = np.where(W >= 0, 1.0, -1.0) * kept
+    else:
+        weight = importance(H)
+        if order == "natural":
+            columns = np.arange(n)
+        else:
+            columns = np.argsort(-weight if order == "descending" else weight, kind="stable")
+        columns = np.concatenate([columns[~kept[columns]], columns[kept[columns]]])
+
+        def quantize(position: int, rest: Array) -> Array:
+            if not kept[columns[position]]:
+                return np.zeros(len(alpha))
+            values: Array = np.where(rest[0] >= 0, alpha, -alpha)
+            return values
+
+        S = np.where(sequential_rounding(W, H, columns, quantize) >= 0, 1.0, -1.0) * kept
+        S[alpha == 0] = np.where(W[alpha == 0] >= 0, 1.0, -1.0) * kept
+    if order != "plain" or flips:
+        alpha = row_scales(S, W, H)
+    if flips:
+        C = np.ascontiguousarray(W @ H)
+        visit = np.argsort(-importance(H), kind="stable")
+        gain = np.empty(len(W))
+        pairs = W.size * n <= PAIR_LIMIT
+        H = np.ascontiguousarray(H)
+        for _ in range(rounds):
+            # a negative scale is the same row with all signs turned
+            turned = alpha < 0
+            S[turned] *= -1.0
+            made = flip_signs(H, C, visit, passes, pairs, S, gain)
+            alpha = row_scales(S, W, H)
+            if made == 0:
+                break
+    return S, alpha
+
+
+class BiTAT(ScalarQuantized):
+    """``A_hat = scale * diag(alpha) S`` with S = +-1: one bit a weight, one scale a row.
+
+    Bits: ``m n + 16 m``. Under that budget the least important columns are dropped and
+    their error is spread over the others; above it nothing is gained.
+    """
+
+    method = "bitat"
+
+    @classmethod
+    def fit(
+        cls,
+        A: ArrayLike,
+        bits: float,
+        inputs: ArrayLike | None = None,
+        seed: int = 0,
+        order: str = "descending",
+        flips: bool = True,
+        ridge: float = 0.01,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Binarize `A` for the inputs it will meet.
+
+        Parameters
+        ----------
+        A : (m, n) array_like, real
+        bits : float
+            Budget in bits per weight.
+        inputs : (N, n) array_like, optional
+            Inputs through the already compressed layers; none means white inputs.
+        seed : int
+            Not used.
+        order : {"descending", "natural", "ascending", "plain"}
+            See `binarize`.
+        flips : bool
+        ridge : float
+            Added to H, in units of its mean diagonal entry.
+        sample_weight : (N,) array_like, optional
+            Weight of every sample, such as the squared loss gradient at the output.
+        """
+        problem = check_problem(A, bits, inputs, seed)
+        n = problem.shape[1]
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight, np.float64)
+            if problem.X is None or sample_weight.shape != (len(problem.X),):
+                raise ValueError(
+                    "sample_weight must have one entry per row of inputs, "
+                    f"got shape {sample_weight.shape}"
+                )
+            if not (
+                np.isfinite(sample_weight).all()
+                and (sample_weight >= 0).all()
+                and sample_weight.sum() > 0
+            ):
+                raise ValueError("sample_weight must be finite, at least 0, and not all 0")
+        n_kept = sign_columns(problem.shape, problem.budget)
+        if n_kept < 1:
+            raise too_small(cls.method, bits, least_bits(problem.shape), problem.shape)
+        H = gram(problem.X, n, ridge, sample_weight)
+        energy = np.sum(problem.W**2, axis=0) * np.diagonal(H)
+        kept = np.zeros(n, bool)
+        kept[np.argsort(-energy, kind="stable")[:n_kept]] = True
+        S, alpha = binarize(problem.W, H, order, flips, kept=kept)
+        codes = (S[:, kept] > 0).astype(np.uint8)
+        scales = to_half(2.0 * alpha[:, None])
+        made = cls(problem.shape, codes, 2, 0, scales, kept, uniform_values(2), problem.scale)
+        loss = output_error(problem.W - S * alpha[:, None], H)
+        made.record = problem.record(kept=n_kept, order=order, flips=flips, ridge=ridge, loss=loss)
+        return made
+
+    def apply_binary(self, X: ArrayLike) -> Array:
+        """Return the outputs for 1-bit inputs: ``A_hat (beta sign(x))``, beta = mean |x|.
+
+        Parameters
+        ----------
+        X : (N, n) array_like
+
+        Returns
+        -------
+        (N, m) float32
+
+        Notes
+        -----
+        Signs of weights and inputs meet as XNOR and popcount, 64 a word: O(N m n / 64).
+        """
+        X = np.asarray(X)
+        if X.ndim != 2 or X.shape[1] != self.shape[1]:
+            raise ValueError(f"X must have shape (N, {self.shape[1]}), got {X.shape}")
+        if not len(X):
+            return np.empty((0, self.shape[0]), np.float32)
+        X = X[:, self.kept].astype(np.float64)
+        products = np.empty((len(X), self.shape[0]), np.int64)
+        signs = PackedBits(self.codes).words, PackedBits(X >= 0).words
+        xnor_product(*signs, X.shape[1], products)
+        beta = np.mean(np.abs(X), axis=1, keepdims=True)
+        alpha = 0.5 * self.scales[:, 0].astype(np.float64) * self.scale
+        result: Array = (products * beta * alpha).astype(np.float32)
+        return result
+
+
+def fit_layers(
+    weights: Sequence[ArrayLike],
+    inputs: ArrayLike,
+    bits: float = 1.05,
+    biases: Sequence[ArrayLike] | None = None,
+    activation: Callable[[Array], Array] | None = None,
+    seed: int = 0,
+    cross_layer: bool = True,
+    **options: Any,
+) -> list[BiTAT]:
+    """Binarize a chain of layers from the bottom to the top.
+
+    Every layer is fitted on the inputs that the binarized layers below it produce; its
+    target are the outputs of the full chain (`cross_layer_target`).
+
+    Parameters
+    ----------
+    weights : sequence of (m_l, n_l) arrays
+        ``x_{l+1} = activation(x_l W_l^T + b_l)``; the last layer has no activation.
+    inputs : (N, n_0) array_like
+    bits : float
+        Budget of every layer, in bits per weight.
+    biases : sequence of (m_l,) arrays, optional
+    activation : callable, optional
+        ReLU by default.
+    cross_layer : bool
+        False fits the original weights instead.
+    options
+        Passed to `BiTAT.fit`.
+
+    Returns
+    -------
+    list of BiTAT
+    """
+    weights = list(weights)
+    if not weights:
+        raise ValueError("weights must hold at least one matrix, got none")
+    if biases is not None and len(biases) != len(weights):
+        raise ValueError(
+            f"biases must have {len(weights)} entries, as weights has, got {len(biases)}"
+        )
+    if activation is None:
+
+        def activation(x: Array) -> Array:
+            return np.maximum(x, 0.0)
+
+    full = np.asarray(inputs, np.float64)
+    compressed = full
+    result = []
+    for index, weight in enumerate(weights):
+        W = np.asarray(weight, np.float64)
+        bias = 0.0 if biases is None else np.asarray(biases[index], np.float64)
+        target = cross_layer_target(W, full, compressed) if cross_layer and index else W
+        layer = BiTAT.fit(target, bits, inputs=compressed, seed=seed, **options)
+        result.append(layer)
+        full = full @ W.T + bias
+        compressed = (layer @ compressed.T).T + bias
+        if index < len(weights) - 1:
+            full, compressed = activation(full), activation(compressed)
+    return result

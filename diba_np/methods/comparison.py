@@ -1,0 +1,242 @@
+"""Many methods on one matrix at equal bits: what each reaches, in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np import methods
+from diba_np.checks import check_count
+from diba_np.machine.blas import threads_of_children
+from diba_np.matrix.quality import snr_db
+from diba_np.methods.dbf import dbf
+from diba_np.methods.fitting import check_problem
+from diba_np.search.factorization import factorize
+
+HELD_OUT = 0.25  # share of the inputs that no method is fitted on
+
+# what one process works on: matrix, inputs to fit on, inputs to judge on, seed
+_Shared = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, int]
+
+
+def _fit_diba(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) -> Any:
+    options: dict[str, Any] = {} if inputs is None else {"inputs": inputs}
+    return factorize(A, bits=bits, scale_bits="auto", seed=seed, **options)
+
+
+def _fit_dbf(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) -> Any:
+    return dbf(A, bits=bits, inputs=inputs, seed=seed)
+
+
+# label -> fit(A, bits, inputs, seed) of the methods that make a DiBAFactors; our own first
+_OWN: dict[str, Callable[..., Any]] = {"diba": _fit_diba, "dbf": _fit_dbf}
+
+METHODS = (*_OWN, *methods.METHODS)
+
+
+@dataclasses.dataclass
+class Row:
+    """What one method reached at one rate.
+
+    Attributes
+    ----------
+    method : str
+    target_bits : float
+        Budget, bits per weight.
+    bits_per_weight : float
+        Stored, everything counted.
+    snr : float
+        dB, on the weights.
+    output_snr : float
+        dB, on inputs that were not used for fitting; NaN without inputs.
+    fit_seconds : float
+    matvec_us : float
+        Median time of one product with a float32 vector, microseconds, after one call that is not
+        timed (methods without a product of their own decode then).
+    error : str
+        Why there is no result; empty otherwise.
+    record : dict
+        The settings that the method chose.
+    """
+
+    method: str
+    target_bits: float
+    bits_per_weight: float = np.nan
+    snr: float = np.nan
+    output_snr: float = np.nan
+    fit_seconds: float = np.nan
+    matvec_us: float = np.nan
+    error: str = ""
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def compare(
+    A: ArrayLike,
+    bits: float | Sequence[float] = (1.0, 2.0, 4.0),
+    methods: str | Sequence[str] = "all",
+    inputs: ArrayLike | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+    callback: Callable[[Row], Any] | None = None,
+) -> list[Row]:
+    """Fit every method at every rate; a method that fails is a row with its error.
+
+    Parameters
+    ----------
+    A : (m, n) array_like, real
+    bits : float or sequence of float
+        Budgets in bits per weight; everything a method stores counts.
+    methods : "all" or sequence of str
+        Labels of `METHODS`.
+    inputs : (N, n) array_like, optional
+        Cached inputs, one sample a row. The methods are fitted on the first three quarters,
+        `output_snr` is taken on the rest.
+    jobs : int
+        Processes (spawned, one numerical thread each). With more than one, times are those of a
+        shared machine.
+    seed : int
+    callback : callable, optional
+        Called with each row as it is there.
+
+    Returns
+    -------
+    list of Row
+        In the order of `methods`, then `bits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that no method could take.
+
+    Notes
+    -----
+    As with everything that spawns processes, a script that passes ``jobs > 1`` has to stand under
+    ``if __name__ == "__main__":``.
+
+    Examples
+    --------
+    >>> A = np.random.default_rng(0).standard_normal((40, 30))
+    >>> [row.method for row in compare(A, bits=2.0, methods=["rtn", "svd16"])]
+    ['rtn', 'svd16']
+    """
+    rates: list[Any] = list(np.atleast_1d(np.asarray(bits, object)))
+    if not rates:
+        raise ValueError("bits must hold at least one rate, got none")
+    if isinstance(methods, str):
+        methods = METHODS if methods == "all" else (methods,)
+    unknown = [label for label in methods if label not in METHODS]
+    if unknown:
+        raise ValueError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
+    jobs = check_count(jobs, "jobs")
+    for rate in rates:
+        check_problem(A, rate, inputs, seed)
+    matrix = np.asarray(A)
+    train = test = None
+    if inputs is not None:
+        samples = np.asarray(inputs)
+        if len(samples) < 4:
+            raise ValueError(
+                f"inputs must have at least 4 rows to hold some out, got {len(samples)}"
+            )
+        cut = len(samples) - max(int(HELD_OUT * len(samples)), 1)
+        train, test = samples[:cut], samples[cut:]
+    shared = (matrix, train, test, seed)
+    tasks = [(label, float(rate)) for label in methods for rate in rates]
+    found: Iterator[Row] = (_one(shared, label, rate) for label, rate in tasks)
+    if jobs > 1 and len(tasks) > 1:
+        found = _spread(shared, tasks, min(jobs, len(tasks)))
+    rows = {}
+    for row in found:
+        rows[row.method, row.target_bits] = row
+        if callback is not None:
+            callback(row)
+    return [rows[task] for task in tasks]
+
+
+def _one(shared: _Shared, label: str, rate: float) -> Row:
+    """Fit one method at one rate; never raises an Exception."""
+    A, train, test, seed = shared
+    row = Row(label, rate)
+    start = time.perf_counter()
+    try:
+        if label in _OWN:
+            made = _OWN[label](A, rate, train, seed)
+        else:
+            made = methods.fit(label, A, rate, train, seed)
+        row.fit_seconds = time.perf_counter() - start
+        row.bits_per_weight = float(made.bits_per_weight)
+        row.snr = made.snr(A)
+        if test is not None:
+            X = np.asarray(test, np.float64)
+            ours = X @ made.to_dense().T.astype(np.float64)
+            row.output_snr = snr_db(X @ np.asarray(A, np.float64).T, ours)
+        row.matvec_us = _time_product(made, A.shape[1])
+        row.record = {name: value for name, value in made.record.items() if np.ndim(value) == 0}
+    except Exception as error:  # one method must not end the comparison
+        row.error = f"{type(error).__name__}: {error}"
+    return row
+
+
+def _time_product(made: Any, n: int, repeats: int = 25) -> float:
+    x = np.random.default_rng(0).standard_normal(n).astype(np.float32)
+    made @ x
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        made @ x
+        times.append(time.perf_counter() - start)
+    return 1e6 * float(np.median(times))
+
+
+# set once in every process that `_spread` starts
+_shared_here: list[_Shared] = []
+
+
+def _start_worker(shared: _Shared) -> None:
+    _shared_here[:] = [shared]
+
+
+def _work(label: str, rate: float) -> Row:
+    return _one(_shared_here[0], label, rate)
+
+
+def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> Iterator[Row]:
+    """Run the tasks in spawned processes, rows as they come; one that dies is an error row."""
+    import concurrent.futures
+    import multiprocessing
+
+    with threads_of_children(1):
+        pool = concurrent.futures.ProcessPoolExecutor(
+            jobs, multiprocessing.get_context("spawn"), _start_worker, (shared,)
+        )
+        with pool:
+            # high rates take longest: first in, so that none is left alone at the end
+            order = sorted(tasks, key=lambda task: -task[1])
+            futures = {pool.submit(_work, *task): task for task in order}
+            for future in concurrent.futures.as_completed(futures):
+                try:
+                    yield future.result()
+                except Exception as error:
+                    yield Row(*futures[future], error=f"{type(error).__name__}: {error}")
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a text table, one line a row."""
+    inputs = any(np.isfinite(row.output_snr) for row in rows)
+    head = f"{'method':8s} {'target':>6s} {'bits/w':>7s} {'SNR dB':>7s}"
+    head += f" {'out dB':>7s}" if inputs else ""
+    lines = [head + f" {'fit s':>7s} {'matvec us':>9s}"]
+    for row in rows:
+        line = f"{row.method:8s} {row.target_bits:6.3g}"
+        if row.error:
+            lines.append(f"{line}   {row.error}")
+            continue
+        line += f" {row.bits_per_weight:7.4f} {row.snr:7.2f}"
+        line += f" {row.output_snr:7.2f}" if inputs else ""
+        lines.append(line + f" {row.fit_seconds:7.2f} {row.matvec_us:9.1f}")
+    return "\n".join(lines)

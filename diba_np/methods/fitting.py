@@ -1,0 +1,99 @@
+"""What the fits of all methods share: checked arguments, Gram matrix of inputs, half precision."""
+
+from __future__ import annotations
+
+import numbers
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diba_np.checks import as_matrix, check_count, check_number
+from diba_np.matrix.base import Array
+
+if TYPE_CHECKING:
+    pass
+
+
+class Problem:
+    """The checked arguments of a `fit`.
+
+    Attributes
+    ----------
+    W : (m, n) float64
+        ``A / scale``, root mean square 1 (all zero where A is).
+    scale : float
+    budget : int
+        Stored bits allowed.
+    X : (N, n) float64 or None
+    rng : numpy.random.Generator
+    """
+
+    def __init__(self, W: Array, scale: float, bits: float, X: Array | None, seed: int) -> None:
+        self.W, self.scale, self.bits, self.X, self.seed = W, scale, bits, X, seed
+        self.shape = W.shape
+        self.budget = int(np.floor(bits * W.size * (1 + 1e-12)))
+        self.rng = np.random.default_rng(seed)
+        self._start = time.perf_counter()
+
+    def record(self, **settings: Any) -> dict[str, Any]:
+        """Return the record of a fit that ends now."""
+        return {
+            "bits": self.bits,
+            "seed": self.seed if isinstance(self.seed, numbers.Integral) else None,
+            "inputs": None if self.X is None else len(self.X),
+            "seconds": time.perf_counter() - self._start,
+            **settings,
+        }
+
+
+def check_problem(
+    A: ArrayLike, bits: float, inputs: ArrayLike | None = None, seed: int = 0
+) -> Problem:
+    """Check the arguments every `fit` shares and normalise `A`; return a `Problem`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, the rule and the value.
+    """
+    A = np.ascontiguousarray(as_matrix(A), np.float64)
+    number = check_number(bits, "bits", above=0.0)
+    if not isinstance(seed, np.random.Generator):
+        check_count(seed, "seed", least=0)
+    X = None
+    if inputs is not None:
+        X = np.ascontiguousarray(as_matrix(inputs, "inputs"), np.float64)
+        if X.shape[1] != A.shape[1]:
+            raise ValueError(f"inputs must have {A.shape[1]} columns, got {X.shape[1]}")
+    peak = float(np.max(np.abs(A)))
+    scale = peak * float(np.sqrt(np.mean((A / peak) ** 2))) if peak > 0.0 else 1.0
+    return Problem(A / scale, scale, number, X, seed)
+
+
+def too_small(method: str, bits: float, least_bits: float, shape: tuple[int, int]) -> ValueError:
+    """Return the ValueError of a budget that no setting of `method` fits."""
+    least = least_bits / (shape[0] * shape[1])
+    return ValueError(
+        f"bits must be at least {least:.4g} for {method} on shape {shape}, got {bits}"
+    )
+
+
+def gram(X: Array | None, n: int, ridge: float = 0.01, weights: Array | None = None) -> Array:
+    """Return ``H = X^T diag(w) X / sum(w) + ridge * mean diagonal * I``, (n, n) float64.
+
+    Without inputs H is the identity: white inputs.
+    """
+    if X is None:
+        return np.eye(n)
+    w = np.ones(len(X)) if weights is None else weights
+    H = (X * w[:, None]).T @ X / w.sum()
+    mean = float(np.trace(H)) / n
+    H[np.diag_indices(n)] += ridge * mean if mean > 0.0 else 1.0
+    return np.asarray(H)
+
+
+def to_half(values: ArrayLike) -> Array:
+    """Round to float16, clipped to its finite range."""
+    return np.clip(values, -65504.0, 65504.0).astype("<f2")

@@ -1,0 +1,229 @@
+"""Layer mode of the MESA family: centroids, sparsity and blocks chosen for one matrix.
+
+Every `choose_*` yields candidates from the best to the safest; the caller takes the first
+whose stored bytes fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import cho_factor, cho_solve
+
+from diba_np.matrix.base import Array
+from diba_np.methods.fitting import Problem, gram
+from diba_np.methods.huffman import code_lengths
+
+
+def nothing_fits(method: str, bits: float, shape: tuple[int, int]) -> ValueError:
+    """Return the ValueError of a budget that no candidate fits.
+
+    No least budget is told: what codes take depends on the entries.
+    """
+    return ValueError(f"bits must be larger for {method} on shape {shape}, got {bits}")
+
+
+def nearest(values: Array, centroids: Array) -> Array:
+    """Return the index of the nearest of the increasing `centroids`, int64, shape of values."""
+    edges = 0.5 * (centroids[1:] + centroids[:-1])
+    return np.searchsorted(edges, values).astype(np.int64)
+
+
+def kmeans(values: ArrayLike, r: int, rounds: int = 50) -> Array:
+    """Return the sorted centroids of 1-D k-means from an even start, (r,) float64.
+
+    The even start keeps the rare large weights, as S. Han et al. recommend. O(rounds N).
+    """
+    values = np.sort(np.asarray(values, np.float64).ravel())
+    low, high = (values[0], values[-1]) if values.size else (0.0, 0.0)
+    centroids = np.linspace(low, high, r) if high > low else low + 1e-3 * np.arange(r)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    for _ in range(rounds):
+        edges = np.searchsorted(values, 0.5 * (centroids[1:] + centroids[:-1]))
+        start = np.concatenate([[0], edges])
+        stop = np.concatenate([edges, [values.size]])
+        count = stop - start
+        new = np.where(count > 0, (sums[stop] - sums[start]) / np.maximum(count, 1), centroids)
+        if np.allclose(new, centroids, rtol=0, atol=1e-9 * max(high - low, 1e-300)):
+            break
+        centroids = np.sort(new)
+    return centroids
+
+
+def coded_bits(codes: Array, r: int, rans: bool) -> float:
+    """Estimate the bits of coded symbols and their book (an upper bound, near enough)."""
+    counts = np.bincount(codes.ravel(), minlength=r)
+    used = counts[counts > 0]
+    huffman = float(np.sum(counts * code_lengths(counts).astype(float))) + 4 * r + 16
+    if not rans or r > 512:
+        return huffman
+    total = used.sum()
+    shares = np.maximum(used / total, 1.0 / 4096)
+    return min(huffman, float(-(used * np.log2(shares)).sum()) * 1.001 + 12 * r + 64)
+
+
+def member_means(values: Array, codes: Array, centroids: Array) -> Array:
+    """Return the mean of the members of every centroid (the centroid itself where none)."""
+    r = len(centroids)
+    count = np.bincount(codes.ravel(), minlength=r)
+    total = np.bincount(codes.ravel(), values.ravel(), r)
+    return np.where(count > 0, total / np.maximum(count, 1), centroids)
+
+
+def _grid_codes(W: Array, step: Array, most: int) -> tuple[Array, Array]:
+    """Code W on ``step * integers``, at most `most` of them; (codes, centroids)."""
+    half = (most - 1) // 2
+    codes = np.clip(np.rint(W / step), -half, half).astype(np.int64)
+    low = int(codes.min())
+    codes -= low
+    r = int(codes.max()) + 1
+    return codes, (np.arange(r) + low) * step
+
+
+def choose_codes(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Array]]:
+    """Yield ``(codes, centroids)`` for all of W: even grid or k-means, finest first.
+
+    The even grid is the better one under an entropy coder; its step is found by bisection
+    on the coded bits. With `rans` false a symbol costs at least one bit.
+    """
+    options = []
+    low, high = np.log(1e-3), np.log(8.0)
+    for _ in range(24):
+        middle = 0.5 * (low + high)
+        codes, centroids = _grid_codes(W, np.exp(middle), 511)
+        if 16 * len(centroids) + coded_bits(codes, len(centroids), rans) <= budget:
+            high = middle
+        else:
+            low = middle
+    for slack in (0.0, 0.01, 0.03, 0.1, 0.3):
+        codes, centroids = _grid_codes(W, np.exp(high + slack), 511)
+        centroids = np.sort(member_means(W, codes, centroids))
+        options.append((float(np.sum((W - centroids[codes]) ** 2)), codes, centroids))
+    for r in (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2):
+        if r > W.size:
+            continue
+        centroids = kmeans(W, r)
+        codes = nearest(W, centroids)
+        if 16 * r + coded_bits(codes, r, rans) <= budget:
+            options.append((float(np.sum((W - centroids[codes]) ** 2)), codes, centroids))
+            break
+    options.sort(key=lambda option: option[0])
+    for _, codes, centroids in options:
+        yield codes, centroids
+
+
+def gap_symbols(positions: Array, gap_bits: int) -> Array:
+    """Return the gap symbols of sorted positions (see `DeepCompression`), counts only matter."""
+    most = 2**gap_bits - 1
+    gap = np.diff(positions, prepend=-1) - 1
+    skips = int((gap // most).sum())
+    return np.concatenate([gap % most, np.full(skips, most)])
+
+
+def choose_sparse(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Array, Array, int]]:
+    """Yield ``(positions, codes, centroids, gap_bits)``, least error first."""
+    flat = W.ravel()
+    size = np.sort(np.abs(flat))[::-1]
+    found = []
+    for density in (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        kept = max(int(density * flat.size), 1)
+        positions = np.flatnonzero(np.abs(flat) >= size[kept - 1])
+        gap_bits = 3 if density > 0.3 else 5 if density > 0.08 else 8
+        index = coded_bits(gap_symbols(positions, gap_bits), 2**gap_bits, rans)
+        if index > budget:
+            continue
+        values = flat[positions]
+        for r in (64, 48, 32, 24, 16, 12, 8, 6, 4, 2):
+            centroids = kmeans(values, r, rounds=20)
+            codes = nearest(values, centroids)
+            if index + 16 * r + coded_bits(codes, r, rans) <= budget:
+                error = float(
+                    np.sum(flat**2) - np.sum(values**2) + np.sum((values - centroids[codes]) ** 2)
+                )
+                found.append((error, (positions, codes, centroids, gap_bits)))
+                break
+    found.sort(key=lambda item: item[0])
+    for _, item in found:
+        yield item
+
+
+def choose_blocks(shape: tuple[int, int], budget: int) -> list[tuple[int, int, int]]:
+    """List the ``(count, rows, columns)`` whose blocks can be stored at about a bit or more."""
+    m, n = shape
+    found = []
+    for count in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 32):
+        rows, columns = m // count, n // count
+        if rows and columns and 0.3 * count * rows * columns <= budget:
+            found.append((count, rows, columns))
+    return found[:4] or [(1, m, n)]
+
+
+def fit_blocks(
+    problem: Problem,
+    row_order: Array,
+    column_order: Array,
+    count: int,
+    alpha: float,
+    ridge: float = 0.01,
+) -> tuple[Array, Callable[[Array], float]]:
+    """Fit coupled diagonal blocks to the outputs of A; a block-tridiagonal solve.
+
+    ``(H_j + w c_j I) B_j^T - w B_{j-1}^T - w B_{j+1}^T = (H A^T)_j``, with
+    ``w = alpha mean(diag H) / (count - 1)``, c = 1 at the ends and 2 between.
+
+    Parameters
+    ----------
+    problem : Problem
+    row_order, column_order : (count, rows), (count, columns) int
+    alpha : float
+    ridge : float
+        Added to H, in units of its mean diagonal entry.
+
+    Returns
+    -------
+    blocks : (count, rows, columns) float64
+    error_of : callable
+        Blocks -> ``tr(E H E^T)`` of the whole matrix, up to a constant.
+
+    Notes
+    -----
+    O(count (columns^3 + rows columns^2)).
+    """
+    n = problem.shape[1]
+    if problem.X is None:
+        H, HA = np.eye(n), problem.W.T
+    else:
+        H = gram(problem.X, n, ridge)
+        HA = H @ problem.W.T
+    w = alpha * float(np.trace(H)) / n / max(count - 1, 1)
+    diagonal, right = [], []
+    for j, (r, c) in enumerate(zip(row_order, column_order, strict=True)):
+        ends = 0 if count == 1 else (1 if j in (0, count - 1) else 2)
+        diagonal.append(H[np.ix_(c, c)] + w * ends * np.eye(len(c)))
+        right.append(HA[np.ix_(c, r)])
+    factors: list[Any] = []
+    reduced: list[Array] = []
+    for j in range(count):
+        D, R = diagonal[j], right[j]
+        if j and w:
+            D = D - w * w * cho_solve(factors[-1], np.eye(len(D)))
+            R = R + w * cho_solve(factors[-1], reduced[-1])
+        factors.append(cho_factor(D))
+        reduced.append(R)
+    solution: list[Any] = [None] * count
+    for j in range(count - 1, -1, -1):
+        R = reduced[j] if j == count - 1 or not w else reduced[j] + w * solution[j + 1]
+        solution[j] = cho_solve(factors[j], R)
+    blocks = np.stack([B.T for B in solution])
+    grams = [H[np.ix_(c, c)] for c in column_order]
+
+    def error_of(values: Array) -> float:
+        return sum(
+            float(np.sum((B @ G) * B) - 2.0 * np.sum(B.T * R))
+            for B, G, R in zip(values, grams, right, strict=True)
+        )
+
+    return blocks, error_of

@@ -1,0 +1,379 @@
+"""How QSWD is fitted: exact steps on grids, annealed supports, settings within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_matrix
+
+from diba_np.kernels.pursuit import descend_grid, pursue_columns
+from diba_np.matrix.base import Array
+from diba_np.methods.fitting import Problem, to_half, too_small
+from diba_np.methods.streams import packed_bytes, sets_bytes
+
+CHUNK = 4096  # columns of Z worked on at once
+
+
+def project_columns(Z: Array, s: int, scale: float, max_code: int) -> Array:
+    """Project each column on {at most s nonzeros} and the grid ``scale * [-max_code, max_code]``.
+
+    Exact: with ``q = scale clip(rint(z / scale))`` a kept entry gains ``z^2 - (z - q)^2``;
+    the s largest gains stay.
+
+    Parameters
+    ----------
+    Z : (r, p) float64
+    s : int
+    scale : float
+    max_code : int
+
+    Returns
+    -------
+    (r, p) float64
+
+    Notes
+    -----
+    O(r p).
+    """
+    q = scale * np.clip(np.rint(Z / scale), -max_code, max_code)
+    if s >= Z.shape[0]:
+        return q
+    gain = Z**2 - (Z - q) ** 2
+    keep = np.argpartition(-gain, s - 1, axis=0)[:s]
+    result = np.zeros_like(q)
+    np.put_along_axis(result, keep, np.take_along_axis(q, keep, axis=0), axis=0)
+    return result
+
+
+class Setting:
+    """Sizes of one decomposition of an (m, n) matrix, and what they cost.
+
+    Rows are cut into ``ceil(m / d)`` bands of d rows, laid side by side: Wm is (d, p) with
+    ``p = ceil(m / d) n``, the last band filled up with zero rows.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], d: int, r: int, s: int, c_bits: int, z_bits: int
+    ) -> None:
+        self.shape, self.d, self.r, self.s = shape, d, r, s
+        self.c_bits, self.z_bits = c_bits, z_bits
+        self.bands = -(-shape[0] // d)
+        self.p = self.bands * shape[1]
+
+    @property
+    def z_levels(self) -> int:
+        """Levels of a stored value: zero is one of them only where the support is full."""
+        return int(2**self.z_bits)
+
+    @property
+    def z_max(self) -> int:
+        """Largest magnitude of a value; 0 stands for "always +1"."""
+        if self.s == self.r and self.z_bits > 1:
+            return int(2 ** (self.z_bits - 1) - 1)
+        return int(2**self.z_bits // 2)
+
+    @property
+    def full(self) -> bool:
+        """True where every entry of Z is stored and may be zero."""
+        return self.s == self.r and self.z_bits > 1
+
+    def index_coding(self) -> tuple[str, int]:
+        """Return ("none" | "sets" | "bitmap", bytes): how the support is written.
+
+        Ranks of sets above 64 would take long to work out: a bitmap, though it may be longer.
+        """
+        if self.s == self.r:
+            return "none", 0
+        if self.s > 64:
+            return "bitmap", -(-self.p * self.r // 8)
+        return "sets", sets_bytes(self.p, self.r, self.s)
+
+    def bits(self) -> int:
+        """Stored bits, to the byte."""
+        c = 8 * packed_bytes(self.d * self.r, 2**self.c_bits) + 16 * self.r
+        return c + 8 * packed_bytes(self.p * self.s, self.z_levels) + 8 * self.index_coding()[1]
+
+
+# ---- fitting ------------------------------------------------------------------------------
+def cut(W: Array, d: int) -> Array:
+    """Return the columns of the bands of W (m, n), (p, d); row ``b n + j``: band b, column j."""
+    m, n = W.shape
+    bands = -(-m // d)
+    padded = np.zeros((bands * d, n))
+    padded[:m] = W
+    return np.ascontiguousarray(padded.reshape(bands, d, n).transpose(0, 2, 1).reshape(-1, d))
+
+
+def decompose(
+    W: Array, st: Setting, rng: np.random.Generator, sweeps: int = 12
+) -> tuple[Array, Array, Array, Array]:
+    """Fit one setting by alternating exact steps for Z and C; keep the best sweep.
+
+    Parameters
+    ----------
+    W : (m, n) float64
+    st : Setting
+    rng : numpy.random.Generator
+    sweeps : int
+        It ends earlier where a sweep gains less than 1e-4 of the error.
+
+    Returns
+    -------
+    codes : (d, r) int64
+        C in units of `steps`.
+    steps : (r,) float64
+    sets, values : (p, s) int64
+        Support and values of the columns of Z.
+    """
+    return alternate(cut(W, st.d), st, rng, sweeps)[0]
+
+
+def alternate(
+    V: Array, st: Setting, rng: np.random.Generator, sweeps: int
+) -> tuple[tuple[Array, Array, Array, Array], float]:
+    """As `decompose`, on the rows of V (p, d); also return the squared error."""
+    C = _first_dictionary(V, st, rng)
+    best: Any = None
+    best_error = np.inf
+    sets = values = None
+    energy = float(np.sum(V**2))
+    for sweep in range(sweeps):
+        if st.full:
+            sets, values, C = _full_support(V, C, st)
+        else:
+            if sets is None and st.s > 8:
+                sets, values, C = _anneal_support(V, C, st)
+            sets, values = _pursue(V, C, st, sets, values, 2 if sweep else 1)
+        codes, steps, C_new = _dictionary_step(V, st, sets, values, C, rng)
+        error = _error(V, C_new, st, sets, values)
+        if error < best_error * (1 - 1e-4):
+            best, best_error = (codes, steps, sets.copy(), values.copy()), error
+        elif error < best_error:
+            best, best_error = (codes, steps, sets.copy(), values.copy()), error
+            break
+        elif sweep > 3:
+            break
+        if best_error <= 1e-12 * energy:
+            break
+        C = C_new
+    return best, best_error
+
+
+def _first_dictionary(V: Array, st: Setting, rng: np.random.Generator) -> Array:
+    """Left singular vectors where they suffice, then columns of V drawn by their energy."""
+    p, d = V.shape
+    if st.r <= d and (st.s > 8 or st.full):
+        values, vectors = np.linalg.eigh(V.T @ V)
+        order = np.argsort(values)[::-1][: st.r]
+        return np.ascontiguousarray(vectors[:, order])
+    energy = np.sum(V**2, axis=1)
+    total = energy.sum()
+    share = energy / total if total > 0 else np.full(p, 1.0 / p)
+    share = 0.5 * share + 0.5 / p
+    chosen = rng.choice(p, size=st.r, replace=p < st.r, p=share)
+    C = V[chosen].T.copy()
+    C += 1e-3 * np.sqrt(total / max(V.size, 1)) * rng.standard_normal(C.shape)
+    # a value of up to z_max multiplies an atom; s atoms share a column
+    result: Array = C / max(np.sqrt(st.s), 1.0) / max(0.5 * st.z_max, 1.0)
+    return result
+
+
+def _full_support(V: Array, C: Array, st: Setting) -> tuple[Array, Array, Array]:
+    """Least squares for Z, a step that fills the grid, then exact one-entry descent."""
+    G = C.T @ C
+    G[np.diag_indices(st.r)] += 1e-12 * max(float(np.trace(G)), 1e-300)
+    Z = cho_solve(cho_factor(G), C.T @ V.T).T
+    peak = np.abs(Z).max(axis=0)
+    if st.z_bits < 8:
+        peak = np.minimum(peak, 3.0 * np.sqrt(np.mean(Z**2, axis=0)))
+    unit = np.where(peak > 0, peak / st.z_max, 1.0)
+    codes = np.clip(np.rint(Z / unit), -st.z_max, st.z_max).astype(np.int64)
+    descend_grid(np.ascontiguousarray(G), np.ascontiguousarray(V @ C), unit, st.z_max, 4, codes)
+    return np.tile(np.arange(st.r), (len(V), 1)), codes, C * unit
+
+
+def _anneal_support(V: Array, C: Array, st: Setting, steps: int = 24) -> tuple[Array, Array, Array]:
+    """Projected gradient on a latent Z while support (r -> s) and bits (8 -> target) shrink.
+
+    The gradient is taken at the projected point and applied to the latent one; C follows by
+    least squares. Returns a starting (sets, values, C).
+    """
+    G = C.T @ C
+    Z = np.linalg.lstsq(C, V.T, rcond=None)[0]
+    for i in range(steps):
+        share = (i + 1) / steps
+        s = round(st.r * (st.s / st.r) ** share)
+        z_max = max(round(128 * (max(st.z_max, 1) / 128) ** share), 1)
+        large = np.sort(np.abs(Z), axis=0)[-s:]
+        unit = max(2.0 * float(np.sqrt(np.mean(large**2))) / z_max, 1e-300)
+        P = project_columns(Z, s, unit, z_max)
+        top = float(np.linalg.eigvalsh(G)[-1])
+        Z = Z - C.T @ (C @ P - V.T) / max(top, 1e-300)
+        gram_z = P @ P.T
+        gram_z[np.diag_indices(st.r)] += 1e-6 * max(float(np.trace(gram_z)) / st.r, 1e-300)
+        C = cho_solve(cho_factor(gram_z), P @ V).T
+        norms = np.linalg.norm(C, axis=0)
+        norms = np.where(norms > 0, norms, 1.0)
+        C, Z = C / norms, Z * norms[:, None]
+        G = C.T @ C
+    P = project_columns(Z, st.s, unit, max(st.z_max, 1))
+    C = C * unit
+    # slots that the projection left empty are taken by the largest latent entries
+    sets = np.sort(np.argsort(-(np.abs(P) * 1e6 + np.abs(Z)), axis=0)[: st.s].T, axis=1)
+    codes = np.rint(np.take_along_axis(P.T, sets, axis=1) / unit).astype(np.int64)
+    latent = np.take_along_axis(Z.T, sets, axis=1)
+    values = np.where(codes == 0, np.where(latent < 0, -1, 1), codes)
+    return sets.astype(np.int64), values, C
+
+
+def _pursue(
+    V: Array, C: Array, st: Setting, sets: Array | None, values: Array | None, passes: int
+) -> tuple[Array, Array]:
+    """Exact slot-by-slot search for all columns; greedy from nothing if `sets` is None."""
+    fresh = sets is None or values is None
+    if sets is None or values is None:
+        sets = np.zeros((len(V), st.s), np.int64)
+        values = np.zeros((len(V), st.s), np.int64)
+    G = np.ascontiguousarray(C.T @ C)
+    for start in range(0, len(V), CHUNK):
+        part = slice(start, start + CHUNK)
+        B = np.ascontiguousarray(V[part] @ C)
+        pursue_columns(G, B, st.z_max, passes + fresh, fresh, sets[part], values[part])
+    return sets, values
+
+
+def _sparse_rows(st: Setting, sets: Array, values: Array, count: int) -> csr_matrix:
+    start = np.arange(0, count * st.s + 1, st.s)
+    return csr_matrix((values.ravel().astype(np.float64), sets.ravel(), start), (count, st.r))
+
+
+def _dictionary_step(
+    V: Array, st: Setting, sets: Array, values: Array, C_old: Array, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """Least squares for C, a grid a column, then exact one-entry descent on that grid."""
+    Z = _sparse_rows(st, sets, values, len(V))
+    G = np.asarray((Z.T @ Z).todense())
+    T = np.asarray(Z.T @ V)  # (r, d)
+    unused = np.diagonal(G) == 0
+    ridge = 0.25**st.c_bits * max(float(np.trace(G)) / st.r, 1e-300)
+    C = cho_solve(cho_factor(G + ridge * np.eye(st.r)), T).T
+    if unused.any():
+        # an atom nobody uses starts again from a column that is badly served
+        residual = V - np.asarray(Z @ C.T)
+        worst = np.argsort(-np.sum(residual**2, axis=1), kind="stable")[: int(unused.sum())]
+        fill = residual[worst]
+        if len(fill) < unused.sum():
+            fill = np.vstack([fill, np.zeros((int(unused.sum()) - len(fill), st.d))])
+        C[:, unused] = fill.T
+    max_code = 2 ** (st.c_bits - 1) - 1 if st.c_bits > 1 else 1
+    peak = np.abs(C).max(axis=0)
+    if st.c_bits < 6:
+        peak = np.minimum(peak, (1.2 + 0.4 * st.c_bits) * np.sqrt(np.mean(C**2, axis=0)))
+    steps = peak / max_code
+    top = float(steps.max()) if steps.max() > 0 else 1.0
+    steps = to_half(steps / top).astype(np.float64) * top
+    unit = np.where(steps > 0, steps, 1.0)
+    codes = np.clip(np.rint(C / unit), -max_code, max_code).astype(np.int64)
+    codes[:, steps == 0] = 0
+    descend_grid(np.ascontiguousarray(G), np.ascontiguousarray(T.T), steps, max_code, 16, codes)
+    return codes, steps, codes * steps
+
+
+def _error(V: Array, C: Array, st: Setting, sets: Array, values: Array) -> float:
+    total = 0.0
+    for start in range(0, len(V), 8 * CHUNK):
+        part = slice(start, start + 8 * CHUNK)
+        Z = _sparse_rows(st, sets[part], values[part], len(V[part]))
+        total += float(np.sum((V[part] - np.asarray(Z @ C.T)) ** 2))
+    return total
+
+
+# ---- settings within a budget ----------------------------------------------------------
+def _families(shape: tuple[int, int]) -> Iterator[_Family]:
+    """Yield the kinds of settings worth trying; only r is open, and chosen to fill the budget."""
+    m, n = shape
+    for d in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32):
+        if d <= m:
+            for s, z_bits in ((1, 0), (1, 1), (2, 0), (2, 1)):
+                yield _Family(shape, d, s, 8 if d < 5 else 6, z_bits, most=1024)
+    for c_bits, z_bits in ((4, 4), (6, 6), (8, 8)):
+        yield _Family(shape, m, None, c_bits, z_bits, most=min(m, n))
+    yield _Family(shape, m, 12, 4, 2, most=min(m, n))
+
+
+class _Family:
+    """Settings that differ in r alone; s = None keeps every entry of Z (s = r)."""
+
+    def __init__(
+        self, shape: tuple[int, int], d: int, s: int | None, c_bits: int, z_bits: int, most: int
+    ) -> None:
+        self.shape, self.d, self.s, self.c_bits, self.z_bits = shape, d, s, c_bits, z_bits
+        self.least = 1 if s is None else s
+        self.most = min(most, -(-shape[0] // d) * shape[1])
+
+    def made(self, r: int) -> Setting:
+        s = r if self.s is None else self.s
+        return Setting(self.shape, self.d, r, s, self.c_bits, self.z_bits)
+
+    def largest(self, budget: int) -> int:
+        """Return the largest r within the budget; below `least` if none is."""
+        if self.made(self.least).bits() > budget:
+            return self.least - 1
+        low, high = self.least, self.most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.made(middle).bits() <= budget:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def within(self, budget: int) -> Setting | None:
+        """Return the setting of largest r within the budget, None if it would leave much over."""
+        r = self.largest(budget)
+        if r < self.least:
+            return None
+        # far under the budget: a finer or taller setting of the list serves better
+        made = self.made(r)
+        return made if self.s is None or made.bits() >= 0.8 * budget else None
+
+
+def settings(shape: tuple[int, int], budget: int) -> list[Setting]:
+    """List the settings worth trying within `budget` bits, dictionaries filled to it."""
+    found = (family.within(budget) for family in _families(shape))
+    return [setting for setting in found if setting is not None]
+
+
+def next_bits(shape: tuple[int, int], budget: int) -> int:
+    """Return the least number of bits above `budget` that a setting fills."""
+    larger = (
+        (family, max(family.largest(budget) + 1, family.least)) for family in _families(shape)
+    )
+    return min(family.made(r).bits() for family, r in larger if r <= max(family.most, family.least))
+
+
+def choose_setting(problem: Problem, most_columns: int = 16384, finalists: int = 3) -> Setting:
+    """Try every setting of `settings` on some of the columns; return the best.
+
+    Errors are compared on the columns the fit has seen; that flatters large dictionaries
+    on few columns, so at least eight columns an atom are drawn where there are as many.
+    """
+    candidates = settings(problem.shape, problem.budget)
+    if not candidates:
+        least = next_bits(problem.shape, problem.budget)
+        raise too_small("qswd", problem.bits, least, problem.shape)
+
+    def trial(st: Setting, sweeps: int) -> float:
+        V = cut(problem.W, st.d)
+        total = len(V)
+        most = max(most_columns, 8 * st.r)
+        if total > most:
+            V = V[np.sort(np.random.default_rng(0).choice(total, most, replace=False))]
+        error = alternate(V, st, np.random.default_rng(0), sweeps)[1]
+        return error * total / len(V)
+
+    ranked = sorted(candidates, key=lambda st: trial(st, 2))[:finalists]
+    return min(ranked, key=lambda st: trial(st, 6))

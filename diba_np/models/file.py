@@ -1,0 +1,212 @@
+"""`ModelFactors`: the factorizations of a whole model, by name, in memory or in one file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+from diba_np.files.atomic import PathLike
+from diba_np.files.container import group_key, read_groups, read_root
+from diba_np.files.container_writer import write_groups
+from diba_np.matrix.base import CompressedMatrix
+from diba_np.matrix.bfloat16 import BFLOAT16
+from diba_np.matrix.budgets import DENSE_BITS
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.files import load
+from diba_np.matrix.stored_array import StoredArray
+
+Made = DiBAFactors | CompressedMatrix
+
+CONTENTS = "model"
+
+# (name, array shape, array dtype, what stands for it)
+Item = tuple[str, tuple[int, ...], str, Made]
+
+
+class ModelFactors(Mapping[str, Made]):
+    """What stands for each array of a model, by the array's name; read when first asked for.
+
+    A mapping of name to `DiBAFactors`, to a stack of row blocks (`RowBlocks`, of large tall
+    matrices) or, for arrays kept as they are, to a `StoredArray`. All three multiply as SciPy's
+    linear operators do. `open_model` opens a file; no file stays open between two calls.
+
+    Attributes
+    ----------
+    record : dict
+        How the model was made: budget, settings, totals, versions.
+    path : Path or None
+        Of the file; None in memory.
+
+    Notes
+    -----
+    A convolution (O, I, h, w) is kept as the matrix (O, I h w): the product with it is that with
+    the unfolded patches. `dense` gives the array's own shape back.
+    """
+
+    def __init__(
+        self,
+        record: dict[str, Any],
+        arrays: dict[str, tuple[tuple[int, ...], str]],
+        made: dict[str, Made],
+        path: Path | None = None,
+    ) -> None:
+        self.record, self.path = record, path
+        self._arrays, self._made = arrays, made
+        self._closed = False
+
+    # -- mapping -----------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Made:
+        if self._closed:
+            raise ValueError("the model is closed")
+        if name not in self._arrays:
+            raise KeyError(name)
+        if name not in self._made and self.path is not None:
+            self._made[name] = self._read(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        where = "" if self.path is None else f", {str(self.path)!r}"
+        return f"ModelFactors({len(self)} arrays, {self.size} weights{where})"
+
+    def _read(self, name: str) -> Made:
+        made = load(self.path or "", group=group_key(name))
+        shape, dtype = self._arrays[name]
+        expected: tuple[int, ...] = made.shape
+        if isinstance(made, StoredArray):
+            fits = (made.array_shape, made.array_dtype) == (shape, dtype)
+        else:
+            fits = expected == (shape if len(shape) == 2 else (shape[0], math.prod(shape[1:])))
+        if not fits:
+            raise FormatError(f"{self.path}: array {name}: found {expected}, expected {shape}")
+        return made
+
+    def close(self) -> None:
+        """Forget what was read; using the mapping afterwards is a ValueError."""
+        self._made, self._closed = {}, True
+
+    def __enter__(self) -> ModelFactors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- arrays ------------------------------------------------------------------------------------
+
+    def array_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape that the array has in the model."""
+        return self._arrays[name][0]
+
+    def dense(self, name: str) -> NDArray[Any]:
+        """Return the array as the model has it: its own shape and type, float32 for bfloat16."""
+        made = self[name]
+        if isinstance(made, StoredArray):
+            return made.array
+        shape, dtype = self._arrays[name]
+        kind = np.dtype(np.float32 if dtype == BFLOAT16 else dtype)
+        return made.to_dense().reshape(shape).astype(kind, copy=False)
+
+    @property
+    def size(self) -> int:
+        """Number of weights, of all arrays."""
+        return sum(math.prod(shape) for shape, _ in self._arrays.values())
+
+    def storage_bits(self) -> int:
+        """Return the stored bits of all arrays, those kept as they are included."""
+        return sum(
+            self[name].storage_bits() if math.prod(shape) else 0
+            for name, (shape, _) in self._arrays.items()
+        )
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of all arrays over their number of weights."""
+        return self.storage_bits() / max(1, self.size)
+
+    def storage_ratio(self) -> float:
+        """Return the stored bits as a share of all arrays in float32."""
+        return self.bits_per_weight / DENSE_BITS
+
+    def save(self, path: PathLike) -> int:
+        """Write everything to one file, atomically; return its bytes."""
+        items = ((name, *self._arrays[name], self[name]) for name in self)
+        return write_model(path, items, self.record)
+
+
+def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -> int:
+    """Write a model to one file, atomically, one array after another; return its bytes.
+
+    Each array is a group as `diba_np.matrix.files` describes, with the attributes ``name`` (JSON),
+    ``order``, ``array_shape`` (JSON) and ``array_dtype`` beside its own; the root has
+    ``contents="model"`` and ``record`` (JSON).
+    """
+
+    def groups() -> Iterator[tuple[str, dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]]:
+        for order, (name, shape, dtype, made) in enumerate(items):
+            own, arrays = made.contents()
+            told = {
+                "name": json.dumps(name),
+                "order": order,
+                "array_shape": json.dumps(shape),
+                "array_dtype": dtype,
+            }
+            yield group_key(name), own | told, arrays, made.record
+
+    root = {"contents": CONTENTS, "record": json.dumps(record)}
+    return write_groups(path, groups(), root)
+
+
+def is_model(path: PathLike) -> bool:
+    """Return whether a file says that it holds a model; False if it cannot be read."""
+    try:
+        return read_root(path).get("contents") == CONTENTS
+    except (OSError, FormatError):
+        return False
+
+
+def open_model(path: PathLike) -> ModelFactors:
+    """Open a model's file; arrays are read, and checked, when they are asked for.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    ModelFactors
+
+    Raises
+    ------
+    FileNotFoundError
+    FormatError
+        Not a model's file, or an array is missing, changed or added.
+    """
+    root, groups = read_groups(path)
+    found = {}
+    try:
+        if root["contents"] != CONTENTS:
+            raise ValueError(f"contents {root['contents']!r}")
+        for key, attributes in groups.items():
+            name = json.loads(attributes["name"])
+            shape = tuple(int(side) for side in json.loads(attributes["array_shape"]))
+            if group_key(name) != key or min(shape, default=1) < 0:
+                raise ValueError(f"group {key} of array {name!r}")
+            found[name] = (int(attributes["order"]), (shape, str(attributes["array_dtype"])))
+        record = json.loads(root["record"])
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise FormatError(f"{path}: found {error}, expected a model") from error
+    arrays = {name: told for name, (_, told) in sorted(found.items(), key=lambda item: item[1][0])}
+    return ModelFactors(record, arrays, {}, Path(path))

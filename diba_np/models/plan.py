@@ -1,0 +1,401 @@
+"""What is to be done with a model: which arrays are factorized, in which parts, at which rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.arrays import row_blocks
+from diba_np.checks import as_matrix, check_magnitude, digest
+from diba_np.errors import FormatError
+from diba_np.matrix.bfloat16 import BFLOAT16
+from diba_np.matrix.budgets import storage_bits
+from diba_np.matrix.diagonals import ScaleBits
+from diba_np.search.factorization import factorize
+from diba_np.sources.opening import Entry
+
+Shape = tuple[int, int]
+
+ALLOCATIONS = ("shared", "relative", "uniform")
+
+# a tall matrix of more entries than this is cut into row blocks
+_LARGE = 1 << 21
+# rows of a block over columns: B2 is stored once a block, for a share 1/17 of its bits
+_TALL = 16
+
+# of the short searches that a curve is made of: bits of the binaries per weight
+RATES = (0.5, 1.0, 2.0)
+_SIDE = 256
+_LARGEST = 64  # rows of these that are taken for their size
+_SWEEPS = 16
+_MOST_RATE = 8.0
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One array of the model.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        Of the array.
+    dtype : str
+        Of the array in its source.
+    kept : str
+        Why it is stored as it is; empty if it is factorized.
+    counted : bool
+        Whether it takes part in the budget: all but what the user left out.
+    sha256 : str
+        Of the matrix or, where it is kept, of the array.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kept: str
+    counted: bool
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def kept_bits(self) -> int:
+        """Bits that the array takes as it is."""
+        return self.size * (16 if self.dtype == BFLOAT16 else 8 * np.dtype(self.dtype).itemsize)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of a matrix that are factorized by themselves.
+
+    Attributes
+    ----------
+    number : int
+        Among all tasks of the model.
+    name : str
+        Of the array.
+    start, stop : int
+        Rows of the matrix.
+    shape : (int, int)
+    whole : bool
+        Whether these are all rows.
+    energy : float
+        Sum of the squares, or ``tr(A H A^T)`` with a Gram matrix H, times the weight; where errors
+        count relative to it, its share of the matrix's number of entries.
+    """
+
+    number: int
+    name: str
+    start: int
+    stop: int
+    shape: Shape
+    whole: bool
+    energy: float
+
+    def bits(self, k: int, scale_bits: ScaleBits) -> int:
+        """Return what k components take."""
+        return storage_bits(*self.shape, k, scale_bits)
+
+    def unit(self, scale_bits: ScaleBits) -> int:
+        """Return the bits of one component more, its entry of d2 included."""
+        return self.bits(2, scale_bits) - self.bits(1, scale_bits)
+
+
+def matrix_view(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as a matrix: a convolution (O, I, h, w) as (O, I h w), others as they are."""
+    return array.reshape(len(array), -1) if array.ndim == 4 else array
+
+
+def row_parts(shape: Shape) -> list[tuple[int, int]]:
+    """Cut the rows of a large tall matrix into even blocks; the shape alone decides.
+
+    >>> row_parts((384, 384)), len(row_parts((30522, 384)))
+    ([(0, 384)], 4)
+    """
+    m, n = shape
+    count = m // (_TALL * n) if m * n > _LARGE else 1
+    edges = [m * i // max(count, 1) for i in range(max(count, 1) + 1)]
+    return list(pairwise(edges))
+
+
+def scan(
+    entries: Sequence[Entry],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    min_size: int,
+    weights: Mapping[str, float],
+    grams: Mapping[str, NDArray[Any]],
+    relative: bool = False,
+) -> tuple[list[Matrix], list[Task]]:
+    """Read every array once: check it, decide about it, take its digest and its energy.
+
+    With `relative` the energy of a matrix is its number of entries, times its weight: what counts
+    is its error relative to its own energy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array is not real or not finite; a pattern, weight or Gram matrix fits no array.
+    FormatError
+        An array cannot be read.
+    """
+    names = [entry.name for entry in entries]
+    for kind, patterns in (("include", include), ("exclude", exclude), ("weights", list(weights))):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"{kind} {pattern!r} matches none of the {len(names)} arrays")
+    stray = [name for name in grams if name not in names]
+    if stray:
+        raise ValueError(f"grams holds {stray[0]!r}, which is none of the {len(names)} arrays")
+    matrices: list[Matrix] = []
+    tasks: list[Task] = []
+    for entry in entries:
+        array = entry.read()
+        if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
+            raise FormatError(f"{entry.name}: found dtype {array.dtype}, expected real numbers")
+        told = entry.dtype or array.dtype.str
+        counted = _chosen(entry.name, include, exclude)
+        kept = "" if counted else "left out"
+        kept = kept or _why_kept(array.shape, array.dtype.kind, min_size)
+        if kept:
+            flat = array.reshape(1, -1) if array.size else np.zeros((1, 1))
+            matrices.append(Matrix(entry.name, array.shape, told, kept, counted, digest(flat)))
+            continue
+        A = as_matrix(matrix_view(array), entry.name)
+        check_magnitude(A, entry.name)
+        m, n = A.shape
+        matrices.append(Matrix(entry.name, array.shape, told, "", True, digest(A)))
+        gram = grams.get(entry.name)
+        if gram is not None and gram.shape != (n, n):
+            raise ValueError(f"grams {entry.name!r} must have shape {(n, n)}, got {gram.shape}")
+        weight = next((w for glob, w in weights.items() if fnmatchcase(entry.name, glob)), 1.0)
+        parts = row_parts((m, n))
+        energies = [_energy(A[start:stop], gram) for start, stop in parts]
+        unit = weight * (A.size / (sum(energies) or 1.0) if relative else 1.0)
+        for (start, stop), energy in zip(parts, energies, strict=True):
+            whole, shape = len(parts) == 1, (stop - start, n)
+            tasks.append(Task(len(tasks), entry.name, start, stop, shape, whole, unit * energy))
+    return matrices, tasks
+
+
+def _chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    inside = not include or any(fnmatchcase(name, pattern) for pattern in include)
+    return inside and not any(fnmatchcase(name, pattern) for pattern in exclude)
+
+
+def _why_kept(shape: tuple[int, ...], kind: str, min_size: int) -> str:
+    if kind != "f":
+        return "integers"
+    if len(shape) not in (2, 4):
+        return f"{len(shape)}-D"
+    m, n = shape[0], math.prod(shape[1:])
+    return "small" if min(m, n) < min_size else ""
+
+
+def _energy(A: NDArray[Any], gram: NDArray[Any] | None) -> float:
+    total = 0.0
+    for rows in row_blocks((A.shape[0], A.shape[1])):
+        part = A[rows].astype(np.float64)
+        total += float(np.vdot(part, part if gram is None else part @ gram))
+    return total
+
+
+# -- the budget ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a matrix's error is at a few rates, relative to its energy.
+
+    Attributes
+    ----------
+    rates : tuple of float
+        Bits of the binaries per weight, rising.
+    errors : tuple of float
+        ``|A - A_hat|^2 / |A|^2`` there.
+    """
+
+    rates: tuple[float, ...]
+    errors: tuple[float, ...]
+
+    def at(self, rates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the errors at other rates: their logarithm is linear between those known.
+
+        Beyond the last a bit buys what it bought before it.
+        """
+        logs = np.minimum.accumulate(np.log(np.maximum((1.0, *self.errors), 1e-12)))
+        known = np.array((0.0, *self.rates))
+        slope = (logs[-1] - logs[-2]) / (known[-1] - known[-2])
+        beyond = np.maximum(rates - known[-1], 0.0)
+        found: NDArray[np.float64] = np.exp(np.interp(rates, known, logs) + slope * beyond)
+        return found
+
+
+def _representatives(energy: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Choose rows (or columns) that stand for all, and what each is to be multiplied by.
+
+    A few rows may hold most of the energy, as what a layer of a transformer reads does: without
+    them, or with one of them for all, a part says nothing about the whole.
+    """
+    count = len(energy)
+    if count <= _SIDE:
+        return np.arange(count), np.ones(count)
+    order = np.argsort(-energy, kind="stable")
+    rest = np.sort(order[_LARGEST:])
+    chosen = rest[np.linspace(0, len(rest) - 1, _SIDE - _LARGEST).astype(int)]
+    scale = np.ones(count)
+    held = float(energy[chosen].sum())
+    if held > 0:
+        scale[chosen] = np.sqrt(float(energy[rest].sum()) / held)
+    index = np.sort(np.concatenate([order[:_LARGEST], chosen]))
+    return index, scale[index]
+
+
+def sample_curve(
+    A: NDArray[Any], gram: NDArray[Any] | None, shift: float, seed: int, threads: int | None
+) -> Curve:
+    """Return the curve of a matrix from short searches on a part of it.
+
+    The part is at most 256 rows and columns: those of the largest share in the energy, and others
+    evenly spaced that stand for the rest. Short searches end above a full one, by much the same
+    factor for every matrix, which does not move the shares.
+    """
+    wide = np.asarray(A, np.float64)
+    seen = wide if gram is None else wide @ gram
+    (rows, left), (columns, right) = (
+        _representatives(np.abs(np.einsum("ij,ij->" + kept, wide, seen))) for kept in "ij"
+    )
+    part = wide[np.ix_(rows, columns)] * np.outer(left, right)
+    m, n = part.shape
+    inner = None if gram is None else np.asarray(gram[np.ix_(columns, columns)])
+    rates: list[float] = []
+    errors: list[float] = []
+    for rate in RATES:
+        k = max(1, round(rate * m * n / (m + n)))
+        if rates and k * (m + n) / (m * n) <= rates[-1]:
+            continue
+        f = factorize(
+            part,
+            k=k,
+            gram=inner,
+            shift=shift,
+            seed=seed,
+            effort="fast",
+            max_sweeps=_SWEEPS,
+            tol=1e-2,
+            threads=threads,
+        )
+        reached = f.record["snr_db" if inner is None else "output_snr_db"]
+        rates.append(k * (m + n) / (m * n))
+        # no number: the part is zero, or its fit is exact
+        errors.append(1e-12 if reached is None else min(1.0, 10.0 ** (-reached / 10.0)))
+    return Curve(tuple(rates), tuple(errors))
+
+
+def _largest_k(task: Task) -> int:
+    m, n = task.shape
+    return max(2, int(_MOST_RATE * m * n / (m + n)))
+
+
+def allocate(
+    tasks: Sequence[Task],
+    curves: Sequence[Curve] | None,
+    budget: int,
+    scale_bits: ScaleBits = 16,
+) -> list[int]:
+    """Share a budget of bits among tasks so that the sum of their errors is least.
+
+    Each task's error over its bits is brought to its lower convex hull; the steepest pieces of all
+    hulls are bought until the budget is used (the Lagrangian solution), the last one in part.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    curves : sequence of Curve, or None
+        None for the same rate everywhere.
+    budget : int
+        Bits.
+    scale_bits : int or (int, int, int)
+        Bits of the diagonals' entries.
+
+    Returns
+    -------
+    list of int
+        Bits of each task; their sum is at most the budget.
+
+    Raises
+    ------
+    ValueError
+        The budget does not pay for one component of each.
+    """
+    if not tasks:
+        if budget < 0:
+            raise ValueError("bits is too small for what is stored as it is")
+        return []
+    floors = [task.bits(1, scale_bits) for task in tasks]
+    if sum(floors) > budget:
+        size = sum(math.prod(task.shape) for task in tasks)
+        raise ValueError(
+            f"bits is too small: k=1 of every matrix takes {sum(floors) / size:.4g} bits a weight "
+            f"of the factorized ones, {max(budget, 0) / size:.4g} are left for them by what is "
+            "kept as it is"
+        )
+    if curves is None:
+        return _uniform(tasks, floors, budget)
+    counts = [1] * len(tasks)
+    units = [task.unit(scale_bits) for task in tasks]
+    left = budget - sum(floors)
+    pieces = []
+    for i, (task, curve) in enumerate(zip(tasks, curves, strict=True)):
+        ks = np.unique(np.geomspace(1, _largest_k(task), 160).astype(int))
+        rates = ks * (sum(task.shape) / math.prod(task.shape))
+        corners = lower_hull(ks.astype(float), task.energy * curve.at(rates))
+        for a, b in pairwise(corners):
+            gain = (a[1] - b[1]) / ((b[0] - a[0]) * units[i])
+            pieces.append((-gain, i, int(b[0] - a[0])))
+    for _, i, steps in sorted(pieces):
+        bought = min(steps, left // units[i])
+        counts[i] += bought
+        left -= bought * units[i]
+    return [
+        floor + (count - 1) * unit for floor, count, unit in zip(floors, counts, units, strict=True)
+    ]
+
+
+def _uniform(tasks: Sequence[Task], floors: list[int], budget: int) -> list[int]:
+    """Return the same bits per weight for all, as far as one component allows."""
+    sizes = [math.prod(task.shape) for task in tasks]
+    low, high = 0.0, budget / min(sizes)
+    for _ in range(100):
+        rate = (low + high) / 2
+        used = sum(max(f, int(rate * s)) for f, s in zip(floors, sizes, strict=True))
+        low, high = (rate, high) if used <= budget else (low, rate)
+    return [max(f, int(low * s)) for f, s in zip(floors, sizes, strict=True)]
+
+
+def lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Return the corners of the lower convex hull of points with rising `x`.
+
+    >>> lower_hull(np.arange(4.0), np.array([9.0, 8.0, 1.0, 0.5]))
+    [(0.0, 9.0), (2.0, 1.0), (3.0, 0.5)]
+    """
+    hull: list[tuple[float, float]] = []
+    for point in zip(x.tolist(), y.tolist(), strict=True):
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (y1 - y0) * (point[0] - x0) < (point[1] - y0) * (x1 - x0):
+                break
+            hull.pop()
+        hull.append(point)
+    return hull

@@ -1,0 +1,418 @@
+"""Compress a network layer by layer, each layer on what the compressed ones before it produce.
+
+The network stays the caller's: a sequence of stages that call ``linear(name, x)`` for each layer.
+Only second moments of a layer's inputs are kept, and the states between two stages lie on disk, so
+memory does not grow with the number of samples. METHODS 1.5 and 1.6.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.arrays import row_blocks
+from diba_np.checks import as_matrix, check_number, digest
+from diba_np.files.atomic import atomic_path
+from diba_np.layers.coded_linear import CodedLinear
+from diba_np.layers.linear import DiBALinear, Layer
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.files import load
+from diba_np.matrix.quality import decibels, snr_db
+from diba_np.methods.scalar import ScalarQuantized
+from diba_np.networks.stages import (
+    Batches,
+    Stage,
+    States,
+    dense_linear,
+    file_name,
+    groups_of,
+    layers_linear,
+    read_inputs,
+)
+from diba_np.search.weights import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
+from diba_np.training.moments import LinearMoments, Moments, TargetMoments
+
+Array = NDArray[Any]
+Compressed = DiBAFactors | ScalarQuantized
+Fit = Callable[[str, Array, Array], Compressed]
+
+
+@dataclass
+class Layerwise:
+    """What `compress_layers` returns.
+
+    Attributes
+    ----------
+    layers : dict of str to Layer
+        `DiBALinear` or `CodedLinear`, in the order of the network.
+    report : list of dict
+        For each layer ``name, shape, bits_per_weight, snr_db`` (of the weights),
+        ``output_snr_db`` (of the layer's outputs in the compressed network against those in the
+        dense one, on the batches held out), ``input_snr_db`` (the same of its inputs), ``seconds``.
+    """
+
+    layers: dict[str, Layer] = field(default_factory=dict)
+    report: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compress_layers(
+    stages: Sequence[Stage],
+    weights: Mapping[str, ArrayLike],
+    batches: Batches,
+    fit: Fit,
+    *,
+    biases: Mapping[str, ArrayLike] | None = None,
+    ridge: float = 0.01,
+    refit: bool = True,
+    hold_out: float = 0.1,
+    folder: str | Path | None = None,
+    scratch: str | Path | None = None,
+    dense_states: str | Path | None = None,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+) -> Layerwise:
+    """Compress the layers of a network one after another, feedback from layer to layer included.
+
+    Layer l reads x in the dense network and z in the compressed one. It is fitted to
+    ``|t - z A_hat^T|^2``, where t is what it gives in the dense network, ``x A^T``; where a
+    residual branch is added to it, t also makes good what that branch lost,
+    ``x A^T + added_x - added_z``. This is a fit under the Gram matrix of z to the effective target
+    ``(T^T Z + r A) (H + r I)^-1`` with ``H = Z^T Z`` and the ridge r, rows weighted. Where there is
+    a bias, moments are about the means and the bias takes up the difference. Then the diagonals
+    (scales of an integer code) are solved for on the same moments.
+
+    Parameters
+    ----------
+    stages : sequence of callables
+        ``stage(state, linear) -> state``, one after another the whole network: an embedding, each
+        block. A state is an array, or a tuple or dict of arrays. A stage obtains the outputs of a
+        layer, bias included, by ``linear(name, x)`` with x (..., n); by
+        ``linear(name, x, added=h)`` the outputs plus h (..., m), the residual branch. With
+        ``keep=``, of the shape of x without its last axis, rows outside a mask count for nothing in
+        the fit (padding), or each row as much as its weight. A stage may be cut short while it
+        waits for a layer.
+    weights : mapping of str to (m, n) array_like
+        Dense weights by name. Layers that are not called are left out, names that are called and
+        not here are a KeyError. A name is to be called once in all stages.
+    batches : iterable or callable
+        First states; an iterable that can be iterated again, or a callable that returns an
+        iterator.
+    fit : callable
+        ``fit(name, A, gram)`` returns a `DiBAFactors` or a `ScalarQuantized` for the effective
+        target A (m, n) and the Gram matrix (n, n), float64, weighted mean over samples. It may use
+        neither, or weigh outputs (``output_weight=`` of `factorize`). A method that wants inputs
+        can take ``numpy.linalg.cholesky(gram).T``.
+    biases : mapping of str to (m,) array_like, optional
+        Of the layers that have one; those get a new one.
+    ridge : float, default 0.01
+        r over the mean of the diagonal of H: how much the dense weights pull.
+    refit : bool, default True
+        Whether diagonals and bias are solved for after `fit`; kept only if the error falls.
+    hold_out : float, default 0.1
+        Share of the batches, at least one of two or more, that is not fitted and gives the
+        reported output SNR; with 0 it is that of the fit.
+    folder : path, optional
+        Finished layers are kept there, a file each; a later call with the same network and folder
+        goes on where the first one ended. Another way of fitting needs another folder.
+    scratch : path, optional
+        Where a temporary folder for the states is made.
+    dense_states : path, optional
+        Folder where the dense network's states between all stages stay, so that a later call with
+        the same stages and batches (another budget, another way of fitting) runs the compressed
+        network alone between stages. Several processes may share it; nothing removes it.
+    callback : callable, optional
+        Called with each layer's report.
+
+    Returns
+    -------
+    Layerwise
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        An argument is of the wrong kind, value or shape; `folder` holds other layers, or
+        `dense_states` states of another network or of other batches.
+
+    Notes
+    -----
+    Layers that are called one after the other with the same array (query, key, value) share their
+    passes. Each group of layers in a stage takes a pass of both networks, from the stage's start to
+    the group, and the stage as a whole another: cut into stages that begin with their only group, a
+    network runs once. On disk: the states of both networks around one stage, with `dense_states`
+    the dense one's around all. In memory: up to ``16 n (m + 4 n)`` bytes of moments for each layer
+    of a group, the states of one batch, a dense copy of the stage's layers, and what `fit` takes.
+    """
+    check_number(ridge, "ridge", above=0.0)
+    if not 0 <= check_number(hold_out, "hold_out") < 1:
+        raise ValueError(f"hold_out must lie in [0, 1), got {hold_out:g}")
+    dense = {name: as_matrix(A, f"weights[{name!r}]") for name, A in weights.items()}
+    given = {name: np.asarray(b, np.float64) for name, b in (biases or {}).items()}
+    for name, b in given.items():
+        if name not in dense:
+            raise KeyError(f"biases has {name!r}, which weights has not")
+        if b.shape != (len(dense[name]),):
+            raise ValueError(
+                f"biases[{name!r}] must have shape ({len(dense[name])},), got {b.shape}"
+            )
+    parts = _Parts(None if folder is None else Path(folder))
+    result = Layerwise()
+    with tempfile.TemporaryDirectory(dir=scratch) as space:
+        states = States(Path(space), batches, None if dense_states is None else Path(dense_states))
+        for number, stage in enumerate(stages):
+            order = groups_of(stage, states.first(), dense, given)
+            for names in order:
+                twice = [name for name in names if name in result.layers]
+                if twice:
+                    raise ValueError(
+                        f"each layer must be called once, {twice[0]!r} is called again"
+                    )
+                kept = {name: parts.read(name, dense[name]) for name in names}
+                missing = [name for name in names if kept[name] is None]
+                pairs = {}
+                if missing:
+                    pairs = _capture(stage, states, missing, dense, given, result.layers, hold_out)
+                for name in names:
+                    found = kept[name]
+                    if found is None:
+                        own = given.get(name)
+                        found = _compress(
+                            name, dense[name], own, pairs.pop(name), fit, ridge, refit
+                        )
+                        parts.write(name, dense[name], *found)
+                    result.layers[name], told = found
+                    result.report.append(told)
+                    if callback is not None:
+                        callback(told)
+            if number + 1 < len(stages):
+                states.advance(
+                    stage, dense_linear(dense, given), layers_linear(dense, given, result.layers)
+                )
+    return result
+
+
+# -- one layer -------------------------------------------------------------------------------------
+
+
+class _Sums:
+    """Sums over the rows of some batches: moments, and what SNRs are of.
+
+    Parameters
+    ----------
+    A : (m, n) array
+        Dense weights.
+
+    Attributes
+    ----------
+    targets : TargetMoments
+    outputs : float
+        Squares of the dense layer's outputs, without bias and what is added.
+    inputs : float
+        Squares of what it reads.
+    moved : float
+        Of the difference to what is read in the compressed network.
+    """
+
+    def __init__(self, A: Array) -> None:
+        self.targets, self._A, self._reads = TargetMoments(*A.shape), A, LinearMoments(A.shape[1])
+        self.outputs = self.inputs = self.moved = 0.0
+
+    def add(self, x: Array, z: Array, missing: Array | None, w: Array | None) -> None:
+        """Take in rows: x in the dense network, z in the compressed one."""
+        self.inputs += _squared(x, w)
+        self.moved += _squared(x - z, w)
+        m, n = self._A.shape
+        if missing is None and m >= n:
+            self._reads.add(z, x, w)
+            return
+        y = x @ self._A.T.astype(x.dtype, copy=False)
+        self.targets.add(z, y if missing is None else y + missing, w)
+        self.outputs += _squared(y, w)
+
+    def finish(self) -> None:
+        """Make targets of what was summed of inputs alone; once, after all rows."""
+        if self._reads.count:
+            self.outputs += self._reads.add_to(self.targets, self._A)
+
+
+def _squared(x: Array, w: Array | None) -> float:
+    """Return the sum of squares over rows (N, n), each as much as its weight."""
+    squares = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+    return float(squares.sum() if w is None else w @ squares)
+
+
+@dataclass
+class _Pair:
+    """Sums over the batches that are fitted, and over those that judge."""
+
+    fit: _Sums
+    held: _Sums
+
+
+def _capture(
+    stage: Stage,
+    states: States,
+    names: Sequence[str],
+    dense: Mapping[str, Array],
+    biases: Mapping[str, Array],
+    layers: Mapping[str, Layer],
+    hold_out: float,
+) -> dict[str, _Pair]:
+    """Pass all batches to layers of one group in both networks."""
+    pairs = {name: _Pair(_Sums(dense[name]), _Sums(dense[name])) for name in names}
+    through = dense_linear(dense, biases), layers_linear(dense, biases, layers)
+    every = round(1 / hold_out) if hold_out else 0
+    every = min(max(every, 2), states.count) if every else 0
+    for at, both in enumerate(states):
+        one, other = (
+            read_inputs(stage, state, names, linear)
+            for state, linear in zip(both, through, strict=True)
+        )
+        judges = every > 1 and at % every == every - 1
+        for name, pair in pairs.items():
+            x, z = one[name], other[name]
+            missing = None
+            if x.added is not None and z.added is not None:
+                missing = x.added - z.added
+            for rows in row_blocks((len(x.x), sum(dense[name].shape))):
+                (pair.held if judges else pair.fit).add(
+                    x.x[rows],
+                    z.x[rows],
+                    None if missing is None else missing[rows],
+                    None if x.keep is None else x.keep[rows],
+                )
+    for name, pair in pairs.items():
+        pair.fit.finish()
+        pair.held.finish()
+        if not pair.fit.targets.count:
+            raise ValueError(f"{name!r} must read at least one row, got none")
+        if not pair.held.targets.count:
+            pair.held = pair.fit
+    return pairs
+
+
+def _effective(A: Array, data: Moments, ridge: float) -> tuple[Array, Array]:
+    """Return the target ``(T^T Z + r A) (H + r I)^-1`` and ``H + r I``; both float64."""
+    n = len(data.xx)
+    r = ridge * float(np.trace(data.xx)) / n or 1.0
+    H = data.xx + r * np.eye(n)
+    return np.linalg.solve(H, (data.yx + r * A).T).T, H
+
+
+def _compress(
+    name: str,
+    A: Array,
+    bias: Array | None,
+    pair: _Pair,
+    fit: Fit,
+    ridge: float,
+    refit: bool,
+) -> tuple[Layer, dict[str, Any]]:
+    """Fit one layer; return it as it is stored, and its report."""
+    started = time.monotonic()
+    wide = A.astype(np.float64)
+    data = pair.fit.targets.moments(bias is not None)
+    target, gram = _effective(wide, data, ridge)
+    # few rows do not tell correlations apart; `factorize` shrinks by the least share itself
+    share = min(SHRINKAGE * A.shape[1] / pair.fit.targets.count, MOST_SHRINKAGE) - LEAST_SHRINKAGE
+    if share > 0:
+        gram = (1 - share) * gram + share * np.diag(np.diag(gram))
+    made = fit(name, target, gram)
+    if tuple(made.shape) != A.shape:
+        raise ValueError(f"fit must return shape {A.shape} for {name!r}, got {made.shape}")
+    own = np.zeros(len(A)) if bias is None else bias
+    layer = _with_bias(made, data, bias).rounded()
+    if refit:
+        better = _refitted(layer, data, bias).rounded()
+        if _noise(better, pair.fit, own) < _noise(layer, pair.fit, own):
+            layer = better
+    held = pair.held
+    moved = held.moved > 1e-12 * held.inputs
+    told = {
+        "name": name,
+        "shape": list(A.shape),
+        "bits_per_weight": (layer.to_matrix().storage_bits() - _bias_bits(layer)) / A.size,
+        "snr_db": snr_db(A, layer.to_matrix().to_dense()),
+        "output_snr_db": decibels(held.outputs, _noise(layer, held, own)),
+        "input_snr_db": decibels(held.inputs, held.moved) if moved else None,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return layer, told
+
+
+def _bias_bits(layer: Layer) -> int:
+    """Bits that a factorization counts for its bias; a dense layer has one too."""
+    made = layer.to_matrix()
+    return 32 * layer.shape[0] if isinstance(made, DiBAFactors) and made.bias is not None else 0
+
+
+def _with_bias(made: Compressed, data: Moments, bias: Array | None) -> Layer:
+    """Make a layer whose bias, if it is to have one, makes up for the means."""
+    if not isinstance(made, (DiBAFactors, ScalarQuantized)):
+        raise TypeError(
+            f"fit must return a DiBAFactors or a ScalarQuantized, got {type(made).__name__}"
+        )
+    start = np.zeros(made.shape[0])
+    if bias is not None:
+        start = bias + data.y_mean - made.to_dense() @ data.x_mean
+    return DiBALinear(made, start) if isinstance(made, DiBAFactors) else CodedLinear(made, start)
+
+
+def _refitted(layer: Layer, data: Moments, bias: Array | None) -> Layer:
+    """Solve for the diagonals or scales, and for the bias by the means; a layer of its own."""
+    other = layer.rounded()
+    other.refit(data)  # without a bias all means are zero
+    if bias is not None:
+        other.parameters["bias"] += bias
+    return other
+
+
+def _noise(layer: Layer, sums: _Sums, bias: Array) -> float:
+    """Squared error of a layer's outputs against what it should give, the dense bias left out."""
+    return sums.targets.noise(layer.to_matrix().to_dense(), layer.parameters["bias"] - bias)
+
+
+# -- finished layers on disk -----------------------------------------------------------------------
+
+
+class _Parts:
+    """Finished layers in a folder: the matrix as HDF5, then bias and report, which complete it."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _paths(self, name: str) -> tuple[Path, Path]:
+        base = Path(str(self.folder)) / file_name(name)
+        return Path(f"{base}.h5"), Path(f"{base}.npz")
+
+    def write(self, name: str, A: Array, layer: Layer, told: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        matrix, rest = self._paths(name)
+        layer.to_matrix().save(matrix)
+        with atomic_path(rest) as path, open(path, "wb") as file:
+            text = json.dumps({**told, "sha256": digest(A)})
+            np.savez(file, bias=layer.parameters["bias"], report=np.array(text))
+
+    def read(self, name: str, A: Array) -> tuple[Layer, dict[str, Any]] | None:
+        if self.folder is None:
+            return None
+        matrix, rest = self._paths(name)
+        if not rest.is_file():
+            return None
+        with np.load(rest, allow_pickle=False) as file:
+            bias, told = file["bias"], json.loads(str(file["report"]))
+        if told.pop("sha256") != digest(A):
+            raise ValueError(f"folder must belong to these weights, {rest} is of another {name!r}")
+        made = load(matrix)
+        if isinstance(made, DiBAFactors):
+            return DiBALinear(made), told
+        return CodedLinear(made, bias), told

@@ -1,0 +1,302 @@
+"""A network run in pieces: stages with a choice of layers, their inputs, states kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.files.atomic import atomic_path
+from diba_np.layers.linear import Layer
+
+Array = NDArray[Any]
+State = Any  # an array, or a tuple or dict of arrays
+Linear = Callable[..., Array]
+Stage = Callable[[State, Linear], State]
+Batches = Iterable[State] | Callable[[], Iterable[State]]
+
+
+class _Reached(BaseException):
+    """Ends a stage at the layer that is waited for; no `except Exception` stops it."""
+
+
+@dataclass
+class Read:
+    """What a layer reads in one network, row by row.
+
+    Attributes
+    ----------
+    x : (N, n) array
+    keep : (N,) bool or float, or None
+        Which rows count, or how much each does.
+    added : (N, m) array or None
+        What the network adds to the outputs.
+    """
+
+    x: Array
+    keep: Array | None
+    added: Array | None
+
+
+def as_floats(x: ArrayLike) -> Array:
+    """Return float32 or float64 as they are, float32 for what it holds without loss, else float64.
+
+    Raises
+    ------
+    TypeError
+        `x` does not hold real numbers.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "buif":
+        raise TypeError(f"a layer must read real numbers, got dtype {x.dtype}")
+    return x.astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64, copy=False)
+
+
+def read_rows(x: ArrayLike, keep: ArrayLike | None, added: ArrayLike | None = None) -> Read:
+    """Return the arguments of a call row by row, rows that count for nothing left out."""
+    x = as_floats(x)
+    rows = x.reshape(-1, x.shape[-1])
+    more = None if added is None else np.asarray(added)
+    if more is not None:
+        more = more.reshape(-1, more.shape[-1])
+    if keep is None:
+        return Read(rows, None, more)
+    weights = np.asarray(keep)
+    if weights.shape != x.shape[:-1]:
+        raise ValueError(f"keep must have shape {x.shape[:-1]}, got {weights.shape}")
+    weights = weights.reshape(-1)
+    if weights.dtype != bool and not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError("keep must be a mask, or finite weights that are not negative")
+    chosen = weights != 0
+    left = None if weights.dtype == bool else weights[chosen]
+    return Read(rows[chosen], left, None if more is None else more[chosen])
+
+
+def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Linear:
+    """Return what a stage calls in the dense network."""
+
+    def linear(
+        name: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
+        if name not in dense:
+            raise KeyError(f"weights has no {name!r}, which a stage calls")
+        x = as_floats(x)
+        if x.shape[-1] != dense[name].shape[1]:
+            raise ValueError(f"{name!r} reads {dense[name].shape[1]} channels, got {x.shape}")
+        y: Array = x @ dense[name].T.astype(x.dtype, copy=False)
+        if name in biases:
+            y = y + biases[name].astype(x.dtype, copy=False)
+        if added is None:
+            return y
+        more = np.asarray(added)
+        if more.shape != y.shape:
+            raise ValueError(f"added must have shape {y.shape}, got {more.shape}")
+        y = y + more
+        return y
+
+    return linear
+
+
+def layers_linear(
+    dense: Mapping[str, Array], biases: Mapping[str, Array], layers: Mapping[str, Layer]
+) -> Linear:
+    """Return what a stage calls in the compressed network; layers not compressed yet are dense."""
+    plain, frozen = dense_linear(dense, biases), {}
+
+    def linear(
+        name: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
+        if name not in layers:
+            return plain(name, x, keep, added)
+        if name not in frozen:
+            frozen[name] = layers[name].frozen()
+        y: Array = frozen[name](x)
+        return y if added is None else y + np.asarray(added)
+
+    return linear
+
+
+def groups_of(
+    stage: Stage, state: State, dense: Mapping[str, Array], biases: Mapping[str, Array]
+) -> list[list[str]]:
+    """Return the names of a stage in the order of their calls, those with one input together."""
+    plain, groups, last = dense_linear(dense, biases), [], None
+
+    def linear(
+        name: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
+        nonlocal last
+        y = plain(name, x, keep, added)
+        if x is last:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last = x
+        return y
+
+    stage(state, linear)
+    names = [name for group in groups for name in group]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"each layer must be called once, {name!r} is called again")
+    return groups
+
+
+def read_inputs(
+    stage: Stage, state: State, names: Collection[str], through: Linear
+) -> dict[str, Read]:
+    """Run a stage until layers of one group have been called; return what they read there."""
+    seen: dict[str, Read] = {}
+
+    def linear(
+        called: str, x: ArrayLike, keep: ArrayLike | None = None, added: ArrayLike | None = None
+    ) -> Array:
+        if called in names:
+            seen[called] = read_rows(x, keep, added)
+            if len(seen) == len(names):
+                raise _Reached
+        return through(called, x, keep, added)
+
+    try:
+        stage(state, linear)
+    except _Reached:
+        pass
+    for name in names:
+        if name not in seen:
+            raise ValueError(f"{name!r} must be called for every batch, as for the first")
+    return seen
+
+
+# -- states on disk --------------------------------------------------------------------------------
+
+
+def file_name(name: str) -> str:
+    """Return a layer's name as that of a file."""
+    return "".join(c if c.isalnum() or c in "._-" else f"%{ord(c):x}" for c in name)
+
+
+def iterate(batches: Batches) -> Iterator[State]:
+    """Return an iterator over batches that are an iterable or a callable."""
+    return iter(batches() if callable(batches) else batches)
+
+
+class States:
+    """The states of the dense and of the compressed network before a stage, batch by batch.
+
+    Parameters
+    ----------
+    folder : Path
+        Where those before the next stage lie.
+    batches : iterable or callable
+    dense_folder : Path, optional
+        Where those of the dense network stay, for others that pass the same batches through it.
+    """
+
+    def __init__(self, folder: Path, batches: Batches, dense_folder: Path | None = None) -> None:
+        if isinstance(batches, Iterator):
+            raise TypeError(
+                "batches must be iterable again, or a callable that returns an iterator; "
+                f"got a {type(batches).__name__}"
+            )
+        self.folder, self.batches, self.dense_folder = folder, batches, dense_folder
+        if dense_folder is not None:
+            dense_folder.mkdir(parents=True, exist_ok=True)
+        self.stage = 0
+        self.count = sum(1 for _ in iterate(batches))
+        if not self.count:
+            raise ValueError("batches must hold at least one batch, got none")
+
+    def first(self) -> State:
+        """Return the dense network's state of the first batch."""
+        return next(iter(self))[0]
+
+    def __iter__(self) -> Iterator[tuple[State, State]]:
+        if self.stage == 0:
+            for state in iterate(self.batches):
+                yield state, state
+            return
+        for at in range(self.count):
+            yield _load_state(self._path(at, "dense")), _load_state(self._path(at, "compressed"))
+
+    def _path(self, at: int, kind: str, stage: int | None = None) -> Path:
+        home = (self.dense_folder or self.folder) if kind == "dense" else self.folder
+        return home / f"{self.stage if stage is None else stage}-{at}-{kind}.npy"
+
+    def advance(self, stage: Stage, dense: Linear, compressed: Linear) -> None:
+        """Replace every state by what a stage makes of it.
+
+        Raises
+        ------
+        ValueError
+            The first or the last state kept of the dense network is not what it gives.
+        """
+        for at, (one, other) in enumerate(self):
+            path = self._path(at, "dense", self.stage + 1)
+            # some are made again, to tell whether what is kept is of this network
+            if self.dense_folder is None or not path.exists() or at in (0, self.count - 1):
+                self._put(path, stage(one, dense))
+            _save_state(self._path(at, "compressed", self.stage + 1), stage(other, compressed))
+            if self.stage:
+                self._path(at, "compressed").unlink()
+                if self.dense_folder is None:
+                    self._path(at, "dense").unlink()
+        self.stage += 1
+
+    def _put(self, path: Path, state: State) -> None:
+        """Write a state of the dense network, or compare it with the one that was kept."""
+        if self.dense_folder is None:
+            _save_state(path, state)
+        elif not path.exists():
+            with atomic_path(path) as part:
+                _save_state(part, state)
+        elif not _alike(_named(state), _named(_load_state(path))):
+            raise ValueError(
+                f"dense_states must be of this network and these batches, {path} is of others"
+            )
+
+
+def _alike(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    """Tell whether two states are the same but for rounding."""
+    return one.keys() == other.keys() and all(
+        value.shape == other[name].shape
+        and np.allclose(
+            value, other[name], rtol=1e-3, atol=1e-3 * float(np.abs(value).max(initial=0))
+        )
+        for name, value in one.items()
+    )
+
+
+def _named(state: State) -> dict[str, Array]:
+    """Return the arrays of a state by names that tell of which kind it is."""
+    if isinstance(state, dict):
+        named = {f"key {name}": value for name, value in state.items()}
+    elif isinstance(state, (tuple, list)):
+        named = {f"item {i}": value for i, value in enumerate(state)}
+    else:
+        named = {"array": state}
+    return {name: np.asarray(value) for name, value in named.items()}
+
+
+def _save_state(path: Path, state: State) -> None:
+    arrays = _named(state)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "buif":
+            raise TypeError(f"a state must hold arrays of numbers, got {array.dtype} as {name}")
+    with open(path, "wb") as file:  # one array after the other: an .npz would sum them up too
+        for array in (np.array(list(arrays)), *arrays.values()):
+            np.save(file, array, allow_pickle=False)
+
+
+def _load_state(path: Path) -> State:
+    with open(path, "rb") as file:
+        names = np.load(file, allow_pickle=False)
+        arrays = {str(name): np.load(file, allow_pickle=False) for name in names}
+    if "array" in arrays:
+        return arrays["array"]
+    if next(iter(arrays)).startswith("item "):
+        return tuple(arrays[f"item {i}"] for i in range(len(arrays)))
+    return {name.removeprefix("key "): value for name, value in arrays.items()}

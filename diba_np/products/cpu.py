@@ -1,0 +1,86 @@
+"""Which kernels this CPU runs, and which of them is in use."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import numba
+
+from diba_np.kernels import lookup_portable
+
+PATHS = ("portable", "avx2", "avx512")
+
+
+VARIABLE = "DIBA_NP_KERNEL"
+
+
+# CPUs, as LLVM names them, that permute whole registers as often as they load them: no batch is too
+# large for look-ups in registers, if there are so many rows on the average to use a table
+_PERMUTING_CPUS = frozenset({"znver5"})
+
+
+# those that choose a kernel path
+FEATURES = frozenset({"avx2", "avx512f", "avx512bw", "avx512vnni"})
+
+
+def cpu_features() -> set[str]:
+    """Return the CPU features that Numba compiles for, as LLVM names them."""
+    from llvmlite import binding
+
+    told = numba.config.CPU_FEATURES
+    if told is not None:
+        return {name[1:] for name in told.split(",") if name.startswith("+")}
+    found = {name for name, present in binding.get_host_cpu_features().items() if present}
+    return found if numba.config.ENABLE_AVX else {f for f in found if not f.startswith("avx")}
+
+
+def available_paths() -> tuple[str, ...]:
+    """Return the kernel paths that this CPU can run, the fastest last."""
+    found = cpu_features()
+    paths = ["portable"]
+    if "avx2" in found:
+        paths.append("avx2")
+    if {"avx512f", "avx512bw"} <= found:
+        paths.append("avx512")
+    return tuple(paths)
+
+
+@functools.cache
+def kernel_path() -> str:
+    """Return the kernel path in use: the CPU's best, or what ``DIBA_NP_KERNEL`` says.
+
+    Raises
+    ------
+    ValueError
+        ``DIBA_NP_KERNEL`` names no path, or one that this CPU cannot run.
+    """
+    paths = available_paths()
+    forced = os.environ.get(VARIABLE) or paths[-1]
+    if forced not in PATHS:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(PATHS)}, got {forced!r}")
+    if forced not in paths:
+        raise ValueError(
+            f"{VARIABLE} must be a path that this CPU can run ({', '.join(paths)}), got {forced!r}"
+        )
+    return forced
+
+
+@functools.cache
+def has_rounded() -> bool:
+    """Tell whether 16-bit tables are used: on the avx512 path of a CPU with VNNI."""
+    return kernel_path() == "avx512" and "avx512vnni" in cpu_features()
+
+
+@functools.cache
+def permutes_as_it_loads() -> bool:
+    """Tell whether the CPU is one whose look-ups in registers beat those in memory."""
+    from llvmlite import binding
+
+    return (numba.config.CPU_NAME or binding.get_host_cpu_name()) in _PERMUTING_CPUS
+
+
+def cache_folder() -> str | None:
+    """Return where Numba keeps the compiled kernels; None if they are not kept."""
+    folder: str | None = lookup_portable.product_portable.stats.cache_path
+    return folder

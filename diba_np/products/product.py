@@ -1,0 +1,442 @@
+"""Products with packed 0/1 matrices: which kernel runs, on how many threads, for which operand.
+
+`Product` is one chain ``D_out (B1 - alpha) D_mid (B2 - alpha) D_in``, or half of it with one packed
+matrix, applied to vectors and matrices. The arithmetic is in ``kernels/``, the tiled copies of the
+bits are `PackedBits.tiles`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.kernels import columns, columns_simd, lookup_int16, lookup_portable, lookup_simd
+from diba_np.kernels.threads import number_of_threads
+from diba_np.kernels.transpose import transpose
+from diba_np.products.cpu import has_rounded, kernel_path, permutes_as_it_loads
+from diba_np.products.parallel import Real, run_kernel
+
+
+class Bits(Protocol):
+    """What a product reads of a packed 0/1 matrix: `PackedBits`."""
+
+    shape: tuple[int, int]
+
+    @property
+    def T(self) -> Bits: ...
+    @property
+    def tiles(self) -> NDArray[np.uint32]: ...
+
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+# The rest of the numbers here are measured; see scripts/bench_products.py.
+
+# a thread with fewer look-ups than this many weights costs more to start than it saves
+_WEIGHTS_PER_THREAD = 1_000_000
+
+_PERMUTING_ROWS = 1000
+
+# columns left over after whole cache lines, from which a line padded with zeros is faster than the
+# same columns in registers (avx512) or one after another as vectors
+_PANEL_FROM = {
+    ("avx512", _SINGLE): 12,
+    ("avx2", _SINGLE): 8,
+    ("portable", _SINGLE): 4,
+    ("portable", _DOUBLE): 3,
+}
+
+# bits a weight from which a dense product is faster than look-ups, the dense matrix given; and the
+# memory that a block of its columns may take
+_DENSE_FROM_BITS = 3.4
+_DENSE_BYTES = 64 << 20
+
+# Beyond, the error expected of 16-bit tables, 4e-6 times the roughness, passes 1e-3 of the +-1
+# part; and 32-bit sums of them, 32763 for 30 columns, overflow.
+_LARGEST_ROUGHNESS = 240.0
+_LARGEST_INT16_COLUMNS = 1_900_000
+
+_VECTOR_KERNELS = {
+    "portable": (lookup_portable.product_portable, lookup_portable.product_portable_par),
+    "avx2": (lookup_simd.product_avx2, lookup_simd.product_avx2_par),
+    "avx512": (lookup_simd.product_avx512, lookup_simd.product_avx512_par),
+}
+_ROUNDED_KERNELS = (lookup_int16.product_int16, lookup_int16.product_int16_par)
+_PANEL_KERNELS = (columns.product_columns, columns.product_columns_par)
+_COLUMN_KERNELS = (columns_simd.product_columns_avx512, columns_simd.product_columns_avx512_par)
+
+
+# -- kernel paths ----------------------------------------------------------------------------------
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+# -- products --------------------------------------------------------------------------------------
+
+
+def _operand(x: ArrayLike) -> Real:
+    """Return x in C-order and writeable: float32 where that holds every value of its dtype.
+
+    A read-only or strided array would be one more type, and one more compilation, to Numba.
+    """
+    if type(x) is np.ndarray and x.dtype == _SINGLE and x.flags.carray:
+        return x  # the common case, in a fraction of the time
+    array = np.asarray(x)
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"the operand must hold real numbers, got dtype {array.dtype}")
+    dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
+    if array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous:
+        return transposed(array.T)
+    return np.require(array, dtype, ["C", "W", "A"])
+
+
+def transposed(array: NDArray[Any]) -> Real:
+    """Return the transpose of a matrix of real numbers, in C-order, its type as of `_operand`."""
+    dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
+    array = np.require(array, dtype, ["C", "W", "A"])
+    out = np.empty(array.shape[::-1], dtype)
+    transpose(array, out)
+    return out
+
+
+class Product:
+    """The map ``x -> d_out * ((B1 - alpha) (d_mid * ((B2 - alpha) (d_in * x)))) + bias``.
+
+    Without `second` it is ``x -> d_out * ((B2 - alpha) (d_in * x)) + bias``.
+
+    Parameters
+    ----------
+    first : PackedBits, (k, n)
+        B2, which acts first.
+    second : PackedBits, (m, k), optional
+        B1.
+    d_in, d_mid, d_out : vectors, optional
+        All ones by default; `d_mid` only with `second`.
+    alpha : float, default 0.0
+        A bit b stands for ``b - alpha``.
+    bias : vector, optional
+        (m,).
+    path : {"portable", "avx2", "avx512"}, optional
+        By default `kernel_path`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Sizes do not fit, here or of an operand; an operand does not hold real numbers.
+
+    Notes
+    -----
+    Float32 operands, and those that float32 holds without loss, are computed and returned in
+    float32, others in float64 on the portable path. The number of threads is Numba's
+    (`numba.set_num_threads`); no result depends on it. Sums that leave the range of float32 on the
+    way are done again in float64. Operands with NaN or infinity give what the dense matrix gives.
+
+    Where a dense product would be faster (over 3.4 bits a weight and very many columns) a matrix
+    is multiplied through BLAS, by dense blocks of 64 MiB; its last digits are then BLAS's own.
+    """
+
+    def __init__(
+        self,
+        first: Bits,
+        second: Bits | None = None,
+        *,
+        d_in: ArrayLike | None = None,
+        d_mid: ArrayLike | None = None,
+        d_out: ArrayLike | None = None,
+        alpha: float = 0.0,
+        bias: ArrayLike | None = None,
+        path: str | None = None,
+    ) -> None:
+        self._bits = (first,) if second is None else (first, second)
+        self.shape = (self._bits[-1].shape[0], first.shape[1])
+        self.weights = sum(bits.shape[0] * bits.shape[1] for bits in self._bits)
+        self._inputs = sum(bits.shape[1] for bits in self._bits)
+        self.alpha = alpha
+        self._path = kernel_path() if path is None else path
+        # kernels scale by d2 after the first stage and by d1 after the second
+        d2, d1 = (d_out, None) if second is None else (d_mid, d_out)
+        k = first.shape[0]
+        self._scales = (
+            (d_in, self.shape[1]),
+            (d2, k),
+            (d1, 0 if second is None else self.shape[0]),
+        )
+        self._bias: Any = np.empty(0) if bias is None else bias
+        if second is None and d_mid is not None:
+            raise ValueError("d_mid= needs second=")
+        if second is not None and second.shape[1] != k:
+            raise ValueError(f"second must have {k} columns, got {second.shape[1]}")
+        names = "d_in", "d_out" if second is None else "d_mid", "d_out"
+        named = zip(names, self._scales, strict=True)
+        for name, (scale, size) in (*named, ("bias", (bias, self.shape[0]))):
+            # the kernels read so many entries without asking
+            if scale is not None and np.shape(scale) != (size,):
+                raise ValueError(f"{name} must have shape ({size},), got {np.shape(scale)}")
+        self._arguments: dict[np.dtype[Any], tuple[Any, ...]] = {}
+
+    def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+        """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, alpha, bias)."""
+        if dtype not in self._arguments:
+            d3, d2, d1 = (
+                np.ones(size, dtype) if scale is None else np.array(scale, dtype, order="C")
+                for scale, size in self._scales
+            )
+            tiles = [bits.tiles for bits in self._bits]
+            if len(tiles) == 1:
+                tiles.append(np.empty((0, 0, 16), np.uint32))
+            bias = np.array(self._bias, dtype, order="C")
+            self._arguments[dtype] = (
+                *(d3, tiles[0], d2, tiles[1], d1),
+                dtype.type(self.alpha),
+                bias,
+            )
+        return self._arguments[dtype]
+
+    @functools.cached_property
+    def _mixed_d2(self) -> Real:
+        """``(B1 - alpha) d2`` as float32; empty with one packed matrix."""
+        if len(self._bits) == 1:
+            return np.empty(0, np.float32)
+        mixing = Product(self._bits[1], alpha=self.alpha, path=self._path)
+        return mixing.vector(self._prepared(_SINGLE)[2])
+
+    @functools.cached_property
+    def _rounded_arguments(self) -> tuple[Any, ...] | None:
+        """The constant arguments of the kernel with 16-bit tables, or None: it cannot be used."""
+        few = max(bits.shape[1] for bits in self._bits) < _LARGEST_INT16_COLUMNS
+        if not (self._path == "avx512" and has_rounded() and few):
+            return None
+        return (*self._prepared(_SINGLE), self._mixed_d2)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the diagonals kept for the kernels; not those of the tiles."""
+        kept = [array for prepared in self._arguments.values() for array in prepared]
+        if "_mixed_d2" in self.__dict__:
+            kept.append(self._mixed_d2)
+        return sum(array.nbytes for array in kept if array.ndim == 1)
+
+    def _checked(self, x: Real, ndim: int) -> Real:
+        """Return x if it has so many axes and n entries along the first; kernels do not ask."""
+        if x.ndim != ndim or len(x) != self.shape[1]:
+            wanted = f"({self.shape[1]},)" if ndim == 1 else f"({self.shape[1]}, b)"
+            raise ValueError(f"the operand must have shape {wanted}, got {x.shape}")
+        return x
+
+    def _parts(self, n_columns: int = 1) -> int:
+        """Return how many threads a product with so many columns is worth."""
+        worth = self.weights * n_columns // _WEIGHTS_PER_THREAD
+        return 1 if worth <= 1 else min(worth, number_of_threads())
+
+    def vector(self, x: ArrayLike) -> Real:
+        """Apply to a vector (n,); returns (m,)."""
+        x = self._checked(_operand(x), 1)
+        out = np.empty(self.shape[0], x.dtype)
+        arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
+        kernels = _VECTOR_KERNELS[self._path_for(x.dtype)]
+        total = run_kernel(kernels, self._parts(), self.weights, x, arguments, out)
+        if not math.isfinite(total):
+            self._mend(x[:, np.newaxis], out[:, np.newaxis])
+        return out
+
+    def vector_rounded(self, x: ArrayLike) -> Real:
+        """Apply to a vector (n,) in float32, with 16-bit tables if the CPU gains by them.
+
+        Notes
+        -----
+        The tables' step is set by the largest sum of 30 neighbours' magnitudes in ``d_in * x``, and
+        again between the stages. With R that sum over the root mean square (30 to 40 for data
+        without outliers), the error is random and about ``4e-6 R`` of the +-1 part (what the
+        product would be for bits +-1/2) of each stage: 1e-4 to 4e-4 for such data. Where outliers
+        make more than 1e-3 to be expected, the product is done without rounding.
+        """
+        x = self._checked(_operand(x), 1)
+        if x.dtype != _SINGLE:
+            with np.errstate(over="ignore"):
+                x = x.astype(_SINGLE)
+        arguments = self._rounded_arguments
+        if arguments is None:
+            return self.vector(x)
+        out = np.empty(self.shape[0], x.dtype)
+        total, roughness = run_kernel(
+            _ROUNDED_KERNELS, self._parts(), self.weights, x, arguments, out
+        )
+        if math.isfinite(total) and roughness <= _LARGEST_ROUGHNESS:
+            return out
+        return self.vector(x)
+
+    def matrix(self, x: ArrayLike) -> Real:
+        """Apply to every column of (n, b); returns (m, b), C-order."""
+        x = self._checked(_operand(x), 2)
+        out = np.empty((self.shape[0], x.shape[1]), x.dtype)
+        if not math.isfinite(self._run_matrix(x, out)):
+            bad = ~(np.isfinite(x).all(axis=0) & np.isfinite(out).all(axis=0))
+            if bad.any():
+                mended = out[:, bad]
+                self._mend(x[:, bad], mended)
+                out[:, bad] = mended
+        return out
+
+    def rows(self, x: NDArray[Any]) -> Real:
+        """Apply to every row of (b, n); returns (b, m), C-order."""
+        if len(x) == 1:
+            return self.vector(x[0])[np.newaxis]
+        return transposed(self.matrix(x.T))
+
+    def _run_matrix(self, x: Real, out: Real) -> float:
+        """Write the product by columns in registers, panels, vectors or dense blocks.
+
+        Returns a number that is finite only if the operand and the product are.
+        """
+        n, n_columns = x.shape
+        bits = self.weights / (self.shape[0] * n)
+        if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > n:
+            return self._run_dense(x, out)
+        lanes, panel_from = 64 // x.itemsize, self._panel_from(x.dtype)
+        whole = n_columns // lanes * lanes if panel_from <= lanes else 0
+        if not whole:
+            return self._run_columns(x, out, panel_from)
+        total = self._run_kernels(_PANEL_KERNELS, x, out)
+        if whole < n_columns:
+            result = np.empty((out.shape[0], n_columns - whole), out.dtype)
+            rest = np.ascontiguousarray(x[:, whole:])
+            total += self._run_columns(rest, result, panel_from)
+            out[:, whole:] = result
+        return total
+
+    def _path_for(self, dtype: np.dtype[Any]) -> str:
+        return self._path if dtype == _SINGLE else "portable"
+
+    def _panel_from(self, dtype: np.dtype[Any]) -> float:
+        """Return from how many columns on a panel, a cache line of them, is the fastest way."""
+        path = self._path_for(dtype)
+        if path == "avx512" and self.weights >= _PERMUTING_ROWS * self._inputs:
+            if permutes_as_it_loads():
+                return math.inf
+        return _PANEL_FROM[path, dtype]
+
+    def _run_columns(self, x: Real, out: Real, panel_from: float) -> float:
+        """Do what `_run_matrix` does for columns that do not fill a cache line, or need not."""
+        n, n_columns = x.shape
+        path = self._path_for(x.dtype)
+        if n_columns >= panel_from:
+            lanes = 64 // x.itemsize
+            panel = np.zeros((n, lanes), x.dtype)
+            panel[:, :n_columns] = x
+            result = np.empty((out.shape[0], lanes), x.dtype)
+            total = self._run_kernels(_PANEL_KERNELS, panel, result)
+            out[...] = result[:, :n_columns]
+            return total
+        if path == "avx512" and n_columns > 1:
+            return self._run_kernels(_COLUMN_KERNELS, x, out)
+        total = 0.0
+        products = np.empty((n_columns, out.shape[0]), out.dtype)
+        for vector, product in zip(np.ascontiguousarray(x.T), products, strict=True):
+            total += self._run_kernels(_VECTOR_KERNELS[path], vector, product)
+        out[...] = products.T
+        return total
+
+    def _run_kernels(self, kernels: tuple[Any, ...], x: Real, out: Real) -> float:
+        """Run one kernel over a vector or, as far as it goes, a matrix; return its total."""
+        n_columns = x.size // x.shape[0]
+        work = n_columns * self.weights
+        total: float = run_kernel(
+            kernels, self._parts(n_columns), work, x, self._prepared(x.dtype), out
+        )
+        return total
+
+    # -- the dense matrix, in pieces ---------------------------------------------------------------
+
+    def _columns(self, indices: NDArray[np.intp], dtype: np.dtype[Any]) -> Real:
+        """Return some columns of the dense matrix, without the bias."""
+        width = -(-indices.size // 16) * 16  # whole cache lines
+        unit = np.zeros((self.shape[1], width), dtype)
+        unit[indices, np.arange(indices.size)] = 1
+        out = np.empty((self.shape[0], width), dtype)
+        arguments = (*self._prepared(dtype)[:-1], np.empty(0, dtype))
+        run_kernel(_PANEL_KERNELS, self._parts(width), width * self.weights, unit, arguments, out)
+        return out[:, : indices.size]
+
+    def _run_dense(self, x: Real, out: Real) -> float:
+        """Write the product through BLAS, by dense blocks that take up to 64 MiB at a time.
+
+        Returns a number that is finite only if the operand and the product are.
+        """
+        bias = self._prepared(x.dtype)[-1]
+        out[...] = bias[:, np.newaxis] if bias.size else 0
+        n = self.shape[1]
+        block = max(64, _DENSE_BYTES // (x.itemsize * max(self.shape)))
+        for start in range(0, n, block):
+            stop = min(start + block, n)
+            out += self._columns(np.arange(start, stop), x.dtype) @ x[start:stop]
+        with np.errstate(invalid="ignore", over="ignore"):
+            return float(x.sum() + out.sum())
+
+    def _mend(self, x: Real, out: Real) -> None:
+        """Write the product of columns that hold, or that led to, something not finite.
+
+        A NaN makes its whole column NaN. An infinity is multiplied with its column of the dense
+        matrix: NaN where the weight is zero or where infinities of both signs meet. Sums that are
+        only too large for float32 on the way come out right from float64.
+        """
+        wide = np.where(np.isfinite(x), x, 0).astype(np.float64, order="C")
+        result = np.empty(out.shape, np.float64)
+        self._run_matrix(wide, result)
+        with np.errstate(over="ignore"):
+            out[...] = result
+        out[:, np.isnan(x).any(axis=0)] = np.nan
+        infinite = np.isinf(x)
+        with np.errstate(invalid="ignore"):
+            for rows in _blocks(np.flatnonzero(infinite.any(axis=1))):
+                weights = self._columns(rows, _DOUBLE)
+                for weight, row in zip(weights.T, rows, strict=True):
+                    hit = infinite[row]
+                    out[:, hit] += weight[:, np.newaxis] * x[row, hit]
+
+
+def _blocks(indices: NDArray[np.intp], size: int = 64) -> Iterator[NDArray[np.intp]]:
+    for start in range(0, indices.size, size):
+        yield indices[start : start + size]
+
+
+def run_each_kernel(bits: Bits) -> Iterator[str]:
+    """Run every kernel that products here may use, once, on one entry; yield their names.
+
+    That compiles them, or loads them from Numba's cache.
+
+    Parameters
+    ----------
+    bits : PackedBits, (1, 1)
+    """
+    _ = bits.T.tiles
+    yield "tile_columns"
+    _ = bits.tiles
+    yield "tile_rows"
+    number_of_threads()
+    yield "number_of_threads"
+    for dtype in (_SINGLE, _DOUBLE):
+        transposed(np.ones((1, 1), dtype))
+        yield f"transpose {dtype}"
+    product = Product(bits, bits)
+    Uses = tuple[tuple[Callable[..., Any], ...], np.dtype[Any], tuple[int, ...], tuple[Any, ...]]
+    uses: list[Uses] = [
+        (_VECTOR_KERNELS[product._path], _SINGLE, (1,), ()),
+        (_VECTOR_KERNELS["portable"], _DOUBLE, (1,), ()),
+        (_PANEL_KERNELS, _SINGLE, (1, 16), ()),
+        (_PANEL_KERNELS, _DOUBLE, (1, 8), ()),
+    ]
+    if product._path == "avx512":
+        uses.append((_COLUMN_KERNELS, _SINGLE, (1, 2), ()))
+    if has_rounded():
+        uses.append((_ROUNDED_KERNELS, _SINGLE, (1,), (product._mixed_d2,)))
+    for kernels, dtype, shape, extra in uses:
+        arguments = (*product._prepared(dtype), *extra)
+        for kernel in kernels:
+            kernel(np.ones(shape, dtype), *arguments, 1, np.empty(shape, dtype))
+            yield f"{kernel.__name__} {dtype}"

@@ -1,0 +1,83 @@
+"""`sweep`: the rate-distortion curve of one matrix, each point a real factorization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diba_np.checks import as_matrix, check_number
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.search.factorization import factorize
+
+# refused: the budget of a point is `bits`
+_BUDGETS = ("k", "ratio", "snr", "init")
+
+
+def sweep(
+    A: ArrayLike,
+    bits: float | Iterable[float] = (0.5, 1.0, 2.0, 4.0),
+    *,
+    effort: str = "fast",
+    scale_bits: int | tuple[int, int, int] | str = "auto",
+    callback: Callable[[DiBAFactors], Any] | None = None,
+    **options: Any,
+) -> list[DiBAFactors]:
+    """Factorize one matrix at several rates: its rate-distortion curve.
+
+    Parameters
+    ----------
+    A : (m, n) array_like
+        Any real matrix.
+    bits : float or iterable of float
+        Budgets in stored bits per weight, in any order; equal ones count once.
+    effort : {"fast", "balanced", "best"}
+        As for `diba_np.factorize`. "fast" lies 0.1 to 0.2 dB below "balanced" at all rates alike.
+    scale_bits : int, (int, int, int) or "auto"
+        As for `diba_np.factorize`; chosen at each rate by default.
+    callback : callable, optional
+        Called with every factorization as it is done; a true return value ends the sweep there.
+    options
+        Passed on to `diba_np.factorize`: ``shift``, ``inputs``, ``seed``, ``threads`` and so on.
+
+    Returns
+    -------
+    list of DiBAFactors
+        By rising rate. ``f.bits_per_weight`` and ``f.record["snr_db"]`` are a point of the curve;
+        with inputs also ``f.record["output_snr_db"]``. Each is what `factorize` gives for that
+        budget, and can be used as it is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `diba_np.factorize`; all budgets are checked before the first search.
+
+    Notes
+    -----
+    The cost is that of the single searches, of which the highest rate takes about half. Searches
+    are not started from one another: an ADMM begun at the signs of another rate, in the order of
+    importance, ends no higher than one begun at random with as many iterations (measured from 0.5
+    to 2 bits on trained weights; twenty iterations from either, 0.1 to 0.5 dB below sixty-five).
+
+    Examples
+    --------
+    >>> A = np.random.default_rng(0).standard_normal((48, 40))
+    >>> [f.k for f in sweep(A, bits=[2, 4], scale_bits=16)]
+    [23, 60]
+    """
+    for name in _BUDGETS:
+        if name in options:
+            raise TypeError(f"sweep takes the budgets bits=, got {name}=")
+    matrix = as_matrix(A)
+    given = list(np.atleast_1d(np.asarray(bits, object)))
+    rates = sorted({check_number(rate, "bits", above=0.0) for rate in given})
+    if not rates:
+        raise ValueError("bits must hold at least one rate, got none")
+    made = []
+    for rate in rates:
+        made.append(factorize(matrix, bits=rate, effort=effort, scale_bits=scale_bits, **options))
+        if callback is not None and callback(made[-1]):
+            break
+    return made

@@ -1,0 +1,247 @@
+"""The objective with activations, ``tr(W E H E^T)`` with ``E = A - A_hat``, and its exact steps.
+
+H (n, n) is the Gram matrix of the inputs, W (m, m) the weights of the outputs: a diagonal, or a
+Gram matrix of theirs. Where a side's matrix is not diagonal its rows or columns are coupled: they
+are searched one after another, and its scales are solved for as a whole. The others stay
+independent, with ``G = M H M^T`` and ``C = A H M^T`` for the rows of B1 (`diba_np.search.state`).
+METHODS 1.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from diba_np.kernels.flips import sweep_fixed, sweep_joint, sweep_tabu
+from diba_np.kernels.flips_gram import sweep_columns_fixed, sweep_columns_joint, tabu_columns
+from diba_np.machine.pool import Workers
+from diba_np.matrix.quality import decibels
+from diba_np.search.grids import round_diagonal
+from diba_np.search.state import SLACK, State, normal_equations, residuals, squared_error
+from diba_np.search.target import Target
+from diba_np.search.weights import Floats, Weights
+
+# columns whose gradient is made by one matrix product; in between it is passed on, O(k) a pair
+BLOCK = 64
+
+# moves for which a bit is held in the tabu search of a column
+_TENURE = 10
+
+# the surrogate's scales stay within this share of their root mean square
+_LEAST_SCALE = 1e-2
+
+
+class WeightedTarget(Target):
+    """A matrix together with the weights of its errors.
+
+    Parameters
+    ----------
+    A : (m, n) array, as `as_matrix` returns it
+    workers : Workers
+    weights : Weights
+
+    Attributes
+    ----------
+    weights : Weights
+    gram, H : (n, n) float64 or None
+        Gram matrix of the inputs, mean of its diagonal 1: as it was given, and regularised.
+    w : (m,) float64 or None
+        Weights of the outputs, mean 1.
+    W : (m, m) float64 or None
+        Their Gram matrix instead, mean of its diagonal 1.
+    energy : float
+        ``tr(W A H A^T)`` in units of the target.
+    """
+
+    def __init__(self, A: NDArray[Any], workers: Workers, weights: Weights) -> None:
+        super().__init__(A, workers)
+        self.weights = weights
+        self.gram = weights.gram
+        self.H = weights.regularised()
+        self.w, self.W = weights.outputs, weights.output_gram
+        self.energy = self.squares(self.blocks(np.float64))
+
+    def part(self, rows: slice, columns: slice) -> Target:
+        A = np.array(self.A[rows, columns])
+        return WeightedTarget(A, self.workers, self.weights.part(rows, columns))
+
+    def coupling(self, left: bool) -> Floats | None:
+        return self.W if left else self.H
+
+    def weighed_rows(
+        self, make: Callable[[slice], Floats]
+    ) -> Iterator[tuple[slice, Floats, Floats, Floats]]:
+        if self.W is None:
+            for rows, part in self.blocks(np.float64):
+                N = make(rows)
+                yield rows, part, N, N if self.w is None else N * self.w[rows, None]
+            return
+        whole = make(slice(None))
+        weighed = self.workers.matmul(self.W, whole)
+        for rows, part in self.blocks(np.float64):
+            yield rows, part, whole[rows], weighed[rows]
+
+    def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
+        return N if self.H is None else self.workers.matmul(self.H, N)
+
+    def squares(self, blocks: Iterable[tuple[slice, Floats]]) -> float:
+        if self.W is not None:
+            whole = np.empty(self.shape)
+            for rows, E in blocks:
+                whole[rows] = E
+            return float(np.vdot(self.workers.matmul(self.W, whole), self._weigh_inputs(whole)))
+        total = 0.0
+        for rows, E in blocks:
+            squares = np.einsum("ij,ij->i", E, self._weigh_inputs(E))
+            total += float(squares.sum() if self.w is None else squares @ self.w[rows])
+        return total
+
+    def _weigh_inputs(self, E: Floats) -> Floats:
+        return E if self.H is None else self.workers.matmul(E, self.H)
+
+    def sweep_coupled(
+        self,
+        state: State,
+        left: bool,
+        kernel: Any,
+        passes: int,
+        *extra: Any,
+        equations: tuple[Floats, Floats] | None = None,
+    ) -> int:
+        """Search rows or columns in order, by the counterpart of a row kernel; return the flips.
+
+        Time O(n^2 k + n k^2) in matrix products for n of them, and what the kernel takes.
+        """
+        counterpart = {
+            sweep_fixed: sweep_columns_fixed,
+            sweep_joint: sweep_columns_joint,
+            sweep_tabu: tabu_columns,
+        }[kernel]
+        if counterpart is tabu_columns:
+            extra = (state.shift, _TENURE, *extra)  # the patience is given
+        gram, P, pull = self._coupled_equations(state, left, equations)
+        V = state.scaled(left)
+        matmul = self.workers.matmul
+        total = 0
+        for start in range(0, len(V), BLOCK):
+            part = slice(start, start + BLOCK)
+            scales, bits = (whole[part] for whole in state.side(left))
+            H = gram[part]
+            h = matmul(bits - state.shift, P)
+            R = pull[part] - matmul(matmul(H, V), P)
+            slack = np.full(len(bits), SLACK * self.energy / len(V))
+            flips = np.zeros(len(bits), np.int64)
+            counterpart(
+                bits, h, P, R, np.ascontiguousarray(H[:, part]), scales, slack, passes, flips,
+                *extra,
+            )  # fmt: skip
+            V[part] = (bits - state.shift) * scales[:, None]
+            total += int(flips.sum())
+        return total
+
+    def solve_coupled(
+        self, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
+    ) -> None:
+        """Set d3 to its least-squares value: ``((Q^T W Q) * H) d3 = diag(Q^T W A H)``; or d1.
+
+        Q = D1 B1 D2 B2; for d1 the same of the transpose. On a grid a good grid point is taken
+        instead. The old scales stay if the new ones are worse; from off their grid they are brought
+        there first. Cost: ``2 n k (n + k) + n^3 / 3`` flops for n scales.
+        """
+        gram, P, pull = self._coupled_equations(state, left, equations)
+        scales, bits = state.side(left)
+        values = bits - state.shift
+        matmul = self.workers.matmul
+        normal = matmul(matmul(values, P), np.ascontiguousarray(values.T)) * gram
+        right = np.einsum("jk,jk->j", values, pull)
+
+        def error(d: Floats) -> float:
+            return float(d @ (normal @ d) - 2.0 * (d @ right))
+
+        if state.grids is not None:
+            grid = state.grids[0 if left else 2]
+            scales[:] = grid.round(scales)
+            rounded = round_diagonal(normal, right, scales, grid.values)
+            if error(rounded) <= error(scales):
+                scales[:] = rounded
+            return
+        largest = max(float(np.diag(normal).max(initial=0.0)), np.finfo(np.float64).tiny)
+        empty = np.diag(normal) <= 1e-12 * largest
+        ridged = normal + 1e-12 * largest * np.eye(len(normal))
+        _, solved, failed = scipy.linalg.lapack.dposv(ridged, right, lower=1)
+        if failed:
+            return
+        solved[empty] = scales[empty]
+        if np.isfinite(solved).all() and error(solved) <= error(scales):
+            scales[:] = solved
+
+    def _coupled_equations(
+        self, state: State, left: bool, equations: tuple[Floats, Floats] | None
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return H (n, n), ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k).
+
+        For the left the same of the transpose.
+        """
+        gram = self.coupling(left)
+        if gram is None:
+            raise ValueError("nothing couples this side")
+        P, cross = equations or normal_equations(self, state, left)
+        return gram, P, self.workers.matmul(gram, cross)
+
+    def surrogate(self) -> ScaledTarget:
+        """Return the plain problem ``sqrt(W) A sqrt(diag H)``, whose columns are independent."""
+        m, n = self.shape
+        w = np.diag(self.W) if self.W is not None else self.w
+        rows = np.ones(m) if w is None else np.sqrt(w)
+        columns = np.ones(n) if self.H is None else np.sqrt(np.diag(self.H))
+        return ScaledTarget(
+            self.A, self.workers, np.maximum(rows, _LEAST_SCALE), np.maximum(columns, _LEAST_SCALE)
+        )
+
+
+class ScaledTarget(Target):
+    """``diag(rows) A diag(columns)``, scaled as it is read."""
+
+    def __init__(self, A: NDArray[Any], workers: Workers, rows: Floats, columns: Floats) -> None:
+        self.rows, self.columns = rows, columns
+        super().__init__(A, workers)
+
+    def read(self, rows: slice) -> Floats:
+        return super().read(rows) * self.rows[rows, None] * self.columns
+
+    def restore(self, state: State, unit: float) -> None:
+        """Turn a factorization of the scaled matrix into one of ``A / unit``."""
+        state.d1 = state.d1 / self.rows
+        state.d3 = state.d3 / self.columns
+        state.d2 = state.d2 * (self.unit / unit)
+
+
+def snr_facts(target: Target, state: State) -> dict[str, float | None]:
+    """Return the SNRs of a state in dB for the record; None stands for an exact fit.
+
+    ``snr_db`` is that of the matrix itself. With a Gram matrix ``output_snr_db`` is that of the
+    outputs for the inputs as given, neither shrunk nor weighted.
+    """
+    gram = target.gram if isinstance(target, WeightedTarget) else None
+    signal, noise = np.zeros(2), np.zeros(2)
+    for _, part, residual in residuals(target, state):
+        for total, E in ((signal, part), (noise, residual)):
+            total[0] += np.vdot(E, E)
+            if gram is not None:
+                total[1] += np.vdot(E, target.workers.matmul(E, gram))
+    facts = {"snr_db": decibels(signal[0], noise[0]) if noise[0] else None}
+    if gram is not None:
+        facts["output_snr_db"] = decibels(signal[1], noise[1]) if noise[1] > 0 else None
+    return facts
+
+
+def reached_db(target: Target, state: State) -> float:
+    """Return the SNR that ``snr=`` is about: of the outputs, or else of the (weighted) error."""
+    if isinstance(target, WeightedTarget) and target.gram is not None:
+        output = snr_facts(target, state)["output_snr_db"]
+        return float("inf") if output is None else output
+    return decibels(target.energy, squared_error(target, state))

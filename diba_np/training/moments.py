@@ -1,0 +1,219 @@
+"""Second moments of samples, and the closed forms of the diagonals for squared error on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.matrix.diagonals import DIAGONALS
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.training.optimisers import root_mean_square
+
+Array = NDArray[Any]
+
+_RIDGE = 1e-7  # on the closed forms, relative to the mean diagonal of their systems
+
+
+@dataclass
+class Moments:
+    """Second moments of inputs and targets, from which squared error is exact.
+
+    Attributes
+    ----------
+    xx : (n, n) float64
+        ``X^T X / N``, centred where a bias is fitted.
+    yx : (m, n) float64
+        ``Y^T X / N``, likewise.
+    yy : float
+        ``|Y|^2 / N``, likewise.
+    x_mean, y_mean : (n,), (m,) float64
+        Zero where no bias is fitted.
+    """
+
+    xx: Array
+    yx: Array
+    yy: float
+    x_mean: Array
+    y_mean: Array
+
+    def error(self, A: Array) -> float:
+        """Return the squared error per sample of ``Y ~ X A^T`` (with the best bias if centred)."""
+        return float(self.yy - 2.0 * np.vdot(A, self.yx) + np.vdot(A @ self.xx, A))
+
+
+def moments(pairs: Iterable[tuple[Array, Array]], centred: bool, offset: Array) -> Moments:
+    """Accumulate `Moments` in float64 over batches of X (N, n) and Y - offset (N, m)."""
+    total: list[Any] = [0.0, 0.0, 0.0, 0.0, 0.0, 0]
+    for x, y in pairs:
+        X, Y = x.astype(np.float64), y.astype(np.float64) - offset
+        parts = (X.T @ X, Y.T @ X, float(np.vdot(Y, Y)), X.sum(axis=0), Y.sum(axis=0), len(X))
+        total = [a + b for a, b in zip(total, parts, strict=True)]
+    xx, yx, yy, x_sum, y_sum, count = total
+    x_mean = x_sum / count if centred else np.zeros_like(x_sum)
+    y_mean = y_sum / count if centred else np.zeros_like(y_sum)
+    return Moments(
+        xx / count - np.outer(x_mean, x_mean),
+        yx / count - np.outer(y_mean, x_mean),
+        yy / count - float(y_mean @ y_mean),
+        x_mean,
+        y_mean,
+    )
+
+
+class TargetMoments:
+    """Weighted second moments of what a layer reads (z) and of what it should give (t).
+
+    Inputs are taken with a constant 1 behind them, so that means and biases need no care.
+
+    Parameters
+    ----------
+    m, n : int
+        Outputs and inputs of the layer.
+    """
+
+    def __init__(self, m: int, n: int) -> None:
+        self.zz, self.tz, self.tt = np.zeros((n + 1, n + 1)), np.zeros((m, n + 1)), 0.0
+        self.count = 0  # rows
+
+    def add(self, z: Array, t: Array, weights: Array | None = None) -> None:
+        """Add samples (N, n) and (N, m), each as much as its weight (N,).
+
+        Products of float32 samples are float32, about twice as fast; sums of calls are float64.
+        """
+        Z, T = _with_ones(z, t)
+        # the product of an array with its own transpose is half the work
+        root = Z if weights is None else Z * np.sqrt(weights)[:, None].astype(Z.dtype)
+        self.zz += root.T @ root
+        self.tz += T.T @ (Z if weights is None else Z * weights[:, None].astype(Z.dtype))
+        squares = np.einsum("ij,ij->i", T, T, dtype=np.float64)
+        self.tt += float(squares.sum() if weights is None else weights @ squares)
+        self.count += len(Z)
+
+    def moments(self, centred: bool) -> Moments:
+        """Return the `Moments`, about the means or not."""
+        total = self.zz[-1, -1]
+        z_mean, t_mean = self.zz[:-1, -1] / total, self.tz[:, -1] / total
+        if not centred:
+            z_mean, t_mean = np.zeros_like(z_mean), np.zeros_like(t_mean)
+        zz = (self.zz + self.zz.T) / (2 * total)  # some BLAS round both halves apart
+        return Moments(
+            zz[:-1, :-1] - np.outer(z_mean, z_mean),
+            self.tz[:, :-1] / total - np.outer(t_mean, z_mean),
+            self.tt / total - float(t_mean @ t_mean),
+            z_mean,
+            t_mean,
+        )
+
+    def noise(self, A_hat: Array, bias: Array) -> float:
+        """Return ``|T - Z A_hat^T - bias|^2``, weighted and summed over the samples."""
+        b = np.concatenate([A_hat, bias[:, None]], axis=1).astype(np.float64)
+        noise = self.tt - 2.0 * float(np.vdot(b, self.tz)) + float(np.vdot(b @ self.zz, b))
+        return max(noise, 0.0)
+
+
+class LinearMoments:
+    """Weighted second moments of two inputs of a linear map: x, and z in whose place it is fitted.
+
+    They give the `TargetMoments` of z and ``A x`` without a product with A for each sample: the
+    cheaper way unless A has fewer rows than columns.
+
+    Parameters
+    ----------
+    n : int
+    """
+
+    def __init__(self, n: int) -> None:
+        self.zz, self.xz, self.xx = np.zeros((n + 1, n + 1)), np.zeros((n, n + 1)), np.zeros((n, n))
+        self.count = 0  # rows
+
+    def add(self, z: Array, x: Array, weights: Array | None = None) -> None:
+        """Add samples (N, n) of both, each as much as its weight (N,), as `TargetMoments.add`."""
+        Z, X = _with_ones(z, x)
+        if weights is not None:
+            root = np.sqrt(weights)[:, None].astype(Z.dtype)
+            Z, X = Z * root, X * root
+        self.zz += Z.T @ Z
+        self.xz += X.T @ Z
+        self.xx += X.T @ X
+        self.count += len(Z)
+
+    def add_to(self, targets: TargetMoments, A: Array) -> float:
+        """Add the moments of z and of ``A x``, A (m, n), to others; return the squares of A x."""
+        wide = A.astype(np.float64, copy=False)
+        squares = float(np.vdot(wide @ self.xx, wide))
+        targets.zz += self.zz
+        targets.tz += wide @ self.xz
+        targets.tt += squares
+        targets.count += self.count
+        return squares
+
+
+def _with_ones(z: Array, t: Array) -> tuple[Array, Array]:
+    """Return z with a constant 1 behind it, and t, in float32 if both are."""
+    kind: Any = np.float32 if z.dtype == t.dtype == np.float32 else np.float64
+    ones = np.ones((len(z), 1))
+    return np.concatenate([z, ones], axis=1, dtype=kind), t.astype(kind, copy=False)
+
+
+class LeastSquares:
+    """Alternating closed forms of the three diagonals on `Moments`.
+
+    Parameters
+    ----------
+    factors : DiBAFactors, (m, n)
+    data : Moments
+    stay : float
+        Weight, in units of the squared error per sample, of the mean squared distance of each
+        diagonal from its start relative to its root mean square there.
+    """
+
+    def __init__(self, factors: DiBAFactors, data: Moments, stay: float = 0.0) -> None:
+        self.b1 = factors.b1.to_dense() - np.float64(factors.shift)
+        self.b2 = factors.b2.to_dense() - np.float64(factors.shift)
+        self.d = {name: getattr(factors, name).astype(np.float64) for name in DIAGONALS}
+        self.start = {name: value.copy() for name, value in self.d.items()}
+        self.weights = {
+            name: stay / (value.size * root_mean_square(value) ** 2)
+            for name, value in self.d.items()
+        }
+        self.data = data
+
+    def _pull(self, name: str, size: float) -> tuple[float, Array]:
+        """Return the weight on the diagonal of a system, and its right side: two known points.
+
+        The ridge pulls to where the diagonal is, so that no direction is left undetermined.
+        """
+        low = _RIDGE * size + np.finfo(np.float64).tiny
+        weight = self.weights[name]
+        return weight + low, weight * self.start[name] + low * self.d[name]
+
+    def _solve(self, name: str, normal: Array, right: Array) -> None:
+        """Minimise ``d N d - 2 r d`` plus the weight on staying near the start."""
+        weight, pulled = self._pull(name, float(np.trace(normal)) / len(normal))
+        near = normal + weight * np.eye(len(normal))
+        self.d[name] = np.linalg.solve(near, right + pulled)
+
+    def apply(self, x: Array) -> Array:
+        """Return ``A_hat x``."""
+        result: Array = self.d["d1"] * (self.b1 @ (self.d["d2"] * (self.b2 @ (self.d["d3"] * x))))
+        return result
+
+    def sweep(self) -> float:
+        """Solve d1, d2 and d3 once each; return the squared error per sample."""
+        b1, b2, data = self.b1, self.b2, self.data
+        v = (b2 * self.d["d3"]) @ data.xx  # (k, n): moments of v with x
+        vv = v @ (b2 * self.d["d3"]).T
+        vy = data.yx @ (b2 * self.d["d3"]).T  # (m, k)
+        t = b1 * self.d["d2"]
+        normal, right = np.einsum("ik,ik->i", t @ vv, t), np.einsum("ik,ik->i", t, vy)
+        weight, pulled = self._pull("d1", float(normal.mean()))
+        self.d["d1"] = (right + pulled) / (normal + weight)
+        u = b1 * self.d["d1"][:, None]
+        self._solve("d2", (u.T @ u) * vv, np.einsum("ik,ik->k", u, vy))
+        q = (u * self.d["d2"]) @ b2  # (m, n)
+        self._solve("d3", (q.T @ q) * data.xx, np.einsum("ij,ij->j", q, data.yx))
+        return data.error(q * self.d["d3"])

@@ -1,0 +1,131 @@
+"""How the command line talks: every help page, suggestions, completion, standard output."""
+
+import io
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from diba_np import load
+from diba_np.cli.main import EXAMPLES, build_parser, main
+from diba_np.cli.parser import SHELLS, completion
+
+COMMANDS = sorted(build_parser().subparsers())
+
+
+def test_every_example_of_every_help_page_parses():
+    assert {""} | set(COMMANDS) == set(EXAMPLES)
+    for name, lines in EXAMPLES.items():
+        assert lines, name
+        for line in lines:
+            program, *words = shlex.split(line.partition(" > ")[0])
+            assert program == "diba-np"
+            if "--help" not in words:
+                args = build_parser().parse_args(words)
+                assert name in ("", args.command)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_pages_show_examples_and_explain_every_argument(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "examples:\n  diba-np" in out
+    assert max(map(len, out.splitlines())) <= 110
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("factorise A.npy --k 2", "did you mean factorize?"),
+        ("factorize A.npy --bist 1", "unknown option --bist; did you mean --bits?"),
+        ("factorize A.npy --k 2 --timelimit=3", "unknown option --timelimit; did you mean"),
+        ("factorize A.npy --k 2 --solver gredy", "did you mean greedy?"),
+        ("apply A.h5 X.npy --outptu Y.npy", "did you mean --output?"),
+        ("verify A.h5 --qqqq", "unknown option --qqqq\n"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(line, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(line))
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_abbreviations_still_work():
+    args = build_parser().parse_args(["factorize", "A.npy", "--bits", "1", "--max", "3"])
+    assert args.max_sweeps == 3
+
+
+def test_completion_names_every_subcommand_and_option():
+    parser = build_parser()
+    for shell in SHELLS:
+        text = completion(parser, shell)
+        for name, command in parser.subparsers().items():
+            assert name in text
+            for option in command.options():
+                assert option in text or f" -l {option[2:]}" in text
+
+
+def completed(*words):
+    """What bash offers after these words."""
+    script = completion(build_parser(), "bash")
+    line = " ".join(shlex.quote(w) for w in words)
+    script += (
+        f'\nCOMP_WORDS=({line})\nCOMP_CWORD={len(words) - 1}\n_diba_np\necho "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_completion_in_bash():
+    assert completed("diba-np", "fac") == ["factorize"]
+    assert {"info", "verify", "--version"} <= set(completed("diba-np", ""))
+    assert completed("diba-np", "factorize", "A.npy", "--bi") == ["--bits"]
+    assert completed("diba-np", "factorize", "--solver", "gr") == ["greedy"]
+    assert completed("diba-np", "completion", "") == list(SHELLS)
+    assert completed("diba-np", "factorize", "A.n") == []  # readline completes files
+
+
+@pytest.mark.parametrize(("shell", "check"), [("zsh", "-n"), ("fish", "--no-execute")])
+def test_completion_is_valid_in_other_shells(shell, check, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "script").write_text(completion(build_parser(), shell))
+    subprocess.run([shell, check, tmp_path / "script"], check=True)
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", rng.normal(size=(20, 15)))
+    assert main("factorize A.npy --k 6 -o A.h5 --quiet --max-sweeps 5".split()) == 0
+    return load("A.h5")
+
+
+def test_a_dash_sends_the_result_to_standard_output(stored, capfdbinary):
+    capfdbinary.readouterr()
+    code = "from diba_np.cli.main import main; raise SystemExit(main())"
+    np.save("X.npy", np.ones((3, 15), np.float32))
+    for line, expected in [
+        ("reconstruct A.h5 -o - --json", stored.to_dense()),
+        ("apply A.h5 X.npy -o - --json", np.ones((3, 15)) @ stored.to_dense().T),
+    ]:
+        command = [sys.executable, "-c", code, *line.split()]
+        done = subprocess.run(command, capture_output=True, check=True)
+        np.testing.assert_allclose(np.load(io.BytesIO(done.stdout)), expected, atol=1e-4)
+        report = json.loads(done.stderr)
+        assert (report["output"], report["file_bytes"]) == ("-", len(done.stdout))
+
+
+def test_a_terminal_is_not_filled_with_bytes(stored, capsys, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(["reconstruct", "A.h5", "-o", "-"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, "standard output is a terminal" in err) == ("", True)

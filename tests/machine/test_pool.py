@@ -1,0 +1,85 @@
+"""Workers: products that do not depend on the number of threads, and nothing left changed."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy
+
+from diba_np.machine.pool import workers
+from diba_np.machine.processors import resolve_threads
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (384, 384, 172), (1000, 777, 301), (7, 3000, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matmul_is_bitwise_the_same(shape, dtype, rng):
+    m, p, n = shape
+    A, B = rng.normal(size=(m, p)).astype(dtype), rng.normal(size=(p, n)).astype(dtype)
+    results = []
+    for threads in (1, 2, 3):
+        with workers(threads) as pool:
+            results.append(pool.matmul(A, B))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_allclose(results[0], A @ B, atol=1e-3)
+
+
+def wheels_with_openblas():
+    """How many of NumPy and SciPy carry the OpenBLAS of their wheels."""
+    found = (p.show_config(mode="dicts")["Build Dependencies"]["blas"] for p in (np, scipy))
+    return sum(blas["name"].startswith("scipy-openblas") for blas in found)
+
+
+def test_settings_are_restored_also_after_an_error():
+    # in a process of its own: another search in this one may hold BLAS
+    code = (
+        "import numba\n"
+        "from diba_np.machine.pool import _blas_controls, workers\n"
+        "blas = _blas_controls()\n"
+        "for set_threads, _ in blas:\n"
+        "    set_threads(2)\n"
+        "before = numba.get_num_threads()\n"
+        "try:\n"
+        "    with workers(1):\n"
+        "        inside = numba.get_num_threads(), [get() for _, get in blas]\n"
+        "        raise KeyError\n"
+        "except KeyError:\n"
+        "    pass\n"
+        "after = numba.get_num_threads() - before, [get() for _, get in blas]\n"
+        "print(len(blas), inside, after)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count = int(out.stdout.split()[0])
+    assert count >= wheels_with_openblas()
+    assert out.stdout == f"{count} {(1, [1] * count)} {(0, [2] * count)}\n"
+
+
+@pytest.mark.parametrize(
+    ("threads", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)]
+)
+def test_bad_number_of_threads(threads, error):
+    with pytest.raises(error, match="threads must be"):
+        resolve_threads(threads)
+
+
+def test_same_bits_whatever_blas_was_told(tmp_path):
+    code = (
+        "import numpy as np, diba_np, hashlib\n"
+        "A = np.random.default_rng(0).normal(size=(150, 200))\n"
+        "f = diba_np.factorize(A, k=70, max_sweeps=20)\n"
+        "print(hashlib.sha256(f.b1.words.tobytes() + f.b2.words.tobytes()).hexdigest())"
+    )
+    seen = set()
+    for threads in ("1", "2"):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        seen.add(out.stdout)
+    assert len(seen) == 1

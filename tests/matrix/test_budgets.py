@@ -1,0 +1,71 @@
+"""Budgets: k from bits and ratio, and the search for the smallest k."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diba_np.matrix import budgets
+
+
+@given(st.integers(1, 300), st.floats(0.0, 3.0), st.integers(0, 100))
+def test_smallest_k_is_the_smallest_on_any_rising_curve(answer, bend, seed):
+    def reach(k):
+        return 5.0 * k / 40 + bend * (k >= answer) - bend
+
+    goal = reach(answer)
+    asked = []
+    found = budgets.smallest_k(lambda k: asked.append(k) or reach(k), goal, (80, 80))
+    assert found == next(k for k in range(1, 10**4) if reach(k) >= goal)
+    assert len(asked) == len(set(asked))
+    assert len(asked) < 40
+
+
+def test_smallest_k_says_when_a_goal_is_out_of_reach():
+    with pytest.raises(ValueError, match=r"snr=50 dB is not reached: 20 dB at k=80"):
+        budgets.smallest_k(lambda k: 20.0, 50.0, (5, 5))
+
+
+def test_exactly_one_budget():
+    assert budgets.chosen({"k": 3, "bits": None}) == ("k", 3)
+    with pytest.raises(TypeError, match="exactly one of k=, ratio=, got none"):
+        budgets.chosen({"k": None, "ratio": None})
+    with pytest.raises(TypeError, match="got k=1, bits=2"):
+        budgets.chosen({"k": 1, "bits": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "huge", "words"),
+    [
+        ("bits", 1e308, r"bits=1e\+308 is too large: k can be at most 2147483647"),
+        ("bits", 10**400, "bits must be finite"),
+        ("ratio", math.inf, "ratio must be finite"),
+        ("k", 2**31, "k=2147483648 is too large"),
+    ],
+)
+def test_budgets_beyond_all_numbers(name, huge, words):
+    with pytest.raises(ValueError, match=words):
+        budgets.intermediate_dimension(name, huge, (9, 9))
+
+
+def test_budgets_beyond_the_memory(monkeypatch):
+    monkeypatch.setattr(budgets, "_memory", lambda: 2.0**30)
+    words = r"k=1000000000 is too large for a 9 x 5 matrix: .* takes 52 GiB, this machine has 1$"
+    with pytest.raises(ValueError, match=words):
+        budgets.intermediate_dimension("k", 10**9, (9, 5))
+    with pytest.raises(ValueError, match=r"bits=1e\+09 is too large"):
+        budgets.intermediate_dimension("bits", 1e9, (9, 5))
+    assert budgets.intermediate_dimension("k", 10**7, (9, 5)) == 10**7
+
+
+def test_ratio_and_bits_agree():
+    for shape in [(384, 384), (100, 700)]:
+        assert budgets.intermediate_dimension("ratio", 1 / 16, shape) == (
+            budgets.intermediate_dimension("bits", 2.0, shape)
+        )
+
+
+def test_too_small_a_budget_names_the_least():
+    with pytest.raises(ValueError, match=r"bits=0.5 is too small for a 4 x 4 .* takes bits=9.5"):
+        budgets.intermediate_dimension("bits", 0.5, (4, 4))

@@ -1,0 +1,202 @@
+"""compare and its plot: rows for all, errors as rows, processes that agree."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from diba_np import factorize, methods
+from diba_np.cli.main import main
+from diba_np.methods.comparison import METHODS, Row, compare, format_table
+from diba_np.methods.dbf import dbf
+
+SOME = ("sign", "rtn", "svd16", "qswd")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((200, 40)) @ rng.standard_normal((40, 40))
+    return rng.standard_normal((48, 40)).astype(np.float32), X
+
+
+def test_a_row_for_every_method(problem):
+    A, X = problem
+    rows = compare(A, bits=1.5, inputs=X)
+    assert [row.method for row in rows] == list(METHODS)
+    for row in rows:
+        assert not row.error, row.error
+        assert 0 < row.bits_per_weight <= 1.5 + 1e-9
+        assert np.isfinite([row.snr, row.output_snr, row.fit_seconds, row.matvec_us]).all()
+    table = format_table(rows)
+    assert len(table.splitlines()) == len(rows) + 1
+    assert "out dB" in table
+
+
+def test_rows_go_by_method_then_rate(problem):
+    rows = compare(problem[0], bits=[3, 1.5], methods=["svd16", "rtn"])
+    wanted = [("svd16", 3.0), ("svd16", 1.5), ("rtn", 3.0), ("rtn", 1.5)]
+    assert [(row.method, row.target_bits) for row in rows] == wanted
+
+
+def test_a_method_that_fails_is_a_row(problem):
+    A, _ = problem
+    rows = compare(A, bits=0.02, methods=["svd16", "rtn"])
+    assert "bits must be at least" in rows[0].error and np.isnan(rows[0].snr)
+    assert "bits must be at least" in format_table(rows)
+
+
+def test_processes_give_the_same_rows(problem):
+    A, X = problem
+    told = []
+    alone, spread = (
+        compare(A, bits=2, methods=SOME, inputs=X, jobs=jobs, callback=told.append)
+        for jobs in (1, 2)
+    )
+    assert sorted(row.method for row in told) == sorted((*SOME, *SOME))
+    for a, b in zip(alone, spread, strict=True):
+        assert (a.method, a.bits_per_weight, a.snr, a.output_snr, a.error) == (
+            b.method,
+            b.bits_per_weight,
+            b.snr,
+            b.output_snr,
+            b.error,
+        )
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitat", "mesa", "dbf", "diba"])
+def test_methods_are_fitted_to_some_inputs_and_judged_on_the_others(problem, method):
+    A, X = problem
+    row = compare(A, bits=2, methods=[method], inputs=X)[0]
+    if method == "dbf":
+        made = dbf(A, bits=2.0, inputs=X[:150])
+    elif method == "diba":
+        made = factorize(A, bits=2.0, scale_bits="auto", inputs=X[:150])
+    else:
+        made = methods.fit(method, A, 2.0, inputs=X[:150])
+    full, ours = X[150:] @ A.T.astype(float), X[150:] @ made.to_dense().T.astype(float)
+    assert np.isclose(row.output_snr, 10 * np.log10(np.sum(full**2) / np.sum((full - ours) ** 2)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "text"),
+    [
+        ({"bits": []}, ValueError, "bits must hold at least one rate"),
+        ({"bits": [1, -1]}, ValueError, "bits must be finite and above 0"),
+        ({"methods": ["sign", "zip"]}, ValueError, "methods must be among .* got 'zip'"),
+        ({"jobs": 0}, ValueError, "jobs must be at least 1"),
+        ({"jobs": 1.5}, TypeError, "jobs must be an int"),
+        ({"inputs": np.ones((3, 40))}, ValueError, "at least 4 rows"),
+        ({"inputs": np.ones((9, 4))}, ValueError, "inputs must have 40 columns"),
+    ],
+)
+def test_bad_arguments(problem, kwargs, error, text):
+    with pytest.raises(error, match=text):
+        compare(problem[0], **{"bits": [2], "methods": ["sign"], **kwargs})
+
+
+def test_rows_are_plain_data(problem):
+    import dataclasses
+
+    row = compare(problem[0], bits=2, methods="rtn")[0]
+    assert json.loads(json.dumps(dataclasses.asdict(row)))["method"] == "rtn"
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    from diba_np.report.curves import plot_comparison
+
+    rows = [
+        Row(f"m{i}", rate, rate, 4.0 * rate + 0.01 * i, rate)
+        for i in range(14)
+        for rate in (1.0, 2.0, 4.0)
+    ]
+    for quality in ("snr", "output_snr"):
+        path = tmp_path / f"{quality}.png"
+        plot_comparison(rows, path, quality)
+        assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="at least one finite"):
+        plot_comparison([Row("a", 1.0, error="no")], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="quality must be"):
+        plot_comparison(rows, tmp_path / "x.png", "psnr")
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, problem):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", problem[0])
+    np.save("X.npy", problem[1])
+    return tmp_path
+
+
+def run(capsys, *args):
+    status = main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_command_prints_the_rows(here, capsys, problem):
+    args = ("compare", "A.npy", "--bits", 1.5, 3, "--methods", "rtn", "svd16")
+    status, out, _ = run(capsys, *args, "--json")
+    report = json.loads(out)
+    assert (status, report["m"], report["n"]) == (0, 48, 40)
+    rows = report["rows"]
+    wanted = [("rtn", 1.5), ("rtn", 3), ("svd16", 1.5), ("svd16", 3)]
+    assert [(row["method"], row["target_bits"]) for row in rows] == wanted
+    assert rows[0]["snr"] == compare(problem[0], 1.5, "rtn")[0].snr
+    assert rows[0]["output_snr"] is None
+    status, out, _ = run(capsys, *args, "--inputs", "X.npy")
+    assert status == 0
+    assert "out dB" in out and len(out.splitlines()) == 5
+
+
+def test_command_ends_well_where_one_method_fails(here, capsys):
+    args = ("compare", "A.npy", "--bits", 0.5, "--methods")
+    status, out, _ = run(capsys, *args, "svd8", "svd16")
+    assert status == 0
+    assert "svd16       0.5   ValueError: bits must be at least" in out
+    status, out, _ = run(capsys, *args, "svd16", "--json")
+    assert status == 1
+    assert "bits must be at least" in json.loads(out)["rows"][0]["error"]
+    status, out, err = run(capsys, *args, "zip")
+    assert (status, out) == (1, "")
+    assert "methods must be among diba, dbf, sign" in err
+
+
+def test_command_draws(here, capsys):
+    pytest.importorskip("matplotlib")
+    args = ("compare", "A.npy", "--bits", 1.5, 3, "--methods", "rtn", "nf", "--plot", "c.png")
+    assert run(capsys, *args)[0] == 0
+    assert (here / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in here.iterdir()) == ["A.npy", "X.npy", "c.png"]
+    status, _, err = run(capsys, *args)
+    assert (status, "c.png: exists; pass --force" in err) == (1, True)
+    assert run(capsys, *args, "--force", "--inputs", "X.npy")[0] == 0
+
+
+def test_command_says_what_to_install_before_it_works(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = run(capsys, "compare", "A.npy", "--bits", 2, "--plot", "c.png")
+    assert (status, out) == (1, "")
+    assert err == "diba-np: error: plots need matplotlib: pip install 'diba-np[plot]'\n"
+
+
+def test_other_commands_take_the_files_of_every_method(here, capsys, problem):
+    A, X = problem
+    made = methods.fit("qswd", A, 2.0)
+    made.save("q.h5")
+    status, out, _ = run(capsys, "info", "q.h5", "--json")
+    report = json.loads(out)
+    assert (status, report["method"], report["storage_bits"]) == (0, "qswd", made.storage_bits())
+    assert report["storage_breakdown"] == made.storage_breakdown()
+    assert "qswd" in run(capsys, "info", "q.h5")[1]
+    assert run(capsys, "reconstruct", "q.h5", "-o", "B.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("B.npy"), made.to_dense())
+    assert run(capsys, "apply", "q.h5", "X.npy", "-o", "Y.npy")[0] == 0
+    np.testing.assert_allclose(np.load("Y.npy"), X @ made.to_dense().T, rtol=1e-3, atol=1e-3)
+    status, out, _ = run(capsys, "verify", "q.h5", "A.npy", "--json")
+    assert (status, json.loads(out)["snr_db"]) == (0, made.snr(A))
