@@ -1,15 +1,67 @@
-"""The one decorator through which every kernel is compiled."""
+"""The one decorator through which every kernel is compiled, and where compiled code is cached."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import caching
 
 # The only option that may depend on the environment: Numba's cache key does not hold the others.
 CACHE = os.environ.get("DIBA_NP_CACHE", "1") != "0"
+
+_logger = logging.getLogger(__name__)
+
+
+class _OutsideThePackage(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    """Numba's places for compiled code, without the one among the modules.
+
+    What lies there outlives an uninstall and keeps the removed package's folder importable. The
+    others are ``NUMBA_CACHE_DIR`` and the user's cache folder, in both a folder for each place
+    that kernels are installed in.
+    """
+
+    _locator_classes = [
+        locator
+        for locator in caching.CompileResultCacheImpl._locator_classes
+        if "InTree" not in locator.__name__
+    ]
+
+
+class _Cache(caching.FunctionCache):  # type: ignore[misc]
+    """A function's cache; what cannot be read is compiled, what cannot be written is not kept."""
+
+    _impl_class = _OutsideThePackage
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # a damaged file unpickles to anything
+            _logger.debug("cache of compiled code not readable: %s", error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # no space, no right to write, a damaged index
+            _logger.debug("cache of compiled code not written: %s", error)
+
+
+def _remove_remains() -> None:
+    """Delete what earlier versions cached beside this file, where it would outlive an uninstall."""
+    folder = Path(__file__).with_name("__pycache__")
+    with contextlib.suppress(OSError):
+        for path in [*folder.glob("*.nbi"), *folder.glob("*.nbc")]:
+            path.unlink()
+
+
+if not getattr(numba.config, "CACHE_LOCATOR_CLASSES", None):  # else the user chose the place
+    _remove_remains()
 
 
 def njit(*, fastmath: bool | set[str], parallel: bool = False) -> Callable[[Any], Any]:
@@ -29,17 +81,13 @@ def njit(*, fastmath: bool | set[str], parallel: bool = False) -> Callable[[Any]
     """
 
     def decorate(function: Any) -> Any:
-        options = {
-            "fastmath": fastmath,
-            "parallel": parallel,
-            "nogil": True,
-            "error_model": "numpy",
-        }
-        if CACHE:
-            try:
-                return numba.njit(cache=True, **options)(function)
-            except RuntimeError:  # no writable folder for the cache: compile without it
-                pass
-        return numba.njit(**options)(function)
+        compiled = numba.njit(
+            fastmath=fastmath, parallel=parallel, nogil=True, error_model="numpy"
+        )(function)
+        if CACHE and compiled is not function:  # the function itself under NUMBA_DISABLE_JIT
+            # no folder for the cache (RuntimeError, OSError): compile in every process
+            with contextlib.suppress(RuntimeError, OSError):
+                compiled._cache = _Cache(function)
+        return compiled
 
     return decorate
