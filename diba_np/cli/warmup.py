@@ -31,8 +31,9 @@ def warm_up() -> dict[str, Any]:
 
     Notes
     -----
-    Compiling takes a minute or less, loading from a warm cache a second or two. The cache is bound
-    to the CPU and to the installed files; `NUMBA_CACHE_DIR` moves it.
+    Compiling takes a minute or less, loading from a warm cache a second or two. The cache lies in
+    the user's cache folder (``NUMBA_CACHE_DIR`` moves it) and is bound to the CPU and to the place
+    and content of the installed files.
     """
     report: dict[str, Any] = {"path": kernel_path(), "rounded": has_rounded()}
     seconds: dict[str, float] = {}

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 from numba.core import caching
@@ -26,7 +26,7 @@ class _OutsideThePackage(caching.CompileResultCacheImpl):  # type: ignore[misc]
     that kernels are installed in.
     """
 
-    _locator_classes = [
+    _locator_classes: ClassVar[list[Any]] = [
         locator
         for locator in caching.CompileResultCacheImpl._locator_classes
         if "InTree" not in locator.__name__

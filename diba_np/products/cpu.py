@@ -81,6 +81,6 @@ def permutes_as_it_loads() -> bool:
 
 
 def cache_folder() -> str | None:
-    """Return where Numba keeps the compiled kernels; None if they are not kept."""
+    """Return the folder of cached compiled code, outside the package; None if there is no cache."""
     folder: str | None = lookup_portable.product_portable.stats.cache_path
     return folder
