@@ -102,7 +102,7 @@ def test_files_with_impossible_grids_are_refused(tmp_path, pair):
     import h5py
 
     from diba_np.files import container
-    from diba_np.matrix import files as store
+    from diba_np.matrix.factors_format import payload
 
     f = coded((LogGrid(4, 0.5, 1.25), LogGrid(3, 1.0, 1.5, True), LogGrid(4, 0.5, 1.25)))
     f.save(tmp_path / "f.h5")
@@ -110,7 +110,7 @@ def test_files_with_impossible_grids_are_refused(tmp_path, pair):
         changed = file.attrs["grids"]
         changed[0] = pair
         file.attrs["grids"] = changed
-        attributes, arrays = store.payload(f)
+        attributes, arrays = payload(f)
         attributes |= {"format": container.FORMAT, "record": file.attrs["record"]}
         attributes["grids"] = changed.tolist()
         file.attrs["digest"] = container.digest_of(attributes, arrays)
