@@ -1,8 +1,8 @@
 """Adam over dictionaries of arrays, and the loop around it: for `retune` and networks of one's own.
 
 Everything is trained in place: a layer (`diba_np.layers.linear`) holds ``parameters`` and
-``gradients`` under the same keys, `gather` makes one flat pair of dictionaries of many layers, and arrays of
-one's own (a LayerNorm, say) are added to both.
+``gradients`` under the same keys, `gather` makes one flat pair of dictionaries of many layers, and
+arrays of one's own (a LayerNorm, say) are added to both.
 """
 
 from __future__ import annotations
