@@ -18,6 +18,8 @@ CLASSES: dict[str, tuple[str, str]] = {
     "rtn": ("methods.rounding", "UniformRounding"),
     "nf": ("methods.rounding", "NormalFloat"),
     "gptq": ("methods.gptq", "GPTQ"),
+    "trellis": ("methods.trellis", "Trellis"),
+    "linear-trellis": ("methods.linear_trellis", "LinearTrellis"),
     "bitat": ("methods.bitat", "BiTAT"),
     "svd": ("methods.svd", "TruncatedSVD"),
     "qswd": ("methods.qswd", "QSWD"),

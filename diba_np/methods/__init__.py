@@ -20,6 +20,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {}),
     "nf": ("nf", {}),
     "gptq": ("gptq", {}),
+    "trellis": ("trellis", {}),
+    "linear-trellis": ("linear-trellis", {}),
     "bitat": ("bitat", {}),
     "svd16": ("svd", {"width": 16}),
     "svd8": ("svd", {"width": 8}),

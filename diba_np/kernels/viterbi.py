@@ -1,0 +1,129 @@
+"""Viterbi: the best path through a shift-register trellis, exactly; and what a path stands for.
+
+The state after a step is the last `width` bits of the path, the newest lowest; a step appends
+`bits` of them. Step t stands for the V weights ``scale[t, v] * table[v, state]``.
+"""
+
+import numpy as np
+
+from diba_np.kernels._jit import njit
+
+
+@njit(fastmath=False)
+def _spread(best, fan, common, cost):
+    """Write ``cost[g * fan + u] = best[g] - common`` for all u; known strides are much faster."""
+    groups = best.size
+    if fan == 2:
+        for g in range(groups):
+            base = best[g] - common
+            cost[2 * g] = base
+            cost[2 * g + 1] = base
+    elif fan == 4:
+        for g in range(groups):
+            base = best[g] - common
+            cost[4 * g] = base
+            cost[4 * g + 1] = base
+            cost[4 * g + 2] = base
+            cost[4 * g + 3] = base
+    else:
+        for g in range(groups):
+            base = best[g] - common
+            for u in range(fan):
+                cost[g * fan + u] = base
+
+
+@njit(fastmath=False)
+def viterbi(x, scale, table, bits, start, end, cost, best, choices, codes):
+    """Find the path of least squared error through the trellis.
+
+    Parameters
+    ----------
+    x : (T, V) float32, C-order
+        What each step should stand for.
+    scale : (T, V) float32, C-order
+        Factor of the table at each weight.
+    table : (V, S) float32, C-order
+        Values of the S = 2^width states.
+    bits : int
+        Bits a step; at most `width`.
+    start, end : int
+        State before the first and after the last step; -1 leaves it free.
+    cost : (S,) float32, overwritten
+        On return the error of the best path into each state, up to a common constant.
+    best : (S / 2^bits,) float32, overwritten
+    choices : (>= T, S / 2^bits) uint8, overwritten
+    codes : (T,) uint8, overwritten
+        The bits that each step appends.
+
+    Returns
+    -------
+    int
+        The state before the first step.
+
+    Notes
+    -----
+    O(T V S). Of equal predecessors the one with the lowest oldest bits wins; of equal ends the
+    lowest state.
+    """
+    T, V = x.shape
+    S = table.shape[1]
+    fan = 1 << bits
+    groups = S >> bits
+    infinite = np.float32(np.inf)
+    for s in range(S):
+        cost[s] = np.float32(0.0) if start < 0 or s == start else infinite
+    for t in range(T):
+        choice = choices[t]
+        # predecessors of a group of states differ in their oldest bits
+        for g in range(groups):
+            best[g] = cost[g]
+            choice[g] = 0
+        for h in range(1, fan):
+            part = cost[h * groups : (h + 1) * groups]
+            for g in range(groups):
+                better = part[g] < best[g]
+                best[g] = part[g] if better else best[g]
+                choice[g] = np.uint8(h) if better else choice[g]
+        # any common constant keeps the sums small; one that is infinite would make them NaN
+        common = best[0] if best[0] < infinite else np.float32(0.0)
+        _spread(best, fan, common, cost)
+        for v in range(V):
+            goal = x[t, v]
+            factor = scale[t, v]
+            values = table[v]
+            for s in range(S):
+                error = goal - factor * values[s]
+                cost[s] += error * error
+    state = end
+    if state < 0:
+        state = 0
+        for s in range(1, S):
+            if cost[s] < cost[state]:
+                state = s
+    for t in range(T - 1, -1, -1):
+        codes[t] = np.uint8(state & (fan - 1))
+        g = state >> bits
+        state = g + groups * int(choices[t, g])
+    return state
+
+
+@njit(fastmath=False)
+def trellis_states(codes, bits, start, width, states):
+    """Write the state after each step of a path.
+
+    Parameters
+    ----------
+    codes : (T,) uint8
+    bits : int
+        Bits a step.
+    start : int
+        State before the first step.
+    width : int
+        Bits of a state.
+    states : (T,) int64, overwritten
+    """
+    state = start
+    mask = (1 << width) - 1
+    for t in range(codes.size):
+        state = ((state << bits) | int(codes[t])) & mask
+        states[t] = state

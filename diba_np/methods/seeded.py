@@ -1,0 +1,89 @@
+"""Numbers and rotations that a seed stands for, the same in every version and on every machine.
+
+NumPy does not promise that a generator gives the same numbers in a later version; a file that holds
+a seed has to be read for ever. So these come from a counter and a mixing function (splitmix64).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from scipy.linalg import qr
+from scipy.special import ndtri
+
+from diba_np.kernels.hadamard import hadamard
+from diba_np.matrix.base import Array
+
+
+def uniforms(seed: int, count: int) -> Array:
+    """Return `count` numbers in (0, 1), (count,) float64."""
+    with np.errstate(over="ignore"):
+        state = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(0x9E3779B97F4A7C15)
+        z = state + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    result: Array = ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return result
+
+
+def normals(seed: int, count: int) -> Array:
+    """Return `count` independent standard normal numbers, (count,) float64."""
+    result: Array = ndtri(uniforms(seed, count))
+    return result
+
+
+class Rotation:
+    """A random orthogonal matrix R of a size n, of which only the seed has to be kept.
+
+    Signs, then a Hadamard matrix of the largest power of two that divides n, with a random
+    orthogonal matrix of the odd factor q that is left: ``R = (H_p x Q_q) diag(signs)``.
+
+    Parameters
+    ----------
+    size : int
+    seed : int
+        From 0 to 2^63 - 1.
+
+    Notes
+    -----
+    A product with N vectors costs ``N n (log2 p + 2 q)`` flops.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.power = size & -size
+        self.odd = size // self.power
+
+    @functools.cached_property
+    def signs(self) -> Array:
+        """(n, 1) float32, 1 and -1."""
+        return np.where(uniforms(2 * self.seed, self.size) < 0.5, -1.0, 1.0).astype(np.float32)[
+            :, None
+        ]
+
+    @functools.cached_property
+    def factor(self) -> Array:
+        """(q, q) float64: the odd factor, the norm of the Hadamard matrix divided out."""
+        q = self.odd
+        Q, R = qr(normals(2 * self.seed + 1, q * q).reshape(q, q))
+        result: Array = Q * np.where(np.diagonal(R) < 0, -1.0, 1.0) / np.sqrt(self.power)
+        return result
+
+    def _mixed(self, x: Array, factor: Array) -> Array:
+        shape = (self.power, self.odd, x.shape[1])
+        mixed = np.matmul(factor, x.reshape(shape)) if self.odd > 1 else x * factor[0, 0]
+        mixed = np.ascontiguousarray(mixed).reshape(self.power, -1)
+        hadamard(mixed)
+        return mixed.reshape(x.shape)
+
+    def apply(self, x: Array) -> Array:
+        """Return ``R x`` for x (n, N), in its type."""
+        return self._mixed(x * self.signs.astype(x.dtype), self.factor.astype(x.dtype))
+
+    def apply_transposed(self, x: Array) -> Array:
+        """Return ``R^T x`` for x (n, N), in its type."""
+        mixed = self._mixed(np.ascontiguousarray(x), self.factor.T.astype(x.dtype))
+        mixed *= self.signs.astype(x.dtype)
+        return mixed

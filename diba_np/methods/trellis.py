@@ -1,0 +1,212 @@
+"""Trellis-coded rounding: every weight is looked up by the last 12 bits of a path down its column.
+
+After QTIP (A. Tseng et al., arXiv 2406.11235): a bit-shift trellis with a table of normal numbers,
+its paths found by Viterbi, weights rotated at random, errors fed back under the input statistics.
+Beyond it: scales of rows within the path, and bits given to the columns by what their errors cost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diba_np.checks import as_matrix
+from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.matrix.diagonals import LogGrid, pack_codes, unpack_codes
+from diba_np.methods.fitting import check_problem, gram
+from diba_np.methods.streams import pack_digits, unpack_digits
+from diba_np.methods.trellis_fit import (
+    ROTATIONS,
+    Coded,
+    fit_coded,
+    rotations,
+    scales_of,
+    turned_back,
+)
+from diba_np.methods.trellis_modes import LOOKUP_MODES, Mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Trellis(CompressedMatrix):
+    """A matrix as a path through a trellis for each column, with scales of rows and columns.
+
+    ``A_hat = scale * R_out^T (d1_i * v_ij * d3_j) R_in`` where column j of v is what its path
+    stands for: step t of mode (b, V) appends b bits, and the last 12 bits of the path look up V
+    weights. A path is closed, its first steps look back to its last ones, so that no state is
+    stored.
+
+    Parameters
+    ----------
+    shape : (int, int)
+    coded : diba_np.methods.trellis_fit.Coded
+    seed : int
+        Of the rotations.
+    """
+
+    method = "trellis"
+    modes: ClassVar[tuple[Mode, ...]] = LOOKUP_MODES
+    dataset_kinds: ClassVar[dict[str, str]] = {
+        "codes": "payload",
+        "d1": "scales",
+        "d3": "scales",
+        "grids": "scales",
+        "chosen": "index",
+        "used": "index",
+    }
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        coded: Coded,
+        seed: int,
+        scale: float = 1.0,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(shape, scale, record)
+        self.coded, self.seed = coded, seed
+
+    @classmethod
+    def fit(
+        cls,
+        A: ArrayLike,
+        bits: float,
+        inputs: ArrayLike | None = None,
+        seed: int = 0,
+        gram_matrix: ArrayLike | None = None,
+        rotation: str = "auto",
+        ridge: float = 0.01,
+        threads: int | None = None,
+    ) -> Self:
+        """Code the columns one after another, each error fed back into those that follow.
+
+        Parameters
+        ----------
+        A : (m, n) array_like, real
+        bits : float
+            Budget in bits per weight.
+        inputs : (N, n) array_like, optional
+            Cached inputs, one sample a row.
+        seed : int
+            Seed of the rotations.
+        gram_matrix : (n, n) array_like, optional
+            ``X^T X / N`` instead of `inputs`.
+        rotation : {"auto", "none", "inputs", "outputs", "both"}
+            Which sides are rotated at random; "auto" tries all on some of the rows.
+        ridge : float
+            Added to the Gram matrix, in units of its mean diagonal entry.
+        threads : int, optional
+            For the columns; with inputs they go one after another. No result depends on it.
+
+        Returns
+        -------
+        Self
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument, the rule and the value.
+        """
+        problem = check_problem(A, bits, inputs, seed)
+        if rotation not in ("auto", *ROTATIONS):
+            rule = f"rotation must be one of auto, {', '.join(ROTATIONS)}"
+            raise ValueError(f"{rule}, got {rotation!r}")
+        n = problem.shape[1]
+        H = None if problem.X is None else gram(problem.X, n, ridge)
+        if gram_matrix is not None:
+            H = _checked_gram(gram_matrix, n, ridge, inputs)
+        number = int(problem.rng.integers(2**32))
+        is_zero = not problem.W.any()
+        if is_zero:
+            problem.W = np.ones(problem.shape)
+        coded = fit_coded(problem, cls.modes, H, number, rotation, threads)
+        scale = 0.0 if is_zero else problem.scale * coded.gain
+        record = problem.record(rotation=coded.rotation, ridge=ridge)
+        return cls(problem.shape, coded, number, scale, record)
+
+    def to_dense(self) -> Array:
+        """Return the matrix as (m, n) float32."""
+        m, n = self.shape
+        values = self.coded.values(self.modes, m)
+        values *= (self.scale * scales_of(self.coded.rows, m))[:, None]
+        values *= scales_of(self.coded.columns, n)
+        return turned_back(values, *rotations(self.coded.rotation, (m, n), self.seed))
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
+        coded = self.coded
+        streams = [
+            pack_codes(codes.ravel(), self.modes[number - 1].bits)
+            for number, codes in zip(coded.used, coded.codes, strict=True)
+            if number
+        ]
+        grids = []
+        attrs: dict[str, Any] = {"rotation": coded.rotation, "seed": self.seed}
+        arrays: dict[str, Array] = {"codes": np.concatenate(streams)}
+        for name, scales in (("d1", coded.rows), ("d3", coded.columns)):
+            attrs[f"{name}_bits"] = 0 if scales is None else scales[0].bits
+            arrays[name] = np.zeros(0, np.uint8)
+            if scales is not None:
+                arrays[name] = pack_codes(scales[1], scales[0].bits)
+                grids += scales[0].to_pair()
+        arrays["grids"] = np.array(grids, "<f4")
+        arrays["chosen"] = pack_digits(coded.chosen, len(coded.used))
+        arrays["used"] = np.array(coded.used, np.uint8)
+        return attrs, arrays
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Build the matrix again from `to_datasets`."""
+        m, n, seed = (int(attrs[key]) for key in ("m", "n", "seed"))
+        rotation = attrs["rotation"]
+        if rotation not in ROTATIONS or not 0 <= seed < 2**32:
+            raise ValueError(f"rotation {rotation!r} of seed {seed} is not known")
+        used = arrays["used"].tolist()
+        if used != sorted(set(used)) or not used or used == [0] or used[-1] > len(cls.modes):
+            raise ValueError(f"used must name modes of 0 to {len(cls.modes)}, found {used}")
+        chosen = unpack_digits(arrays["chosen"], n, len(used)).astype(np.uint8)
+        codes, at = [], 0
+        for position, number in enumerate(used):
+            columns = int(np.count_nonzero(chosen == position))
+            if not number:
+                codes.append(np.empty((columns, 0), np.uint8))
+                continue
+            mode = cls.modes[number - 1]
+            size = columns * mode.steps(m)
+            stream = arrays["codes"][at : at + -(-size * mode.bits // 8)]
+            at += -(-size * mode.bits // 8)
+            if 8 * stream.size < size * mode.bits:
+                raise ValueError(f"codes must hold {at} bytes and more, found {stream.size}")
+            codes.append(unpack_codes(stream, mode.bits, size).reshape(columns, -1))
+        if at != arrays["codes"].size:
+            raise ValueError(f"codes must hold {at} bytes, found {arrays['codes'].size}")
+        widths = [int(attrs["d1_bits"]), int(attrs["d3_bits"])]
+        grids = take(arrays, "grids", "<f4", 2 * sum(width > 0 for width in widths))
+        scales: list[tuple[LogGrid, Array] | None] = []
+        for name, width, size in zip(("d1", "d3"), widths, (m, n), strict=True):
+            stream = take(arrays, name, "u1", -(-width * size // 8))
+            if width:
+                grid = LogGrid.from_pair(width, grids[:2])
+                scales.append((grid, unpack_codes(stream, width, size)))
+                grids = grids[2:]
+            else:
+                scales.append(None)
+        coded = Coded(rotation, used, chosen, codes, *scales)
+        return cls((m, n), coded, seed, attrs["scale"])
+
+
+def _checked_gram(gram_matrix: ArrayLike, n: int, ridge: float, inputs: Any) -> Array:
+    """Return a given Gram matrix with its ridge, (n, n) float64."""
+    if inputs is not None:
+        raise TypeError("give inputs or gram_matrix, got both")
+    H = np.array(as_matrix(gram_matrix, "gram_matrix"), np.float64)
+    if H.shape != (n, n):
+        raise ValueError(f"gram_matrix must have shape ({n}, {n}), got {H.shape}")
+    if not np.allclose(H, H.T, rtol=1e-6, atol=1e-6 * float(np.abs(H).max())):
+        raise ValueError("gram_matrix must be symmetric, got one that is not")
+    mean = float(np.trace(H)) / n
+    H[np.diag_indices(n)] += ridge * mean if mean > 0.0 else 1.0
+    return 0.5 * (H + H.T)

@@ -1,0 +1,403 @@
+"""How a trellis code is fitted: rotations, scales, rates of the columns, feedback, paths.
+
+Both trellises, with look-ups and linear, are fitted here; they differ in their tables alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diba_np.kernels.viterbi import trellis_states, viterbi
+from diba_np.machine.pool import Workers, workers
+from diba_np.matrix.base import Array
+from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, fit_grid
+from diba_np.methods.fitting import Problem, too_small
+from diba_np.methods.gptq import inverse_cholesky, output_error, sequential_rounding
+from diba_np.methods.seeded import Rotation
+from diba_np.methods.trellis_modes import Mode, allocate, least_bits
+
+# which sides are rotated: inputs (columns), outputs (rows)
+ROTATIONS = {"none": (False, False), "inputs": (True, False), "both": (True, True)}
+ROTATIONS["outputs"] = (False, True)
+
+# steps before and after the seam of a closed path from which its state is found
+_SEAM = 64
+
+# neighbouring levels of a scale's grid may differ by so much: a path adapts to the rest
+_FINEST_RATIO = 1.12
+
+# rows of a trial
+_TRIAL_ROWS = 96
+
+# of a stored grid: two float32
+GRID_BITS = 64
+
+# added to every square, as a share of their mean: a row or column of zeros gets the scale zero
+_FLOOR = 1e-12
+
+
+class Coder:
+    """Paths of one mode; keeps what Viterbi works in, for each thread.
+
+    Parameters
+    ----------
+    mode : Mode
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode, self.table = mode, mode.table
+        self._scratch = threading.local()
+
+    def _buffers(self, steps: int) -> tuple[Array, Array, Array]:
+        size = self.table.shape[1]
+        held: tuple[Array, Array, Array] | None = getattr(self._scratch, "arrays", None)
+        if held is None or len(held[2]) < steps:
+            groups = size >> self.mode.bits
+            held = (
+                np.empty(size, np.float32),
+                np.empty(groups, np.float32),
+                np.empty((steps, groups), np.uint8),
+            )
+            self._scratch.arrays = held
+        return held
+
+    def _search(self, x: Array, scale: Array, end: int) -> tuple[int, Array]:
+        codes = np.empty(len(x), np.uint8)
+        arguments = (x, scale, self.table, self.mode.bits, end, end, *self._buffers(len(x)))
+        return viterbi(*arguments, codes), codes
+
+    def encode(self, x: Array, scale: Array, closed: bool = True) -> tuple[Array, int]:
+        """Return the codes of a path, and the state before it.
+
+        Parameters
+        ----------
+        x, scale : (size,) float
+            What the column should be, and the factor of the table at each weight.
+        closed : bool
+            Whether the state before the path is the state after it, so that it need not be kept.
+
+        Returns
+        -------
+        codes : (steps,) uint8
+        start : int
+
+        Notes
+        -----
+        The state at the seam of a closed path is that of the best open path over 64 steps on both
+        sides of it; given that state the path is the best.
+        """
+        mode = self.mode
+        steps = mode.steps(len(x))
+        padded = np.zeros((2, steps * mode.weights), np.float32)
+        padded[0, : len(x)], padded[1, : len(x)] = x, scale
+        goal, factor = padded.reshape(2, steps, mode.weights)
+        if not closed:
+            start, codes = self._search(goal, factor, -1)
+            return codes, start
+        around = np.arange(-_SEAM, _SEAM) % steps
+        start, codes = self._search(goal[around], factor[around], -1)
+        if steps * mode.bits < mode.width:
+            # too short to leave a state free: some steps of the path, repeated for ever
+            period = np.resize(codes[_SEAM:], steps)
+            return period, closing_state(mode, period)
+        states = np.empty(_SEAM, np.int64)
+        trellis_states(codes[:_SEAM], mode.bits, start, mode.width, states)
+        seam = int(states[-1])
+        return self._search(goal, factor, seam)[1], seam
+
+
+def closing_state(mode: Mode, codes: Array) -> int:
+    """Return the state after a closed path, which is the one before it."""
+    state = 0
+    for code in np.resize(codes[::-1], -(-mode.width // mode.bits))[::-1]:
+        state = (state << mode.bits) | int(code)
+    return state & ((1 << mode.width) - 1)
+
+
+def decode(mode: Mode, codes: Array, start: int, size: int) -> Array:
+    """Return the `size` values that a path (steps,) stands for, float32."""
+    states = np.empty(codes.size, np.int64)
+    trellis_states(codes, mode.bits, start, mode.width, states)
+    values: Array = mode.table[:, states].T.ravel()[:size]
+    return values
+
+
+@dataclass
+class Coded:
+    """What a fit returns, and what is stored.
+
+    Attributes
+    ----------
+    rotation : str
+        Key of `ROTATIONS`.
+    used : list of int
+        Modes in use: 0 for none, else 1 + the position in the list of modes.
+    chosen : (n,) uint8
+        Position in `used` of each column.
+    codes : list of (columns, steps) uint8
+        Paths of the columns of each used mode, in their order; (columns, 0) of none.
+    rows, columns : (LogGrid, uint8 codes) or None
+        Scales; None stands for ones.
+    gain : float
+        Factor of all.
+    """
+
+    rotation: str
+    used: list[int]
+    chosen: Array
+    codes: list[Array] = field(default_factory=list)
+    rows: tuple[LogGrid, Array] | None = None
+    columns: tuple[LogGrid, Array] | None = None
+    gain: float = 1.0
+
+    def values(self, modes: Sequence[Mode], m: int) -> Array:
+        """Return the values without scales, (m, n) float32, still rotated."""
+        result = np.zeros((m, self.chosen.size), np.float32)
+        for position, number in enumerate(self.used):
+            if number:
+                mode = modes[number - 1]
+                columns = np.flatnonzero(self.chosen == position)
+                for j, path in zip(columns, self.codes[position], strict=True):
+                    result[:, j] = decode(mode, path, closing_state(mode, path), m)
+        return result
+
+
+def scales_of(stored: tuple[LogGrid, Array] | None, size: int) -> Array:
+    """Return the scales of rows or columns, (size,) float32."""
+    return np.ones(size, np.float32) if stored is None else stored[0].decode(stored[1])
+
+
+def _grid(values: Array, weights: Array, spread: float = 1.0) -> LogGrid:
+    """Fit a grid of as few bits as its levels may be apart.
+
+    `spread` widens the range on both sides, for what is not known yet.
+    """
+    if spread > 1.0:
+        values = np.concatenate([values / spread, values, values * spread])
+        weights = np.tile(weights, 3)
+    for bits in range(LEAST_CODE, MOST_CODE + 1):
+        grid = fit_grid(values, weights, bits)
+        if grid.ratio <= _FINEST_RATIO:
+            break
+    return grid
+
+
+def _balanced(W: Array, rows: bool, columns: bool) -> tuple[Array, Array]:
+    """Return row and column scales whose product follows the root mean squares of W."""
+    square = W * W
+    square += _FLOOR * square.mean()
+    r, c = np.ones(len(W)), np.ones(W.shape[1])
+    for _ in range(8 if rows and columns else 1):
+        if rows:
+            r = np.sqrt(np.mean(square / (c * c), axis=1))
+        if columns:
+            c = np.sqrt(np.mean(square / (r * r)[:, None], axis=0))
+    return r, c
+
+
+def fit_coded(
+    problem: Problem,
+    modes: Sequence[Mode],
+    H: Array | None,
+    seed: int,
+    rotation: str = "auto",
+    threads: int | None = None,
+) -> Coded:
+    """Return the best coding of ``problem.W`` found within the budget.
+
+    Parameters
+    ----------
+    problem : Problem
+    modes : sequence of Mode
+    H : (n, n) float64 or None
+        Gram matrix of the inputs, positive definite; None: white inputs.
+    seed : int
+        Of the rotations.
+    rotation : {"auto", "none", "inputs", "outputs", "both"}
+        "auto" takes what loses least in a trial on some of the rows.
+    threads : int, optional
+
+    Raises
+    ------
+    ValueError
+        The budget is too small for one column.
+
+    Notes
+    -----
+    ``m n 2^width`` steps for the paths; with inputs ``O(m n^2 + n^3)`` flops for the feedback, and
+    the columns go one after another, on one thread. A trial costs as much as `_TRIAL_ROWS` rows.
+    """
+    m, n = problem.shape
+    names = list(ROTATIONS) if rotation == "auto" else [rotation]
+    plans = [_Plan(problem, modes, H, name, seed) for name in names]
+    plans = [plan for plan in plans if plan.is_possible]
+    if not plans:
+        raise too_small("a trellis", problem.bits, _least_bits(modes, (m, n), names), (m, n))
+    with workers(threads) as pool:
+        best = plans[0]
+        if len(plans) > 1:
+            best = min(plans, key=lambda plan: plan.trial_loss(pool))
+        return best.encode(pool)
+
+
+def _least_bits(modes: Sequence[Mode], shape: tuple[int, int], names: list[str]) -> int:
+    """Return the fewest bits that any of the rotations takes, or a few more."""
+    bits = least_bits(modes, shape)
+    if "both" not in names:  # scales
+        bits += sum(8 * -(-MOST_CODE * size // 8) + GRID_BITS for size in shape)
+    return bits
+
+
+class _Plan:
+    """One rotation of the problem: its scales, and the mode of each column."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        modes: Sequence[Mode],
+        H: Array | None,
+        rotation: str,
+        seed: int,
+    ) -> None:
+        m, n = problem.shape
+        inputs, outputs = ROTATIONS[rotation]
+        self.modes, self.rotation = modes, rotation
+        turns = rotations(rotation, (m, n), seed)
+        self.W = turned(problem.W, *turns)
+        # descending importance, so that what matters most is compensated by most
+        self.order = np.arange(n)
+        weight = np.ones(n)
+        if H is not None:
+            if turns[1] is not None:
+                H = turned(H, turns[1], turns[1])
+                H = 0.5 * (H + H.T)
+            else:
+                self.order = np.argsort(-np.diagonal(H), kind="stable")
+            U = inverse_cholesky(H[np.ix_(self.order, self.order)])
+            weight[self.order] = np.diagonal(U) ** -2.0
+        self.H = H
+        # rotated rows are alike, and so are rotated columns of white inputs
+        r, c = _balanced(self.W, rows=not outputs, columns=H is not None or not inputs)
+        self.row_grid = None if outputs else _grid(r, r * r)
+        self.column_grid = None
+        if H is not None or not inputs:
+            # what feedback makes of a column is not known yet
+            self.column_grid = _grid(c, c * c, spread=1.0 if H is None else 1.5)
+        self.r = r if self.row_grid is None else self.row_grid.round(r).astype(np.float64)
+        self.c = c if self.column_grid is None else self.column_grid.round(c).astype(np.float64)
+        budget = problem.budget - self._scale_bits()
+        chosen = allocate(modes, m, weight * np.sum(self.W**2, axis=0), budget)
+        self.is_possible = chosen is not None
+        if chosen is not None:
+            self.chosen, self.used = chosen
+            self.number = np.array(self.used)[self.chosen]  # 0 or 1 + position in modes
+
+    def _scale_bits(self) -> int:
+        bits = 0
+        for grid, size in zip((self.row_grid, self.column_grid), self.W.shape, strict=True):
+            bits += 0 if grid is None else 8 * -(-grid.bits * size // 8) + GRID_BITS
+        return bits
+
+    def trial_loss(self, pool: Workers) -> float:
+        """Return the share of the output's energy that some of the rows lose."""
+        m = len(self.W)
+        rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
+        _, c, values = self._paths(pool, rows, closed=False)
+        W, r = self.W[rows], self.r[rows]
+        H = np.eye(W.shape[1]) if self.H is None else self.H
+        energy = output_error(W, H)
+        return output_error(W - r[:, None] * values * c, H) / energy if energy > 0.0 else 0.0
+
+    def _paths(self, pool: Workers, rows: Array, closed: bool) -> tuple[list[Array], Array, Array]:
+        """Return the codes of the columns, their scales, and the values without scales."""
+        W, r, c = self.W[rows], self.r[rows], self.c.copy()
+        m, n = W.shape
+        coders = [Coder(mode) for mode in self.modes]
+        codes = [np.empty(0, np.uint8)] * n
+        values = np.zeros((m, n))
+        row_energy = float(r @ r)
+
+        def encode(j: int, column: Array) -> None:
+            coder = coders[self.number[j] - 1]
+            codes[j], start = coder.encode(column, c[j] * r, closed)
+            values[:, j] = decode(coder.mode, codes[j], start, m)
+            if self.column_grid is not None:  # the level next to the least-squares scale
+                v = values[:, j] * r
+                energy = float(v @ v)
+                if energy > 0.0:
+                    c[j] = self.column_grid.round([max(float(v @ column) / energy, 0.0)])[0]
+
+        def encode_block(block: Array) -> None:
+            for j in block:
+                encode(j, W[:, j])
+
+        def quantize(position: int, rest: Array) -> Array:
+            j = int(self.order[position])
+            if not self.number[j]:
+                return np.zeros(m)
+            if self.column_grid is not None:
+                size = np.sqrt(float(rest[0] @ rest[0]) / row_energy) if row_energy > 0 else 0.0
+                c[j] = self.column_grid.round([size])[0]
+            encode(j, rest[0])
+            result: Array = values[:, j] * r * c[j]
+            return result
+
+        if self.H is None:
+            stored = np.flatnonzero(self.number)
+            pool.run(encode_block, [stored[at : at + 16] for at in range(0, stored.size, 16)])
+        else:
+            sequential_rounding(W, self.H, self.order, quantize)
+        return codes, c, values
+
+    def encode(self, pool: Workers) -> Coded:
+        """Return the coding of all rows."""
+        m, n = self.W.shape
+        paths, c, values = self._paths(pool, np.arange(m), closed=True)
+        # the last factor of all is free: it goes into the scale of the matrix
+        coded = self.r[:, None] * values * c
+        product = coded if self.H is None else coded @ self.H
+        energy = float(np.sum(product * coded))
+        gain = float(np.sum(product * self.W)) / energy if energy > 0.0 else 1.0
+        codes = []
+        for position, number in enumerate(self.used):
+            members = [paths[j] for j in range(n) if self.chosen[j] == position]
+            codes.append(np.array(members) if number else np.empty((len(members), 0), np.uint8))
+        rows, columns = (
+            None if grid is None else (grid, grid.encode(scales))
+            for grid, scales in ((self.row_grid, self.r), (self.column_grid, c))
+        )
+        return Coded(self.rotation, self.used, self.chosen, codes, rows, columns, gain)
+
+
+def rotations(
+    name: str, shape: tuple[int, int], seed: int
+) -> tuple[Rotation | None, Rotation | None]:
+    """Return the rotations (or None) of the outputs and of the inputs."""
+    inputs, outputs = ROTATIONS[name]
+    m, n = shape
+    return (
+        Rotation(m, 2 * seed + 1) if outputs else None,
+        Rotation(n, 2 * seed) if inputs else None,
+    )
+
+
+def turned(W: Array, outputs: Rotation | None, inputs: Rotation | None) -> Array:
+    """Return ``R_out W R_in^T``, C-order."""
+    if inputs is not None:
+        W = inputs.apply(np.ascontiguousarray(W.T)).T
+    if outputs is not None:
+        W = outputs.apply(np.ascontiguousarray(W))
+    return np.ascontiguousarray(W)
+
+
+def turned_back(W: Array, outputs: Rotation | None, inputs: Rotation | None) -> Array:
+    """Return ``R_out^T W R_in``, C-order."""
+    if inputs is not None:
+        W = inputs.apply_transposed(np.ascontiguousarray(W.T)).T
+    if outputs is not None:
+        W = outputs.apply_transposed(np.ascontiguousarray(W))
+    return np.ascontiguousarray(W)
