@@ -7,6 +7,7 @@ a seed has to be read for ever. So these come from a counter and a mixing functi
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from scipy.linalg import qr
@@ -55,6 +56,7 @@ class Rotation:
         self.size, self.seed = size, seed
         self.power = size & -size
         self.odd = size // self.power
+        self._typed: dict[Any, tuple[Array, Array]] = {}
 
     @functools.cached_property
     def signs(self) -> Array:
@@ -71,19 +73,27 @@ class Rotation:
         result: Array = Q * np.where(np.diagonal(R) < 0, -1.0, 1.0) / np.sqrt(self.power)
         return result
 
+    def _held(self, dtype: Any) -> tuple[Array, Array]:
+        """Return the signs and the odd factor in a type."""
+        if dtype not in self._typed:
+            self._typed[dtype] = (self.signs.astype(dtype), self.factor.astype(dtype))
+        return self._typed[dtype]
+
     def _mixed(self, x: Array, factor: Array) -> Array:
         shape = (self.power, self.odd, x.shape[1])
-        mixed = np.matmul(factor, x.reshape(shape)) if self.odd > 1 else x * factor[0, 0]
-        mixed = np.ascontiguousarray(mixed).reshape(self.power, -1)
-        hadamard(mixed)
+        mixed = np.matmul(factor, x.reshape(shape)) if self.odd > 1 else x * factor
+        mixed = np.ascontiguousarray(mixed).reshape(-1)
+        hadamard(mixed, self.odd * x.shape[1])
         return mixed.reshape(x.shape)
 
     def apply(self, x: Array) -> Array:
         """Return ``R x`` for x (n, N), in its type."""
-        return self._mixed(x * self.signs.astype(x.dtype), self.factor.astype(x.dtype))
+        signs, factor = self._held(x.dtype)
+        return self._mixed(x * signs, factor)
 
     def apply_transposed(self, x: Array) -> Array:
         """Return ``R^T x`` for x (n, N), in its type."""
-        mixed = self._mixed(np.ascontiguousarray(x), self.factor.T.astype(x.dtype))
-        mixed *= self.signs.astype(x.dtype)
+        signs, factor = self._held(x.dtype)
+        mixed = self._mixed(np.ascontiguousarray(x), factor.T)
+        mixed *= signs
         return mixed
