@@ -515,3 +515,92 @@ def dense_fast(d1, b1, d2, b2, d3, shift):
     """`dense` by matrix products, for brute force over many flips."""
     left = np.asarray(d1, float)[:, None] * (b1 - shift) * np.asarray(d2, float)
     return left @ ((b2 - shift) * np.asarray(d3, float))
+
+
+# ---- trellises ---------------------------------------------------------------------------
+
+
+def viterbi(x, scale, table, bits, start, end):
+    """(state before the path, codes): the path of least squared error, ties to lower states."""
+    T, V = x.shape
+    S = table.shape[1]
+    width = S.bit_length() - 1
+    single = np.float32
+    cost = [single(0) if start in (-1, s) else single(np.inf) for s in range(S)]
+    back = []
+    for t in range(T):
+        following, origin = [None] * S, [0] * S
+        common = min(cost[h << (width - bits)] for h in range(1 << bits))
+        common = common if common < np.inf else single(0)
+        for s in range(S):
+            before = [(h << (width - bits)) | (s >> bits) for h in range(1 << bits)]
+            origin[s] = min(before, key=lambda p: cost[p])  # the first of equal ones
+            total = cost[origin[s]] - common
+            for v in range(V):
+                error = x[t, v] - scale[t, v] * table[v, s]
+                total = total + error * error
+            following[s] = total
+        cost = following
+        back.append(origin)
+    state = end if end >= 0 else min(range(S), key=lambda s: cost[s])
+    codes = []
+    for origin in reversed(back):
+        codes.append(state & ((1 << bits) - 1))
+        state = origin[state]
+    return state, np.array(codes[::-1], np.uint8)
+
+
+def trellis_states(codes, bits, start, width):
+    """States after each step, from the string of all bits."""
+    text = format(start, f"0{width}b")
+    states = []
+    for code in codes:
+        text += format(int(code), f"0{bits}b")
+        states.append(int(text[-width:], 2))
+    return np.array(states)
+
+
+def trellis_column(codes, bits, table, size):
+    """Values of a closed path: every state is the last bits of the path repeated for ever."""
+    width = table.shape[1].bit_length() - 1
+    once = "".join(format(int(code), f"0{bits}b") for code in codes)
+    values = []
+    for t in range(len(codes)):
+        seen = once[: (t + 1) * bits]
+        while len(seen) < width:
+            seen = once + seen
+        values += [table[v, int(seen[-width:], 2)] for v in range(len(table))]
+    return np.array(values[:size])
+
+
+def filter_sums(sums, taps, columns):
+    """Outputs (V, T N) of the circular filter, by its definition."""
+    bits, size = sums.shape
+    V, width = taps.shape
+    T = size // columns
+    out = np.zeros((V, T, columns))
+    planes = sums.reshape(bits, T, columns)
+    for v in range(V):
+        for t in range(T):
+            for i in range(width):
+                out[v, t] += taps[v, i] * planes[i % bits, (t - i // bits) % T]
+    return out.reshape(V, size)
+
+
+def filter_back(y, taps, columns, bits):
+    """Its transpose: sums (bits, T N)."""
+    V, width = taps.shape
+    T = y.shape[1] // columns
+    sums = np.zeros((bits, T, columns))
+    for v in range(V):
+        for t in range(T):
+            for i in range(width):
+                sums[i % bits, (t - i // bits) % T] += taps[v, i] * y.reshape(V, T, -1)[v, t]
+    return sums.reshape(bits, -1)
+
+
+def hadamard(x, columns):
+    """Product with the matrix whose entry (i, j) is -1 to the number of common bits of i and j."""
+    P = x.size // columns
+    H = np.array([[(-1.0) ** bin(i & j).count("1") for j in range(P)] for i in range(P)])
+    return (H @ x.reshape(P, columns)).ravel()

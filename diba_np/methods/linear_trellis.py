@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diba_np.kernels.filters import filter_back, filter_sums
 from diba_np.matrix.base import Array
@@ -63,10 +62,10 @@ class LinearTrellis(Trellis):
         return rotations(self.coded.rotation, self.shape, self.seed)
 
     def _apply(self, X: Array) -> Array:
-        return self._product(X, self._multiply, lambda x: self.to_dense() @ x)
+        return self._product(X, self._multiply, lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:
-        return self._product(Y, self._multiply_transposed, lambda y: self.to_dense().T @ y)
+        return self._product(Y, self._multiply_transposed, lambda y: self._dense().T @ y)
 
     def _product(
         self, X: Array, fast: Callable[[Array], Array], dense: Callable[[Array], Array]
@@ -79,6 +78,8 @@ class LinearTrellis(Trellis):
         if X.dtype.kind not in "buif":
             raise TypeError(f"the operand must hold real numbers, got dtype {X.dtype}")
         x = np.ascontiguousarray(X, np.result_type(np.float32, X.dtype))
+        if not x.size:
+            return np.asarray(dense(x))
         with np.errstate(over="ignore", invalid="ignore"):
             y = fast(x)
             # a sum is not finite if a term is not; one that overflows is looked at again

@@ -143,7 +143,7 @@ class Trellis(CompressedMatrix):
             for number, codes in zip(coded.used, coded.codes, strict=True)
             if number
         ]
-        grids = []
+        grids: list[float] = []
         attrs: dict[str, Any] = {"rotation": coded.rotation, "seed": self.seed}
         arrays: dict[str, Array] = {"codes": np.concatenate(streams)}
         for name, scales in (("d1", coded.rows), ("d3", coded.columns)):
@@ -154,7 +154,8 @@ class Trellis(CompressedMatrix):
                 grids += scales[0].to_pair()
         arrays["grids"] = np.array(grids, "<f4")
         arrays["chosen"] = pack_digits(coded.chosen, len(coded.used))
-        arrays["used"] = np.array(coded.used, np.uint8)
+        numbers = [self.modes[at - 1].number if at else 0 for at in coded.used]
+        arrays["used"] = np.array(numbers, np.uint8)
         return attrs, arrays
 
     @classmethod
@@ -164,9 +165,10 @@ class Trellis(CompressedMatrix):
         rotation = attrs["rotation"]
         if rotation not in ROTATIONS or not 0 <= seed < 2**32:
             raise ValueError(f"rotation {rotation!r} of seed {seed} is not known")
-        used = arrays["used"].tolist()
-        if used != sorted(set(used)) or not used or used == [0] or used[-1] > len(cls.modes):
-            raise ValueError(f"used must name modes of 0 to {len(cls.modes)}, found {used}")
+        numbers = [0] + [mode.number for mode in cls.modes]
+        used = [numbers.index(number) for number in arrays["used"].tolist()]
+        if used != sorted(set(used)) or not any(used):
+            raise ValueError(f"used must name each mode once, one at least, found {used}")
         chosen = unpack_digits(arrays["chosen"], n, len(used)).astype(np.uint8)
         codes, at = [], 0
         for position, number in enumerate(used):
@@ -194,7 +196,7 @@ class Trellis(CompressedMatrix):
                 grids = grids[2:]
             else:
                 scales.append(None)
-        coded = Coded(rotation, used, chosen, codes, *scales)
+        coded = Coded(rotation, used, chosen, codes, scales[0], scales[1])
         return cls((m, n), coded, seed, attrs["scale"])
 
 
@@ -209,4 +211,9 @@ def _checked_gram(gram_matrix: ArrayLike, n: int, ridge: float, inputs: Any) -> 
         raise ValueError("gram_matrix must be symmetric, got one that is not")
     mean = float(np.trace(H)) / n
     H[np.diag_indices(n)] += ridge * mean if mean > 0.0 else 1.0
-    return 0.5 * (H + H.T)
+    H = 0.5 * (H + H.T)
+    try:
+        np.linalg.cholesky(H)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f"gram_matrix must be positive definite with ridge={ridge}") from error
+    return H

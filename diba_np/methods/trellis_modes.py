@@ -1,5 +1,4 @@
-"""Trellises and their rates: bits a step, weights a step, the table of values; which column gets
-which."""
+"""Trellises and their rates: bits and weights a step, tables of values; which column gets which."""
 
 from __future__ import annotations
 
@@ -29,7 +28,8 @@ class Mode:
     linear : bool
         Whether the value is a sum of a tap for each bit of the state, else a look-up.
     decibels : float
-        Signal-to-noise ratio on normal numbers.
+        Signal-to-noise ratio on normal numbers. A look-up table is scaled by it, so it is part of
+        the file format as the taps are, and must not change.
     """
 
     bits: int
@@ -37,6 +37,11 @@ class Mode:
     width: int
     linear: bool
     decibels: float
+
+    @property
+    def number(self) -> int:
+        """What stands for the mode in files."""
+        return 16 * self.bits + self.weights
 
     @property
     def distortion(self) -> float:
@@ -71,17 +76,18 @@ class Mode:
         return values.astype(np.float32)
 
 
-# decibels: scripts/fit_taps.py --judge
+# decibels: python scripts/fit_taps.py --judge
 LOOKUP_MODES = tuple(
     Mode(bits, weights, WIDTH, False, decibels)
     for bits, weights, decibels in (
-        (1, 2, 2.45),
-        (1, 1, 5.54),
-        (3, 2, 8.45),
-        (2, 1, 11.38),
-        (5, 2, 14.2),
-        (3, 1, 16.9),
-        (4, 1, 22.5),
+        (1, 2, 2.77),
+        (1, 1, 5.62),
+        (3, 2, 8.44),
+        (2, 1, 11.33),
+        (5, 2, 14.0),
+        (3, 1, 17.06),
+        (7, 2, 19.21),
+        (4, 1, 22.68),
     )
 )
 LINEAR_MODES = tuple(
@@ -91,7 +97,9 @@ LINEAR_MODES = tuple(
         (4, 3, 3, 6.66),
         (3, 2, 4, 7.80),
         (2, 1, 6, 10.99),
+        (5, 2, 3, 14.22),
         (3, 1, 4, 17.12),
+        (7, 2, 2, 19.81),
         (4, 1, 3, 22.84),
     )
 )

@@ -1,0 +1,46 @@
+"""The circular filter, its transpose and the Hadamard transform against their definitions."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diba_np.kernels.filters import filter_back, filter_sums
+from diba_np.kernels.hadamard import hadamard
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    bits=st.integers(1, 4),
+    V=st.integers(1, 3),
+    length=st.integers(1, 5),
+    steps=st.integers(1, 9),
+    columns=st.sampled_from([1, 2, 7, 300]),
+    single=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_filters_equal_their_definition(bits, V, length, steps, columns, single, seed):
+    rng = np.random.default_rng(seed)
+    kind = np.float32 if single else np.float64
+    taps = rng.normal(size=(V, bits * length)).astype(kind)
+    sums = rng.normal(size=(bits, steps * columns)).astype(kind)
+    y = rng.normal(size=(V, steps * columns)).astype(kind)
+    close = {"rtol": 1e-4, "atol": 1e-4} if single else {"rtol": 1e-11, "atol": 1e-11}
+    out = np.ones_like(y)
+    filter_sums(sums, taps, columns, out)
+    np.testing.assert_allclose(out - 1, naive.filter_sums(sums, taps, columns), **close)
+    back = np.ones_like(sums)
+    filter_back(y, taps, columns, back)
+    np.testing.assert_allclose(back - 1, naive.filter_back(y, taps, columns, bits), **close)
+    assert np.isclose(np.sum(y * (out - 1)), np.sum(sums * (back - 1)), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("P", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("columns", [1, 3, 16])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_hadamard_equals_the_matrix(P, columns, kind):
+    x = np.random.default_rng(P).normal(size=P * columns).astype(kind)
+    expected = naive.hadamard(x, columns)
+    hadamard(x, columns)
+    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-4)

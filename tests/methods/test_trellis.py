@@ -1,0 +1,313 @@
+"""Both trellises: what is stored decodes to the matrix, rates, feedback, products from the bits."""
+
+import itertools
+from pathlib import Path
+
+import h5py
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diba_np import FormatError, load, methods
+from diba_np.methods.fitting import gram
+from diba_np.methods.gptq import output_error
+from diba_np.methods.linear_trellis import LinearTrellis
+from diba_np.methods.seeded import Rotation, normals, uniforms
+from diba_np.methods.trellis import Trellis
+from diba_np.methods.trellis_fit import ROTATIONS
+from diba_np.methods.trellis_modes import (
+    LINEAR_MODES,
+    LOOKUP_MODES,
+    allocate,
+    index_bits,
+    least_bits,
+)
+
+DATA = Path(__file__).parents[2] / "data"
+CLASSES = {"trellis": Trellis, "linear-trellis": LinearTrellis}
+both = pytest.mark.parametrize("label", list(CLASSES))
+
+
+def bits_of(stream, width, count):
+    text = "".join(format(int(byte), "08b")[::-1] for byte in stream)
+    return [int(text[at * width : (at + 1) * width][::-1], 2) for at in range(count)]
+
+
+def decoded(path, modes):
+    """The matrix, from the bytes of a file and the definition alone."""
+    with h5py.File(path) as file:
+        attrs, arrays = dict(file.attrs), {name: file[name][:] for name in file}
+    m, n = int(attrs["m"]), int(attrs["n"])
+    by_number = {16 * mode.bits + mode.weights: mode for mode in modes}
+    used = [by_number.get(int(number)) for number in arrays["used"]]
+    levels = len(used)
+    if levels & (levels - 1):  # words of 64 bits, base-`levels` digits, the last one short
+        digits = next(d for d in range(64, 0, -1) if levels**d <= 2**64)
+        chosen = []
+        for at in range(0, n, digits):
+            word = int.from_bytes(arrays["chosen"][at // digits * 8 :][:8].tobytes(), "little")
+            for _ in range(min(digits, n - at)):
+                word, digit = divmod(word, levels)
+                chosen.append(digit)
+    else:
+        chosen = bits_of(arrays["chosen"], levels.bit_length() - 1, n) if levels > 1 else [0] * n
+    values, at = np.zeros((m, n)), 0
+    for position, mode in enumerate(used):
+        if mode is None:
+            continue
+        steps = -(-m // mode.weights)
+        columns = [j for j in range(n) if chosen[j] == position]
+        size = -(-len(columns) * steps * mode.bits // 8)
+        codes = bits_of(arrays["codes"][at : at + size], mode.bits, len(columns) * steps)
+        at += size
+        for i, j in enumerate(columns):
+            path_of = codes[i * steps : (i + 1) * steps]
+            values[:, j] = naive.trellis_column(path_of, mode.bits, mode.table, m)
+    grids = list(arrays["grids"].astype(float))
+    scales = []
+    for name, size in (("d1", m), ("d3", n)):
+        width = int(attrs[f"{name}_bits"])
+        if not width:
+            scales.append(np.ones(size))
+            continue
+        low, ratio = grids[:2]
+        del grids[:2]
+        steps = [abs(low) * abs(ratio) ** c for c in range(2**width)]
+        steps = [0.0, *steps[:-1]] if ratio < 0 else steps
+        scales.append(np.array([steps[code] for code in bits_of(arrays[name], width, size)]))
+    dense = float(attrs["scale"]) * scales[0][:, None] * values * scales[1]
+    inputs, outputs = ROTATIONS[attrs["rotation"]]
+    seed = int(attrs["seed"])
+    if outputs:
+        dense = Rotation(m, 2 * seed + 1).apply(np.eye(m)).T @ dense
+    if inputs:
+        dense = dense @ Rotation(n, 2 * seed).apply(np.eye(n))
+    return dense
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(11)
+    X = rng.normal(size=(400, 36)) @ (rng.normal(size=(36, 36)) / np.arange(1, 37)[:, None])
+    A = rng.normal(size=(50, 36)) * np.exp(rng.normal(size=(50, 1)))
+    A[7] = 0.0
+    return A, X
+
+
+@both
+@pytest.mark.parametrize("rotation", list(ROTATIONS))
+@pytest.mark.parametrize("with_inputs", [False, True])
+@pytest.mark.parametrize("bits", [1.3, 2.9])
+def test_the_files_bytes_decode_to_the_matrix(
+    label, rotation, with_inputs, bits, problem, tmp_path
+):
+    A, X = problem
+    made = CLASSES[label].fit(A, bits, X if with_inputs else None, seed=3, rotation=rotation)
+    path = tmp_path / "a.h5"
+    made.save(path)
+    dense = decoded(path, made.modes)
+    np.testing.assert_allclose(made.to_dense(), dense, rtol=1e-5, atol=1e-5 * np.abs(dense).max())
+    assert made.record["rotation"] == rotation
+
+
+@both
+def test_golden_files(label):
+    path = DATA / f"golden_{label.replace('-', '_')}.h5"
+    made = load(path)
+    dense = decoded(path, made.modes)
+    np.testing.assert_allclose(made.to_dense(), dense, rtol=1e-5, atol=1e-5)
+    assert made.coded.rotation == "both" and len(made.coded.used) > 1
+    # the tables, the taps and the rotations must stay what they are
+    expected = {
+        "trellis": [0.009146137, -0.0029738452, 0.06118581],
+        "linear-trellis": [0.0057282159, -0.010113353, 0.043735087],
+    }[label]
+    np.testing.assert_allclose(made.to_dense()[0, :3], expected, rtol=1e-4)
+
+
+def test_seeded_numbers_stay_what_they_are():
+    np.testing.assert_allclose(uniforms(0, 3), [0.431528, 0.02643377, 0.97088198], atol=1e-7)
+    many = normals(7, 1 << 16)
+    assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.01
+    assert abs(np.corrcoef(many[1:], many[:-1])[0, 1]) < 0.02
+    assert len(np.unique(np.concatenate([uniforms(seed, 100) for seed in range(50)]))) == 5000
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 12, 96, 97])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_rotation_is_orthogonal(size, kind):
+    turn, x = Rotation(size, 5), np.random.default_rng(0).normal(size=(size, 4)).astype(kind)
+    R = turn.apply(np.eye(size))
+    np.testing.assert_allclose(R @ R.T, np.eye(size), atol=1e-12)
+    np.testing.assert_allclose(turn.apply(x), R @ x, atol=1e-5)
+    np.testing.assert_allclose(turn.apply_transposed(x), R.T @ x, atol=1e-5)
+    assert turn.apply(x).dtype == kind
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32), st.integers(2, 4), st.floats(0.1, 4.5))
+def test_rates_go_where_they_lower_the_error_most(seed, n, rate):
+    importance = np.random.default_rng(seed).exponential(size=n) ** 2
+    modes, m = LINEAR_MODES[1:4], 12  # 4/3, 3/2 and 2 bits
+    budget = int(rate * m * n) + index_bits(n, 1)
+    costs = [0] + [mode.column_bits(m) for mode in modes]
+    errors = [1.0] + [mode.distortion for mode in modes]
+    best = min(
+        (
+            sum(w * errors[q] for w, q in zip(importance, choice, strict=True))
+            for choice in itertools.product(range(4), repeat=n)
+            if sum(costs[q] for q in choice)
+            + index_bits(n, max(choice) - min(choice) + 1) <= budget
+        ),
+        default=np.inf,
+    )  # fmt: skip
+    found = allocate(modes, m, importance, budget)
+    if found is None:
+        assert budget < least_bits(modes, (m, n)) or best >= importance.sum()
+        return
+    chosen, used = found
+    numbers = [used[q] for q in chosen]
+    assert sum(costs[q] for q in numbers) + index_bits(n, len(used)) <= budget
+    # greedy, so within the last step of the best there is
+    loss = sum(w * errors[q] for w, q in zip(importance, numbers, strict=True))
+    assert loss <= best + importance.max() * (errors[0] - errors[1])
+
+
+@pytest.mark.parametrize(
+    ("label", "floors"),
+    [("trellis", (5.2, 8.0, 10.9, 16.5, 22.2)), ("linear-trellis", (4.0, 7.5, 10.6, 16.6, 22.3))],
+)
+def test_normal_samples(label, floors):
+    A = np.random.default_rng(1).normal(size=(256, 128))
+    for bits, floor in zip((1, 1.5, 2, 3, 4), floors, strict=True):
+        made = methods.fit(label, A, bits)
+        assert bits - 0.01 < made.bits_per_weight <= bits
+        assert made.snr(A) > floor
+
+
+@both
+def test_inputs_are_used(label, problem):
+    A, X = problem
+    H = gram(X, 36, ridge=0.0)
+    made = {
+        "without": CLASSES[label].fit(A, 2.0),
+        "with": CLASSES[label].fit(A, 2.0, inputs=X),
+        "gptq": methods.fit("gptq", A, 2.0, inputs=X),
+    }
+    error = {name: output_error(A - one.to_dense(), H) for name, one in made.items()}
+    assert error["with"] < 0.6 * error["without"]
+    assert error["with"] < 0.5 * error["gptq"]
+    same = CLASSES[label].fit(A, 2.0, gram_matrix=X.T @ X / len(X))
+    np.testing.assert_allclose(output_error(A - same.to_dense(), H), error["with"], rtol=0.02)
+
+
+@both
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_any_number_of_threads_gives_the_same(label, with_inputs, problem):
+    A, X = problem
+    inputs = X if with_inputs else None
+    one, two = (CLASSES[label].fit(A, 1.7, inputs, threads=threads) for threads in (1, 2))
+    np.testing.assert_array_equal(one.to_dense(), two.to_dense())
+
+
+@both
+def test_rows_of_unlike_size_are_worth_more(label):
+    # paths spend their bits on the large rows: what a code of single entries cannot do
+    rng = np.random.default_rng(2)
+    even = rng.normal(size=(256, 64))
+    uneven = even * np.exp(rng.normal(size=(256, 1)))
+    snr = [CLASSES[label].fit(A, 2.0, rotation="none").snr(A) for A in (even, uneven)]
+    assert snr[1] > snr[0] + 1.5
+
+
+@pytest.mark.parametrize("rotation", list(ROTATIONS))
+@pytest.mark.parametrize("bits", [0.9, 1.5, 2.4, 3.3])
+def test_products_come_from_the_bits(rotation, bits, problem, monkeypatch):
+    A, _ = problem
+    made = LinearTrellis.fit(A, bits, rotation=rotation)
+    dense = made.to_dense().astype(np.float64)
+    monkeypatch.setattr(made, "to_dense", None)  # nothing is decoded
+    rng = np.random.default_rng(0)
+    size = np.abs(dense).max()
+    for kind, close in ((np.float32, 3e-6), (np.float64, 3e-7)):
+        for columns in (1, 2, 16, 40):
+            x, y = (rng.normal(size=(side, columns)).astype(kind) for side in (36, 50))
+            product, transposed = made @ x, made.T @ y
+            assert product.dtype == transposed.dtype == kind
+            np.testing.assert_allclose(product, dense @ x, atol=close * 40 * size)
+            np.testing.assert_allclose(transposed, dense.T @ y, atol=close * 40 * size)
+        np.testing.assert_allclose(made @ x[:, 0], dense @ x[:, 0], atol=close * 40 * size)
+    z = x[:, 0] + 1j * x[:, 1]
+    np.testing.assert_allclose(made @ z, dense @ z, atol=1e-5 * size * 40)
+    whole = rng.integers(-3, 4, 36)
+    np.testing.assert_allclose(made @ whole, dense @ whole, atol=1e-5 * size * 40)
+
+
+def test_operands_that_are_not_finite_give_what_the_dense_matrix_gives(problem):
+    made = LinearTrellis.fit(problem[0], 2.0)
+    dense = made.to_dense()
+    x = np.random.default_rng(0).normal(size=(36, 3)).astype(np.float32)
+    x[3, 0], x[5, 1] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(made @ x, dense @ x, rtol=1e-4, atol=1e-4)
+    assert (made @ np.zeros((36, 0))).shape == (50, 0)
+    with pytest.raises(TypeError, match="real numbers"):
+        made._apply(np.array([["a"]] * 36))
+
+
+@both
+@pytest.mark.parametrize(
+    ("kwargs", "error", "text"),
+    [
+        ({"rotation": "all"}, ValueError, "rotation must be one of auto, none, inputs, .* 'all'"),
+        ({"gram_matrix": np.eye(3)}, ValueError, r"gram_matrix must have shape \(4, 4\)"),
+        ({"gram_matrix": np.triu(np.ones((4, 4)))}, ValueError, "gram_matrix must be symmetric"),
+        ({"gram_matrix": -np.eye(4)}, ValueError, "gram_matrix must be positive definite"),
+        ({"gram_matrix": np.eye(4), "inputs": np.eye(4)}, TypeError, "got both"),
+        ({"gram_matrix": "no"}, TypeError, "gram_matrix must be an array"),
+        ({"bits": 0.01}, ValueError, "bits must be at least"),
+        ({"bits": 0.01, "rotation": "none"}, ValueError, "bits must be at least"),
+    ],
+)
+def test_bad_arguments(label, kwargs, error, text):
+    with pytest.raises(error, match=text):
+        CLASSES[label].fit(**{"A": np.eye(4), "bits": 32.0, **kwargs})
+
+
+@both
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda attrs, arrays: attrs.update(rotation="left"), "rotation 'left'"),
+        (lambda attrs, arrays: attrs.update(seed=-1), "seed -1"),
+        (lambda attrs, arrays: arrays.update(used=np.array([255], "u1")), "255"),
+        (lambda attrs, arrays: arrays.update(used=arrays["used"][::-1].copy()), "used must name"),
+        (lambda attrs, arrays: arrays.update(codes=arrays["codes"][:-1]), "codes must hold"),
+        (
+            lambda attrs, arrays: arrays.update(codes=np.append(arrays["codes"], np.uint8(0))),
+            "codes must",
+        ),
+        (lambda attrs, arrays: attrs.update(d1_bits=9), "length"),
+    ],
+)
+def test_contents_that_contradict_each_other_are_refused(label, change, text, problem):
+    made = CLASSES[label].fit(problem[0], 1.3, rotation="none")
+    attrs, arrays = made.to_datasets()
+    attrs |= {"m": 50, "n": 36, "scale": 1.0}
+    assert len(arrays["used"]) > 1
+    CLASSES[label].from_datasets(dict(attrs), dict(arrays))
+    change(attrs, arrays)
+    with pytest.raises((ValueError, FormatError), match=text):
+        CLASSES[label].from_datasets(attrs, arrays)
+
+
+def test_the_modes_lie_on_convex_curves():
+    for modes in (LOOKUP_MODES, LINEAR_MODES):
+        rates = np.array([0.0] + [mode.bits / mode.weights for mode in modes])
+        errors = np.array([1.0] + [mode.distortion for mode in modes])
+        slopes = np.diff(errors) / np.diff(rates)
+        assert (np.diff(rates) > 0).all() and (np.diff(slopes) > 0).all()
+        assert len({mode.number for mode in modes}) == len(modes)
+        assert all(mode.table.shape == (mode.weights, 1 << mode.width) for mode in modes)
