@@ -236,6 +236,11 @@ def test_the_bound_of_white_weights_is_six_db_a_bit(rng):
     assert study_outputs.bound(A, W, H, 1.0) > 9
 
 
+def test_fit_taps_smoke():
+    first, again = (run_script("fit_taps.py", "--smoke") for _ in range(2))
+    assert first == again and "(2, 1, 3): (  # " in first
+
+
 def test_study_matrices_smoke(tmp_path):
     first = run_script("study_matrices.py", "--smoke", "--folder", str(tmp_path))
     assert "rises strictly with the ratio on all 3" in first
