@@ -67,6 +67,13 @@ def product(b1, b2, d1, d2, d3, alpha, bias, x):
     return mix(b1, alpha, np.ones(len(d2)), d1, bias, z)
 
 
+def stack(matrices, bias, added, x):
+    """`product` of every (b1, b2, d1, d2, d3, alpha), one below the other, plus what is added."""
+    parts = [product(*chain, np.zeros(len(chain[2])), x) for chain in matrices]
+    return np.concatenate(parts) + bias + added
+
+
+stack_avx512 = stack_avx2 = stack
 product_avx512 = product_avx2 = product_int16 = product_portable = product
 
 

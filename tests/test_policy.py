@@ -25,6 +25,7 @@ HELPERS = (
     "_flips",
     "_lookup",
     "_permute",
+    "_stack",
 )  # compiled into the kernels of other files
 KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py")) + [
     PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name != "_ir"

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from diba_np.machine.processors import resolve_threads
+from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.products.cpu import cache_folder, has_rounded, kernel_path
 from diba_np.products.product import run_each_kernel
+from diba_np.products.stack import Stack
 from diba_np.search.factorization import SOLVERS, factorize
 
 
@@ -42,6 +44,12 @@ def warm_up() -> dict[str, Any]:
         now = time.perf_counter()
         seconds[name] = round(now - last, 3)
         last = now
+    one = np.ones(1, np.float32)
+    bits = PackedBits(np.ones((1, 1)))
+    Stack([DiBAFactors(one, bits, one, bits, one)])(one)
+    now = time.perf_counter()
+    seconds["stack"] = round(now - last, 3)
+    last = now
     A = np.random.default_rng(0).normal(size=(12, 10))
     for solver in SOLVERS:
         for threads in sorted({1, resolve_threads(None)}):

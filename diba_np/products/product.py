@@ -80,7 +80,7 @@ _COLUMN_KERNELS = (columns_simd.product_columns_avx512, columns_simd.product_col
 # -- products --------------------------------------------------------------------------------------
 
 
-def _operand(x: ArrayLike) -> Real:
+def operand(x: ArrayLike) -> Real:
     """Return x in C-order and writeable: float32 where that holds every value of its dtype.
 
     A read-only or strided array would be one more type, and one more compilation, to Numba.
@@ -96,8 +96,14 @@ def _operand(x: ArrayLike) -> Real:
     return np.require(array, dtype, ["C", "W", "A"])
 
 
+def parts_worth(weights: int) -> int:
+    """Return how many threads so many weights, times columns, are worth."""
+    worth = weights // _WEIGHTS_PER_THREAD
+    return 1 if worth <= 1 else min(worth, number_of_threads())
+
+
 def transposed(array: NDArray[Any]) -> Real:
-    """Return the transpose of a matrix of real numbers, in C-order, its type as of `_operand`."""
+    """Return the transpose of a matrix of real numbers, in C-order, its type as of `operand`."""
     dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
     array = np.require(array, dtype, ["C", "W", "A"])
     out = np.empty(array.shape[::-1], dtype)
@@ -231,12 +237,11 @@ class Product:
 
     def _parts(self, n_columns: int = 1) -> int:
         """Return how many threads a product with so many columns is worth."""
-        worth = self.weights * n_columns // _WEIGHTS_PER_THREAD
-        return 1 if worth <= 1 else min(worth, number_of_threads())
+        return parts_worth(self.weights * n_columns)
 
     def vector(self, x: ArrayLike) -> Real:
         """Apply to a vector (n,); returns (m,)."""
-        x = self._checked(_operand(x), 1)
+        x = self._checked(operand(x), 1)
         out = np.empty(self.shape[0], x.dtype)
         arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
         kernels = _VECTOR_KERNELS[self._path_for(x.dtype)]
@@ -256,7 +261,7 @@ class Product:
         product would be for bits +-1/2) of each stage: 1e-4 to 4e-4 for such data. Where outliers
         make more than 1e-3 to be expected, the product is done without rounding.
         """
-        x = self._checked(_operand(x), 1)
+        x = self._checked(operand(x), 1)
         if x.dtype != _SINGLE:
             with np.errstate(over="ignore"):
                 x = x.astype(_SINGLE)
@@ -273,7 +278,7 @@ class Product:
 
     def matrix(self, x: ArrayLike) -> Real:
         """Apply to every column of (n, b); returns (m, b), C-order."""
-        x = self._checked(_operand(x), 2)
+        x = self._checked(operand(x), 2)
         out = np.empty((self.shape[0], x.shape[1]), x.dtype)
         if not math.isfinite(self._run_matrix(x, out)):
             bad = ~(np.isfinite(x).all(axis=0) & np.isfinite(out).all(axis=0))

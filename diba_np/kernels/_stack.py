@@ -1,0 +1,167 @@
+"""What stacks of factorizations share beside their look-ups: the plan, the workspace, the ends.
+
+A row of the plan (int64) is one factorization, `COLUMNS` entries: addresses of tiles, sizes, and
+offsets into the workspace, in float32. The workspace holds everything of type float32, each part
+from a cache line on and filled up to one with zeros: diagonals, shifts and biases first, which stay
+as they are, then what kernels write. Compiled into the kernels of other files, which carry a digest
+of this one, as of ``_ir.py``.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
+from diba_np.kernels._jit import njit
+
+# of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
+TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape
+TILES_2, N_TILES_2, N_UNITS_2 = 3, 4, 5  # of B1
+D3, D2, D1, ALPHA, BIAS = 6, 7, 8, 9, 10  # in the workspace; BIAS is -1 if there is none
+K, ROWS, OUT = 11, 12, 13  # sizes; the first row in `out`
+ADDS = 14  # 1: the result is added to that of the row before, of another term of the same matrix
+INPUTS, TABLES, TOTALS = 15, 16, 17  # in the workspace, the same for all
+SUMS_1, INNER, SUMS_2, COLUMNS = 18, 19, 20, 21  # in the workspace; how many entries a row has
+
+LANES = 16  # a cache line
+_LINE = _ir.vector(_ir.F32, LANES)
+
+
+def _make_finish(n_addends):
+    """Return an intrinsic that ends a stage for whole cache lines of rows."""
+
+    @intrinsic
+    def finish_lines(typingctx, sums, scale, shift, first, second, n_lines, target):
+        """Write ``scale * (sums - shift)`` plus the addends that there are; addresses.
+
+        Returns 0, or NaN where a sum is not finite. What is added may lie at the target.
+        """
+        address = types.intp
+        signature = types.float32(
+            *(address, address, types.float32, address, address, address, address)
+        )
+
+        def codegen(context, builder, signature, args):
+            sums, scale, shift, first, second, n_lines, target = args
+            shifts = _ir.broadcast(builder, shift, _LINE)
+            zero = _ir.splat_constant(_LINE, 0.0)
+
+            def body(i, carried):
+                here = builder.mul(i, _ir.index(4 * LANES))
+
+                def line(start):
+                    return _ir.load(builder, builder.add(start, here), _LINE, 4)
+
+                value = line(sums)
+                check = builder.fadd(carried[0], builder.fmul(zero, value))
+                value = builder.fmul(line(scale), builder.fsub(value, shifts))
+                for addend in (first, second)[:n_addends]:
+                    value = builder.fadd(value, line(addend))
+                _ir.store(builder, value, builder.add(target, here), 4)
+                return [check]
+
+            (check,) = _ir.counted_loop(builder, n_lines, [zero], body)
+            return _total(builder, check)
+
+        return signature, codegen
+
+    return finish_lines
+
+
+def _total(builder, line):
+    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+    add_up = _ir.declare(builder, name, _ir.F32, [_ir.F32, _LINE])
+    return builder.call(add_up, [ir.Constant(_ir.F32, 0.0), line], fastmath=("reassoc",))
+
+
+@intrinsic
+def _zero_if_finite(typingctx, values, n_pairs):
+    """Return 0, or NaN if an entry of so many pairs of cache lines is not finite."""
+    signature = types.float32(types.intp, types.intp)
+
+    def codegen(context, builder, signature, args):
+        values, n_pairs = args
+        zero = _ir.splat_constant(_LINE, 0.0)
+
+        def body(i, carried):
+            here = builder.add(values, builder.mul(i, _ir.index(8 * LANES)))
+            lines = [
+                _ir.load(builder, _ir.offset(builder, here, 4 * LANES * h), _LINE, 4)
+                for h in range(2)
+            ]
+            return [
+                builder.fadd(total, builder.fmul(zero, line))
+                for total, line in zip(carried, lines, strict=True)
+            ]
+
+        totals = _ir.counted_loop(builder, n_pairs, [zero, zero], body)
+        return _total(builder, builder.fadd(*totals))
+
+    return signature, codegen
+
+
+_finish = _make_finish(0)
+_finish_adding = _make_finish(1)
+_finish_adding_both = _make_finish(2)
+
+
+@njit(fastmath=False)
+def start_first_stages(x, plan, first, after, work):
+    """Write ``d3 * x`` to the workspace, and zeros to the first sums of some factorizations."""
+    inputs, scale = work[plan[first, INPUTS] :][: x.size], work[plan[first, D3] :][: x.size]
+    for j in range(x.size):
+        inputs[j] = scale[j] * x[j]
+    for i in range(first, after):
+        work[plan[i, SUMS_1] :][: 32 * plan[i, N_TILES_1]] = 0
+
+
+@njit(fastmath=False)
+def finish_first_stage(row, total, work):
+    """Write ``d2 * (sums - alpha * total)``; return a number that is finite if all of these are.
+
+    Write zeros to the second sums.
+    """
+    start, alpha = work.ctypes.data, work[row[ALPHA]]
+    # 0 * total would be NaN where the total, which no row asked for, overflows
+    shift = alpha * total if alpha != 0 else alpha
+    sums, scale, inner = start + 4 * row[SUMS_1], start + 4 * row[D2], start + 4 * row[INNER]
+    check = _finish(sums, scale, shift, sums, sums, (row[K] + LANES - 1) // LANES, inner)
+    work[row[SUMS_2] :][: 32 * row[N_TILES_2]] = 0
+    return total + check
+
+
+@njit(fastmath=False)
+def finish_second_stage(row, total, work):
+    """Return a number that is finite if the inputs' total and the second sums are."""
+    return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], row[N_TILES_2])
+
+
+@njit(fastmath=False)
+def write_results(plan, work, added, out):
+    """Write ``d1 * (sums - alpha * total) + bias + added`` of every factorization."""
+    for i in range(plan.shape[0]):
+        row = plan[i]
+        alpha = work[row[ALPHA]]
+        shift = alpha * work[row[TOTALS] + i] if alpha != 0 else alpha
+        rest = out if row[ADDS] else added
+        whole, first = row[ROWS] // LANES, row[OUT]
+        start, target = work.ctypes.data, out.ctypes.data + 4 * first
+        sums, scale, bias = start + 4 * row[SUMS_2], start + 4 * row[D1], start + 4 * row[BIAS]
+        addend = rest.ctypes.data + 4 * first
+        if row[BIAS] < 0 and rest.size == 0:
+            _finish(sums, scale, shift, sums, sums, whole, target)
+        elif row[BIAS] < 0:
+            _finish_adding(sums, scale, shift, addend, sums, whole, target)
+        elif rest.size == 0:
+            _finish_adding(sums, scale, shift, bias, sums, whole, target)
+        else:
+            _finish_adding_both(sums, scale, shift, bias, addend, whole, target)
+        for j in range(LANES * whole, row[ROWS]):
+            value = work[row[D1] + j] * (work[row[SUMS_2] + j] - shift)
+            if row[BIAS] >= 0:
+                value += work[row[BIAS] + j]
+            if rest.size:
+                value += rest[first + j]
+            out[first + j] = value

@@ -1,0 +1,240 @@
+"""Stacks: several factorizations in one call against the naive reference and single products."""
+
+import json
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diba_np import DiBAFactors
+from diba_np.products import Stack
+from diba_np.products import stack as stacks
+from diba_np.products.cpu import available_paths
+from diba_np.products.product import Product
+
+PATHS = available_paths()
+SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 45, 64, 65, 130, 300]))
+
+
+def factorization(m, n, k, seed, shift=0.0, d3=None):
+    rng = np.random.default_rng(seed)
+    d1, d2 = rng.normal(size=m), rng.normal(size=k)
+    d3 = rng.normal(size=n) if d3 is None else d3
+    return DiBAFactors(d1, rng.integers(0, 2, (m, k)), d2, rng.integers(0, 2, (k, n)), d3, shift)
+
+
+def stack_on(path, factors, bias=None):
+    """A stack on one of the kernel paths; on the portable one it runs single products."""
+    stack = Stack(factors, bias)
+    stack._kernel = stacks._KERNELS.get(path)
+    return stack
+
+
+def product_on(path, f, x):
+    if path == "portable":
+        return f @ x
+    return Product(f.b2, f.b1, d_in=f.d3, d_mid=f.d2, d_out=f.d1, alpha=f.shift, path=path).vector(
+        x
+    )
+
+
+def chain(f):
+    bits = f.b1.to_dense().astype(int), f.b2.to_dense().astype(int)
+    return (*bits, f.d1, f.d2, f.d3, f.shift)
+
+
+@settings(max_examples=25)
+@given(
+    n=SIZES,
+    sizes=st.lists(st.tuples(SIZES, SIZES, st.booleans()), min_size=1, max_size=4),
+    shift=st.sampled_from([0.0, 0.5]),
+    bias=st.booleans(),
+    added=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stack_equals_naive_and_its_products(path, n, sizes, shift, bias, added, seed):
+    rng = np.random.default_rng(seed)
+    common = rng.normal(size=n)
+    factors = [
+        factorization(m, n, k, seed + i, shift, common if shared else None)
+        for i, (m, k, shared) in enumerate(sizes)
+    ]
+    m = sum(f.shape[0] for f in factors)
+    x = rng.normal(size=n).astype(np.float32)
+    more = rng.normal(size=m).astype(np.float32) if added else None
+    offset = rng.normal(size=m).astype(np.float32) if bias else None
+    stack = stack_on(path, factors, offset)
+    expected = np.concatenate([product_on(path, f, x) for f in factors])
+    zeros = np.zeros(m, np.float32)
+    exact = naive.stack(
+        [chain(f) for f in factors],
+        zeros if offset is None else offset,
+        zeros if more is None else more,
+        x,
+    )
+    for shifted in (offset, more):
+        if shifted is not None:
+            expected = expected + shifted
+    for _ in range(2):  # what the first call left in the workspace does not matter
+        found = stack(x, added=more)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+    size = [np.abs(f.d1) * (np.ones(f.k) @ (np.abs(f.d2) * (np.abs(f.d3) @ np.abs(x)))) * 2 + 9
+            for f in factors]  # fmt: skip
+    assert (np.abs(found - exact) <= 8 * np.finfo(np.float32).eps * np.concatenate(size)).all()
+
+
+@pytest.fixture
+def layer():
+    return [factorization(m, 40, 30, m) for m in (40, 16, 16)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_results_in_place(layer, path, rng):
+    stack = stack_on(path, layer)
+    assert stack.shape == (72, 40)
+    assert stack.rows == (slice(0, 40), slice(40, 56), slice(56, 72))
+    x, residual = (rng.normal(size=size).astype(np.float32) for size in (40, 72))
+    expected = stack(x, added=residual)
+    out = np.empty(72, np.float32)
+    assert stack(x, added=residual, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    out[:] = residual
+    assert stack(x, added=out, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    square = stack_on(path, layer[:1])
+    expected = square(x)
+    square(x, out=x)  # the result may take the place of the operand
+    np.testing.assert_array_equal(x, expected)
+    for y, f in zip(stack.split(stack @ x), layer, strict=True):
+        np.testing.assert_array_equal(y, product_on(path, f, x))
+
+
+def test_other_operands(layer, rng):
+    bias = rng.normal(size=72)
+    stack = Stack(layer, bias)
+    X, added = rng.normal(size=(40, 9)).astype(np.float32), rng.normal(size=(72, 9))
+    expected = np.concatenate([f @ X for f in layer]) + bias.astype(np.float32)[:, None]
+    np.testing.assert_array_equal(stack(X), expected)
+    np.testing.assert_allclose(stack(X, added=added), expected + added, rtol=1e-6, atol=1e-6)
+    out = np.empty((72, 9), np.float32)
+    assert stack(X, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    wide = stack(X[:, 0].astype(float))
+    assert wide.dtype == np.float64
+    exact = naive.stack([chain(f) for f in layer], bias.astype(np.float32), 0, X[:, 0])
+    np.testing.assert_allclose(wide, exact, rtol=1e-9, atol=1e-9)
+    for x in (X[:, 3], X[::-1, 3], X[:, 3].tolist(), X[:, 3].astype(np.float16)):
+        np.testing.assert_allclose(
+            stack(x), np.concatenate([f @ np.asarray(x) for f in layer]) + bias, atol=1e-2
+        )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_as_in_single_products(layer, path, bad, rng):
+    stack = stack_on(path, layer)
+    x, out = rng.normal(size=40).astype(np.float32), rng.normal(size=72).astype(np.float32)
+    x[7] = bad
+    expected = np.concatenate([f @ x for f in layer]) + out
+    assert not np.isfinite(expected).all()
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(stack(x, added=out, out=out), expected, rtol=1e-4, atol=1e-4)
+    x[7] = 1  # nothing of it is left
+    np.testing.assert_allclose(stack(x), np.concatenate([f @ x for f in layer]), atol=1e-4)
+    huge = np.full(40, 1e38, np.float32)
+    expected = np.concatenate([f @ huge for f in layer])
+    np.testing.assert_allclose(stack(huge), expected, rtol=1e-5)
+
+
+def test_a_large_matrix_goes_its_own_way(layer, monkeypatch, rng):
+    monkeypatch.setattr(stacks, "_SMALL", 100)
+    stack, x = Stack(layer), rng.normal(size=40).astype(np.float32)
+    assert stack._kernel is None
+    np.testing.assert_array_equal(stack(x), np.concatenate([f @ x for f in layer]))
+
+
+def test_several_threads_and_processes(layer, rng):
+    stack = Stack(layer, np.ones(72))
+    xs = rng.normal(size=(200, 40)).astype(np.float32)
+    expected, found = [stack(x) for x in xs], {}
+
+    def work(name):
+        found[name] = [stack(x) for x in xs]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for results in found.values():
+        np.testing.assert_array_equal(results, expected)
+    copy = pickle.loads(pickle.dumps(stack))
+    assert copy.nbytes == 288
+    np.testing.assert_array_equal(copy(xs[0]), expected[0])
+    diagonals = 4 * sum(sum(f.shape) + f.k for f in layer)
+    assert copy.nbytes > 288 + diagonals
+
+
+class Unfit:
+    shape = (3, 40)
+
+
+@pytest.mark.parametrize(
+    ("factors", "options", "error", "words"),
+    [
+        ([], {}, ValueError, "factors must hold at least one factorization, got none"),
+        ([Unfit()], {}, TypeError, "factors must be DiBAFactors, got Unfit"),
+        ([factorization(3, 4, 2, 0), factorization(3, 5, 2, 0)], {}, ValueError,
+         "factors must have the same number of columns, got 4, 5"),
+        ([factorization(3, 4, 2, 0)], {"bias": np.ones(4)}, ValueError,
+         r"bias must have shape \(3,\), got \(4,\)"),
+        ([factorization(3, 4, 2, 0)], {"bias": ["a"] * 3}, TypeError,
+         "bias must hold real numbers, got dtype"),
+    ],
+)  # fmt: skip
+def test_bad_stacks(factors, options, error, words):
+    with pytest.raises(error, match=words):
+        Stack(factors, **options)
+
+
+def test_bad_operands(layer):
+    stack, x = Stack(layer), np.ones(40, np.float32)
+    readonly = np.ones(72, np.float32)
+    readonly.setflags(write=False)
+    memory = np.ones(100, np.float32)
+    for operand, options, error, words in [
+        (x[1:], {}, ValueError, r"x must have shape \(40,\) or \(40, b\), got \(39,\)"),
+        (np.ones((2, 40, 1)), {}, ValueError, r"x must have shape \(40,\) or"),
+        (x * 1j, {}, TypeError, "the operand must hold real numbers, got dtype complex"),
+        (x, {"added": x}, ValueError, r"added must have shape \(72,\), got \(40,\)"),
+        (x, {"added": np.array(["a"] * 72)}, TypeError, "added must hold real numbers"),
+        (x, {"out": [0.0] * 72}, TypeError, "out must be an array of float32, got list"),
+        (x, {"out": np.ones(72)}, TypeError, "out must be an array of float32, got float64"),
+        (x, {"out": readonly}, ValueError, r"writeable array in C-order of shape \(72,\)"),
+        (x, {"out": x}, ValueError, r"writeable array in C-order of shape \(72,\), got \(40,\)"),
+        (x, {"added": memory[1:73], "out": memory[:72]}, ValueError,
+         "added must be out itself or share no memory with it"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=words):
+            stack(operand, **options)
+    with pytest.raises(ValueError, match=r"y must have 72 rows, got shape \(40,\)"):
+        stack.split(x)
+
+
+def test_the_benchmark_runs():
+    script = Path(__file__).parents[2] / "scripts" / "bench_stack.py"
+    command = [sys.executable, str(script), "--smoke", "--json"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = json.loads(out)["rows"]
+    assert {row["way"] for row in rows} >= {"calls", "stack"}
+    assert all(row["us"] > 0 for row in rows)
