@@ -123,9 +123,10 @@ def finish_first_stage(row, total, work):
 
     Write zeros to the second sums.
     """
-    start, alpha = work.ctypes.data, work[row[ALPHA]]
+    alpha = work[row[ALPHA]]
     # 0 * total would be NaN where the total, which no row asked for, overflows
     shift = alpha * total if alpha != 0 else alpha
+    start = work.ctypes.data
     sums, scale, inner = start + 4 * row[SUMS_1], start + 4 * row[D2], start + 4 * row[INNER]
     check = _finish(sums, scale, shift, sums, sums, (row[K] + LANES - 1) // LANES, inner)
     work[row[SUMS_2] :][: 32 * row[N_TILES_2]] = 0
@@ -147,7 +148,8 @@ def write_results(plan, work, added, out):
         shift = alpha * work[row[TOTALS] + i] if alpha != 0 else alpha
         rest = out if row[ADDS] else added
         whole, first = row[ROWS] // LANES, row[OUT]
-        start, target = work.ctypes.data, out.ctypes.data + 4 * first
+        start = work.ctypes.data
+        target = out.ctypes.data + 4 * first
         sums, scale, bias = start + 4 * row[SUMS_2], start + 4 * row[D1], start + 4 * row[BIAS]
         addend = rest.ctypes.data + 4 * first
         if row[BIAS] < 0 and rest.size == 0:

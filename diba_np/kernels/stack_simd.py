@@ -13,7 +13,7 @@ import numpy as np
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import block_size  # _lookup.py e780d5b3414a
 from diba_np.kernels._permute import AVX2, AVX512  # _permute.py b2d4e71cca30
-from diba_np.kernels._stack import (  # _stack.py 1f62d8367fa0
+from diba_np.kernels._stack import (  # _stack.py aee70c6b29eb
     D3,
     INNER,
     INPUTS,
