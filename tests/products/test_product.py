@@ -24,6 +24,7 @@ from diba_np.kernels._barrier import arrive, barrier, take
 from diba_np.kernels.threads import number_of_threads
 from diba_np.kernels.transpose import transpose
 from diba_np.machine.pool import workers
+from diba_np.products import cpu, parallel
 from diba_np.products import product as products
 from diba_np.products.cpu import available_paths, has_rounded, kernel_path
 from diba_np.products.parallel import _Backoff, _backoff
@@ -476,7 +477,7 @@ def test_products_from_several_threads_at_once(rng):
 
 def test_held_up_kernels_lose_a_share_of_the_time_at_most(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(products.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(parallel.time, "perf_counter", lambda: now[0])
     backoff = _Backoff()
     for seconds, work in ((1e-4, 1e7), (1.0, 1e10)):  # so much work may take that long
         backoff.note(seconds, work)
@@ -558,7 +559,7 @@ def test_a_path_that_is_wrong_or_missing_is_one_sentence(
     assert capsys.readouterr().err == f"diba-np: error: {message}\n"
     assert not os.path.exists(names[2])
     monkeypatch.setenv("DIBA_NP_KERNEL", "avx512")
-    monkeypatch.setattr(products, "cpu_features", lambda: {"avx2"})
+    monkeypatch.setattr(cpu, "cpu_features", lambda: {"avx2"})
     with pytest.raises(ValueError, match=r"can run \(portable, avx2\), got 'avx512'"):
         f @ np.ones(4)
     monkeypatch.delenv("DIBA_NP_KERNEL")

@@ -10,7 +10,7 @@ PROLOGUE = """
 import os, sys
 import numpy as np
 from diba_np import DiBAFactors
-from diba_np.products import product as products
+from diba_np.products import cpu
 rng = np.random.default_rng(0)
 def operator(m, n, k):
     d1, d2, d3 = (rng.normal(size=s) for s in (m, k, n))
@@ -45,8 +45,8 @@ K = [("portable", lookup_portable.product_portable, np.float32, 0),
      ("avx512", lookup_simd.product_avx512, np.float32, 0),
      ("avx512", columns_simd.product_columns_avx512, np.float32, 0),
      ("avx512", lookup_int16.product_int16, np.float32, 1)]
-paths = products.available_paths()
-K = [k for k in K if k[0] in paths and (not k[3] or products.has_rounded())]
+paths = cpu.available_paths()
+K = [k for k in K if k[0] in paths and (not k[3] or cpu.has_rounded())]
 for m, n, k in [(1, 1, 1), (33, 16, 31), (161, 47, 130), (97, 700, 45), (64, 1920, 480)]:
     b1, b2 = PackedBits(rng.integers(0, 2, (m, k))), PackedBits(rng.integers(0, 2, (k, n)))
     for at_end in (True, False):
@@ -70,9 +70,9 @@ print("untouched", len(K))
 
 
 HEAP = """
-for path in products.available_paths():
+for path in cpu.available_paths():
     os.environ["DIBA_NP_KERNEL"] = path
-    products.kernel_path.cache_clear(), products.has_rounded.cache_clear()
+    cpu.kernel_path.cache_clear(), cpu.has_rounded.cache_clear()
     for m, n, k in rng.integers(1, 150, (60, 3)).tolist():
         f, x = operator(m, n, k), rng.normal(size=n).astype(np.float32)
         f @ x, f.matvec_rounded(x)
