@@ -611,3 +611,72 @@ def hadamard(x, columns):
     P = x.size // columns
     H = np.array([[(-1.0) ** bin(i & j).count("1") for j in range(P)] for i in range(P)])
     return (H @ x.reshape(P, columns)).ravel()
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def layer_norm(x, factor, shift, epsilon):
+    """(unit rows, one over their spread, the norm)."""
+    mean = x.mean(axis=1, keepdims=True)
+    inverse = 1 / np.sqrt(((x - mean) ** 2).mean(axis=1) + epsilon)
+    unit = (x - mean) * inverse[:, None]
+    return unit, inverse, unit * factor + shift
+
+
+def layer_norm_back(gradient, factor, unit, inverse):
+    """(gradient of the inputs, of the factor, of the shift): by the Jacobian of each row."""
+    d = unit.shape[1]
+    g = np.empty_like(unit)
+    for i in range(len(unit)):
+        jacobian = np.eye(d) - 1 / d - np.outer(unit[i], unit[i]) / d
+        g[i] = jacobian @ (gradient[i] * factor) * inverse[i]
+    return g, (gradient * unit).sum(axis=0), gradient.sum(axis=0)
+
+
+def rms_norm(x, factor, epsilon):
+    """(one over the root mean square of rows, the norm)."""
+    inverse = 1 / np.sqrt((x**2).mean(axis=1) + epsilon)
+    return inverse, x * inverse[:, None] * factor
+
+
+def rms_norm_back(gradient, factor, x, inverse):
+    """(gradient of the inputs, of the factor): by the Jacobian of each row."""
+    d = x.shape[1]
+    g = np.empty_like(x)
+    for i in range(len(x)):
+        jacobian = inverse[i] * (np.eye(d) - inverse[i] ** 2 / d * np.outer(x[i], x[i]))
+        g[i] = jacobian @ (gradient[i] * factor)
+    return g, (gradient * x * inverse[:, None]).sum(axis=0)
+
+
+def below_the_most(scores, scale, keys, first, last, hidden):
+    out = np.full_like(scores, hidden)
+    texts, heads, rows, _ = scores.shape
+    for s, h, i in itertools.product(range(texts), range(heads), range(rows)):
+        seen = slice(first[i], last[i])
+        row = scores[s, h, i, seen] * scale + keys[s, seen]
+        out[s, h, i, seen] = row - row.max()
+    return out
+
+
+def to_unit_sum(p):
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def softmax_back(p, scale, g):
+    out = np.empty_like(g)
+    for i in range(len(p)):
+        out[i] = (np.diag(p[i]) - np.outer(p[i], p[i])) @ g[i] * scale
+    return out
+
+
+def gelu(x):
+    """(x Phi(x), its slope), Phi by a sum of many small steps of the density."""
+    y, slope = np.empty_like(x), np.empty_like(x)
+    for i, v in enumerate(x):
+        t = np.linspace(0, v, 20001)
+        density = np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
+        below = 0.5 + (density[1:] + density[:-1]).sum() / 2 * (t[1] - t[0])
+        y[i], slope[i] = v * below, below + v * density[-1]
+    return y, slope

@@ -96,6 +96,21 @@ class CodedLinear(Layer):
         gx[:, self._kept] = g @ weights
         return gx
 
+    def lookup(self, ids: Array) -> tuple[Array, Callable[[Array], None]]:
+        """Return rows of the matrix, without bias, and what takes their gradient."""
+        flat = np.asarray(ids, np.intp).reshape(-1)
+        values, scales = self._values[flat], self.parameters["scales"]
+        rows = np.zeros((len(flat), self.shape[1]), self.dtype)
+        rows[:, self._kept] = values * scales[flat][:, self._group]
+
+        def back(gradient: Array) -> None:
+            if self._starts.size:
+                pulled = gradient.reshape(rows.shape)[:, self._kept] * values
+                sums = np.add.reduceat(pulled, self._starts, axis=1)
+                np.add.at(self.gradients["scales"], flat, sums)
+
+        return rows.reshape(*np.shape(ids), -1), back
+
     def refit(self, data: Moments) -> None:
         """Set the scales to their least-squares values on moments, and the bias by the means.
 

@@ -1,0 +1,1 @@
+"""What networks are built of: each block gives its output and the step back to its input."""

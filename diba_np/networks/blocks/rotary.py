@@ -1,0 +1,89 @@
+"""Rotary positions: pairs of channels turned by angles that grow with the position.
+
+J. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", arXiv 2104.09864.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from diba_np.networks.blocks.block import Back
+
+Array = NDArray[Any]
+
+
+def frequencies(width: int, base: float, scaling: Mapping[str, Any] | None = None) -> Array:
+    """Return the angles of one position, (width / 2,) float64.
+
+    Parameters
+    ----------
+    width : int
+        Channels of a head.
+    base : float
+    scaling : mapping, optional
+        Stretches the angles for longer texts, as configurations have it under ``rope_scaling``:
+        type "linear" with its ``factor``, or "llama3".
+
+    Raises
+    ------
+    ValueError
+        The scaling is of another type.
+    """
+    angles = base ** -(np.arange(0, width, 2) / width)
+    kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type"))
+    if scaling is None or kind == "default":
+        return angles
+    if kind == "linear":
+        return angles / float(scaling["factor"])
+    if kind == "llama3":
+        factor = float(scaling["factor"])
+        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        turns = float(scaling["original_max_position_embeddings"]) * angles / (2 * math.pi)
+        # between the two bounds, given in turns over the original length, from one to the other
+        share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        stretched: Array = (1 - share) * angles / factor + share * angles
+        return stretched
+    raise ValueError(f'rope_scaling must be "linear", "llama3" or "default", got {kind!r}')
+
+
+class Rotary:
+    """Turns channels j and j + width / 2 of each head by the position times a frequency.
+
+    Parameters
+    ----------
+    angles : (width / 2,) array
+        As `frequencies` gives them.
+    dtype : {float32, float64}
+    """
+
+    def __init__(self, angles: Array, dtype: DTypeLike = np.float32) -> None:
+        self.angles, self.dtype = angles, np.dtype(dtype)
+        self._cos = self._sin = np.empty((0, len(angles)), self.dtype)
+
+    def tables(self, positions: int) -> tuple[Array, Array]:
+        """Return cosines and sines of at least so many positions, (at least positions, width / 2)."""
+        if len(self._cos) < positions:
+            count = max(positions, 2 * len(self._cos))
+            turned = np.arange(count)[:, None] * self.angles
+            self._cos, self._sin = (f(turned).astype(self.dtype) for f in (np.cos, np.sin))
+        return self._cos, self._sin
+
+    def forward(self, x: Array, start: int = 0) -> tuple[Array, Back]:
+        """Return x (S, T, heads width), tokens at the positions from `start` on, and the step back."""
+        tokens, half = x.shape[1], len(self.angles)
+        cos, sin = (t[start : start + tokens, None, None] for t in self.tables(start + tokens))
+
+        def turn(x: Array, cos: Array, sin: Array) -> Array:
+            pairs = x.reshape(*x.shape[:2], -1, 2, half)
+            turned = np.empty_like(pairs)
+            one, other = pairs[..., :1, :], pairs[..., 1:, :]
+            turned[..., :1, :] = one * cos - other * sin
+            turned[..., 1:, :] = other * cos + one * sin
+            return turned.reshape(x.shape)
+
+        return turn(x, cos, sin), lambda gradient: turn(gradient, cos, -sin)

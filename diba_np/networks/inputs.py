@@ -1,0 +1,86 @@
+"""What a network reads, checked; rows of tokens padded and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.networks.kind import Config
+
+Array = NDArray[Any]
+
+
+def as_ids(inputs: ArrayLike, config: Config) -> Array:
+    """Return token ids as (S, T) int64; one row may be given as (T,).
+
+    Raises
+    ------
+    TypeError
+        They are no ints.
+    ValueError
+        The shape is another, there are more tokens than positions, or one is no token.
+    """
+    ids = np.asarray(inputs)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"ids must be ints, got dtype {ids.dtype}")
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2 or not ids.size:
+        raise ValueError(f"ids must have shape (S, T), got {ids.shape}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= config.vocabulary:
+        wrong = low if low < 0 else high
+        raise ValueError(f"ids must lie in [0, {config.vocabulary - 1}], got {wrong}")
+    most = config.positions - config.first_position
+    if config.positions and ids.shape[1] > most:
+        raise ValueError(f"rows must have at most {most} tokens, got {ids.shape[1]}")
+    return ids.astype(np.int64, copy=False)
+
+
+def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> Array:
+    """Return a mask (S, T), all true by default.
+
+    Raises
+    ------
+    ValueError
+        The shape is another, or a row has no token.
+    """
+    if mask is None:
+        return np.ones(shape, bool)
+    found = np.asarray(mask).astype(bool)
+    if found.ndim == 1:
+        found = found[None]
+    if found.shape != shape:
+        raise ValueError(f"mask must have shape {shape}, got {found.shape}")
+    if not found.any(axis=1).all():
+        raise ValueError("mask must keep at least one token of each row")
+    return found
+
+
+def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Array, Array]:
+    """Return ids (S, T) and mask (S, T) of rows of tokens, filled up to the longest."""
+    longest = max(len(tokens) for tokens in rows)
+    ids = np.full((len(rows), longest), padding, np.int64)
+    mask = np.zeros(ids.shape, bool)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = True
+    return ids, mask
+
+
+def batches(
+    rows: Sequence[Sequence[int]], tokens: int, chosen: Iterable[int] | None = None
+) -> Iterator[Array]:
+    """Yield places in `rows`, rows of like length together, about so many tokens a batch."""
+    places = range(len(rows)) if chosen is None else chosen
+    batch: list[int] = []
+    for i in sorted(places, key=lambda i: len(rows[i])):
+        if batch and len(rows[i]) * (len(batch) + 1) > tokens:
+            yield np.array(batch)
+            batch = []
+        batch.append(i)
+    if batch:
+        yield np.array(batch)

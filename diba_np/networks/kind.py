@@ -1,0 +1,232 @@
+"""What tells one kind of network from another: names of settings and tensors, and a few facts.
+
+A kind is one file of `diba_np.networks.kinds`; `Config` holds the settings of one network under
+the names that the rest of the package uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from diba_np.errors import FormatError
+from diba_np.networks.blocks.activations import ACTIVATIONS
+
+# model_type of a configuration -> module of `kinds`
+KINDS = {
+    "bert": "bert",
+    "distilbert": "distilbert",
+    "roberta": "roberta",
+    "vit": "vit",
+    "audio-spectrogram-transformer": "audio_spectrogram_transformer",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "smollm3": "llama",
+    "gpt2": "gpt2",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network.
+
+    Attributes
+    ----------
+    config : dict
+        Field of `Config` -> key of the configuration, or (key, default).
+    tensors : dict
+        Place in the network -> name of its tensors without ".weight" and ".bias"; ``{}`` stands
+        for the number of the layer, a tuple for names of which any may be there.
+    prefix : str
+        What names may begin with.
+    decoder : bool
+        Whether tokens look at those before them alone, and the next one is predicted.
+    norm_first : bool
+        Whether norms stand before attention and feed-forward, or after the sums with the residual.
+    rms : bool
+        Whether norms are RMS norms.
+    transposed : tuple of str
+        Places whose matrices are kept (n, m).
+    pool : str
+        What classes are told by: "first" token, "pair", the mean of the first two, with the
+        activation of the pooling layer in `pool_activation`.
+    pool_activation : str
+    settle : callable, optional
+        Turns the fields that were read (a dict) and the configuration into the final fields.
+    """
+
+    config: Mapping[str, str | tuple[str, Any]]
+    tensors: Mapping[str, str | tuple[str, ...]]
+    prefix: str = ""
+    decoder: bool = False
+    norm_first: bool = False
+    rms: bool = False
+    transposed: tuple[str, ...] = ()
+    pool: str = "first"
+    pool_activation: str = "tanh"
+    settle: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a network.
+
+    Attributes
+    ----------
+    kind : str
+        ``model_type`` of the source.
+    layers, width, heads, inner : int
+        ``width`` channels of the hidden states, ``inner`` of the feed-forward.
+    epsilon : float
+        Of the norms.
+    activation : str
+        Of the feed-forward.
+    key_heads, head_width : int
+        Heads of keys and values, channels of a head; 0 stands for `heads`, ``width / heads``.
+    vocabulary : int
+        0 where patches are read.
+    positions : int
+        Most tokens that there are positions of, 0 for any number.
+    first_position : int
+        Of the first token.
+    padding : int
+        Token that fills up rows.
+    types : int
+        Kinds of tokens.
+    base : float
+        Of rotary positions; 0 without them.
+    scaling : dict or None
+        Of rotary positions, see `diba_np.networks.blocks.rotary.frequencies`.
+    unrotated : tuple of int
+        Layers without rotary positions.
+    window : int or None
+        Tokens that one looks at.
+    tied : bool or None
+        Whether the head is the table of tokens; None where that follows from the tensors.
+    image, patch, stride : (int, int)
+        Rows and columns of what patches are cut from, of a patch, and from one to the next.
+    channels : int
+        Of an image.
+    source : dict
+        The configuration as it was read.
+    """
+
+    kind: str
+    layers: int
+    width: int
+    heads: int
+    inner: int
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    key_heads: int = 0
+    head_width: int = 0
+    vocabulary: int = 0
+    positions: int = 0
+    first_position: int = 0
+    padding: int = 0
+    types: int = 0
+    base: float = 0.0
+    scaling: Mapping[str, Any] | None = None
+    unrotated: tuple[int, ...] = ()
+    window: int | None = None
+    tied: bool | None = None
+    image: tuple[int, int] = (0, 0)
+    patch: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (0, 0)
+    channels: int = 0
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along both sides of the image."""
+        rows, columns = (
+            (whole - part) // step + 1
+            for whole, part, step in zip(self.image, self.patch, self.stride, strict=True)
+        )
+        return rows, columns
+
+
+def kind_of(name: Any) -> Kind:
+    """Return the kind that a configuration's ``model_type`` names.
+
+    Raises
+    ------
+    ValueError
+        It is none of those.
+    """
+    if not isinstance(name, str) or name not in KINDS:
+        raise ValueError(
+            f"model_type must be one of {', '.join(KINDS)}, got {name!r}; the weights of any other "
+            "network are compressed by `model` without texts"
+        )
+    kind: Kind = import_module(f"diba_np.networks.kinds.{KINDS[name]}").KIND
+    return kind
+
+
+def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config:
+    """Return the settings in a configuration.
+
+    Parameters
+    ----------
+    source : mapping
+        What a ``config.json`` holds.
+    label : str
+        What messages call it.
+
+    Raises
+    ------
+    ValueError
+        The kind of network is unknown.
+    FormatError
+        A setting is missing, or one that cannot be.
+    """
+    kind = kind_of(source.get("model_type"))
+    fields: dict[str, Any] = {}
+    for name, place in kind.config.items():
+        key, *default = (place,) if isinstance(place, str) else place
+        value = source.get(key)
+        if value is None:
+            if not default:
+                raise FormatError(f"{label}: {key}: found none, expected it")
+            value = default[0]
+        fields[name] = value
+    if kind.settle is not None:
+        fields = kind.settle(fields, source)
+    return _checked(Config(kind=source["model_type"], source=dict(source), **fields), label)
+
+
+def _checked(config: Config, label: str) -> Config:
+    """Return the settings with widths of heads filled in, their values checked."""
+    needed = ["layers", "width", "heads", "inner"]
+    for name in [
+        *needed,
+        "key_heads",
+        "head_width",
+        "vocabulary",
+        "positions",
+        "types",
+        "channels",
+    ]:
+        value = getattr(config, name)
+        least = 1 if name in needed else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise FormatError(f"{label}: {name}: found {value!r}, expected an int from {least} on")
+    key_heads = config.key_heads or config.heads
+    if config.heads % key_heads:
+        raise FormatError(
+            f"{label}: found {config.heads} heads on {key_heads} of keys, expected a multiple"
+        )
+    if not config.head_width and config.width % config.heads:
+        raise FormatError(
+            f"{label}: found width {config.width} for {config.heads} heads, expected a multiple"
+        )
+    if config.activation not in ACTIVATIONS:
+        raise FormatError(
+            f"{label}: found activation {config.activation!r}, expected {', '.join(ACTIVATIONS)}"
+        )
+    width = config.head_width or config.width // config.heads
+    return dataclasses.replace(config, key_heads=key_heads, head_width=width)

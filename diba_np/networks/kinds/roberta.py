@@ -1,0 +1,32 @@
+"""RoBERTa (Y. Liu et al., arXiv 1907.11692): BERT with positions counted from after the padding."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diba_np.networks.kind import Kind
+from diba_np.networks.kinds import bert
+
+
+def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    return fields | {"first_position": fields["padding"] + 1}
+
+
+KIND = Kind(
+    prefix="roberta.",
+    settle=_settle,
+    config={
+        **bert.KIND.config,
+        "epsilon": ("layer_norm_eps", 1e-12),
+        "types": ("type_vocab_size", 1),
+        "padding": ("pad_token_id", 1),
+    },
+    tensors={
+        **bert.KIND.tensors,
+        "masked_dense": "lm_head.dense",
+        "masked_norm": "lm_head.layer_norm",
+        "masked_bias": ("lm_head", "lm_head.decoder"),
+        "head": "lm_head.decoder",
+        "pooler": "classifier.dense",
+        "classifier": "classifier.out_proj",
+    },
+)

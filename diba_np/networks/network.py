@@ -1,0 +1,531 @@
+"""`Network`: the trunk that encoders and decoders share, run in steps, forwards and backwards.
+
+Arrays of a step: hidden states x (S, T, width) of S rows of T tokens, mask (S, T).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from diba_np.layers.dense_linear import DenseLinear
+from diba_np.layers.linear import Layer, check_float
+from diba_np.networks.blocks.activations import ACTIVATIONS
+from diba_np.networks.blocks.attention import attend
+from diba_np.networks.blocks.block import Back, Block
+from diba_np.networks.blocks.embedding import Embedding
+from diba_np.networks.blocks.gated import gated
+from diba_np.networks.blocks.layer_norm import LayerNorm
+from diba_np.networks.blocks.linear import linear as apply_linear
+from diba_np.networks.blocks.rms_norm import RMSNorm
+from diba_np.networks.blocks.rotary import Rotary, frequencies
+from diba_np.networks.kind import Config
+from diba_np.networks.stages import Stage
+from diba_np.networks.tensors import HEADS, Lazy, Tensors
+from diba_np.training.optimisers import gather
+
+Array = NDArray[Any]
+State = dict[str, Array]
+# takes the name of a linear layer, its inputs, and added= and keep= as in `compress_layers`
+Linear = Callable[..., tuple[Array, Any]]
+StateBack = Callable[[State], State]
+Step = Callable[[State, Linear], tuple[State, StateBack]]
+
+
+class Layers(MutableMapping[str, Layer]):
+    """The linear layers by name; dense ones are made when first asked for."""
+
+    def __init__(self, dense: Mapping[str, DenseLinear]) -> None:
+        self._dense = dense
+        self._held: dict[str, Layer] = {}
+
+    def __getitem__(self, name: str) -> Layer:
+        if name not in self._held:
+            self._held[name] = self._dense[name]
+        return self._held[name]
+
+    def __setitem__(self, name: str, layer: Layer) -> None:
+        if name not in self._dense:
+            raise KeyError(f"the network has no linear layer {name!r}")
+        if not isinstance(layer, Layer):
+            raise TypeError(f"{name!r} must be a Layer, got {type(layer).__name__}")
+        self._held[name] = layer
+
+    def __delitem__(self, name: str) -> None:
+        """Put the dense layer back."""
+        del self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dense)
+
+    def __len__(self) -> int:
+        return len(self._dense)
+
+    def held(self) -> dict[str, Layer]:
+        """Return those that have been made or put there."""
+        return {name: self._held[name] for name in self if name in self._held}
+
+
+class Network:
+    """An encoder or a decoder whose linear layers are of any kind.
+
+    Parameters
+    ----------
+    tensors : Tensors
+        Of the source.
+    tokenizer : Tokenizer, optional
+        Needed where texts are given instead of token ids.
+    dtype : {float32, float64}
+        Of the arithmetic.
+
+    Attributes
+    ----------
+    config : Config
+    weights : mapping of str to (m, n) array
+        Dense weights of the trunk's linear layers by their names in the source without ".weight",
+        in the order in which they are called; read at every access.
+    biases : mapping of str to (m,) array
+        Of those that have one.
+    layers : mapping of str to Layer
+        Of all linear layers, those of the embedding and the heads too; set an item to put another
+        layer in the place of a dense one.
+    blocks : dict of str to Block
+        Norms and tables by name.
+    watch : callable or None
+        Called on the way back with the name of a linear layer and the gradient of its outputs.
+    """
+
+    def __init__(
+        self, tensors: Tensors, tokenizer: Any = None, dtype: DTypeLike = np.float32
+    ) -> None:
+        self.tensors, self.config, self.kind = tensors, tensors.config, tensors.kind
+        self.tokenizer = tokenizer
+        self.dtype = check_float(dtype)
+        self.watch: Callable[[str, Array], None] | None = None
+        self.heads = [name for name in map(tensors.find, HEADS) if name is not None]
+        self.token_name = tensors.find("tokens")
+        self.head_name = self._find_head()
+        outside = [self.token_name, self.head_name, tensors.find("patches")]
+        everything = [*outside, *tensors.names, *self.heads]
+        self.weights: Mapping[str, Array] = Lazy(tensors.names, self._weight)
+        biased = [name for name in tensors.names if tensors.has(f"{name}.bias")]
+        self.biases: Mapping[str, Array] = Lazy(biased, self._bias)
+        self.layers = Layers(Lazy([name for name in everything if name], self._dense))
+        self.blocks = dict(self._make_blocks())
+        c = self.config
+        self.rotary = (
+            Rotary(frequencies(c.head_width, c.base, c.scaling), self.dtype) if c.base else None
+        )
+
+    # -- what it is made of ------------------------------------------------------------------------
+
+    def _find_head(self) -> str | None:
+        """Return the name of the layer that gives logits over the vocabulary, if there is one."""
+        own = self.tensors.find("head")
+        stored = own is not None and self.tensors.has(f"{own}.weight")
+        tied = not stored if self.config.tied is None else self.config.tied
+        if self.kind.decoder or self.tensors.find("masked_dense") is not None:
+            return self.token_name if tied or not stored else own
+        return None
+
+    def _weight(self, name: str) -> Array:
+        return np.asarray(self.tensors.matrix(name), self.dtype)
+
+    def _bias(self, name: str) -> Array:
+        return np.asarray(self.tensors.array(f"{name}.bias"), self.dtype)
+
+    def _dense(self, name: str) -> DenseLinear:
+        bias = None if name in (self.token_name, self.head_name) else self.tensors.bias(name)
+        return DenseLinear(self._weight(name), bias, self.dtype)
+
+    def _make_blocks(self) -> Iterator[tuple[str, Block]]:
+        """Yield norms, tables and what else is no linear layer, with their names."""
+        tensors = self.tensors
+        for i in range(self.config.layers):
+            for place in ("mix_norm", "outer_norm"):
+                yield self._make_norm(tensors.need(place, i))
+        for place in ("start_norm", "end_norm", "masked_norm", "classifier_norm"):
+            name = tensors.find(place)
+            if name is not None:
+                yield self._make_norm(name)
+        for place in ("positions", "types"):
+            name = tensors.find(place)
+            if name is not None:
+                yield name, Embedding(tensors.array(f"{name}.weight"), self.dtype)
+        for place in ("first", "second", "places"):
+            name = tensors.find(place)
+            if name is not None:
+                yield name, Block({"": self.tensors.array(name)}, self.dtype)
+        name = tensors.find("masked_bias")
+        if name is not None:
+            yield f"{name}.", Block({"bias": self.tensors.array(f"{name}.bias")}, self.dtype)
+
+    def _make_norm(self, name: str) -> tuple[str, Block]:
+        weight = self.tensors.array(f"{name}.weight")
+        if self.kind.rms:
+            return name, RMSNorm(weight, self.config.epsilon, self.dtype)
+        bias = self.tensors.array(f"{name}.bias")
+        return name, LayerNorm(weight, bias, self.config.epsilon, self.dtype)
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """Everything that may be trained: of the blocks, and of the layers that are not dense."""
+        return gather(self.blocks | self.compressed)[0]
+
+    @property
+    def gradients(self) -> dict[str, Array]:
+        """Sums since the last `zero_grad`, under the same names."""
+        return gather(self.blocks | self.compressed)[1]
+
+    @property
+    def compressed(self) -> dict[str, Layer]:
+        """The layers that took the place of dense ones."""
+        held = self.layers.held()
+        return {name: layer for name, layer in held.items() if not self._is_dense(layer)}
+
+    def _is_dense(self, layer: Layer) -> bool:
+        return isinstance(layer, DenseLinear)
+
+    def zero_grad(self) -> None:
+        """Set the accumulated gradients to zero."""
+        for block in self.blocks.values():
+            block.zero_grad()
+        for layer in self.layers.held().values():
+            layer.zero_grad()
+
+    def replaced(self, layers: Mapping[str, Layer]) -> Network:
+        """Return a network with some layers in the place of its own; norms and tables are copies.
+
+        Parameters
+        ----------
+        layers : mapping of str to Layer
+            By the names of `layers`.
+
+        Raises
+        ------
+        KeyError, TypeError
+            Another name, or no layer.
+        """
+        other = copy.copy(self)
+        other.blocks = {name: copy.copy(block) for name, block in self.blocks.items()}
+        for block in other.blocks.values():
+            block.parameters = {name: value.copy() for name, value in block.parameters.items()}
+            block.gradients = {name: np.zeros_like(v) for name, v in block.parameters.items()}
+        other.layers = Layers(self.layers._dense)
+        for name, layer in (self.layers.held() | dict(layers)).items():
+            other.layers[name] = layer
+        for part in ("weights", "biases"):
+            setattr(other, part, getattr(self, part))
+        return other
+
+    # -- linear layers -----------------------------------------------------------------------------
+
+    def linear(
+        self, name: str, x: Array, added: Array | None = None, keep: Array | None = None
+    ) -> tuple[Array, Back]:
+        """Return what a layer gives for x (..., n), plus what is added, and the step back."""
+        y, pull = apply_linear(self.layers[name], x, added)
+
+        def back(gradient: Array) -> Array:
+            if self.watch is not None:
+                self.watch(name, gradient)
+            return pull(gradient)
+
+        return y, back
+
+    def plain(
+        self, name: str, x: Array, added: Array | None = None, keep: Array | None = None
+    ) -> tuple[Array, None]:
+        """Return the same without a step back; nothing is kept."""
+        y = self.layers[name](x)
+        if added is not None:
+            y += added
+        return y, None
+
+    def frozen(self) -> Linear:
+        """Return what takes the place of `plain` for many samples, until a parameter changes.
+
+        Layers above a bit a weight go through a dense copy, made once.
+        """
+        held: dict[str, Callable[[ArrayLike], Array]] = {}
+
+        def linear(
+            name: str, x: Array, added: Array | None = None, keep: Array | None = None
+        ) -> tuple[Array, None]:
+            if name not in held:
+                held[name] = self.layers[name].frozen()
+            y = held[name](x)
+            if added is not None:
+                y = y + added
+            return y, None
+
+        return linear
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def begin(self, inputs: ArrayLike, mask: ArrayLike | None = None) -> State:
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        inputs : (S, T) int array_like
+            Token ids; images (S, channels, rows, columns) or spectrograms (S, frames, bins) where
+            the network reads patches.
+        mask : (S, T) bool array_like, optional
+            False for padding.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is of the wrong kind, value or shape.
+        """
+        raise NotImplementedError
+
+    def start(self, state: State, linear: Linear) -> tuple[State, StateBack]:
+        """Return the state with the embeddings "x" in the place of what was read."""
+        raise NotImplementedError
+
+    def steps(self) -> list[Step]:
+        """Return the steps after one another: the embedding, then four for each layer.
+
+        Of each of the four a linear layer is the first thing but for a norm: queries, keys and
+        values; the mixed values' matrix; the feed-forward's inner ones; its outer one.
+        """
+        found: list[Step] = [self.start]
+        for i in range(self.config.layers):
+            found += [self._mix(i), self._add_mixed(i), self._inner(i), self._outer(i)]
+        return found
+
+    def _norm(self, place: str, i: int) -> Any:
+        return self.blocks[self.tensors.need(place, i)]
+
+    def _mix(self, i: int) -> Step:
+        """Return the step from "x" to "x" and the mixed values."""
+        c, find = self.config, self.tensors.find
+        joined = find("joined", i)
+        names = [joined] if joined else [find(p, i) for p in ("query", "key", "value")]
+        turns = self.rotary is not None and i not in c.unrotated
+        sizes = [heads * c.head_width for heads in (c.heads, c.key_heads)]
+
+        def step(state: State, linear: Linear) -> tuple[State, StateBack]:
+            x, mask = state["x"], state["mask"]
+            h, back_norm = self._before("mix_norm", i, x)
+            calls = [linear(name, h, keep=state.get("keep", mask)) for name in names]
+            parts = [y for y, _ in calls]
+            if joined:
+                parts = np.split(parts[0], np.cumsum([sizes[0], sizes[1]]), axis=-1)
+            q, k, v = parts
+            back_turns: list[Back] = []
+            if turns and self.rotary is not None:
+                (q, back_q), (k, back_k) = self.rotary.forward(q), self.rotary.forward(k)
+                back_turns = [back_q, back_k]
+            mixed, back_mix = attend(
+                q,
+                k,
+                v,
+                c.heads,
+                groups=c.key_heads,
+                mask=None if mask.all() else mask,
+                causal=self.kind.decoder,
+                window=c.window,
+            )
+
+            def back(gradients: State) -> State:
+                g = list(back_mix(gradients["mixed"]))
+                for at, turn in enumerate(back_turns):
+                    g[at] = turn(g[at])
+                if joined:
+                    g = [np.concatenate(g, axis=-1)]
+                h = sum(pull(one) for (_, pull), one in zip(calls, g, strict=True))
+                x = back_norm(h)
+                return {"x": x + gradients["x"] if "x" in gradients else x}
+
+            return {**state, "mixed": mixed}, back
+
+        return step
+
+    def _before(self, place: str, i: int, x: Array) -> tuple[Array, Back]:
+        """Return what stands before attention or feed-forward: a norm, or nothing."""
+        if not self.kind.norm_first:
+            return x, lambda gradient: gradient
+        y, back = self._norm(place, i).forward(x)
+        return y, back
+
+    def _sum(self, place: str, norm: str, read: str, i: int) -> Step:
+        """Return the step that adds a layer's outputs to "x", with the norm after it, if any."""
+        name = self.tensors.need(place, i)
+
+        def step(state: State, linear: Linear) -> tuple[State, StateBack]:
+            rest = dict(state)
+            x, inputs = rest.pop("x"), rest.pop(read)
+            y, pull = linear(name, inputs, added=x, keep=state.get("keep", state["mask"]))
+            back_norm: Back = lambda gradient: gradient  # noqa: E731
+            if not self.kind.norm_first:
+                y, back_norm = self._norm(norm, i).forward(y)
+
+            def back(gradients: State) -> State:
+                g = back_norm(gradients["x"])
+                return {"x": g, read: pull(g)}
+
+            return {**rest, "x": y}, back
+
+        return step
+
+    def _add_mixed(self, i: int) -> Step:
+        """Return the step that adds the mixed values to "x"."""
+        return self._sum("mix", "mix_norm", "mixed", i)
+
+    def _outer(self, i: int) -> Step:
+        """Return the step that adds the feed-forward's outputs to "x"."""
+        return self._sum("outer", "outer_norm", "inner", i)
+
+    def _inner(self, i: int) -> Step:
+        """Return the step from "x" to "x" and the inner values of the feed-forward."""
+        names = [self.tensors.find(place, i) for place in ("gate", "inner")]
+        activation = ACTIVATIONS[self.config.activation]
+
+        def step(state: State, linear: Linear) -> tuple[State, StateBack]:
+            h, back_norm = self._before("outer_norm", i, state["x"])
+            keep = state.get("keep", state["mask"])
+            calls = [linear(name, h, keep=keep) for name in names if name is not None]
+            back_act: Callable[[Array], Any]
+            if len(calls) == 2:
+                y, back_act = gated(calls[0][0], calls[1][0], activation)
+            else:
+                y, back_act = activation(calls[0][0])
+
+            def back(gradients: State) -> State:
+                g = back_act(gradients["inner"])
+                parts = g if len(calls) == 2 else (g,)
+                h = sum(pull(one) for (_, pull), one in zip(calls, parts, strict=True))
+                x = back_norm(h)
+                return {"x": x + gradients["x"] if "x" in gradients else x}
+
+            return {**state, "inner": y}, back
+
+        return step
+
+    def stages(self, names: Sequence[str] | None = None) -> list[Stage]:
+        """Return the trunk as `diba_np.networks.layerwise.compress_layers` takes it.
+
+        The first reads states as `begin` returns them; entries of a state that the network does
+        not know are passed on, and ``"keep"`` (S, T) takes the place of the mask in what it tells
+        of how much a row counts.
+
+        Parameters
+        ----------
+        names : sequence of str, optional
+            Layers to be asked for through ``linear``; the others are the network's own. By default
+            all of the trunk.
+        """
+        chosen = set(self.weights if names is None else names)
+
+        def stage(step: Step) -> Stage:
+            def run(state: Any, linear: Any) -> Any:
+                def call(name: str, x: Array, **how: Any) -> tuple[Array, None]:
+                    if name in chosen:
+                        return linear(name, x, **how), None
+                    return self.plain(name, x, **how)
+
+                return step(state, call)[0]
+
+            return run
+
+        return [stage(step) for step in self.steps()]
+
+    # -- whole passes ------------------------------------------------------------------------------
+
+    def forward(
+        self, inputs: ArrayLike, mask: ArrayLike | None = None, linear: Linear | None = None
+    ) -> tuple[list[Array], Callable[[Mapping[int, Array]], None]]:
+        """Run the trunk.
+
+        Parameters
+        ----------
+        inputs, mask
+            As of `begin`.
+        linear : callable, optional
+            Takes the place of the method of that name; with `plain` there is no way back.
+
+        Returns
+        -------
+        hidden : list of (S, T, width) array
+            The embeddings and the hidden states after each layer; the last ones after the final
+            norm, where there is one.
+        back : callable
+            Takes the gradients with respect to some of `hidden`, by place (negative ones count
+            from the end), and adds to those of the parameters.
+        """
+        call = self.linear if linear is None else linear
+        state = self.begin(inputs, mask)
+        hidden: list[Array] = []
+        backs: list[tuple[StateBack, int | None]] = []
+        for number, step in enumerate(self.steps()):
+            state, back = step(state, call)
+            ends = number % 4 == 0
+            backs.append((back, number // 4 if ends else None))
+            if ends:
+                hidden.append(state["x"])
+        back_end: Back | None = None
+        end = self.tensors.find("end_norm")
+        if end is not None:
+            norm: Any = self.blocks[end]
+            hidden[-1], back_end = norm.forward(hidden[-1])
+
+        def run_back(gradients: Mapping[int, Array]) -> None:
+            given = {at % len(hidden): gradient for at, gradient in gradients.items()}
+            if back_end is not None and len(hidden) - 1 in given:
+                given[len(hidden) - 1] = back_end(given[len(hidden) - 1])
+            g: State = {}
+            for back, at in reversed(backs):
+                if at is not None and at in given:
+                    g["x"] = g["x"] + given[at] if "x" in g else given[at]
+                if g:
+                    g = back(g)
+
+        return hidden, run_back
+
+    def hidden(self, inputs: ArrayLike, mask: ArrayLike | None = None) -> list[Array]:
+        """Return the hidden states, as `forward` does.
+
+        Parameters
+        ----------
+        inputs, mask
+            As of `begin`.
+
+        Returns
+        -------
+        list of (S, T, width) ndarray
+        """
+        return self.forward(inputs, mask, self.plain)[0]
+
+    def logits(self, inputs: ArrayLike, mask: ArrayLike | None = None) -> Array:
+        """Return the logits.
+
+        Parameters
+        ----------
+        inputs, mask
+            As of `begin`.
+
+        Returns
+        -------
+        (S, T, vocabulary) ndarray, or (S, classes) of a network that tells classes apart.
+
+        Raises
+        ------
+        ValueError
+            The network has no head, or an argument is wrong.
+        """
+        state = self.begin(inputs, mask)
+        x = self.forward(inputs, mask, self.plain)[0][-1]
+        return self.head(x, state["mask"], linear=self.plain)[0]
+
+    def head(
+        self, x: Array, mask: Array | None = None, *, linear: Linear | None = None
+    ) -> tuple[Array, Back]:
+        """Return the logits of last hidden states (..., width) and the step back."""
+        raise NotImplementedError

@@ -1,0 +1,218 @@
+"""The tensors of a network by their places in it: names found, shapes checked, read when needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+from diba_np.networks.kind import Config, kind_of
+
+Array = NDArray[Any]
+
+# places of linear layers within a layer of the network, in the order in which they are called
+LINEAR = ("joined", "query", "key", "value", "mix", "gate", "inner", "outer")
+NORMS = ("mix_norm", "outer_norm")
+# heads: layers beside those of the trunk
+HEADS = ("masked_dense", "pooler", "classifier")
+SPANS = {"joined": 3, "query": 1, "key": 1, "value": 1}
+
+
+class Tensor(Protocol):
+    """A tensor that is read when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> Array: ...
+
+
+def expected_shape(place: str, config: Config) -> tuple[int, ...] | None:
+    """Return the shape of the tensor at a place, as the network uses it; None for any."""
+    c = config
+    queries, keys = c.heads * c.head_width, c.key_heads * c.head_width
+    whole = math.prod(c.patch) * c.channels
+    patches = math.prod(c.grid) if whole else 0
+    shapes: dict[str, tuple[int, ...]] = {
+        "tokens": (c.vocabulary, c.width),
+        "head": (c.vocabulary, c.width),
+        "positions": (c.positions, c.width),
+        "types": (c.types, c.width),
+        "joined": (queries + 2 * keys, c.width),
+        "query": (queries, c.width),
+        "key": (keys, c.width),
+        "value": (keys, c.width),
+        "mix": (c.width, queries),
+        "gate": (c.inner, c.width),
+        "inner": (c.inner, c.width),
+        "outer": (c.width, c.inner),
+        "masked_dense": (c.width, c.width),
+        "pooler": (c.width, c.width),
+        "masked_bias": (c.vocabulary,),
+        "patches": (c.width, whole),
+        "first": (1, 1, c.width),
+        "second": (1, 1, c.width),
+        "places": (1, patches, c.width),
+    }
+    return (c.width,) if place.endswith("_norm") else shapes.get(place)
+
+
+class Tensors:
+    """What a network's source holds, by place.
+
+    Parameters
+    ----------
+    config : Config
+    tensors : mapping of str to Tensor
+        By their names in the source.
+    label : str
+        What messages call the source.
+
+    Attributes
+    ----------
+    names : dict of str to str
+        Name of each linear layer of the trunk, in the order of their calls -> its place.
+    """
+
+    def __init__(self, config: Config, tensors: Mapping[str, Tensor], label: str) -> None:
+        self.config, self.label = config, label
+        self.kind = kind_of(config.kind)
+        # older checkpoints have other names for what norms multiply by and add
+        renamed = {"gamma": "weight", "beta": "bias"}
+        self.tensors = {
+            f"{base}.{renamed.get(end, end)}".lstrip("."): tensor
+            for name, tensor in tensors.items()
+            for base, _, end in [name.rpartition(".")]
+        }
+        self.names: dict[str, str] = {}
+        for i in range(config.layers):
+            for place in LINEAR:
+                name = self.find(place, i)
+                if name is not None:
+                    self.names[name] = place
+        self._check()
+
+    def find(self, place: str, layer: int = 0) -> str | None:
+        """Return the name at a place without ".weight", or None where the network has none."""
+        patterns = self.kind.tensors.get(place, ())
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+            base = pattern.format(layer)
+            for name in (base, self.kind.prefix + base):
+                if any(f"{name}{end}" in self.tensors for end in ("", ".weight", ".bias")):
+                    return name
+        return None
+
+    def need(self, place: str, layer: int = 0) -> str:
+        """Return the name at a place.
+
+        Raises
+        ------
+        FormatError
+            The network has no such tensor.
+        """
+        name = self.find(place, layer)
+        if name is None:
+            pattern = self.kind.tensors[place]
+            first = pattern if isinstance(pattern, str) else pattern[0]
+            raise FormatError(
+                f"{self.label}: tensor {self.kind.prefix}{first.format(layer)}.weight: "
+                "found none, expected it"
+            )
+        return name
+
+    def _check(self) -> None:
+        """Compare the shapes of all that the network uses with its configuration."""
+        for place in self.kind.tensors:
+            inside = place in LINEAR or place in NORMS
+            for i in range(self.config.layers if inside else 1):
+                optional = place in ("types", "head", *HEADS) or place.startswith("masked_")
+                optional |= place == "classifier_norm"
+                name = self.find(place, i) if optional else self.need(place, i)
+                if name is not None:
+                    self._check_shape(place, name)
+
+    def _check_shape(self, place: str, name: str) -> None:
+        expected = expected_shape(place, self.config)
+        if place == "places" and expected is not None:
+            beside = sum(part in self.kind.tensors for part in ("first", "second"))
+            expected = (1, expected[1] + beside, expected[2])
+        full = next((n for n in (f"{name}.weight", name) if n in self.tensors), None)
+        if place == "masked_bias":
+            full = f"{name}.bias"
+        if full is None or expected is None:
+            return
+        if full not in self.tensors:
+            raise FormatError(f"{self.label}: tensor {full}: found none, expected it")
+        shape = tuple(self.tensors[full].shape)
+        used = shape[::-1] if place in self.kind.transposed else shape
+        if place == "patches":
+            used = (shape[0], math.prod(shape[1:]))
+        if used != expected:
+            wanted = expected[::-1] if place in self.kind.transposed else expected
+            raise FormatError(
+                f"{self.label}: tensor {full}: found shape {shape}, expected {wanted}"
+            )
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a tensor of that full name."""
+        return name in self.tensors
+
+    def array(self, name: str) -> Array:
+        """Return a tensor by its full name, in its own type."""
+        return self.tensors[name].read()
+
+    def bias(self, name: str) -> Array | None:
+        """Return the bias of a layer, if it has one."""
+        return self.array(f"{name}.bias") if self.has(f"{name}.bias") else None
+
+    def matrix(self, name: str) -> Array:
+        """Return the weights (m, n) of a linear layer, in their own type."""
+        values = self.array(f"{name}.weight")
+        values = values.reshape(len(values), -1)
+        return values.T if self.names.get(name) in self.kind.transposed else values
+
+
+class Lazy(Mapping[str, Any]):
+    """A mapping whose values are made each time that they are asked for.
+
+    Parameters
+    ----------
+    names : iterable of str
+    make : callable
+        Takes a name and returns its value.
+    """
+
+    def __init__(self, names: Any, make: Callable[[str], Any]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Held:
+    """A `Tensor` that is an array already.
+
+    Parameters
+    ----------
+    array : array_like
+    """
+
+    def __init__(self, array: Any) -> None:
+        self._array = np.asarray(array)
+        self.shape = self._array.shape
+
+    def read(self) -> Array:
+        """Return the array."""
+        return self._array
