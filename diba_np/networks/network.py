@@ -23,7 +23,6 @@ from diba_np.networks.blocks.layer_norm import LayerNorm
 from diba_np.networks.blocks.linear import linear as apply_linear
 from diba_np.networks.blocks.rms_norm import RMSNorm
 from diba_np.networks.blocks.rotary import Rotary, frequencies
-from diba_np.networks.kind import Config
 from diba_np.networks.stages import Stage
 from diba_np.networks.tensors import HEADS, Lazy, Tensors
 from diba_np.training.optimisers import gather

@@ -66,7 +66,7 @@ class Rotary:
         self._cos = self._sin = np.empty((0, len(angles)), self.dtype)
 
     def tables(self, positions: int) -> tuple[Array, Array]:
-        """Return cosines and sines of at least so many positions, (at least positions, width / 2)."""
+        """Return cosines and sines (at least positions, width / 2)."""
         if len(self._cos) < positions:
             count = max(positions, 2 * len(self._cos))
             turned = np.arange(count)[:, None] * self.angles
@@ -74,7 +74,7 @@ class Rotary:
         return self._cos, self._sin
 
     def forward(self, x: Array, start: int = 0) -> tuple[Array, Back]:
-        """Return x (S, T, heads width), tokens at the positions from `start` on, and the step back."""
+        """Return x (S, T, heads width) turned, positions from `start` on, and the step back."""
         tokens, half = x.shape[1], len(self.angles)
         cos, sin = (t[start : start + tokens, None, None] for t in self.tables(start + tokens))
 

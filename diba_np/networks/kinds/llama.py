@@ -1,4 +1,4 @@
-"""Llama (H. Touvron et al., arXiv 2302.13971), and Mistral, Qwen2 and SmolLM, which are built alike.
+"""Llama (H. Touvron et al., arXiv 2302.13971), and Mistral, Qwen2, SmolLM, which are built alike.
 
 Biases are there where the file has them (Qwen2: of queries, keys and values).
 """
