@@ -20,7 +20,7 @@ import numpy as np
 
 import diba_np as dn
 from diba_np.models.file import ModelFactors, open_model
-from diba_np.models.plan import matrix_view
+from diba_np.models.shapes import matrix_view
 
 # every kind of matrix of the encoder, a sixth of its weights: what the speed-up is taken on
 SUBSET = ("encoder.layer.2.*weight", "encoder.layer.4.*weight")

@@ -26,7 +26,7 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
-from sources import MINILM, read_member, read_safetensors
+from sources import MINILM, read_arrays
 
 import diba_np
 from diba_np import factorize
@@ -56,7 +56,7 @@ Matrices = Iterator[tuple[str, np.ndarray]]
 def weights(source: str | None, blocks: int) -> Matrices:
     """Yield (name, matrix) of data/, of a folder of .npy files, or of the MiniLM package."""
     if source == "minilm":
-        tensors = read_safetensors(read_member(MINILM, "model/model.safetensors"))
+        tensors = read_arrays(MINILM, "model/model.safetensors")
     else:
         folder = DATA if source is None else Path(source)
         tensors = {p.stem: np.load(p, allow_pickle=False) for p in sorted(folder.glob("*.npy"))}

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sources import MINILM, RXNFP, read_member, read_safetensors, read_torch
+from sources import MINILM, RXNFP, read_arrays
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -26,8 +26,8 @@ MATRICES = {
 def all_weights() -> dict[str, np.ndarray]:
     """Return the matrices by file name, float32."""
     tensors = {
-        MINILM: read_safetensors(read_member(MINILM, "model/model.safetensors")),
-        RXNFP: read_torch(read_member(RXNFP, "bert_pretrained/pytorch_model.bin")),
+        MINILM: read_arrays(MINILM, "model/model.safetensors"),
+        RXNFP: read_arrays(RXNFP, "bert_pretrained/pytorch_model.bin"),
     }
     return {
         name: np.ascontiguousarray(tensors[package][weight], np.float32)

@@ -13,7 +13,7 @@ from io import BytesIO
 
 import numpy as np
 from bert import Array, Back, Bert, batches, padded
-from sources import MINILM, VADER, read_member, read_safetensors
+from sources import MINILM, VADER, read_arrays, read_member
 
 HEADS = 12
 TOKENS = 48  # longer sentences are cut
@@ -82,7 +82,7 @@ def tokenize(text: str, vocab: Mapping[str, int], most: int = TOKENS) -> list[in
 
 def tensors() -> dict[str, Array]:
     """Return the network's tensors by name."""
-    return read_safetensors(read_member(MINILM, "model/model.safetensors"))
+    return read_arrays(MINILM, "model/model.safetensors")
 
 
 def load() -> Bert:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from bert import Bert
-from sources import DRFP, RXNFP, read_member, read_torch
+from sources import DRFP, RXNFP, read_arrays, read_member
 
 HEADS = 4
 TOKENS = 256  # longer reactions are cut
@@ -40,7 +40,7 @@ class Reactions:
 
 def load(name: str) -> Bert:
     """Return the network "bert_pretrained" or "bert_ft_10k_25s"."""
-    return Bert(read_torch(read_member(RXNFP, f"/{name}/pytorch_model.bin")), HEADS)
+    return Bert(read_arrays(RXNFP, f"/{name}/pytorch_model.bin"), HEADS)
 
 
 def vocabulary() -> dict[str, int]:

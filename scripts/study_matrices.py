@@ -28,10 +28,7 @@ from sources import (
     RAPIDOCR,
     RXNFP,
     SILERO,
-    read_member,
-    read_onnx,
-    read_safetensors,
-    read_torch,
+    read_arrays,
 )
 
 import diba_np as dn
@@ -56,14 +53,14 @@ def _bert(at: str, layer: int) -> list[str]:
 def _read(kind: str) -> Tensors:
     """Return the tensors of one model."""
     if kind == "minilm":
-        return read_safetensors(read_member(MINILM, "model/model.safetensors"))
+        return read_arrays(MINILM, "model/model.safetensors")
     if kind == "rxnfp":
-        return read_torch(read_member(RXNFP, "bert_pretrained/pytorch_model.bin"))
+        return read_arrays(RXNFP, "bert_pretrained/pytorch_model.bin")
     if kind == "silero":
-        return read_safetensors(read_member(SILERO, "data/silero_vad_16k.safetensors"))
+        return read_arrays(SILERO, "data/silero_vad_16k.safetensors")
     if kind == "handwriting":
-        return read_torch(read_member(HANDWRITING, "models/handwriting_model.pth"))
-    return read_onnx(read_member(RAPIDOCR, f"models/{kind}_infer.onnx"))
+        return read_arrays(HANDWRITING, "models/handwriting_model.pth")
+    return read_arrays(RAPIDOCR, f"models/{kind}_infer.onnx")
 
 
 def _largest(kind: str, count: int) -> list[str]:

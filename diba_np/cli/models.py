@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from diba_np.cli.output import (
     emit,
     size_report,
 )
+
+_MOST_SHOWN = 3  # of the arrays that are kept as they are
 
 
 def _read_weights(path: str) -> dict[str, float]:
@@ -85,6 +88,8 @@ def _totals(path: str, model: Any) -> tuple[dict[str, Any], list[tuple[str, str]
         "output": str(path),
         "arrays": len(model),
         **{name: record[name] for name in ("factorized", "kept", "snr_db", "weighted_error")},
+        **{name: record.get(name, []) for name in ("kept_arrays", "omitted")},
+        "shared": model.aliases,
         "bits_per_weight": rate,
         "bits_per_weight_of_all": model.bits_per_weight,
         "storage_bits": model.storage_bits(),
@@ -95,6 +100,11 @@ def _totals(path: str, model: Any) -> tuple[dict[str, Any], list[tuple[str, str]
     dense = 4 * model.size / file_bytes
     lines = [
         ("arrays", f"{record['factorized']} factorized, {record['kept']} kept as they are"),
+        *(
+            ("kept", f"{name}: {_shape_text(shape)}, {why}, {bits} bits")
+            for name, shape, why, bits in record.get("kept_arrays", ())[:_MOST_SHOWN]
+        ),
+        *(("not in the file", f"{name}: {why}") for name, why in record.get("omitted", ())),
         ("weights", f"{model.size}"),
         ("bits per weight", f"{rate:.4f} of {record['bits']:g}; all: {model.bits_per_weight:.4f}"),
         ("SNR", decibels_text(record["snr_db"])),
@@ -102,6 +112,10 @@ def _totals(path: str, model: Any) -> tuple[dict[str, Any], list[tuple[str, str]
         ("file", f"{path} ({file_bytes} bytes, 1/{dense:.1f} of float32)"),
     ]
     return report, lines
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def info_model(args: argparse.Namespace) -> int:
@@ -122,7 +136,10 @@ def info_model(args: argparse.Namespace) -> int:
                     "record": record,
                 }
             )
-            told = " x ".join(map(str, shape)) or "scalar"
+            told = _shape_text(shape)
+            if name in model.aliases:
+                lines.append((name, f"{told}, the same as {model.aliases[name]}"))
+                continue
             told += f", {made.bits_per_weight:.3f} bits"
             if made.method == "stored":
                 told += f", kept ({record.get('kept')})"
@@ -138,7 +155,7 @@ def verify_model(args: argparse.Namespace) -> int:
     from diba_np.checks import digest
     from diba_np.matrix.quality import decibels, squared_sums
     from diba_np.models.file import open_model
-    from diba_np.models.plan import matrix_view
+    from diba_np.models.shapes import matrix_view
     from diba_np.sources.opening import open_source
 
     with open_model(args.file) as model:
@@ -147,7 +164,12 @@ def verify_model(args: argparse.Namespace) -> int:
         report: dict[str, Any] = {"file": args.file, "ok": True, "checked": list(model)}
         lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
         if args.matrix:
-            source = {entry.name: entry for entry in open_source(args.matrix)}
+            omitted = {name for name, _ in model.record.get("omitted", ())}
+            source = {
+                entry.name: entry
+                for entry in open_source(args.matrix)
+                if not entry.unfit and entry.name not in omitted
+            }
             other = [name for name in model if name not in source]
             other += [name for name in source if name not in model]
             noise = signal = 0.0

@@ -8,11 +8,12 @@ own. No ``method`` means DiBA.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
-from diba_np.files.container import Container, read_container
+from diba_np.files.container import Container, group_key, read_container
 from diba_np.matrix.factors_format import layout
 from diba_np.matrix.registry import CLASSES, class_of
 
@@ -43,7 +44,23 @@ def load(path: PathLike, *, group: str | None = None) -> CompressedMatrix:
     FormatError
         As `diba_np.files.container.read_container`, or the contents contradict each other.
     """
-    return rebuild(read_container(path, layout, group=group))
+    contents = read_container(path, layout, group=group)
+    if contents.attributes.get("method") == "alias":  # of a model's file: see `models.file`
+        other = _other_name(contents)
+        contents = read_container(path, layout, group=group_key(other))
+    return rebuild(contents)
+
+
+def _other_name(contents: Container) -> str:
+    """Return the name under which an alias's array is stored."""
+    found = contents.attributes.get("alias_of")
+    try:
+        name = json.loads(str(found))
+    except ValueError:
+        name = None
+    if not isinstance(name, str):
+        raise FormatError(f"{contents.label}: attribute alias_of: found {found}, expected a name")
+    return name
 
 
 def rebuild(contents: Container) -> CompressedMatrix:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.matrix.base import CompressedMatrix
-from diba_np.matrix.bfloat16 import BFLOAT16, from_bfloat16, to_bfloat16
+from diba_np.matrix.small_floats import SMALL_FLOATS, decode, encode, word_type
 
 Array = NDArray[Any]
 
@@ -24,16 +24,16 @@ class StoredArray(CompressedMatrix):
     Parameters
     ----------
     values : (size,) array
-        The entries in row order; bfloat16 as its 16-bit words.
+        The entries in row order; types that NumPy has not (bfloat16, 8 bits) as their words.
     array_shape : tuple of int
     array_dtype : str
-        NumPy's name of the type, or "bfloat16".
+        NumPy's name of the type, or one of `SMALL_FLOATS`, as "bfloat16".
     record : dict, optional
 
     Attributes
     ----------
     array : ndarray
-        The array in its own shape and type; float32 for bfloat16.
+        The array in its own shape and type; float32 for types that NumPy has not.
     """
 
     method = "stored"
@@ -47,8 +47,7 @@ class StoredArray(CompressedMatrix):
         record: dict[str, Any] | None = None,
     ) -> None:
         self.array_shape, self.array_dtype = tuple(int(s) for s in array_shape), array_dtype
-        wide = array_dtype == BFLOAT16
-        kind = np.dtype("<u2" if wide else array_dtype)
+        kind = word_type(array_dtype)
         stored = np.dtype("u1") if kind.kind == "b" else kind
         if values.dtype != stored or values.shape != (math.prod(self.array_shape),):
             raise ValueError(
@@ -65,9 +64,10 @@ class StoredArray(CompressedMatrix):
     def of(
         cls, array: Array, array_dtype: str = "", record: dict[str, Any] | None = None
     ) -> StoredArray:
-        """Return an array as this; `array_dtype` is "bfloat16" where float32 stands for that."""
-        if array_dtype == BFLOAT16:
-            return cls(to_bfloat16(array).reshape(-1), array.shape, array_dtype, record)
+        """Return an array as this; `array_dtype` says for what type float32 stands, if it does."""
+        if array_dtype in SMALL_FLOATS:
+            words = encode(array, array_dtype).reshape(-1)
+            return cls(words, array.shape, array_dtype, record)
         little = array.dtype.newbyteorder("<")
         flat = np.ascontiguousarray(array, little).reshape(-1)
         return cls(
@@ -76,10 +76,10 @@ class StoredArray(CompressedMatrix):
 
     @property
     def array(self) -> Array:
-        """The array in its own shape and type; float32 for bfloat16."""
+        """The array in its own shape and type; float32 for types that NumPy has not."""
         values = self.values
-        if self.array_dtype == BFLOAT16:
-            values = from_bfloat16(values)
+        if self.array_dtype in SMALL_FLOATS:
+            values = decode(values, self.array_dtype)
         elif np.dtype(self.array_dtype).kind == "b":
             values = values.astype(bool)
         return values.reshape(self.array_shape)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_matrix, check_count, check_number, check_shift
+from diba_np.checks import check_count, check_number, check_shift
 from diba_np.errors import FormatError
 from diba_np.files.checkpoint import Checkpoint
 from diba_np.files.parts import Parts
@@ -29,25 +29,30 @@ from diba_np.matrix.files import load
 from diba_np.matrix.row_blocks import stack
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.models.executors import Events, Runner, dask_executor
-from diba_np.models.file import Made, ModelFactors, open_model, write_model
+from diba_np.models.file import Alias, Item, Made, ModelFactors, open_model, write_model
+from diba_np.models.grams import Grams
 from diba_np.models.plan import (
     ALLOCATIONS,
     Curve,
-    Matrix,
+    Scan,
     Task,
     allocate,
-    matrix_view,
     sample_curve,
     scan,
 )
+from diba_np.models.shapes import matrix_view
 from diba_np.search.factorization import factorize
 from diba_np.search.relaxation import EFFORTS
-from diba_np.sources.opening import Entry, Source, open_source
+from diba_np.sources.entry import Entry
+from diba_np.sources.opening import Source, open_source
 
 CHECKPOINT = "checkpoint"  # suffix of the file with a search's state
 CHECKPOINT_EVERY = 20.0  # seconds
 
 _LOST = 1.0  # dB under which next to nothing of a matrix is left
+
+_MOST_NAMED = 3  # arrays in a message
+_MOST_RECORDED = 20  # kept or omitted arrays in the record: an attribute has its limits
 
 _MOST_TOLD = 40  # characters of a name in a line of progress
 
@@ -81,7 +86,8 @@ def factorize_model(
     Parameters
     ----------
     source : path-like or mapping of str to array_like
-        A folder of .npy, an .npz, .safetensors or HDF5 file, or arrays by name.
+        A folder of .npy or of a Hugging Face model, a file of NumPy, safetensors, HDF5, GGUF, ONNX
+        or torch, the index of shards, or arrays by name.
     bits : float
         Stored bits per weight over all arrays but those that `include` and `exclude` leave out.
         Everything counts, also biases and other arrays that are kept as they are.
@@ -91,8 +97,7 @@ def factorize_model(
     include, exclude : sequence of str
         Glob patterns of names (``*.query.weight``): only these, all but these are factorized.
     min_size : int, default 16
-        Matrices with fewer rows or columns are kept as they are, as are integers and arrays that
-        are not 2-D or 4-D.
+        Matrices with fewer rows or columns are kept as they are, as are integers and vectors.
     allocation : {"shared", "relative", "uniform"}
         "shared" gives each matrix the rate at which the sum of all weighted squared errors is
         least, from short searches on a part of each: matrices of small entries get few bits.
@@ -104,6 +109,7 @@ def factorize_model(
         first that does. 1 for all others.
     grams : mapping of str to (n, n) array_like, or a source of such, optional
         ``X^T X / N`` of the inputs of the array of that name: its error is that of the outputs.
+        For experts (e, m, n) also (e, n, n). One that is all zero is not used, with a warning.
     shift : float, default 0.0
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet.
     scale_bits : 16, 32, int from 2 to 8, three of them, or "auto"
@@ -147,8 +153,17 @@ def factorize_model(
         The output cannot be written, or another run writes to it now; processes kept ending
         (`ChildProcessError`).
 
+    Warns
+    -----
+    UserWarning
+        Arrays are no real numbers (they are not in the result); a Gram matrix is all zero; little
+        is left of a matrix.
+
     Notes
     -----
+    Experts (e, m, n) are factorized one by one. An array under two names is factorized, stored and
+    counted once.
+
     The bits found are the same for every number of jobs and every executor. Tall matrices of more
     than two million entries (embeddings) are cut into row blocks of at least sixteen times as many
     rows as columns, each a task of its own; the shape alone decides. Memory: beside what
@@ -195,23 +210,26 @@ def factorize_model(
         exits.callback(events.close)
         try:
             entries = open_source(source)
-            found = _read_grams(grams)
-            matrices, tasks = scan(
+            read_grams = Grams(grams)
+            found = scan(
                 entries,
                 _patterns(include),
                 _patterns(exclude),
                 min_size,
                 weights,
-                found,
+                read_grams,
                 relative=settings.allocation == "relative",
             )
-            run = _Run(settings, entries, matrices, tasks, found, each, events, bool(weights))
+            _warn_of_omitted(found)
+            run = _Run(settings, entries, found, read_grams, each, events, bool(weights))
             if final is not None:
                 run.parts = Parts(final, run.fingerprint(weights), restart)
                 exits.callback(run.parts.close)
             if scheduler is not None:
                 executor = exits.enter_context(dask_executor(scheduler))
-            runner = exits.enter_context(Runner(max(1, min(jobs, len(tasks))), each, executor))
+            runner = exits.enter_context(
+                Runner(max(1, min(jobs, len(found.tasks))), each, executor)
+            )
             return run.all(runner, final)
         except KeyboardInterrupt:
             events.tell("interrupted")
@@ -266,12 +284,23 @@ def _check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     }
 
 
-def _read_grams(
-    grams: Mapping[str, ArrayLike] | str | os.PathLike[str] | None,
-) -> dict[str, NDArray[Any]]:
-    if grams is None or (isinstance(grams, Mapping) and not grams):
-        return {}
-    return {e.name: as_matrix(e.read(), f"grams {e.name!r}") for e in open_source(grams)}
+def _warn_of_omitted(found: Scan) -> None:
+    """Name what the model's file will not hold, unless it was left out anyway.
+
+    Raises
+    ------
+    FormatError
+        Nothing is left.
+    """
+    lost = [each for each in found.omitted if not each.why.startswith("left out")]
+    if lost:
+        shown = ", ".join(f"{each.name!r} ({each.why})" for each in lost[:_MOST_NAMED])
+        shown += ", ..." if len(lost) > _MOST_NAMED else ""
+        if not found.matrices:
+            raise FormatError(f"found no numbers in the source: {shown}")
+        warnings.warn(
+            f"not in the result, as they are no real numbers: {shown}", UserWarning, stacklevel=3
+        )
 
 
 class _Run:
@@ -281,15 +310,16 @@ class _Run:
         self,
         settings: _Settings,
         entries: Sequence[Entry],
-        matrices: Sequence[Matrix],
-        tasks: Sequence[Task],
-        grams: Mapping[str, NDArray[Any]],
+        found: Scan,
+        grams: Grams,
         threads: int,
         events: Events,
         weighted: bool,
     ) -> None:
         self.weighted = weighted  # whether the caller told what errors count
-        self.settings, self.matrices, self.tasks = settings, matrices, tasks
+        self.settings, self.matrices, self.tasks = settings, found.matrices, found.tasks
+        self.omitted = found.omitted
+        self.shapes = {matrix.name: matrix.shape for matrix in found.matrices}
         self.entries = {entry.name: entry for entry in entries}
         self.grams, self.threads, self.events = grams, threads, events
         self.parts: Parts | None = None
@@ -302,8 +332,9 @@ class _Run:
         arrays = [[m.name, list(m.shape), m.dtype, m.kept, m.sha256] for m in self.matrices]
         grams = {
             name: hashlib.sha256(np.ascontiguousarray(gram).data).hexdigest()
-            for name, gram in self.grams.items()
+            for name, gram in self.grams.given.items()
         }
+        grams |= dict.fromkeys(self.grams.nothing, "zero")
         return {**told, "arrays": arrays, "weights": dict(weights), "grams": grams} | versions()
 
     def rows(self, task: Task) -> NDArray[Any]:
@@ -311,12 +342,40 @@ class _Run:
         # a plain array, as a process gets it: the sums over a memory map are cut otherwise
         return np.asarray(matrix_view(self.entries[task.name].read())[task.start : task.stop])
 
+    def gram(self, task: Task) -> NDArray[Any] | None:
+        """Return the Gram matrix of what a task's rows read, if there is one."""
+        return self.grams.of(task.name, task.start, self.shapes[task.name])
+
+    def _plan(self, size: int, kept: int) -> tuple[int, ScaleBits]:
+        """Return the bits for the matrices; ValueError where they do not pay for one component."""
+        budget = math.floor(self.settings.bits * size) - kept
+        counted_scale_bits = self.settings.counted_scale_bits
+        try:
+            allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
+        except ValueError as error:
+            if not kept:
+                raise
+            named = ", ".join(
+                f"{name!r} {tuple(shape)} {why} {bits} bits"
+                for name, shape, why, bits in self._largest_kept()[:_MOST_NAMED]
+            )
+            raise ValueError(
+                f"{error}; kept: {named}; leave them out by their names (exclude)"
+            ) from error
+        return budget, counted_scale_bits
+
+    def _largest_kept(self) -> list[list[Any]]:
+        """Return (name, shape, why, bits) of what is kept and counts, the largest first."""
+        kept = [m for m in self.matrices if m.kept and m.counted and m.alias_of is None]
+        kept.sort(key=lambda matrix: (-matrix.kept_bits, matrix.name))
+        return [[m.name, list(m.shape), m.kept, m.kept_bits] for m in kept[:_MOST_RECORDED]]
+
     def all(self, runner: Runner, final: Path | None) -> ModelFactors:
         """Run everything."""
-        counted = [matrix for matrix in self.matrices if matrix.counted]
+        counted = [m for m in self.matrices if m.counted and m.alias_of is None]
         kept = sum(matrix.kept_bits for matrix in counted if matrix.kept)
         size = sum(matrix.size for matrix in counted)
-        budget = math.floor(self.settings.bits * size) - kept
+        budget, counted_scale_bits = self._plan(size, kept)
         self.events.tell(
             "start",
             arrays=len(self.matrices),
@@ -325,9 +384,9 @@ class _Run:
             weights=size,
             kept_bits=kept,
             budget_bits=budget,
+            kept=self._largest_kept(),
+            omitted=[[each.name, each.why] for each in self.omitted[:_MOST_RECORDED]],
         )
-        counted_scale_bits = self.settings.counted_scale_bits
-        allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
         curves = self._curves(runner) if self.settings.allocation != "uniform" else None
         shares = allocate(self.tasks, curves, budget, counted_scale_bits)
         self.events.tell("budget", bits=sum(shares))
@@ -335,9 +394,7 @@ class _Run:
         self._warn_of_losses()
         record = self._record(size, kept)
         if final is None:
-            items = list(self._items())
-            arrays = {name: (shape, dtype) for name, shape, dtype, _ in items}
-            model = ModelFactors(record, arrays, {item[0]: item[3] for item in items})
+            model = ModelFactors.of(self._items(), record)
         else:
             write_model(final, self._items(), record)
             if self.parts is not None:
@@ -352,7 +409,7 @@ class _Run:
         found = {} if known is None else {int(number): Curve(*map(tuple, c)) for number, c in known}
 
         def arguments(task: Task) -> tuple[Any, ...]:
-            gram = self.grams.get(task.name)
+            gram = self.gram(task)
             threads = self.threads
             return (self.rows(task), gram, self.settings.shift, self.settings.seed, threads)
 
@@ -396,7 +453,7 @@ class _Run:
             # other machines may not see the folder
             near = self.parts is not None and not runner.foreign
             path = str(self.parts.path(task.number, CHECKPOINT)) if near and self.parts else None
-            return (self.rows(task), rate, self.grams.get(task.name), options, path)
+            return (self.rows(task), rate, self.gram(task), options, path)
 
         for task, factors in runner.run(factorize_rows, missing, arguments):
             if self.parts is not None:
@@ -453,12 +510,15 @@ class _Run:
             raise OSError(f"the finished part of {task.name} is gone")
         return found
 
-    def _items(self) -> Iterator[tuple[str, tuple[int, ...], str, Made]]:
+    def _items(self) -> Iterator[Item]:
         by_name: dict[str, list[Task]] = {}
         for task in self.tasks:
             by_name.setdefault(task.name, []).append(task)
         for matrix in self.matrices:
-            made: Made
+            made: Made | Alias
+            if matrix.alias_of is not None:
+                yield matrix.name, matrix.shape, matrix.dtype, Alias(matrix.alias_of)
+                continue
             if matrix.kept:
                 array = self.entries[matrix.name].read()
                 made = StoredArray.of(array, matrix.dtype, {"kept": matrix.kept})
@@ -476,7 +536,7 @@ class _Run:
 
     def _warn_of_losses(self) -> None:
         """Warn of matrices that a shared budget leaves next to nothing of."""
-        if self.settings.allocation != "shared" or self.grams or self.weighted:
+        if self.settings.allocation != "shared" or self.grams.given or self.weighted:
             return
         reached, lost = set(), []
         for task in self.tasks:
@@ -507,6 +567,9 @@ class _Run:
             **vars(self.settings),
             "factorized": len({task.name for task in self.tasks}),
             "kept": sum(bool(matrix.kept) for matrix in self.matrices),
+            "kept_arrays": self._largest_kept(),
+            "shared": sum(matrix.alias_of is not None for matrix in self.matrices),
+            "omitted": [[each.name, each.why[:200]] for each in self.omitted[:_MOST_RECORDED]],
             "counted_weights": size,
             "counted_bits": self.bits + kept,
             "weighted_error": noise,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
@@ -16,18 +16,35 @@ from diba_np.files.atomic import PathLike
 from diba_np.files.container import group_key, read_groups, read_root
 from diba_np.files.container_writer import write_groups
 from diba_np.matrix.base import CompressedMatrix
-from diba_np.matrix.bfloat16 import BFLOAT16
 from diba_np.matrix.budgets import DENSE_BITS
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.files import load
+from diba_np.matrix.small_floats import value_type
 from diba_np.matrix.stored_array import StoredArray
+from diba_np.models.shapes import matrix_shape
 
 Made = DiBAFactors | CompressedMatrix
 
 CONTENTS = "model"
 
+ALIAS = "alias"  # in the place of a method, of a group that holds no more than a name
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Stands for an array that is stored under another name.
+
+    Attributes
+    ----------
+    name : str
+        The other name.
+    """
+
+    name: str
+
+
 # (name, array shape, array dtype, what stands for it)
-Item = tuple[str, tuple[int, ...], str, Made]
+Item = tuple[str, tuple[int, ...], str, Made | Alias]
 
 
 class ModelFactors(Mapping[str, Made]):
@@ -43,11 +60,14 @@ class ModelFactors(Mapping[str, Made]):
         How the model was made: budget, settings, totals, versions.
     path : Path or None
         Of the file; None in memory.
+    aliases : dict
+        Names whose array is stored under another name, and that name.
 
     Notes
     -----
     A convolution (O, I, h, w) is kept as the matrix (O, I h w): the product with it is that with
-    the unfolded patches. `dense` gives the array's own shape back.
+    the unfolded patches. Experts (e, m, n) lie one under the other in the matrix (e m, n), each
+    with factors of its own (`RowBlocks.blocks`). `dense` gives the array's own shape back.
     """
 
     def __init__(
@@ -56,10 +76,24 @@ class ModelFactors(Mapping[str, Made]):
         arrays: dict[str, tuple[tuple[int, ...], str]],
         made: dict[str, Made],
         path: Path | None = None,
+        aliases: dict[str, str] | None = None,
     ) -> None:
         self.record, self.path = record, path
+        self.aliases = aliases or {}
         self._arrays, self._made = arrays, made
         self._closed = False
+
+    @classmethod
+    def of(cls, items: Iterable[Item], record: dict[str, Any]) -> ModelFactors:
+        """Return a model in memory."""
+        arrays, made, aliases = {}, dict[str, Made](), {}
+        for name, shape, dtype, thing in items:
+            arrays[name] = (shape, dtype)
+            if isinstance(thing, Alias):
+                aliases[name] = thing.name
+            else:
+                made[name] = thing
+        return cls(record, arrays, made, aliases=aliases)
 
     # -- mapping -----------------------------------------------------------------------------------
 
@@ -68,6 +102,7 @@ class ModelFactors(Mapping[str, Made]):
             raise ValueError("the model is closed")
         if name not in self._arrays:
             raise KeyError(name)
+        name = self.aliases.get(name, name)
         if name not in self._made and self.path is not None:
             self._made[name] = self._read(name)
         return self._made[name]
@@ -89,7 +124,7 @@ class ModelFactors(Mapping[str, Made]):
         if isinstance(made, StoredArray):
             fits = (made.array_shape, made.array_dtype) == (shape, dtype)
         else:
-            fits = expected == (shape if len(shape) == 2 else (shape[0], math.prod(shape[1:])))
+            fits = len(shape) > 1 and expected == matrix_shape(shape)
         if not fits:
             raise FormatError(f"{self.path}: array {name}: found {expected}, expected {shape}")
         return made
@@ -111,24 +146,34 @@ class ModelFactors(Mapping[str, Made]):
         return self._arrays[name][0]
 
     def dense(self, name: str) -> NDArray[Any]:
-        """Return the array as the model has it: its own shape and type, float32 for bfloat16."""
+        """Return the array as the model has it: its own shape and type.
+
+        float32 for types that NumPy has not, such as bfloat16.
+        """
         made = self[name]
         if isinstance(made, StoredArray):
             return made.array
         shape, dtype = self._arrays[name]
-        kind = np.dtype(np.float32 if dtype == BFLOAT16 else dtype)
-        return made.to_dense().reshape(shape).astype(kind, copy=False)
+        return made.to_dense().reshape(shape).astype(value_type(dtype), copy=False)
+
+    def array_dtype(self, name: str) -> str:
+        """Return NumPy's name of the type that the array has in the model, or "bfloat16" and so."""
+        return self._arrays[name][1]
+
+    def _stored(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays that are stored, those under two names once."""
+        return {name: s for name, (s, _) in self._arrays.items() if name not in self.aliases}
 
     @property
     def size(self) -> int:
-        """Number of weights, of all arrays."""
-        return sum(math.prod(shape) for shape, _ in self._arrays.values())
+        """Number of weights of all arrays; an array under two names counts once."""
+        return sum(math.prod(shape) for shape in self._stored().values())
 
     def storage_bits(self) -> int:
         """Return the stored bits of all arrays, those kept as they are included."""
         return sum(
             self[name].storage_bits() if math.prod(shape) else 0
-            for name, (shape, _) in self._arrays.items()
+            for name, shape in self._stored().items()
         )
 
     @property
@@ -142,7 +187,12 @@ class ModelFactors(Mapping[str, Made]):
 
     def save(self, path: PathLike) -> int:
         """Write everything to one file, atomically; return its bytes."""
-        items = ((name, *self._arrays[name], self[name]) for name in self)
+        items = (
+            (name, *self._arrays[name], Alias(self.aliases[name]))
+            if name in self.aliases
+            else (name, *self._arrays[name], self[name])
+            for name in self
+        )
         return write_model(path, items, self.record)
 
 
@@ -151,22 +201,34 @@ def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -
 
     Each array is a group as `diba_np.matrix.files` describes, with the attributes ``name`` (JSON),
     ``order``, ``array_shape`` (JSON) and ``array_dtype`` beside its own; the root has
-    ``contents="model"`` and ``record`` (JSON).
+    ``contents="model"`` and ``record`` (JSON). An array that is stored under another name has a
+    group without datasets, with ``method="alias"`` and ``alias_of`` (JSON).
     """
 
     def groups() -> Iterator[tuple[str, dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]]:
         for order, (name, shape, dtype, made) in enumerate(items):
-            own, arrays = made.contents()
+            own, arrays, notes = _contents(made, shape)
             told = {
                 "name": json.dumps(name),
                 "order": order,
                 "array_shape": json.dumps(shape),
                 "array_dtype": dtype,
             }
-            yield group_key(name), own | told, arrays, made.record
+            yield group_key(name), own | told, arrays, notes
 
     root = {"contents": CONTENTS, "record": json.dumps(record)}
     return write_groups(path, groups(), root)
+
+
+def _contents(
+    made: Made | Alias, shape: tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return attributes, arrays and record of a group; that of an alias holds a name alone."""
+    if not isinstance(made, Alias):
+        return *made.contents(), made.record
+    m, n = matrix_shape(shape)
+    name = json.dumps(made.name)
+    return {"format_version": 1, "method": ALIAS, "m": m, "n": n, "alias_of": name}, {}, {}
 
 
 def is_model(path: PathLike) -> bool:
@@ -195,7 +257,7 @@ def open_model(path: PathLike) -> ModelFactors:
         Not a model's file, or an array is missing, changed or added.
     """
     root, groups = read_groups(path)
-    found = {}
+    found, aliases = {}, {}
     try:
         if root["contents"] != CONTENTS:
             raise ValueError(f"contents {root['contents']!r}")
@@ -205,8 +267,13 @@ def open_model(path: PathLike) -> ModelFactors:
             if group_key(name) != key or min(shape, default=1) < 0:
                 raise ValueError(f"group {key} of array {name!r}")
             found[name] = (int(attributes["order"]), (shape, str(attributes["array_dtype"])))
+            if attributes.get("method") == ALIAS:
+                aliases[name] = str(json.loads(attributes["alias_of"]))
+        for name, other in aliases.items():
+            if other in aliases or found.get(other, (0, None))[1] != found[name][1]:
+                raise ValueError(f"array {name!r} as an alias of {other!r}")
         record = json.loads(root["record"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path}: found {error}, expected a model") from error
     arrays = {name: told for name, (_, told) in sorted(found.items(), key=lambda item: item[1][0])}
-    return ModelFactors(record, arrays, {}, Path(path))
+    return ModelFactors(record, arrays, {}, Path(path), aliases)

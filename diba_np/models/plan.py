@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
@@ -15,20 +15,17 @@ from numpy.typing import NDArray
 from diba_np.arrays import row_blocks
 from diba_np.checks import as_matrix, check_magnitude, digest
 from diba_np.errors import FormatError
-from diba_np.matrix.bfloat16 import BFLOAT16
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.diagonals import ScaleBits
+from diba_np.matrix.small_floats import word_type
+from diba_np.models.grams import Grams
+from diba_np.models.shapes import is_experts, matrix_shape, matrix_view, row_parts
 from diba_np.search.factorization import factorize
-from diba_np.sources.opening import Entry
+from diba_np.sources.entry import Entry, unfit_reason
 
 Shape = tuple[int, int]
 
 ALLOCATIONS = ("shared", "relative", "uniform")
-
-# a tall matrix of more entries than this is cut into row blocks
-_LARGE = 1 << 21
-# rows of a block over columns: B2 is stored once a block, for a share 1/17 of its bits
-_TALL = 16
 
 # of the short searches that a curve is made of: bits of the binaries per weight
 RATES = (0.5, 1.0, 2.0)
@@ -55,6 +52,8 @@ class Matrix:
         Whether it takes part in the budget: all but what the user left out.
     sha256 : str
         Of the matrix or, where it is kept, of the array.
+    alias_of : str or None
+        Name of the array that is the same one, and stored for both.
     """
 
     name: str
@@ -63,6 +62,7 @@ class Matrix:
     kept: str
     counted: bool
     sha256: str
+    alias_of: str | None = None
 
     @property
     def size(self) -> int:
@@ -72,7 +72,39 @@ class Matrix:
     @property
     def kept_bits(self) -> int:
         """Bits that the array takes as it is."""
-        return self.size * (16 if self.dtype == BFLOAT16 else 8 * np.dtype(self.dtype).itemsize)
+        return self.size * 8 * word_type(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Omitted:
+    """An array of the source that the model's file does not hold.
+
+    Attributes
+    ----------
+    name : str
+    why : str
+    """
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a source holds.
+
+    Attributes
+    ----------
+    matrices : list of Matrix
+        Every array that the model's file will hold.
+    tasks : list of Task
+    omitted : list of Omitted
+        Those that it will not: text, complex numbers, what was left out and cannot be read.
+    """
+
+    matrices: list[Matrix]
+    tasks: list[Task]
+    omitted: list[Omitted]
 
 
 @dataclass(frozen=True)
@@ -112,36 +144,20 @@ class Task:
         return self.bits(2, scale_bits) - self.bits(1, scale_bits)
 
 
-def matrix_view(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array as a matrix: a convolution (O, I, h, w) as (O, I h w), others as they are."""
-    return array.reshape(len(array), -1) if array.ndim == 4 else array
-
-
-def row_parts(shape: Shape) -> list[tuple[int, int]]:
-    """Cut the rows of a large tall matrix into even blocks; the shape alone decides.
-
-    >>> row_parts((384, 384)), len(row_parts((30522, 384)))
-    ([(0, 384)], 4)
-    """
-    m, n = shape
-    count = m // (_TALL * n) if m * n > _LARGE else 1
-    edges = [m * i // max(count, 1) for i in range(max(count, 1) + 1)]
-    return list(pairwise(edges))
-
-
 def scan(
     entries: Sequence[Entry],
     include: Sequence[str],
     exclude: Sequence[str],
     min_size: int,
     weights: Mapping[str, float],
-    grams: Mapping[str, NDArray[Any]],
+    grams: Grams,
     relative: bool = False,
-) -> tuple[list[Matrix], list[Task]]:
+) -> Scan:
     """Read every array once: check it, decide about it, take its digest and its energy.
 
     With `relative` the energy of a matrix is its number of entries, times its weight: what counts
-    is its error relative to its own energy.
+    is its error relative to its own energy. Of arrays that the patterns leave out nothing is
+    checked, and none of them ends the run.
 
     Raises
     ------
@@ -155,38 +171,77 @@ def scan(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"{kind} {pattern!r} matches none of the {len(names)} arrays")
-    stray = [name for name in grams if name not in names]
-    if stray:
-        raise ValueError(f"grams holds {stray[0]!r}, which is none of the {len(names)} arrays")
-    matrices: list[Matrix] = []
-    tasks: list[Task] = []
+    grams.check_names(names)
+    found = Scan([], [], [])
+    seen: dict[tuple[Any, ...], str] = {}  # what makes two arrays one -> name of the first
     for entry in entries:
-        array = entry.read()
-        if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
-            raise FormatError(f"{entry.name}: found dtype {array.dtype}, expected real numbers")
-        told = entry.dtype or array.dtype.str
         counted = _chosen(entry.name, include, exclude)
+        array, why = _readable(entry, counted)
+        if array is None:
+            found.omitted.append(Omitted(entry.name, why))
+            continue
+        dtype = entry.dtype or array.dtype.str
         kept = "" if counted else "left out"
         kept = kept or _why_kept(array.shape, array.dtype.kind, min_size)
         if kept:
-            flat = array.reshape(1, -1) if array.size else np.zeros((1, 1))
-            matrices.append(Matrix(entry.name, array.shape, told, kept, counted, digest(flat)))
+            A = array.reshape(1, -1) if array.size else np.zeros((1, 1))
+        else:
+            A = as_matrix(matrix_view(array), entry.name)
+            check_magnitude(A, entry.name)
+        matrix = Matrix(entry.name, array.shape, dtype, kept, counted, digest(A))
+        # vectors of zeros or ones are equal by chance
+        key = (matrix.sha256, matrix.shape, dtype, kept) if array.ndim > 1 else (entry.name,)
+        first = seen.setdefault(key, entry.name) if array.size else entry.name
+        if first != entry.name:
+            matrix = replace(matrix, alias_of=first)
+        found.matrices.append(matrix)
+        if kept:
             continue
-        A = as_matrix(matrix_view(array), entry.name)
-        check_magnitude(A, entry.name)
-        m, n = A.shape
-        matrices.append(Matrix(entry.name, array.shape, told, "", True, digest(A)))
-        gram = grams.get(entry.name)
-        if gram is not None and gram.shape != (n, n):
-            raise ValueError(f"grams {entry.name!r} must have shape {(n, n)}, got {gram.shape}")
-        weight = next((w for glob, w in weights.items() if fnmatchcase(entry.name, glob)), 1.0)
-        parts = row_parts((m, n))
-        energies = [_energy(A[start:stop], gram) for start, stop in parts]
-        unit = weight * (A.size / (sum(energies) or 1.0) if relative else 1.0)
-        for (start, stop), energy in zip(parts, energies, strict=True):
-            whole, shape = len(parts) == 1, (stop - start, n)
-            tasks.append(Task(len(tasks), entry.name, start, stop, shape, whole, unit * energy))
-    return matrices, tasks
+        grams.check_shape(entry.name, array.shape)
+        if first != entry.name:
+            if not grams.share(first, entry.name):
+                continue
+            found.tasks[:] = [task for task in found.tasks if task.name != first]
+        weight = next((w for glob, w in weights.items() if fnmatchcase(first, glob)), 1.0)
+        found.tasks.extend(_tasks(first, A, array.shape, weight, grams, relative))
+    found.tasks[:] = [replace(task, number=i) for i, task in enumerate(found.tasks)]
+    return found
+
+
+def _readable(entry: Entry, counted: bool) -> tuple[NDArray[Any] | None, str]:
+    """Return an array that a model's file can hold, or None and why it cannot be had."""
+    if entry.unfit:
+        return None, entry.unfit if counted else f"left out, {entry.unfit}"
+    try:
+        array = entry.read()
+    except (FormatError, TypeError, ValueError, OSError, LookupError, ImportError) as error:
+        if counted:
+            raise
+        return None, f"left out, and not readable ({error})"
+    why = unfit_reason(array.dtype)
+    if why:
+        return None, why if counted else f"left out, {why}"
+    return array, ""
+
+
+def _tasks(
+    name: str,
+    A: NDArray[Any],
+    shape: tuple[int, ...],
+    weight: float,
+    grams: Grams,
+    relative: bool,
+) -> list[Task]:
+    """Return the tasks of one matrix; their numbers come later."""
+    parts = row_parts(shape)
+    energies = [_energy(A[a:b], grams.of(name, a, shape)) for a, b in parts]
+    if name in grams.nothing:
+        weight *= grams.unit
+    unit = weight * (A.size / (sum(energies) or 1.0) if relative else 1.0)
+    return [
+        Task(0, name, start, stop, (stop - start, A.shape[1]), len(parts) == 1, unit * energy)
+        for (start, stop), energy in zip(parts, energies, strict=True)
+    ]
 
 
 def _chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -197,9 +252,11 @@ def _chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
 def _why_kept(shape: tuple[int, ...], kind: str, min_size: int) -> str:
     if kind != "f":
         return "integers"
-    if len(shape) not in (2, 4):
+    if len(shape) < 2:
         return f"{len(shape)}-D"
-    m, n = shape[0], math.prod(shape[1:])
+    if 0 in shape:
+        return "empty"
+    m, n = shape[1:] if is_experts(shape) else matrix_shape(shape)
     return "small" if min(m, n) < min_size else ""
 
 

@@ -1,62 +1,45 @@
-"""Where a model's arrays come from: folders of .npy, .npz, .safetensors, HDF5, any mapping."""
+"""Where a model's arrays come from: files and folders of every kind, or any mapping."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import stat
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from diba_np.errors import FormatError
-from diba_np.matrix.bfloat16 import BFLOAT16, from_bfloat16
+from diba_np.sources.entry import Entry, check_unique
+from diba_np.sources.gguf import open_gguf
+from diba_np.sources.hdf5 import open_hdf5
+from diba_np.sources.numpy_files import npy_entry, open_mapping, open_npy, open_npz
+from diba_np.sources.onnx import open_onnx
+from diba_np.sources.safetensors import INDEX, open_index, open_safetensors, open_shards
+from diba_np.sources.torch import open_torch
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
-# the element types of the safetensors format that NumPy can hold, and bfloat16
-_SAFETENSORS = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": BFLOAT16,
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "|u1",
-    "BOOL": "|b1",
+_KINDS: dict[str, Callable[[Path], list[Entry]]] = {
+    ".npy": open_npy,
+    ".npz": open_npz,
+    ".safetensors": open_safetensors,
+    ".h5": open_hdf5,
+    ".hdf5": open_hdf5,
+    ".gguf": open_gguf,
+    ".onnx": open_onnx,
+    ".pt": open_torch,
+    ".pth": open_torch,
+    ".bin": open_torch,
+    ".ckpt": open_torch,
 }
 
-_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
-_LARGEST_EXPANSION = 4096  # no chunked HDF5 data is taken to be compressed more than this
+_TORCH_INDEX = ".bin.index.json"
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One array of a source, read when it is asked for.
-
-    Attributes
-    ----------
-    name : str
-    read : callable
-        Returns the array; a memory map where the file allows it, float32 for bfloat16.
-    dtype : str
-        NumPy's name of the type in the source, or "bfloat16".
-    """
-
-    name: str
-    read: Callable[[], NDArray[Any]]
-    dtype: str = ""
+_EXPECTED = (
+    "a folder of .npy or of a Hugging Face model, a .npy, .npz, .safetensors (or its "
+    ".index.json), .h5, .hdf5, .gguf, .onnx, or a torch file (.bin, .pt, .pth, .ckpt)"
+)
 
 
 def open_source(source: Source) -> list[Entry]:
@@ -65,9 +48,9 @@ def open_source(source: Source) -> list[Entry]:
     Parameters
     ----------
     source : path-like or mapping of str to array_like
-        A folder (every .npy in it and below, named by its path without the suffix), an .npz,
-        .safetensors or HDF5 file (.h5, .hdf5: every dataset, named by its path), one .npy, or
-        arrays by name.
+        A folder of .npy (all below it, named by their paths without the suffix) or of a Hugging
+        Face model (its index and shards, or one file); a file of NumPy, safetensors, HDF5 (every
+        dataset, named by its path), GGUF, ONNX or torch; the index of shards; arrays by name.
 
     Returns
     -------
@@ -82,13 +65,10 @@ def open_source(source: Source) -> list[Entry]:
     ValueError
         Of no known kind, or without arrays.
     FormatError
-        Not readable as what it claims to be.
+        Not readable as what it claims to be, or two arrays have one name.
     """
     if isinstance(source, Mapping):
-        wrong = [name for name in source if not isinstance(name, str)]
-        if wrong:
-            raise TypeError(f"source must map names to arrays, got the key {wrong[0]!r}")
-        entries = [Entry(name, _getter(source, name)) for name in source]
+        entries = open_mapping(source)
     elif isinstance(source, (str, os.PathLike)):
         entries = _open_path(Path(source))
     else:
@@ -102,165 +82,78 @@ def _label(source: Source) -> str:
     return f"a {type(source).__name__}" if isinstance(source, Mapping) else str(source)
 
 
-def _getter(source: Mapping[str, Any], name: str) -> Callable[[], NDArray[Any]]:
-    return lambda: np.asanyarray(source[name])
-
-
 def _open_path(path: Path) -> list[Entry]:
     if path.is_dir():
-        files = sorted(path.rglob("*.npy"), key=lambda file: file.relative_to(path).as_posix())
-        return [
-            Entry(file.relative_to(path).with_suffix("").as_posix(), _npy_reader(file))
-            for file in files
-        ]
+        return _open_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    kinds: dict[str, Callable[[Path], list[Entry]]] = {
-        ".npy": lambda file: [Entry(file.stem, _npy_reader(file))],
-        ".npz": _open_npz,
-        ".safetensors": _open_safetensors,
-        ".h5": _open_hdf5,
-        ".hdf5": _open_hdf5,
-    }
-    if path.suffix.lower() not in kinds:
-        raise ValueError(
-            f"{path}: expected a folder of .npy, .npy, .npz, .safetensors, .h5 or .hdf5"
-        )
-    return kinds[path.suffix.lower()](path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path}: found no regular file; a source is read more than once")
+    if path.name.endswith(INDEX):
+        return open_index(path)
+    if path.name.endswith(_TORCH_INDEX):
+        return open_index(path, open_torch)
+    kind = _KINDS.get(path.suffix.lower()) or _kind_by_content(path)
+    if kind is None:
+        raise ValueError(f"{path}: expected {_EXPECTED}")
+    return kind(path)
 
 
-# -- NumPy's own -----------------------------------------------------------------------------------
+def _kind_by_content(path: Path) -> Callable[[Path], list[Entry]] | None:
+    """Tell what a file without a known suffix is from its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith(b"\x93NUMPY"):
+        return open_npy
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return open_hdf5
+    if head.startswith(b"GGUF"):
+        return open_gguf
+    if head.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive:
+            torch = any(name.endswith("data.pkl") for name in archive.namelist())
+        return open_torch if torch else open_npz
+    return open_safetensors if head[8:9] == b"{" else None
 
 
-@contextmanager
-def _as_format_error(label: str, kind: str) -> Iterator[None]:
-    """Turn whatever a reader finds wrong into a `FormatError`."""
-    try:
-        yield
-    except FormatError:
-        raise
-    except (ValueError, EOFError, OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        if isinstance(error, PermissionError):
-            raise
-        text = str(error).splitlines() or [type(error).__name__]
-        raise FormatError(f"{label}: not readable as {kind} ({text[0]})") from error
-
-
-def _npy_reader(path: Path) -> Callable[[], NDArray[Any]]:
-    def read() -> NDArray[Any]:
-        with _as_format_error(str(path), ".npy"):
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(found, np.ndarray):
-                raise ValueError("found an archive")
-            return found
-
-    return read
-
-
-def _open_npz(path: Path) -> list[Entry]:
-    with _as_format_error(str(path), ".npz"), zipfile.ZipFile(path) as archive:
-        members = [name for name in archive.namelist() if name.endswith(".npy")]
-    if len(set(members)) < len(members):
-        raise FormatError(f"{path}: holds two arrays of one name")
-
-    def reader(member: str) -> Callable[[], NDArray[Any]]:
-        def read() -> NDArray[Any]:
-            label = f"{path}:{member}"
-            with _as_format_error(label, ".npy"), zipfile.ZipFile(path) as archive:
-                with archive.open(member) as file:
-                    found: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-                    return found
-
-        return read
-
-    return [Entry(member.removesuffix(".npy"), reader(member)) for member in members]
-
-
-# -- safetensors -----------------------------------------------------------------------------------
-
-
-def _open_safetensors(path: Path) -> list[Entry]:
-    """Read the header: 8 bytes of its length, JSON, then the arrays' bytes one after another."""
-    length = path.stat().st_size
-    with _as_format_error(str(path), ".safetensors"):
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= min(length - 8, _LONGEST_HEADER):
-                raise ValueError(f"a header of {size} bytes in a file of {length}")
-            header = json.loads(file.read(size))
-        if not isinstance(header, dict):
-            raise ValueError("the header is no JSON object")
-    entries = []
-    for name, told in header.items():
-        if name != "__metadata__":
-            entries.append(_safetensor(path, name, told, 8 + size, length))
-    return entries
-
-
-def _safetensor(path: Path, name: str, told: Any, start: int, length: int) -> Entry:
-    label = f"{path}: array {name}"
-    try:
-        kind, shape = told["dtype"], [int(side) for side in told["shape"]]
-        first, last = (int(at) for at in told["data_offsets"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise FormatError(f"{label}: found {told!r}, expected dtype, shape, offsets") from error
-    dtype = _SAFETENSORS.get(kind) if isinstance(kind, str) else None
-    if dtype is None:
-        raise FormatError(f"{label}: found dtype {kind}, expected {', '.join(_SAFETENSORS)}")
-    stored = np.dtype("<u2") if dtype == BFLOAT16 else np.dtype(dtype)
-    if min(shape, default=1) < 0 or last - first != math.prod(shape) * stored.itemsize:
-        raise FormatError(f"{label}: found {last - first} bytes for {kind} of shape {shape}")
-    if not 0 <= first <= last <= length - start:
-        raise FormatError(
-            f"{label}: found bytes {first} to {last}, expected at most {length - start}"
-        )
-
-    def read() -> NDArray[Any]:
-        if first == last:
-            return np.zeros(shape, np.float32 if dtype == BFLOAT16 else stored)
-        with _as_format_error(str(path), ".safetensors"):
-            raw: NDArray[Any] = np.memmap(path, np.uint8, "r", start + first, (last - first,))
-        values = raw.view(stored).reshape(shape)
-        return from_bfloat16(values) if dtype == BFLOAT16 else values
-
-    return Entry(name, read, dtype if dtype == BFLOAT16 else stored.str)
-
-
-# -- HDF5 ------------------------------------------------------------------------------------------
-
-
-def _open_hdf5(path: Path) -> list[Entry]:
-    import h5py
-
-    from diba_np.files.container import open_file
-
-    found: list[str] = []
-    length = path.stat().st_size
-
-    def visit(name: str, item: Any) -> None:
-        if "format" in item.attrs:
-            raise FormatError(f"{path}:{name}: is a factorization already, expected arrays")
-        if not isinstance(item, h5py.Dataset) or item.shape is None:
-            return
-        if item.external or item.is_virtual:
-            raise FormatError(f"{path}: dataset {name}: its data lie in another file")
-        if item.nbytes > _LARGEST_EXPANSION * length:
-            raise FormatError(
-                f"{path}: dataset {name}: found a file of {length} bytes for {item.nbytes}"
+def _open_folder(path: Path) -> list[Entry]:
+    """Read a folder: the index of shards, else the model's one file, else all shards, else .npy."""
+    arrays = sorted(path.rglob("*.npy"), key=lambda file: file.relative_to(path).as_posix())
+    weights = _weights_of(path)
+    if weights is not None:
+        if arrays:
+            warnings.warn(
+                f"{path}: {len(arrays)} .npy files are not read, the folder holds other weights",
+                UserWarning,
+                stacklevel=4,
             )
-        found.append(name)
+        return weights
+    if arrays:
+        names = [file.relative_to(path).with_suffix("").as_posix() for file in arrays]
+        found = [npy_entry(file, name) for file, name in zip(arrays, names, strict=True)]
+        return check_unique(found, str(path))
+    others = sorted(file for file in path.iterdir() if file.suffix.lower() in _KINDS)
+    if len(others) > 1:
+        names = [file.name for file in others]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise ValueError(f"{path}: found {shown}; name one of them")
+    return _open_path(others[0]) if others else []
 
-    with open_file(path) as file:
-        if "format" in file.attrs:
-            raise FormatError(f"{path}: is a factorization already, expected arrays")
-        file.visititems(visit)
 
-    def reader(name: str) -> Callable[[], NDArray[Any]]:
-        def read() -> NDArray[Any]:
-            with open_file(path) as file:
-                values: NDArray[Any] = np.asarray(file[name][()])
-                return values
-
-        return read
-
-    return [Entry(name, reader(name)) for name in sorted(found)]
+def _weights_of(path: Path) -> list[Entry] | None:
+    """Return the weights of a Hugging Face folder; None if it is not one."""
+    for suffix, index, stem, open_one in (
+        (".safetensors", INDEX, "model", open_safetensors),
+        (".bin", _TORCH_INDEX, "pytorch_model", open_torch),
+    ):
+        for name in (f"{stem}{index}", f"{stem}{suffix}"):
+            if (path / name).is_file():
+                return _open_path(path / name)
+        indices = sorted(path.glob(f"*{index}"))
+        if len(indices) == 1:
+            return _open_path(indices[0])
+        pattern = "*.safetensors" if stem == "model" else "pytorch_model*.bin"
+        files = sorted(file for file in path.glob(pattern) if file.is_file())
+        if files:
+            return open_shards(files, open_one)
+    return None

@@ -21,7 +21,8 @@ from diba_np.machine.processors import processors
 from diba_np.matrix.row_blocks import RowBlocks, stack
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.models.file import is_model, open_model
-from diba_np.models.plan import Curve, Task, allocate, lower_hull, row_parts, sample_curve
+from diba_np.models.plan import Curve, Task, allocate, lower_hull, sample_curve
+from diba_np.models.shapes import row_parts
 
 NAMES = ["a/b", "a", "ü ñ 漢", "", ".", "%2F", "x\x00y", "/", "a/b1", "..", "lone \ud800"]
 
@@ -277,10 +278,10 @@ def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
 
 
 def test_large_tall_matrices_become_row_blocks(monkeypatch, rng, tmp_path):
-    from diba_np.models import plan as model_plan
+    from diba_np.models import shapes
 
-    monkeypatch.setattr(model_plan, "_LARGE", 1000)
-    monkeypatch.setattr(model_plan, "_TALL", 2)
+    monkeypatch.setattr(shapes, "_LARGE", 1000)
+    monkeypatch.setattr(shapes, "_TALL", 2)
     A = rng.normal(size=(100, 16))
     seen = []
     path = tmp_path / "m.h5"
@@ -307,7 +308,7 @@ OK = {"w": np.ones((20, 20))}
         (5, {}, TypeError, "source must be a path or a mapping, got int"),
         ({}, {}, ValueError, "found none in a dict"),
         ({1: np.ones(3)}, {}, TypeError, "got the key 1"),
-        ({"w": np.array(["x"])}, {}, FormatError, "w: found dtype <U1, expected real"),
+        ({"w": np.array(["x"])}, {}, FormatError, r"found no numbers in the source: 'w' \(text\)"),
         ({"w": np.full((20, 20), np.nan)}, {}, ValueError, "w contains 400 non-finite entries"),
         (OK, {"bits": "1"}, TypeError, "bits must be a number"),
         (OK, {"bits": 0}, ValueError, "bits must be finite and above 0"),

@@ -1,13 +1,10 @@
 """The scripts: their readers on files made here, and the vendored matrices as documented."""
 
 import hashlib
-import io
 import json
-import pickle
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -42,90 +39,6 @@ def test_packages_are_documented_with_their_hashes():
     for package in packages:
         assert package.sha256 in _data_readme()
         assert f"`{package.name}` {package.version}" in _data_readme()
-
-
-def torch_file(offset=1, size=(2, 3), stride=(3, 1), values=7):
-    """A minimal torch weights file in zip form, written opcode by opcode."""
-    body = b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
-    body += b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
-    body += b"K" + bytes([values]) + b"tQ"
-    body += b"K" + bytes([offset])
-    body += b"(" + b"".join(b"K" + bytes([v]) for v in size) + b"t"
-    body += b"(" + b"".join(b"K" + bytes([v]) for v in stride) + b"t"
-    body += b"\x89}tRs."
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("model/data.pkl", body)
-        archive.writestr("model/data/0", np.arange(values, dtype="<f4").tobytes())
-    return out.getvalue()
-
-
-def test_read_torch_rebuilds_strided_tensors():
-    found = sources.read_torch(torch_file())
-    np.testing.assert_array_equal(found["w"], [[1, 2, 3], [4, 5, 6]])
-    turned = sources.read_torch(torch_file(stride=(1, 2)))
-    np.testing.assert_array_equal(turned["w"], [[1, 3, 5], [2, 4, 6]])
-
-
-def test_read_torch_refuses_tensors_outside_their_storage():
-    with pytest.raises(pickle.UnpicklingError, match="outside its storage"):
-        sources.read_torch(torch_file(offset=2))
-
-
-def test_read_torch_refuses_every_other_object():
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("model/data.pkl", b"cos\nsystem\n(X\x04\x00\x00\x00truetR.")
-    with pytest.raises(pickle.UnpicklingError, match=r"os\.system is not a tensor; refused"):
-        sources.read_torch(out.getvalue())
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"cbuiltins\neval\n(X\x06\x00\x00\x001 // 0tR.", r"builtins\.eval is not a tensor"),
-        (b"cnumpy\nload\n(X\x01\x00\x00\x00xtR.", r"numpy\.load is not a tensor"),
-        (b"ctorch._utils\n_rebuild_tensor\n.", "_rebuild_tensor is not a tensor"),
-        (b"(X\x07\x00\x00\x00storageX\x03\x00\x00\x00abctQ.", "not enough|not a storage"),
-        (
-            b"(X\x07\x00\x00\x00storageX\x03\x00\x00\x00abcX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
-            "storage of abc is not a storage; refused",
-        ),
-    ],
-)
-def test_hostile_pickles_are_refused_in_both_forms(body, words):
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("model/data.pkl", body)
-        archive.writestr("model/data/0", b"\0" * 8)
-    for data in (out.getvalue(), body):
-        with pytest.raises((pickle.UnpicklingError, ValueError), match=words):
-            sources.read_torch(data)
-
-
-def field(number, payload):
-    """A field of a protocol buffer: an int, or bytes under 128 long."""
-    if isinstance(payload, int):
-        return bytes([number << 3, payload])
-    return bytes([number << 3 | 2, len(payload)]) + payload
-
-
-def test_read_onnx_finds_initializers_and_constants():
-    values = np.arange(6, dtype="<f4")
-    raw = field(1, 2) + field(1, 3) + field(2, 1) + field(8, b"w") + field(9, values.tobytes())
-    packed = field(1, bytes([6])) + field(2, 1) + field(8, b"c") + field(4, values.tobytes())
-    text = field(1, 1) + field(2, 8) + field(8, b"words")
-    node = (
-        field(2, b"out") + field(4, b"Constant") + field(5, field(1, b"value") + field(5, packed))
-    )
-    graph = field(5, raw) + field(5, text) + field(1, node)
-    found = sources.read_onnx(field(1, 8) + field(7, graph))
-    assert sorted(found) == ["out", "w"]
-    np.testing.assert_array_equal(found["w"], values.reshape(2, 3))
-    np.testing.assert_array_equal(found["out"], values)
-    for cut in (1, 5, 30):
-        with pytest.raises(ValueError, match="ONNX file ends within"):
-            sources.read_onnx(field(7, graph)[:-cut])
 
 
 def run_script(name, *args):

@@ -1,6 +1,4 @@
-"""Sources of a model's arrays: each kind read as its own library writes it, damage refused."""
-
-import json
+"""Sources of NumPy's, HDF5 and mappings; what each kind refuses and how it says so."""
 
 import h5py
 import numpy as np
@@ -8,7 +6,6 @@ import pytest
 
 import diba_np as dn
 from diba_np.errors import FormatError
-from diba_np.matrix.bfloat16 import from_bfloat16, to_bfloat16
 from diba_np.sources.opening import open_source
 
 
@@ -48,12 +45,64 @@ def test_folder_npz_npy_and_mapping(arrays, tmp_path):
         open_source(__file__)
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_source(tmp_path / "none.npz")
-    np.save(tmp_path / "o.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(FormatError, match=r"not readable as \.npy"):
-        read(tmp_path / "o.npy")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "m.npz").read_bytes()[:200])
     with pytest.raises(FormatError, match=r"not readable as \.npz"):
         read(tmp_path / "cut.npz")
+
+
+def test_a_file_that_is_no_npy_is_named_and_pickles_are_not_advised(tmp_path, arrays):
+    np.save(tmp_path / "a.npy", arrays["a"])
+    (tmp_path / "notes.npy").write_bytes(b"some words, no array")
+    entries = {entry.name: entry for entry in open_source(tmp_path)}
+    assert np.array_equal(entries["a"].read(), arrays["a"])
+    with pytest.raises(FormatError, match=r"notes\.npy: not readable as \.npy \(it begins with"):
+        entries["notes"].read()
+    np.save(tmp_path / "o.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "o.npz", o=np.array([{}], object))
+    for path in (tmp_path / "o.npy", tmp_path / "o.npz"):
+        with pytest.raises(FormatError, match="Python objects, which are never loaded") as error:
+            read(path)
+        assert "allow_pickle" not in str(error.value)
+    with pytest.raises(ValueError, match=r"found none in .*empty"):
+        (tmp_path / "empty").mkdir()
+        open_source(tmp_path / "empty")
+
+
+def test_what_is_no_number_is_known_before_it_is_read(tmp_path):
+    arrays = {"s": np.array(["x"]), "c": np.ones(2, complex), "d": np.array(["2020"], "M8[Y]")}
+    np.savez(tmp_path / "m.npz", **arrays)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["s"], file["c"] = "text", arrays["c"]
+    expected = {"s": "text", "c": "complex numbers", "d": "dates"}
+    for source in (arrays, tmp_path / "m.npz"):
+        assert {entry.name: entry.unfit for entry in open_source(source)} == expected
+    assert {e.name: e.unfit for e in open_source(tmp_path / "m.h5")} == {
+        "c": "complex numbers",
+        "s": "text",
+    }
+
+
+def test_mappings_say_what_is_wrong_and_the_remedy():
+    sparse = pytest.importorskip("scipy.sparse").csr_matrix(np.eye(3))
+    with pytest.raises(TypeError, match=r"w must be a dense array.* sparse matrix; pass w\.to"):
+        read({"w": sparse})
+    with pytest.raises(TypeError, match="of Python objects; leave it out by its name"):
+        read({"w": [{}, None]})
+    with pytest.raises(ValueError, match="w must be a rectangular array"):
+        read({"w": [[1, 2], [3]]})
+    with pytest.raises(TypeError, match="map names to arrays, got the key 3"):
+        open_source({3: np.eye(2)})
+    with pytest.raises(TypeError, match="a path or a mapping"):
+        open_source(3)
+
+
+def test_small_floats_of_ml_dtypes_in_a_mapping():
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="the package ml_dtypes")
+    values = np.array([[1.5, -2.0]])
+    for name in ("bfloat16", "float8_e4m3fn"):
+        (entry,) = open_source({"w": values.astype(getattr(ml_dtypes, name))})
+        assert (entry.dtype, entry.shape) == (name, (1, 2))
+        assert entry.read().tolist() == values.tolist()
 
 
 def test_hdf5(arrays, tmp_path):
@@ -62,15 +111,19 @@ def test_hdf5(arrays, tmp_path):
         for name, array in arrays.items():
             file[f"deep/{name}"] = array
         file["null"] = h5py.Empty("f")
-    equal(read(path), {f"deep/{name}": array for name, array in arrays.items()})
+        file["tied"] = file["deep/a"]  # one array under two names
+        file["deep/circle"] = file["deep"]
+        file.attrs["format"] = "of some other program"
+        file["deep"].attrs["format"] = 3
+    expected = {f"deep/{name}": array for name, array in arrays.items()} | {"tied": arrays["a"]}
+    equal(read(path), expected)
     with h5py.File(path, "a") as file:
         file.create_dataset("huge", (2**40, 2**10), "f8", chunks=(64, 64))
-    with pytest.raises(FormatError, match="dataset huge"):
-        open_source(path)
-    with h5py.File(path, "w") as file:
         file.create_dataset("out", (4,), "f8", external=[("elsewhere", 0, 32)])
-    with pytest.raises(FormatError, match="another file"):
-        open_source(path)
+    entries = {entry.name: entry for entry in open_source(path)}
+    for name, words in (("huge", "dataset huge: found a file of"), ("out", "another file")):
+        with pytest.raises(FormatError, match=words):
+            entries[name].read()
     path.unlink()
     dn.factorize(np.eye(4), k=2).save(path)
     with pytest.raises(FormatError, match="is a factorization already, expected arrays"):
@@ -80,66 +133,23 @@ def test_hdf5(arrays, tmp_path):
         open_source(path)
 
 
-def safetensors(header, data=b""):
-    text = json.dumps(header).encode() if isinstance(header, (dict, list)) else header
-    return len(text).to_bytes(8, "little") + text + data
+def test_groups_linked_to_each_other_do_not_hang(tmp_path, monkeypatch):
+    from diba_np.sources import hdf5
+
+    monkeypatch.setattr(hdf5, "_MOST_GROUPS", 1000)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        place = file
+        for _ in range(40):
+            below = place.create_group("a")
+            place["b"] = below
+            place = below
+    with pytest.raises(FormatError, match="more than 1000 groups"):
+        open_source(tmp_path / "m.h5")
 
 
-def test_safetensors_as_their_library_writes_them(arrays, tmp_path):
-    library = pytest.importorskip("safetensors.numpy")
-    path = tmp_path / "m.safetensors"
-    library.save_file(arrays, path, metadata={"format": "np"})
-    found = read(path)
-    equal({name: found[name] for name in arrays}, arrays)
-
-
-def test_safetensors(tmp_path, rng):
-    path = tmp_path / "m.safetensors"
-    half = rng.normal(size=(3, 4)).astype(np.float16)
-    words = to_bfloat16(rng.normal(size=(2, 5)).astype(np.float32))
-    header = {
-        "__metadata__": {"a": "b"},
-        "layer/ü.weight": {"dtype": "F16", "shape": [3, 4], "data_offsets": [0, 24]},
-        "w": {"dtype": "BF16", "shape": [2, 5], "data_offsets": [24, 44]},
-        "none": {"dtype": "F32", "shape": [0, 7], "data_offsets": [44, 44]},
-    }
-    path.write_bytes(safetensors(header, half.tobytes() + words.tobytes()))
-    found = read(path)
-    assert list(found) == ["layer/ü.weight", "w", "none"]
-    assert np.array_equal(found["layer/ü.weight"], half)
-    assert found["w"].dtype == np.float32
-    assert np.array_equal(found["w"], from_bfloat16(words))
-    assert np.array_equal(to_bfloat16(found["w"]), words)
-    assert found["none"].shape == (0, 7)
-    assert [entry.dtype for entry in open_source(path)] == ["<f2", "bfloat16", "<f4"]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "a header of 0 bytes"),
-        ((2**60).to_bytes(8, "little") + b"{}", "a header of"),
-        (safetensors(b"{x}"), "not readable as .safetensors"),
-        (safetensors([1]), "no JSON object"),
-        (safetensors({"w": 3}), "expected dtype, shape, offsets"),
-        (safetensors({"w": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}), "expected"),
-        (safetensors({"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}), "F8_E4M3"),
-        (
-            safetensors({"w": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}),
-            "found 4 bytes for F32",
-        ),
-        (
-            safetensors({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"1234"),
-            "expected at most 4",
-        ),
-        (
-            safetensors({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, b"1234"),
-            "found -4 bytes",
-        ),
-    ],
-)
-def test_damaged_safetensors_are_refused(content, words, tmp_path):
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(FormatError, match=words):
-        read(path)
+def test_a_folder_of_one_file_and_of_several(tmp_path, arrays):
+    np.savez(tmp_path / "m.npz", **arrays)
+    equal(read(tmp_path), arrays)
+    np.savez(tmp_path / "n.npz", **arrays)
+    with pytest.raises(ValueError, match=r"found m\.npz, n\.npz; name one of them"):
+        open_source(tmp_path)

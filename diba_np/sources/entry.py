@@ -1,0 +1,133 @@
+"""`Entry`: one array of a source, and what its readers share."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+from diba_np.matrix.small_floats import SMALL_FLOATS, decode, value_type, word_type
+
+# what readers of damaged files raise
+_UNREADABLE = (
+    ValueError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    AttributeError,
+    zipfile.BadZipFile,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array of a source, read when it is asked for.
+
+    Attributes
+    ----------
+    name : str
+    read : callable
+        Returns the array; a memory map where the file allows it, float32 for the types that NumPy
+        has not. FormatError where the file does not hold what it says.
+    dtype : str
+        NumPy's name of the type in the source, or one of `SMALL_FLOATS`; "" if only reading tells.
+    shape : tuple of int or None
+        None if only reading tells.
+    unfit : str
+        Why it can be neither factorized nor stored (text, complex numbers); empty if it can.
+    """
+
+    name: str
+    read: Callable[[], NDArray[Any]]
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+    unfit: str = ""
+
+
+@contextmanager
+def as_format_error(label: str, kind: str) -> Iterator[None]:
+    """Turn whatever a reader finds wrong into a `FormatError`."""
+    try:
+        yield
+    except FormatError:
+        raise
+    except _UNREADABLE as error:
+        if isinstance(error, (PermissionError, FileNotFoundError)):
+            raise
+        text = str(error).splitlines() or [type(error).__name__]
+        raise FormatError(f"{label}: not readable as {kind} ({text[0]})") from error
+
+
+_UNFIT = {
+    "S": "text",
+    "U": "text",
+    "T": "text",
+    "c": "complex numbers",
+    "M": "dates",
+    "m": "durations",
+    "V": "records",
+    "O": "Python objects",
+}
+
+
+def unfit_reason(dtype: Any) -> str:
+    """Return why arrays of a NumPy type cannot be numbers of a model; empty if they can.
+
+    >>> unfit_reason(np.dtype("U3")), unfit_reason(np.dtype("f2"))
+    ('text', '')
+    """
+    if dtype.kind in "buif" and dtype.itemsize <= 8:
+        return ""
+    return _UNFIT.get(dtype.kind, f"{dtype} numbers")
+
+
+def of_words(words: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return the values of what a file holds for an array of that type."""
+    return decode(words, dtype) if dtype in SMALL_FLOATS else words
+
+
+def mapped(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Return an array whose bytes lie in a file, through a map; float32 for small floats."""
+    if 0 in shape:
+        return np.zeros(shape, value_type(dtype))
+    return of_words(np.memmap(path, word_type(dtype), "r", start, shape), dtype)
+
+
+def unique_json(text: bytes | str, label: str) -> Any:
+    """Parse JSON; FormatError for text that is none, and for two members of one name."""
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FormatError(f"{label}: the header names {twice!r} twice, expected it once")
+        return found
+
+    with as_format_error(label, "JSON"):
+        try:
+            return json.loads(text, object_pairs_hook=members)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
+def check_unique(entries: list[Entry], label: str) -> list[Entry]:
+    """Return the entries; FormatError where two have one name."""
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.name in seen:
+            raise FormatError(f"{label}: holds two arrays named {entry.name!r}, expected one")
+        seen.add(entry.name)
+    return entries

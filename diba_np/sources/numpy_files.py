@@ -1,0 +1,136 @@
+"""NumPy's own files as sources: .npy, .npz, mappings of arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+from diba_np.matrix.small_floats import SMALL_FLOATS, word_type
+from diba_np.sources.entry import Entry, as_format_error, check_unique, of_words, unfit_reason
+
+_PICKLED = "it holds Python objects, which are never loaded; leave it out by its name (exclude)"
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read the magic bytes and the header of a .npy."""
+    magic = file.read(6)
+    if magic != b"\x93NUMPY":
+        raise ValueError(f"it begins with {magic!r} instead of b'\\x93NUMPY'")
+    major, _ = file.read(2)
+    if major == 1:
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif major == 2:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:  # NumPy writes these for records whose names are not in Latin-1
+        shape, dtype = (), np.dtype("V1")
+    return tuple(shape), np.dtype(dtype)
+
+
+def _entry(name: str, label: str, open_file: Callable[[], BinaryIO], read: Any) -> Entry:
+    """Return the entry of a .npy; what is wrong with its header is told when it is read."""
+    try:
+        with as_format_error(label, ".npy"), open_file() as file:
+            shape, dtype = _header(file)
+    except FormatError:
+        return Entry(name, read)
+    unfit = "" if dtype.hasobject else unfit_reason(dtype)
+    return Entry(name, read, "" if dtype.hasobject else dtype.str, shape, unfit)
+
+
+def npy_entry(path: Path, name: str) -> Entry:
+    """Return the entry of one .npy, which is mapped when it is read."""
+
+    def read() -> NDArray[Any]:
+        with as_format_error(str(path), ".npy"):
+            with path.open("rb") as file:
+                if _header(file)[1].hasobject:
+                    raise ValueError(_PICKLED)
+            values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return values
+
+    return _entry(name, str(path), lambda: path.open("rb"), read)
+
+
+def open_npy(path: Path) -> list[Entry]:
+    """Return the one array of a .npy, named like the file."""
+    return [npy_entry(path, path.stem)]
+
+
+def open_npz(path: Path) -> list[Entry]:
+    """Return the arrays of an archive of .npy."""
+    with as_format_error(str(path), ".npz"), zipfile.ZipFile(path) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".npy")]
+        entries = []
+        for member in members:
+            label = f"{path}:{member}"
+            read = _member_reader(path, member, label)
+
+            def opened(member: str = member) -> BinaryIO:
+                return archive.open(member)  # type: ignore[return-value]
+
+            entries.append(_entry(member.removesuffix(".npy"), label, opened, read))
+    return check_unique(entries, str(path))
+
+
+def _member_reader(path: Path, member: str, label: str) -> Callable[[], NDArray[Any]]:
+    def read() -> NDArray[Any]:
+        with as_format_error(label, ".npy"), zipfile.ZipFile(path) as archive:
+            size = archive.getinfo(member).file_size
+            with archive.open(member) as file:
+                shape, dtype = _header(file)  # type: ignore[arg-type]
+                if dtype.hasobject:
+                    raise ValueError(_PICKLED)
+                count = 1
+                for side in shape:
+                    count *= int(side)
+                if count * dtype.itemsize > size:
+                    raise ValueError(f"{size} bytes for {shape} of {dtype}")
+            with archive.open(member) as file:
+                values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+                return values
+
+    return read
+
+
+def open_mapping(source: Mapping[str, Any]) -> list[Entry]:
+    """Return the arrays of a mapping, each taken from it when it is read."""
+    wrong = [name for name in source if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"source must map names to arrays, got the key {wrong[0]!r}")
+    return [_value_entry(source, name) for name in source]
+
+
+def _value_entry(source: Mapping[str, Any], name: str) -> Entry:
+    def read() -> NDArray[Any]:
+        value = source[name]
+        if hasattr(value, "tocsr"):
+            raise TypeError(
+                f"{name} must be a dense array, got a sparse matrix; pass {name}.toarray(), "
+                "or leave it out by its name (exclude)"
+            )
+        try:
+            array = np.asanyarray(value)
+        except ValueError as error:
+            raise ValueError(f"{name} must be a rectangular array: {error}") from None
+        if array.dtype.hasobject:
+            raise TypeError(
+                f"{name} must be an array of numbers, got {type(value).__name__} of Python "
+                "objects; leave it out by its name (exclude)"
+            )
+        kind = array.dtype.name
+        return of_words(array.view(word_type(kind)), kind) if kind in SMALL_FLOATS else array
+
+    # an array that is there already tells what it is; others, as those of a lazy mapping, later
+    value = dict.get(source, name) if isinstance(source, dict) else None
+    if not isinstance(value, np.ndarray) or value.dtype.hasobject:
+        return Entry(name, read)
+    dtype = value.dtype
+    if dtype.name in SMALL_FLOATS:
+        return Entry(name, read, dtype.name, value.shape)
+    return Entry(name, read, dtype.str, value.shape, unfit_reason(dtype))
