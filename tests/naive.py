@@ -424,7 +424,7 @@ def sweep_columns_joint(A, U, B, d, shift, w, H, slack, passes):
     return B, d, flips
 
 
-def tabu_columns(A, U, B, d, shift, w, H, slack, moves, tenure, patience):
+def tabu_columns(A, U, B, d, shift, w, H, slack, moves, patience):
     """Tabu search of every column in order, its scale at the optimum before and after."""
     B, d, flips = B.copy(), d.copy(), np.zeros(len(B), int)
     error, best = column_problem(A, U, B, d, shift, w, H)
@@ -444,7 +444,7 @@ def tabu_columns(A, U, B, d, shift, w, H, slack, moves, tenure, patience):
                 break
             pick = min(trials, key=lambda l: error(trials[l], d))
             now, since = trials[pick], since + 1
-            held[pick] = t + tenure + 1 + (7 * t + pick) % 5
+            held[pick] = t + 12 + (7 * (t + 1) + pick) % 5
             if error(now, d) < error(B, d) - slack:
                 B, since, flips[j] = now, 0, t + 1
         d[j] = best(j, B, d)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diba_np.cli.options import search_options
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -41,20 +42,11 @@ def run_factorize(args: argparse.Namespace) -> int:
         bits=args.bits,
         ratio=args.ratio,
         snr=args.snr,
-        shift=args.shift,
-        scale_bits=args.scale_bits,
-        solver=args.solver,
-        effort=args.effort,
         inputs=inputs,
         output_weight=output_weight,
-        seed=args.seed,
-        max_sweeps=args.max_sweeps,
-        tol=args.tol,
-        time_limit=args.time_limit,
-        threads=args.threads,
         progress=not args.quiet,
         checkpoint=keeper,
-        block_rows=args.block_rows,
+        **search_options(args),
     )
     file_bytes = factors.save(output)
     if keeper is not None:

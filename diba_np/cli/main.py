@@ -12,15 +12,21 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from diba_np._version import __version__
-from diba_np.cli import factorizations as commands
-from diba_np.cli import rates as commands_rates
-from diba_np.cli import views as commands_view
+from diba_np.cli import factorizations, rates, views
+from diba_np.cli.options import (
+    SHARED,
+    SWEPT,
+    add_search_options,
+    positive,
+    share,
+    within,
+)
 from diba_np.cli.output import FAILED, CommandError
 from diba_np.cli.parser import SHELLS, Parser, examples
 
@@ -77,57 +83,6 @@ EXAMPLES = {
 # -- parser ----------------------------------------------------------------------------------------
 
 
-def _positive(kind: type) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value <= sys.float_info.max:
-            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # what argparse calls it in "invalid int value"
-    return parse
-
-
-def _within(kind: type, least: float, most: float = sys.float_info.max) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not least <= value <= most:
-            rule = f"lie in [{least:g}, {most:g}]"
-            if most == sys.float_info.max:
-                rule = f"be at least {least:g}" if least > -most else "be finite"
-            raise argparse.ArgumentTypeError(f"must {rule}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def _share(text: str) -> float:
-    """Parse a number above 0, or a fraction as 1/32."""
-    above, _, below = text.partition("/")
-    return float(_positive(float)(above)) / float(_positive(float)(below or "1"))
-
-
-_share.__name__ = "number or fraction"
-
-
-def _scale_bits(text: str) -> Any:
-    """Parse 16, 32, a code width, three of them as in 4,3,4, or auto."""
-    from diba_np.matrix.diagonals import check_scale_bits
-
-    parts = text.split(",")
-    if text == "auto":
-        return text
-    found = int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
-    try:
-        return check_scale_bits(found)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-_scale_bits.__name__ = "scale bits"
-
-
 def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     command = subcommands.add_parser(
         "model", parents=parents, help="factorize every matrix of a model within one budget"
@@ -138,7 +93,7 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     command.add_argument("-o", "--output", metavar="OUT.h5", required=True, help="the model file")
     command.add_argument(
         "--bits",
-        type=_positive(float),
+        type=positive(float),
         required=True,
         help="stored bits per weight of the whole model, all counted",
     )
@@ -149,7 +104,7 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
         "--exclude", action="append", default=[], metavar="GLOB", help="not these names"
     )
     command.add_argument(
-        "--min-size", type=_positive(int), default=16, metavar="N", help="smaller ones are kept"
+        "--min-size", type=positive(int), default=16, metavar="N", help="smaller ones are kept"
     )
     command.add_argument(
         "--allocation",
@@ -160,16 +115,11 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     )
     command.add_argument("--weights", metavar="W.json", help="sensitivities: {GLOB: number}")
     command.add_argument("--grams", metavar="SOURCE", help="X^T X / N by name, from such a source")
+    add_search_options(command, *SHARED)
     command.add_argument(
-        "--shift", type=_within(float, 0, 1), default=0.0, help="0: bits are 0/1; 0.5: +-1/2"
+        "--jobs", type=positive(int), metavar="N", help="processes; default: one a processor"
     )
-    command.add_argument("--scale-bits", type=_scale_bits, default=16, metavar="BITS")
-    command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
-    command.add_argument("--seed", type=_within(int, 0), default=0)
-    command.add_argument(
-        "--jobs", type=_positive(int), metavar="N", help="processes; default: one a processor"
-    )
-    command.add_argument("--threads", type=_positive(int), metavar="N", help="of each process")
+    command.add_argument("--threads", type=positive(int), metavar="N", help="of each process")
     command.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on a Dask cluster")
     command.add_argument("--restart", action="store_true", help="drop parts of another run")
     command.add_argument("--json-log", metavar="FILE", help="append each event, one a line")
@@ -206,23 +156,13 @@ def build_parser() -> Parser:
     command.add_argument("matrix", metavar="A.npy")
     command.add_argument("-o", "--output", metavar="A.h5", help="default: beside the matrix")
     size = command.add_mutually_exclusive_group(required=True)
-    size.add_argument("--k", type=_positive(int), help="intermediate dimension")
-    size.add_argument("--bits", type=_positive(float), help="stored bits per weight, all counted")
-    size.add_argument("--ratio", type=_share, help="share of the dense float32 size")
+    size.add_argument("--k", type=positive(int), help="intermediate dimension")
+    size.add_argument("--bits", type=positive(float), help="stored bits per weight, all counted")
+    size.add_argument("--ratio", type=share, help="share of the dense float32 size")
     size.add_argument(
         "--snr",
-        type=_within(float, -sys.float_info.max),
+        type=within(float, -sys.float_info.max),
         help="smallest k that reaches this many dB",
-    )
-    command.add_argument(
-        "--shift", type=_within(float, 0, 1), default=0.0, help="0: bits are 0/1; 0.5: +-1/2"
-    )
-    command.add_argument(
-        "--scale-bits",
-        type=_scale_bits,
-        default=16,
-        metavar="BITS",
-        help="bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto",
     )
     command.add_argument(
         "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
@@ -232,32 +172,20 @@ def build_parser() -> Parser:
         metavar="w.npy",
         help="(m,) weights of the outputs' squared errors, or (m, m) of their products",
     )
-    command.add_argument("--solver", choices=("auto", "greedy"), default="auto")
-    command.add_argument("--effort", choices=("fast", "balanced", "best"), default="balanced")
-    command.add_argument("--seed", type=_within(int, 0), default=0)
-    command.add_argument("--max-sweeps", type=_positive(int), metavar="N")
-    command.add_argument("--tol", type=_within(float, 0))
-    command.add_argument("--time-limit", type=_positive(float), metavar="SECONDS")
-    command.add_argument("--threads", type=_positive(int), metavar="N")
+    add_search_options(command)
     command.add_argument(
         "--checkpoint", metavar="PATH", help="keep the state here; go on from it if it is there"
     )
     command.add_argument(
-        "--checkpoint-every", type=_positive(float), default=60.0, metavar="SECONDS"
-    )
-    command.add_argument(
-        "--block-rows",
-        type=_positive(int),
-        metavar="N",
-        help="map A.npy and read N rows at a time, for matrices as large as the memory",
+        "--checkpoint-every", type=positive(float), default=60.0, metavar="SECONDS"
     )
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    command.set_defaults(run=commands.run_factorize)
+    command.set_defaults(run=factorizations.run_factorize)
 
     _add_model(subcommands, [common, writes])
 
     command = subcommands.add_parser("info", parents=[common, reads], help="what a file holds")
-    command.set_defaults(run=commands.run_info)
+    command.set_defaults(run=factorizations.run_info)
 
     command = subcommands.add_parser(
         "retune", parents=[common, writes, reads], help="refit the diagonals to data; bits stay"
@@ -268,27 +196,27 @@ def build_parser() -> Parser:
     command.add_argument("--loss", choices=("mse", "cross_entropy"), default="mse")
     command.add_argument("--method", choices=("als", "lbfgs", "adam"))
     command.add_argument("--no-bias", action="store_true", help="fit no bias")
-    command.add_argument("--steps", type=_positive(int), metavar="N")
-    command.add_argument("--batch-size", type=_positive(int), default=256, metavar="N")
-    command.add_argument("--learning-rate", type=_positive(float), default=5e-3, help="of adam")
+    command.add_argument("--steps", type=positive(int), metavar="N")
+    command.add_argument("--batch-size", type=positive(int), default=256, metavar="N")
+    command.add_argument("--learning-rate", type=positive(float), default=5e-3, help="of adam")
     command.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
-    command.add_argument("--clip", type=_positive(float), help="largest norm of adam's gradient")
-    command.add_argument("--patience", type=_positive(int), default=5, metavar="STEPS")
+    command.add_argument("--clip", type=positive(float), help="largest norm of adam's gradient")
+    command.add_argument("--patience", type=positive(int), default=5, metavar="STEPS")
     command.add_argument(
-        "--stay", type=_within(float, 0), default=0.0, help="weight on staying near the start"
+        "--stay", type=within(float, 0), default=0.0, help="weight on staying near the start"
     )
     command.add_argument(
         "--validation", type=float, default=0.1, help="share of samples that judge"
     )
-    command.add_argument("--seed", type=_within(int, 0), default=0)
-    command.add_argument("--threads", type=_positive(int), metavar="N")
-    command.set_defaults(run=commands.run_retune)
+    command.add_argument("--seed", type=within(int, 0), default=0)
+    command.add_argument("--threads", type=positive(int), metavar="N")
+    command.set_defaults(run=factorizations.run_retune)
 
     command = subcommands.add_parser(
         "reconstruct", parents=[common, writes, reads], help="expand to a dense .npy"
     )
     command.add_argument("-o", "--output", metavar="A_hat.npy", required=True, help=OUTPUT)
-    command.set_defaults(run=commands.run_reconstruct)
+    command.set_defaults(run=factorizations.run_reconstruct)
 
     command = subcommands.add_parser(
         "apply",
@@ -298,13 +226,13 @@ def build_parser() -> Parser:
     command.add_argument("inputs", metavar="X.npy", help="(n,) or (..., n)")
     command.add_argument("-o", "--output", metavar="Y.npy", required=True, help=OUTPUT)
     command.add_argument("--transpose", action="store_true", help="Y = X A instead")
-    command.set_defaults(run=commands.run_apply)
+    command.set_defaults(run=factorizations.run_apply)
 
     command = subcommands.add_parser(
         "verify", parents=[common, reads], help="check a file, and against its matrix"
     )
     command.add_argument("matrix", metavar="A.npy", nargs="?")
-    command.set_defaults(run=commands.run_verify)
+    command.set_defaults(run=factorizations.run_verify)
 
     command = subcommands.add_parser(
         "compare", parents=[common, writes], help="every method on one .npy matrix at equal bits"
@@ -312,7 +240,7 @@ def build_parser() -> Parser:
     command.add_argument("matrix", metavar="A.npy")
     command.add_argument(
         "--bits",
-        type=_positive(float),
+        type=positive(float),
         nargs="+",
         required=True,
         metavar="R",
@@ -324,10 +252,10 @@ def build_parser() -> Parser:
     command.add_argument(
         "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"
     )
-    command.add_argument("--jobs", type=_positive(int), default=1, metavar="N", help="processes")
-    command.add_argument("--seed", type=_within(int, 0), default=0)
+    command.add_argument("--jobs", type=positive(int), default=1, metavar="N", help="processes")
+    command.add_argument("--seed", type=within(int, 0), default=0)
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
-    command.set_defaults(run=commands_rates.run_compare)
+    command.set_defaults(run=rates.run_compare)
 
     for name, what in (
         ("plot", "one page of pictures"),
@@ -338,13 +266,11 @@ def build_parser() -> Parser:
         )
         command.add_argument("matrix", metavar="A.npy", nargs="?", help="what it stands for")
         command.add_argument("-o", "--output", help="default: beside A.h5; - for standard output")
-        command.set_defaults(
-            run=commands_view.run_plot if name == "plot" else commands_view.run_report
-        )
+        command.set_defaults(run=views.run_plot if name == "plot" else views.run_report)
 
     command = subcommands.add_parser("completion", help="print a script for tab completion")
     command.add_argument("shell", choices=SHELLS)
-    command.set_defaults(run=lambda args: commands_view.run_completion(args, parser))
+    command.set_defaults(run=lambda args: views.run_completion(args, parser))
 
     command = subcommands.add_parser(
         "sweep", parents=[common, writes], help="the rate-distortion curve of a .npy matrix"
@@ -352,7 +278,7 @@ def build_parser() -> Parser:
     command.add_argument("matrix", metavar="A.npy")
     command.add_argument(
         "--bits",
-        type=_positive(float),
+        type=positive(float),
         nargs="+",
         default=[0.5, 1.0, 2.0, 4.0],
         metavar="R",
@@ -363,30 +289,22 @@ def build_parser() -> Parser:
     )
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
     command.add_argument(
-        "--shift", type=_within(float, 0, 1), default=0.0, help="0: bits are 0/1; 0.5: +-1/2"
-    )
-    command.add_argument(
-        "--scale-bits", type=_scale_bits, default="auto", metavar="BITS", help="as for factorize"
-    )
-    command.add_argument(
         "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
     )
-    command.add_argument("--effort", choices=("fast", "balanced", "best"), default="fast")
-    command.add_argument("--seed", type=_within(int, 0), default=0)
-    command.add_argument("--threads", type=_positive(int), metavar="N")
-    command.set_defaults(run=commands_rates.run_sweep)
+    add_search_options(command, *SWEPT, effort="fast", scale_bits="auto")
+    command.set_defaults(run=rates.run_sweep)
 
     command = subcommands.add_parser(
         "warmup", parents=[common], help="compile now what the first use would wait for"
     )
-    command.set_defaults(run=commands.run_warmup)
+    command.set_defaults(run=factorizations.run_warmup)
 
     command = subcommands.add_parser(
         "doctor",
         parents=[common],
         help="versions, CPU, kernels, threads and cache, for a bug report",
     )
-    command.set_defaults(run=commands.run_doctor)
+    command.set_defaults(run=factorizations.run_doctor)
     for name, command in parser.subparsers().items():
         command.epilog = examples(*EXAMPLES.get(name, ()))
     parser.epilog = examples(*EXAMPLES[""])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diba_np.cli.options import SHARED, search_options
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -51,16 +52,13 @@ def run_model(args: argparse.Namespace) -> int:
             allocation=args.allocation,
             weights=weights,
             grams=args.grams,
-            shift=args.shift,
-            scale_bits=args.scale_bits,
-            effort=args.effort,
-            seed=args.seed,
             jobs=args.jobs,
             threads=args.threads,
             scheduler=args.scheduler,
             restart=args.restart,
             progress=not args.quiet,
             json_log=args.json_log,
+            **search_options(args, *SHARED),
         )
     except KeyboardInterrupt:
         parts = output.with_name(output.name + ".parts")

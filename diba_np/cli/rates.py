@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diba_np.cli.options import SWEPT, search_options
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -67,12 +68,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     made = sweep(
         matrix,
         args.bits,
-        effort=args.effort,
-        scale_bits=args.scale_bits,
-        shift=args.shift,
         inputs=inputs,
-        seed=args.seed,
-        threads=args.threads,
+        **search_options(args, *SWEPT),
         callback=lambda f: _tell_progress(
             f"{f.bits_per_weight:.4g} bits: {_short_decibels(f.record['snr_db']).strip()} dB, "
             f"{f.record['seconds']:.1f} s"

@@ -13,7 +13,8 @@ from diba_np.matrix.packed_bits import PackedBits
 from diba_np.products.cpu import cache_folder, has_rounded, kernel_path
 from diba_np.products.product import run_each_kernel
 from diba_np.products.stack import Stack
-from diba_np.search.factorization import SOLVERS, factorize
+from diba_np.search.factorization import factorize
+from diba_np.search.options import SOLVERS
 
 
 def warm_up() -> dict[str, Any]:

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from diba_np.kernels._flips import flip, flip_fixed, flip_joint  # _flips.py ead85482bef7
+from diba_np.kernels._flips import flip_fixed, flip_joint, walk  # _flips.py 72041db610ec
 from diba_np.kernels._jit import njit
 
 # signature of sweep_columns_fixed: (bits u1[:,::1], h f8[:,::1], P f8[:,::1], R f8[:,::1],
 #                      H f8[:,::1], scale f8[::1], slack f8[::1], passes i8, flips i8[::1])
 # sweep_columns_joint takes shift f8 after these; tabu_columns moves i8 for passes, and after these
-# shift f8, tenure i8, patience i8
+# shift f8, patience i8
 
 
 @njit(fastmath=False)
@@ -40,51 +40,6 @@ def _explained(bits, h, c, shift):
         p += (bits[j] - shift) * c[j]
         q += (bits[j] - shift) * h[j]
     return p, q
-
-
-@njit(fastmath=False)
-def _tabu(bits, h, P, c, s, slack, moves, tenure, patience):
-    """Tabu search of one column at a fixed scale; leaves the best bits found, returns its flips.
-
-    Every move flips the bit that does best, even if the error rises, and holds it for a while;
-    a held bit may move where that beats the best error so far.
-    """
-    k = bits.size
-    delta = np.empty(k)  # what a flip of l would add to the error
-    weight = np.empty(k)  # s step_l
-    held = np.zeros(k, np.int64)  # first move at which l is free again
-    trail = np.empty(moves, np.int64)
-    for l in range(k):
-        weight[l] = s * (1.0 - 2.0 * bits[l])
-        delta[l] = 2.0 * weight[l] * (s * h[l] - c[l]) + s * s * P[l, l]
-    now = 0.0
-    best = 0.0
-    kept = 0  # moves of the trail that led to the best
-    t = 0
-    while t < moves and t - kept < patience:
-        pick = -1
-        least = np.inf
-        for l in range(k):
-            if delta[l] < least and (held[l] <= t or now + delta[l] < best - slack):
-                least = delta[l]
-                pick = l
-        if pick < 0:
-            break
-        factor = 2.0 * weight[pick]
-        for l in range(k):
-            delta[l] += factor * weight[l] * P[pick, l]
-        delta[pick] = -least
-        weight[pick] = -weight[pick]
-        now += least
-        held[pick] = t + tenure + 1 + (7 * t + pick) % 5
-        trail[t] = pick
-        t += 1
-        if now < best - slack:
-            best = now
-            kept = t
-    for i in range(kept):
-        flip(bits, h, P, trail[i])
-    return kept
 
 
 @njit(fastmath=False)
@@ -141,7 +96,7 @@ def sweep_columns_fixed(bits, h, P, R, H, scale, slack, passes, flips):
 
     Notes
     -----
-    Time O(b k) a pass, O(k) a flip, O(b k) a column that changed. METHODS 1.5.
+    Time O(b k) a pass, O(k) a flip, O(b k) a column that changed.
     naive: ``tests/naive.py::sweep_columns_fixed``.
     """
     c = np.empty(P.shape[0])
@@ -187,7 +142,7 @@ def sweep_columns_joint(bits, h, P, R, H, scale, slack, passes, flips, shift):
 
 
 @njit(fastmath=False)
-def tabu_columns(bits, h, P, R, H, scale, slack, moves, flips, shift, tenure, patience):
+def tabu_columns(bits, h, P, R, H, scale, slack, moves, flips, shift, patience):
     """Search each column of a block by tabu moves, its scale at the optimum before and after.
 
     Parameters
@@ -200,8 +155,6 @@ def tabu_columns(bits, h, P, R, H, scale, slack, moves, flips, shift, tenure, pa
         Most moves a column.
     shift : float
         Alphabet shift.
-    tenure : int
-        Moves for which a flipped bit is held, up to 5 more.
     patience : int
         Moves without a new best after which a column is left.
 
@@ -212,6 +165,7 @@ def tabu_columns(bits, h, P, R, H, scale, slack, moves, flips, shift, tenure, pa
     """
     c = np.empty(P.shape[0])
     old = np.empty(P.shape[0])
+    before = np.empty(P.shape[0], np.uint8)
     floor = _floor(P)
     for j in range(bits.shape[0]):
         s = scale[j]
@@ -221,7 +175,15 @@ def tabu_columns(bits, h, P, R, H, scale, slack, moves, flips, shift, tenure, pa
         if q > floor and p != 0.0:
             s = p / q
         least = slack[j] / H[j, j]
-        flips[j] = _tabu(bits[j], h[j], P, c, s, least, moves, tenure, patience)
+        before[:] = bits[j]
+        flips[j] = 0
+        if s != 0.0:
+            flips[j] = walk(bits[j], h[j], P, c, s, least, moves, patience)
+        for l in range(before.size):
+            if before[l] != bits[j, l]:
+                step = 1.0 - 2.0 * before[l]
+                for at in range(before.size):
+                    h[j, at] += step * P[l, at]
         p, q = _explained(bits[j], h[j], c, shift)
         if q > floor:
             s = p / q

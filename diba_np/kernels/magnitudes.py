@@ -3,15 +3,14 @@
 One array Q holds two: the projection ``Z = sign(Q) * outer(p, q)`` and the scaled dual ``Q - Z``.
 
 All arrays are (rows, k) float32 in C-order and read once a pass. Sums over the rows are made block
-by block, `BLOCK` rows each, and added up in the order of the blocks, so every number of threads
-gives the same bits. Fast-math only reorders sums; no comparison here decides about more than a
-sign of the relaxation.
+by block, `BLOCK` rows each, and added up in the order of the blocks, so that runs of whole blocks
+can be handed to threads and give the same bits. Fast-math only reorders sums; no comparison here
+decides about more than a sign of the relaxation.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from diba_np.kernels._jit import njit
 
@@ -47,13 +46,6 @@ def regression_point(Q, p, q, rho, Y, out):
     O(rows k). naive: ``tests/naive.py::regression_point``.
     """
     for i in range(p.size):
-        _point_row(Q[i], p[i], q, rho, Y[i], out[i])
-
-
-@njit(fastmath=False, parallel=True)
-def regression_point_par(Q, p, q, rho, Y, out):
-    """`regression_point` with the rows spread over threads; the same bits."""
-    for i in prange(p.size):
         _point_row(Q[i], p[i], q, rho, Y[i], out[i])
 
 
@@ -98,14 +90,6 @@ def blend_magnitudes(X, Q, theta, q, p, parts):
         _blend_rows(X, Q, theta, q, p, parts[b], b * BLOCK, stop)
 
 
-@njit(fastmath=_SUMS, parallel=True)
-def blend_magnitudes_par(X, Q, theta, q, p, parts):
-    """`blend_magnitudes` with the blocks spread over threads; the same bits."""
-    for b in prange(parts.shape[0]):
-        stop = min(p.size, (b + 1) * BLOCK)
-        _blend_rows(X, Q, theta, q, p, parts[b], b * BLOCK, stop)
-
-
 @njit(fastmath=_SUMS)
 def _power_rows(Q, q, p, part, start, stop):
     part[:] = 0
@@ -133,13 +117,6 @@ def power_magnitudes(Q, q, p, parts):
     One pass, O(rows k). naive: ``tests/naive.py::power_magnitudes``.
     """
     for b in range(parts.shape[0]):
-        _power_rows(Q, q, p, parts[b], b * BLOCK, min(p.size, (b + 1) * BLOCK))
-
-
-@njit(fastmath=_SUMS, parallel=True)
-def power_magnitudes_par(Q, q, p, parts):
-    """`power_magnitudes` with the blocks spread over threads; the same bits."""
-    for b in prange(parts.shape[0]):
         _power_rows(Q, q, p, parts[b], b * BLOCK, min(p.size, (b + 1) * BLOCK))
 
 
@@ -176,13 +153,6 @@ def soften(Q, p, q, c, X, parts):
         _soften_rows(Q, p, q, c, X, parts[b], b * BLOCK, min(len(X), (b + 1) * BLOCK))
 
 
-@njit(fastmath=_SUMS, parallel=True)
-def soften_par(Q, p, q, c, X, parts):
-    """`soften` with the blocks spread over threads; the same bits."""
-    for b in prange(parts.shape[0]):
-        _soften_rows(Q, p, q, c, X, parts[b], b * BLOCK, min(len(X), (b + 1) * BLOCK))
-
-
 @njit(fastmath=_SUMS)
 def _fit_row(X, Y, Q, p, q, weight):
     total = 0.0
@@ -213,11 +183,4 @@ def explained(X, Y, Q, p, q, weight, out):
     O(rows k). naive: ``tests/naive.py::explained``.
     """
     for i in range(out.size):
-        out[i] = _fit_row(X[i], Y[i], Q[i], p[i], q, weight)
-
-
-@njit(fastmath=_SUMS, parallel=True)
-def explained_par(X, Y, Q, p, q, weight, out):
-    """`explained` with the rows spread over threads; the same bits."""
-    for i in prange(out.size):
         out[i] = _fit_row(X[i], Y[i], Q[i], p[i], q, weight)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import check_count, check_number
 from diba_np.layers.linear import DiBALinear
-from diba_np.machine.pool import workers
+from diba_np.machine.pool import product_threads
 from diba_np.matrix.diagonals import DIAGONALS
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.progress import thinned
@@ -154,7 +154,7 @@ def retune(
         callback=callback,
     )
     started = time.monotonic()
-    with workers(threads):
+    with product_threads(threads):
         before = fit.begin(float(stay))
         if chosen == "adam":
             fit.adam(rng)

@@ -7,6 +7,7 @@ blocks whose size depends on the shapes alone; the blocks go to as many threads 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.machine.blas import single_threaded_blas
-from diba_np.machine.processors import resolve_threads
+from diba_np.machine.processors import resolve_threads, threads_for
 
 BLOCK_ENTRIES = 1 << 21  # entries of what is worked on at a time: 16 MiB in float64
 
 # flops under which a block is not worth a thread's start
 _BLOCK_FLOPS = 2e7
 _MOST_BLOCKS = 16
+
+_CHUNK_ENTRIES = 1 << 17  # entries under which a pass is not worth a thread's start
 
 
 class Workers:
@@ -60,6 +63,35 @@ class Workers:
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
+    def _step(self, rows: int, flops: float) -> int:
+        """Return the rows of a block of work on `rows` rows that takes so many flops in all."""
+        blocks = int(min(_MOST_BLOCKS, max(1, flops // _BLOCK_FLOPS)))
+        return max(16, -(-rows // blocks))
+
+    def by_rows(self, shape: tuple[int, int], work: Callable[[slice], None]) -> None:
+        """Call ``work(rows)`` for blocks of the rows of a (rows, k) array, side by side.
+
+        `work` takes about ``2 k^2`` flops a row and writes to its own rows alone; the blocks follow
+        from the shape alone.
+        """
+        rows, k = shape
+        for block in self.row_blocks(rows, k):
+            size = block.stop - block.start
+            step = self._step(size, 2.0 * size * k * k)
+            starts = range(block.start, block.stop, step)
+            self.run(work, [slice(at, min(at + step, block.stop)) for at in starts])
+
+    def by_chunks(self, shape: tuple[int, int], chunk: int, work: Callable[[slice], None]) -> None:
+        """Call ``work(rows)`` for runs of whole chunks of `chunk` rows, side by side.
+
+        For passes over a (rows, k) array whose results do not depend on where the runs are cut.
+        """
+        rows, k = shape
+        chunks = -(-rows // chunk)
+        runs = min(self.threads, chunks, max(1, rows * k // _CHUNK_ENTRIES))
+        step = -(-chunks // runs) * chunk
+        self.run(work, [slice(at, min(at + step, rows)) for at in range(0, rows, step)])
+
     def matmul(
         self, A: NDArray[Any], B: NDArray[Any], out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
@@ -68,8 +100,7 @@ class Workers:
         n = B.shape[1]
         if out is None:
             out = np.empty((m, n), np.result_type(A, B))
-        blocks = int(min(_MOST_BLOCKS, max(1, 2.0 * m * n * p // _BLOCK_FLOPS)))
-        step = max(16, -(-m // blocks))
+        step = self._step(m, 2.0 * m * n * p)
         self.run(
             lambda start: np.matmul(A[start : start + step], B, out=out[start : start + step]),
             list(range(0, m, step)),
@@ -107,17 +138,38 @@ def mirror(upper: NDArray[Any]) -> None:
 
 
 @contextmanager
-def workers(threads: int | None = None, entries: int | None = None) -> Iterator[Workers]:
-    """Provide `Workers`; Numba's own number of threads is set for the time and restored."""
-    import numba
+def workers(
+    threads: int | None = None, entries: int | None = None, flops: float = math.inf
+) -> Iterator[Workers]:
+    """Provide `Workers`, BLAS held at one thread meanwhile.
 
-    count = resolve_threads(threads)
-    numba_before = numba.get_num_threads()
+    Parameters
+    ----------
+    threads : int, optional
+        By default as many as the work is worth, of those that this process may use.
+    entries : int, optional
+        Entries of a row block; matrices are then read block by block.
+    flops : float
+        Of the largest product: threads that wait for each other cost more than small ones save.
+    """
+    count = threads_for(flops) if threads is None else resolve_threads(threads)
     pool = Workers(count, entries)
     try:
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
         with single_threaded_blas():
             yield pool
     finally:
-        numba.set_num_threads(numba_before)
         pool.close()
+
+
+@contextmanager
+def product_threads(threads: int | None) -> Iterator[None]:
+    """Let packed products use so many threads meanwhile, and BLAS one."""
+    import numba
+
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(min(resolve_threads(threads), numba.config.NUMBA_NUM_THREADS))
+        with single_threaded_blas():
+            yield
+    finally:
+        numba.set_num_threads(before)

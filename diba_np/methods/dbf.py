@@ -17,7 +17,7 @@ from diba_np.machine.pool import workers
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF
 from diba_np.matrix.factors import DiBAFactors
-from diba_np.search.progress import Monitor
+from diba_np.search.progress import Run
 from diba_np.search.refit import factors_of, round_diagonals
 from diba_np.search.relaxation import Published, relax
 from diba_np.search.target import Target
@@ -62,8 +62,8 @@ def dbf(
     shape = (int(matrix.shape[0]), int(matrix.shape[1]))
     name, value = budgets.chosen({"k": k, "bits": bits})
     size = budgets.intermediate_dimension(name, value, shape)
-    monitor = Monitor()
-    with workers(threads) as pool:
+    run = Run()
+    with workers(threads, flops=2.0 * shape[0] * shape[1] * size) as pool:
         target: Target = Target(matrix, pool)
         columns = np.ones(shape[1])
         if inputs is not None:
@@ -75,12 +75,12 @@ def dbf(
             shift=0.5,
             rng=np.random.default_rng(seed),
             iterations=check_count(outer, "outer"),
-            monitor=monitor,
+            run=run,
             schedule=Published(RIDGE, INNER),
-        )
+        ).state
         round_diagonals(target, state, HALF, columns)
     state.d3 /= columns
-    seconds = round(monitor.seconds, 3)
+    seconds = round(run.seconds, 3)
     record = {"method": "dbf", "outer": outer, "seed": seed, "seconds": seconds}
     return factors_of(state, target.unit, record)
 

@@ -10,20 +10,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import check_count, check_number, check_shift
+from diba_np.checks import check_count, check_number
 from diba_np.errors import FormatError
 from diba_np.files.checkpoint import Checkpoint
 from diba_np.files.parts import Parts
 from diba_np.machine.processors import processors, resolve_threads
 from diba_np.machine.versions import versions
 from diba_np.matrix import quality
-from diba_np.matrix.diagonals import ScaleBits, check_scale_bits
+from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.files import load
 from diba_np.matrix.row_blocks import stack
@@ -42,7 +43,7 @@ from diba_np.models.plan import (
 )
 from diba_np.models.shapes import matrix_view
 from diba_np.search.factorization import factorize
-from diba_np.search.relaxation import EFFORTS
+from diba_np.search.options import SearchOptions, takes_options
 from diba_np.sources.entry import Entry
 from diba_np.sources.opening import Source, open_source
 
@@ -57,6 +58,11 @@ _MOST_RECORDED = 20  # kept or omitted arrays in the record: an attribute has it
 _MOST_TOLD = 40  # characters of a name in a line of progress
 
 
+# of a search: what has a meaning for many matrices
+_OPTIONS = ("shift", "scale_bits", "solver", "effort", "seed", "max_sweeps", "tol")
+
+
+@takes_options(*_OPTIONS)
 def factorize_model(
     source: Source,
     *,
@@ -68,10 +74,6 @@ def factorize_model(
     allocation: str = "shared",
     weights: Mapping[str, float] | None = None,
     grams: Mapping[str, ArrayLike] | str | os.PathLike[str] | None = None,
-    shift: float = 0.0,
-    scale_bits: int | tuple[int, int, int] | str = 16,
-    effort: str = "balanced",
-    seed: int = 0,
     jobs: int | None = None,
     threads: int | None = None,
     executor: futures.Executor | None = None,
@@ -80,6 +82,7 @@ def factorize_model(
     progress: bool = False,
     callback: Callable[[dict[str, Any]], Any] | None = None,
     json_log: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> ModelFactors:
     """Factorize every matrix of a model; `bits` is for the whole of it.
 
@@ -114,7 +117,7 @@ def factorize_model(
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet.
     scale_bits : 16, 32, int from 2 to 8, three of them, or "auto"
         Bits of an entry of the diagonals, as for `diba_np.factorize`.
-    effort : {"fast", "balanced", "best"}
+    solver, effort, max_sweeps, tol
         As for `diba_np.factorize`.
     seed : int, default 0
         Of every search.
@@ -182,7 +185,11 @@ def factorize_model(
     >>> sorted(model), model.bits_per_weight <= 2.0
     (['a', 'b', 'bias'], True)
     """
-    settings = _Settings(bits, allocation, shift, scale_bits, effort, seed)
+    settings = _Settings(
+        check_number(bits, "bits", above=0.0),
+        allocation,
+        SearchOptions.from_keywords(options, "factorize_model", _OPTIONS),
+    )
     min_size = check_count(min_size, "min_size")
     weights = _check_weights(weights)
     cores = processors()
@@ -239,30 +246,33 @@ def factorize_model(
             raise
 
 
+@dataclass(frozen=True)
 class _Settings:
     """The checked arguments that decide about the result."""
 
-    def __init__(
-        self, bits: Any, allocation: Any, shift: Any, scale_bits: Any, effort: Any, seed: Any
-    ) -> None:
-        self.bits = check_number(bits, "bits", above=0.0)
-        if allocation not in ALLOCATIONS:
+    bits: float
+    allocation: str
+    search: SearchOptions
+
+    def __post_init__(self) -> None:
+        if self.allocation not in ALLOCATIONS:
             known = ", ".join(ALLOCATIONS)
-            raise ValueError(f"allocation must be one of {known}, got {allocation!r}")
-        self.allocation = allocation
-        self.shift = check_shift(shift)
-        if isinstance(scale_bits, str) and scale_bits != "auto":
-            raise ValueError(f'scale_bits must be a number of bits or "auto", got {scale_bits!r}')
-        self.scale_bits = scale_bits if scale_bits == "auto" else check_scale_bits(scale_bits)
-        if effort not in EFFORTS:
-            raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-        self.effort = effort
-        self.seed = check_count(seed, "seed", least=0)
+            raise ValueError(f"allocation must be one of {known}, got {self.allocation!r}")
+
+    def facts(self) -> dict[str, Any]:
+        """Return all of it as JSON holds it."""
+        used = self.search.as_used()
+        return (
+            {"bits": self.bits, "allocation": self.allocation}
+            | {name: used[name] for name in _OPTIONS}
+            | {"scale_bits": self.search.scales_for("bits")}
+        )
 
     @property
     def counted_scale_bits(self) -> ScaleBits:
         """What the plan counts with: under "auto" the most that a choice can be."""
-        return 16 if isinstance(self.scale_bits, str) else self.scale_bits
+        asked: ScaleBits | str = self.search.scales_for("bits")
+        return 16 if isinstance(asked, str) else asked
 
 
 def _patterns(value: Sequence[str]) -> list[str]:
@@ -328,14 +338,18 @@ class _Run:
 
     def fingerprint(self, weights: Mapping[str, float]) -> dict[str, Any]:
         """Return what the result depends on."""
-        told = vars(self.settings)
         arrays = [[m.name, list(m.shape), m.dtype, m.kept, m.sha256] for m in self.matrices]
         grams = {
             name: hashlib.sha256(np.ascontiguousarray(gram).data).hexdigest()
             for name, gram in self.grams.given.items()
         }
         grams |= dict.fromkeys(self.grams.nothing, "zero")
-        return {**told, "arrays": arrays, "weights": dict(weights), "grams": grams} | versions()
+        return {
+            **self.settings.facts(),
+            "arrays": arrays,
+            "weights": dict(weights),
+            "grams": grams,
+        } | versions()
 
     def rows(self, task: Task) -> NDArray[Any]:
         """Return what a task factorizes."""
@@ -411,7 +425,13 @@ class _Run:
         def arguments(task: Task) -> tuple[Any, ...]:
             gram = self.gram(task)
             threads = self.threads
-            return (self.rows(task), gram, self.settings.shift, self.settings.seed, threads)
+            return (
+                self.rows(task),
+                gram,
+                self.settings.search.shift,
+                self.settings.search.seed,
+                threads,
+            )
 
         missing = [task for task in self.tasks if task.number not in found]
         for task, curve in runner.run(sample_curve, missing, arguments):
@@ -444,10 +464,7 @@ class _Run:
             # half a bit keeps the division from costing a component
             rate = (shares[task.number] + 0.5) / math.prod(task.shape)
             options = {
-                "shift": self.settings.shift,
-                "scale_bits": self.settings.scale_bits,
-                "effort": self.settings.effort,
-                "seed": self.settings.seed,
+                **{name: getattr(self.settings.search, name) for name in _OPTIONS},
                 "threads": self.threads,
             }
             # other machines may not see the folder
@@ -564,7 +581,7 @@ class _Run:
             seconds += record["seconds"]
         snr = quality.decibels(sum(task.energy for task in self.tasks), noise)
         return {
-            **vars(self.settings),
+            **self.settings.facts(),
             "factorized": len({task.name for task in self.tasks}),
             "kept": sum(bool(matrix.kept) for matrix in self.matrices),
             "kept_arrays": self._largest_kept(),

@@ -17,8 +17,9 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.search import relaxation as admm
-from diba_np.search.progress import Monitor
-from diba_np.search.state import State, update_d2
+from diba_np.search.outcome import Outcome
+from diba_np.search.progress import Run
+from diba_np.search.state import update_d2
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import ScaledTarget, WeightedTarget
 
@@ -87,12 +88,46 @@ class _Seen:
         return basis
 
 
+class CoupledSides:
+    """Halves of which weights couple the rows of one or both.
+
+    Parameters
+    ----------
+    plain : ScaledTarget
+        The problem without the correlations.
+    axes : (_Axis or None, _Axis or None)
+        Of each side, where its rows are coupled.
+    halves : (Half, Half)
+    """
+
+    def __init__(
+        self,
+        plain: ScaledTarget,
+        axes: tuple[_Axis | None, _Axis | None],
+        halves: tuple[admm.Half, admm.Half],
+    ) -> None:
+        self.target = _Rotated(plain, *axes)
+        self.halves = halves
+        self._axes = axes
+        self._seen = [
+            half if axis is None else _Seen(half, axis)
+            for half, axis in zip(halves, axes, strict=True)
+        ]
+
+    def move(self, axis: int, schedule: admm.Schedule, balance: float) -> None:
+        """Move one half."""
+        half, other, own = self.halves[axis], self._seen[1 - axis], self._axes[axis]
+        if own is None:
+            admm.half_step(self.target, half, other, schedule, balance)
+        else:
+            _coupled_half_step(self.target, half, other, own, schedule, balance)
+
+
 def _coupled_half_step(
     target: Target,
     half: admm.Half,
     other: Any,
     axis: _Axis,
-    left: bool,
     schedule: admm.Schedule,
     balance: float,
 ) -> None:
@@ -103,7 +138,7 @@ def _coupled_half_step(
     gamma, basis = (part.astype(np.float32) for part in scipy.linalg.eigh(gram, driver="evd"))
     back = np.ascontiguousarray(basis.T)
     lam = axis.lam[:, None]
-    pull = matmul((target.matmul if left else target.rmatmul)(N) * np.sqrt(lam), basis)
+    pull = matmul(target.product(half.axis, N) * np.sqrt(lam), basis)
     into = np.ascontiguousarray(axis.rotation.T)
     rows = slice(0, len(half.Q))
     ridge = np.float32(schedule.ridge)
@@ -127,9 +162,9 @@ def relax_coupled(
     shift: float,
     rng: np.random.Generator,
     iterations: int,
-    monitor: Monitor,
+    run: Run,
     held: admm.Scales | None = None,
-) -> State:
+) -> Outcome:
     """Find signs by ADMM under the weights of a target and read them out as bits.
 
     Parameters
@@ -137,16 +172,16 @@ def relax_coupled(
     target : WeightedTarget
     k : int
         Intermediate dimension.
-    shift : float
-        Alphabet shift; the balance penalty is proportional to ``1 - 2 shift``.
-    iterations : int
-        Outer iterations; the ramps are spread over them (or over the time limit).
+    shift, iterations, run
+        As of `relaxation.iterate`.
+    rng : numpy.random.Generator
+        Draws the start.
     held : ((m,), (n,)) of float64, optional
         As of `relaxation.relax`.
 
     Returns
     -------
-    State
+    Outcome
         With d2 exact for the bits found.
 
     Notes
@@ -155,44 +190,19 @@ def relax_coupled(
     eigendecomposition of order k beside what `relax` costs, the start one of order n.
     """
     plain = target.surrogate()
-    axes = [None if C is None else _Axis(C) for C in map(target.coupling, (True, False))]
+    coupling = target.coupling(0), target.coupling(1)
     if held is not None:
         held = (held[0] * plain.rows, held[1] * plain.columns)
-    if axes == [None, None]:
-        how: dict[str, Any] = {"iterations": iterations, "monitor": monitor, "held": held}
-        state = admm.relax(plain, k, shift=shift, rng=rng, **how)
-        plain.restore(state, target.unit)
-        update_d2(target, state)
-        return state
-    rotated = _Rotated(plain, *axes)
-    balance = admm.BALANCE * abs(1.0 - 2.0 * shift)
-    first, second = (
-        admm.Half(size, gauge, rng, target.workers, scales)
-        for size, gauge, scales in zip(
-            target.shape, admm.gauges(k), held or (None, None), strict=True
-        )
+    sides: admm.Sides
+    if target.is_coupled:
+        left, right = (None if C is None else _Axis(C) for C in coupling)
+        sides = CoupledSides(plain, (left, right), admm.random_halves(target, k, rng, held))
+    else:
+        sides = admm.PlainSides(plain, admm.random_halves(plain, k, rng, held))
+    found = admm.iterate(
+        sides, shift=shift, iterations=iterations, run=run, schedule=admm.Schedule()
     )
-    halves = (first, second)
-    seen = [
-        half if axis is None else _Seen(half, axis) for half, axis in zip(halves, axes, strict=True)
-    ]
-    schedule = admm.Schedule()
-    done, _ = admm.enter(monitor, first, second, schedule, iterations)
-    for i in range(done, iterations):
-        if balance and i == int(admm.REGAUGE_AT * iterations):
-            monitor.uneven |= admm.are_uneven(first, second)
-            admm.share_gauges(first, second)
-        schedule.at(i, iterations, monitor)
-        for side, left in ((0, True), (1, False)):
-            half, other, axis = halves[side], seen[1 - side], axes[side]
-            if axis is None:
-                admm.half_step(rotated, half, other, left, schedule, balance)
-            else:
-                _coupled_half_step(rotated, half, other, axis, left, schedule, balance)
-        if monitor.step("relaxation", i + 1, iterations) or monitor.window_share() >= 1.0:
-            break
-        admm.leave(monitor, first, second, schedule, i + 1, iterations)
-    state = admm.read_out(first, second, shift)
-    plain.restore(state, target.unit)
-    update_d2(target, state)
-    return state
+    del sides
+    plain.restore(found.state, target.unit)
+    update_d2(target, found.state)
+    return found

@@ -5,36 +5,35 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_matrix, check_count, check_number, check_shift, digest
+from diba_np.checks import as_matrix, check_number, digest
 from diba_np.errors import ConvergenceWarning
 from diba_np.files.atomic import PathLike
 from diba_np.files.checkpoint import EVERY, Checkpoint
 from diba_np.machine.pool import workers
 from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
-from diba_np.matrix.diagonals import ScaleBits, Widths, check_scale_bits
+from diba_np.matrix.diagonals import ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.quality import decibels
 from diba_np.search.greedy import settle, solve_greedy
+from diba_np.search.options import EFFORTS, SearchOptions, takes_options
+from diba_np.search.outcome import Outcome
 from diba_np.search.pilot import choose_widths, estimate_k
 from diba_np.search.polish import polish
-from diba_np.search.progress import Monitor, SearchState
+from diba_np.search.progress import Run, SearchState, thinned
 from diba_np.search.rank_one import rank_one, widened
 from diba_np.search.refit import factors_of, round_diagonals, state_of
-from diba_np.search.relaxation import EFFORTS, Effort
 from diba_np.search.stages import relax_staged
 from diba_np.search.state import State, sort_components, squared_error
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import WeightedTarget, reached_db, snr_facts
 from diba_np.search.weights import Weights, as_weights
-
-SOLVERS = ("auto", "greedy")
 
 # of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
 _USUAL_WIDTHS: Widths = (4, 3, 4)
@@ -43,27 +42,7 @@ _USUAL_WIDTHS: Widths = (4, 3, 4)
 _EXACT_DB = 100.0
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What one search needs beside the target and k."""
-
-    solver: str
-    shift: float
-    seed: int
-    effort: Effort
-    effort_name: str | None  # None where it has no meaning
-    max_sweeps: int
-    capped: bool  # whether the caller gave `max_sweeps`
-    tol: float
-    scale_bits: ScaleBits
-    init: DiBAFactors | None
-
-    @property
-    def widths(self) -> Widths | None:
-        """Code widths of the diagonals, where they are coded."""
-        return self.scale_bits if isinstance(self.scale_bits, tuple) else None
-
-
+@takes_options()
 def factorize(
     A: ArrayLike,
     *,
@@ -71,24 +50,15 @@ def factorize(
     bits: float | None = None,
     ratio: float | None = None,
     snr: float | None = None,
-    shift: float = 0.0,
-    scale_bits: int | tuple[int, int, int] | str = 16,
-    solver: str = "auto",
-    effort: str = "balanced",
     inputs: ArrayLike | None = None,
     gram: ArrayLike | None = None,
     output_weight: ArrayLike | None = None,
     init: DiBAFactors | None = None,
-    seed: int = 0,
-    max_sweeps: int | None = None,
-    tol: float | None = None,
-    time_limit: float | None = None,
-    threads: int | None = None,
     progress: bool = False,
     callback: Callable[[SearchState], Any] | None = None,
     checkpoint: PathLike | Checkpoint | None = None,
     checkpoint_every: float = EVERY,
-    block_rows: int | None = None,
+    **options: Any,
 ) -> DiBAFactors:
     """Factorize a dense matrix into three diagonals and two 0/1 matrices.
 
@@ -147,7 +117,8 @@ def factorize(
         Seconds, after which the best found so far is returned. With a checkpoint the seconds of all
         runs count, up to the last write of each.
     threads : int, optional
-        By default every processor that this process may use.
+        By default as many as the size is worth, of the processors that this process may use; a
+        container's quota counts.
     progress : bool, default False
         Show progress on standard error.
     callback : callable, optional
@@ -218,19 +189,17 @@ def factorize(
     >>> f.shape, f.k, f.bits_per_weight <= 2.0
     ((64, 48), 34, True)
     """
+    how = SearchOptions.from_keywords(options, "factorize")
     name, value = budgets.chosen({"k": k, "bits": bits, "ratio": ratio, "snr": snr})
     matrix = as_matrix(A)
     shape = (int(matrix.shape[0]), int(matrix.shape[1]))
     goal = check_number(value, "snr") if name == "snr" else None
-    auto = isinstance(scale_bits, str)
-    if auto and scale_bits != "auto":
-        raise ValueError(f'scale_bits must be a number of bits or "auto", got {scale_bits!r}')
+    asked = how.scales_for(name)
+    auto = asked == "auto"
     # under "auto" the widths are chosen at about the right k, and then k for these widths
-    stored = _USUAL_WIDTHS if auto else check_scale_bits(scale_bits)
-    size = 0 if goal is not None else budgets.intermediate_dimension(name, value, shape, stored)
-    plan = _plan(solver, effort, shift, seed, max_sweeps, tol, stored, _check_init(init, goal))
-    if time_limit is not None:
-        time_limit = check_number(time_limit, "time_limit", above=0.0)
+    scales: ScaleBits = _USUAL_WIDTHS if auto else asked
+    size = 0 if goal is not None else budgets.intermediate_dimension(name, value, shape, scales)
+    _check_init(init, goal)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
@@ -238,113 +207,76 @@ def factorize(
     if not isinstance(keeper, Checkpoint):
         keeper = None if keeper is None else Checkpoint(keeper, checkpoint_every)
 
-    monitor = Monitor(progress, callback, time_limit)
+    run = Run(progress, callback, how.time_limit)
     source: dict[str, Any] = {"shape": list(shape), "dtype": str(matrix.dtype)}
-    with workers(threads, _entries(matrix, block_rows)) as pool:
+    near = size or budgets.usual_k(goal or 0.0, shape)
+    flops = 2.0 * shape[0] * shape[1] * near
+    with workers(how.threads, _entries(matrix, how.block_rows), flops) as pool:
         weights = as_weights(inputs, gram, output_weight, shape, pool)
         if keeper is not None:
             source["sha256"] = digest(matrix)
             settings = {
+                **how.fingerprint(),
                 name: size if name == "k" else float(value),
-                "scale_bits": scale_bits,
-                "effort": plan.effort_name,
-                "time_limit": time_limit,
-                "block_rows": block_rows,
+                "scale_bits": asked,
                 "memory map": isinstance(matrix, np.memmap),
             }
-            monitor.keep_in(keeper, keeper.open(_fingerprint(plan, settings, source, weights)))
+            run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
         if auto:
-            near = size or budgets.usual_k(goal or 0.0, shape)
-            stored = choose_widths(target, near, plan.shift, plan.seed)
-            plan = replace(plan, scale_bits=stored)
+            scales = choose_widths(target, near, how.shift, how.seed)
             if goal is None:
-                size = budgets.intermediate_dimension(name, value, shape, stored)
-        if plan.init is not None:
-            _check_init_size(plan.init, shape, size, plan.shift)
+                size = budgets.intermediate_dimension(name, value, shape, scales)
+        if init is not None:
+            _check_init_size(init, shape, size, how.shift)
+        search = _Search(target, how, scales, init, run)
         try:
-            state = monitor.stage(
+            outcome = run.journal.stage(
                 "search",
-                lambda: (
-                    _search(target, size, plan, monitor)
-                    if goal is None
-                    else _search_snr(target, goal, plan, monitor)
-                ),
+                lambda: search.at(size) if goal is None else search.reaching(goal),
             )
         finally:
-            monitor.close()
-        state = monitor.stage("finish", lambda: _finish(target, state, monitor, plan.scale_bits))
-        told = snr_facts(target, state)
+            run.close()
+        outcome = run.journal.stage("finish", lambda: _finish(target, outcome, run, scales))
+        reached = snr_facts(target, outcome.state)
     source = {"sha256": source.get("sha256") or digest(matrix), **source}
-    record = _record(plan, monitor, told, source, weights)
+    record = _record(how, outcome, run, reached, source, weights)
     if not record["converged"]:
-        why = monitor.stopped or f"max_sweeps={plan.max_sweeps}"
+        why = run.stopped or f"max_sweeps={how.sweeps}"
         warnings.warn(
-            f"the {solver} solver was ended by {why} before its own end condition",
+            f"the {how.solver} solver was ended by {why} before its own end condition",
             ConvergenceWarning,
             stacklevel=2,
         )
     if isinstance(checkpoint, Checkpoint):
-        monitor.keep_done()
+        run.journal.keep_done()
     elif keeper is not None:
         keeper.remove()
-    return factors_of(state, target.unit, record)
-
-
-def _plan(
-    solver: str,
-    effort: str,
-    shift: float,
-    seed: int,
-    max_sweeps: int | None,
-    tol: float | None,
-    scale_bits: ScaleBits,
-    init: DiBAFactors | None,
-) -> _Plan:
-    """Return what the arguments of `factorize` say, checked and with their defaults."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if effort not in EFFORTS:
-        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-    greedy = solver == "greedy"
-    return _Plan(
-        solver=solver,
-        shift=check_shift(shift),
-        seed=check_count(seed, "seed", least=0),
-        effort=EFFORTS[effort],
-        effort_name=None if greedy else effort,
-        max_sweeps=(1000 if greedy else EFFORTS[effort].iterations)
-        if max_sweeps is None
-        else check_count(max_sweeps, "max_sweeps"),
-        capped=max_sweeps is not None,
-        tol=(0.0 if greedy else 1e-5) if tol is None else _check_tol(tol),
-        scale_bits=scale_bits,
-        init=init,
-    )
+    return factors_of(outcome.state, target.unit, record)
 
 
 def _record(
-    plan: _Plan,
-    monitor: Monitor,
-    told: dict[str, Any],
+    how: SearchOptions,
+    outcome: Outcome,
+    run: Run,
+    reached: dict[str, Any],
     source: dict[str, Any],
     weights: Weights | None,
 ) -> dict[str, Any]:
-    """Return what a factorization tells about its making; `told` of its SNR, `source` of A."""
+    """Return what a factorization tells about its making.
+
+    `reached` are its SNRs, `source` says which matrix it is of.
+    """
     return {
-        "solver": plan.solver,
-        "effort": plan.effort_name,
-        "seed": plan.seed,
-        "sweeps": monitor.sweeps,
-        "stages": monitor.stages or None,
-        "max_sweeps": plan.max_sweeps,
-        "tol": plan.tol,
-        "converged": monitor.converged and not monitor.stopped,
-        "stopped": monitor.stopped or None,
-        "improving_flips_left": 0 if monitor.settled else None,
-        "seconds": round(monitor.seconds, 3),
-        **told,
-        "objective_history": monitor.thinned_history(),
+        **how.record(),
+        "sweeps": outcome.sweeps,
+        "stages": outcome.stages or None,
+        "converged": outcome.converged and not run.stopped,
+        "stopped": run.stopped or None,
+        "improving_flips_left": 0 if outcome.settled else None,
+        "seconds": round(run.seconds, 3),
+        **reached,
+        "objective_history": thinned(outcome.history),
         "source": source,
         **({} if weights is None else {"activations": weights.facts}),
         "versions": versions(),
@@ -352,24 +284,25 @@ def _record(
 
 
 def _fingerprint(
-    plan: _Plan, settings: dict[str, Any], source: dict[str, Any], weights: Weights | None
+    settings: dict[str, Any],
+    init: DiBAFactors | None,
+    source: dict[str, Any],
+    weights: Weights | None,
 ) -> dict[str, Any]:
     """Return all that decides about the bits of the result, for a checkpoint."""
-    names = ("solver", "shift", "seed", "max_sweeps", "tol")
-    init = None
-    if plan.init is not None:
-        sha = hashlib.sha256(repr((plan.init.k, plan.init.grids)).encode())
+    start = None
+    if init is not None:
+        sha = hashlib.sha256(repr((init.k, init.grids)).encode())
         for name in ("d1", "d2", "d3"):
-            sha.update(getattr(plan.init, name).data)
-        for bits in (plan.init.b1, plan.init.b2):
+            sha.update(getattr(init, name).data)
+        for bits in (init.b1, init.b2):
             sha.update(bits.words.data)
-        init = sha.hexdigest()
+        start = sha.hexdigest()
     found = versions()
     return {
         **{f"{name} of A": value for name, value in source.items()},
         **settings,
-        **{name: getattr(plan, name) for name in names},
-        "init": init,
+        "init": start,
         **{f"{k} of the activations": v for k, v in (weights.facts if weights else {}).items()},
         **{f"version of {name}": found[name] for name in ("diba_np", "numpy", "scipy", "numba")},
     }
@@ -378,28 +311,17 @@ def _fingerprint(
 def _entries(matrix: NDArray[Any], block_rows: int | None) -> int | None:
     """Return the entries of a row block; None where the matrix is not read in blocks."""
     if block_rows is not None:
-        rows = check_count(block_rows, "block_rows")
-        return -(-rows // 64) * 64 * int(matrix.shape[1])
+        return -(-block_rows // 64) * 64 * int(matrix.shape[1])
     if isinstance(matrix, np.memmap):
         return int(min(max(matrix.size // 16, 1 << 21), 1 << 23))
     return None
 
 
-def _check_tol(tol: Any) -> float:
-    value = check_number(tol, "tol")
-    if value < 0:
-        raise ValueError(f"tol must not be negative, got {value:g}")
-    return value
-
-
-def _check_init(init: Any, goal: float | None) -> DiBAFactors | None:
-    if init is None:
-        return None
-    if not isinstance(init, DiBAFactors):
+def _check_init(init: Any, goal: float | None) -> None:
+    if init is not None and not isinstance(init, DiBAFactors):
         raise TypeError(f"init must be a DiBAFactors, got {type(init).__name__}")
-    if goal is not None:
+    if init is not None and goal is not None:
         raise ValueError("init cannot be used with snr=, which tries several k")
-    return init
 
 
 def _check_init_size(init: DiBAFactors, shape: tuple[int, int], k: int, shift: float) -> None:
@@ -410,98 +332,127 @@ def _check_init_size(init: DiBAFactors, shape: tuple[int, int], k: int, shift: f
         )
 
 
-def _search(target: Target, k: int, plan: _Plan, monitor: Monitor) -> State:
-    """Run the chosen solver at one k."""
-    rng = np.random.default_rng(plan.seed)
-    monitor.begin(k, target.energy, rng)
-    start = None if plan.init is None else state_of(plan.init, target.unit, plan.widths)
-    if plan.solver == "greedy":
-        return solve_greedy(
-            target,
+class _Search:
+    """The chosen solver on one target.
+
+    Parameters
+    ----------
+    target : Target
+    how : SearchOptions
+    scale_bits : int or (int, int, int)
+        Of the diagonals, "auto" settled.
+    init : DiBAFactors or None
+        Where to start.
+    run : Run
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        how: SearchOptions,
+        scale_bits: ScaleBits,
+        init: DiBAFactors | None,
+        run: Run,
+    ) -> None:
+        self.target, self.how, self.init, self.run = target, how, init, run
+        self.scale_bits = scale_bits
+        self.widths = scale_bits if isinstance(scale_bits, tuple) else None
+
+    def at(self, k: int) -> Outcome:
+        """Run the solver at one k."""
+        target, how, run = self.target, self.how, self.run
+        start = None if self.init is None else state_of(self.init, target.unit, self.widths)
+        if how.greedy:
+            return solve_greedy(
+                target,
+                k,
+                shift=how.shift,
+                rng=np.random.default_rng(how.seed),
+                max_sweeps=how.sweeps,
+                tol=how.tolerance,
+                run=run,
+                start=start,
+            )
+        if start is not None:
+            return run.journal.stage("polish", lambda: self._polished(start))
+        simple = rank_one(target, how.shift)
+        floor = squared_error(target, simple)
+        if decibels(target.energy, floor) >= _EXACT_DB:
+            run.step("rank one", 1, 1, k, floor / (target.energy or 1.0))
+            return Outcome(widened(simple, k), sweeps=1, converged=True)
+        capped = how.max_sweeps is not None
+        best = self._relaxed(k, how.sweeps, 0 if capped else how.work.uneven)
+        also = EFFORTS.get(how.work.also)
+        if best.uneven and also and not (capped or run.stopped or run.time_limit):
+            other = self._relaxed(k, also.iterations, also.uneven)
+            sweeps = best.sweeps + other.sweeps
+            if squared_error(target, other.state) < squared_error(target, best.state):
+                best = other
+            best = replace(best, sweeps=sweeps)
+        if floor < squared_error(target, best.state):
+            best = replace(best, state=widened(simple, k))
+        return best
+
+    def _polished(self, state: State) -> Outcome:
+        how = self.how
+        return polish(self.target, state, self.run, how.tolerance, how.work, self.widths)
+
+    def _polished_once(self, state: State) -> Outcome:
+        """Polish between two stages: one round, diagonals free."""
+        once = replace(self.how.work, rounds=1)
+        return polish(self.target, state, self.run, self.how.tolerance, once)
+
+    def _relaxed(self, k: int, iterations: int, uneven: int) -> Outcome:
+        """Find signs by the ADMM and polish the bits that they are read out as."""
+        relaxed = relax_staged(
+            self.target,
             k,
-            shift=plan.shift,
-            rng=rng,
-            max_sweeps=plan.max_sweeps,
-            tol=plan.tol,
-            monitor=monitor,
-            start=start,
-        )
-
-    def polished(state: State) -> State:
-        polish(target, state, monitor, plan.tol, plan.effort, plan.widths)
-        return state
-
-    if start is not None:
-        return monitor.stage("polish", lambda: polished(start))
-    simple = rank_one(target, plan.shift)
-    floor = squared_error(target, simple)
-    if decibels(target.energy, floor) >= _EXACT_DB:
-        monitor.step("rank one", 1, 1, floor)
-        monitor.converged = True
-        return widened(simple, k)
-
-    def between(state: State) -> None:
-        polish(target, state, monitor, plan.tol, replace(plan.effort, rounds=1))
-
-    def searched(iterations: int, longer: int) -> State:
-        found = relax_staged(
-            target,
-            k,
-            shift=plan.shift,
-            seed=plan.seed,
+            shift=self.how.shift,
+            seed=self.how.seed,
             iterations=iterations,
-            uneven=longer,
-            monitor=monitor,
-            polish=between,
+            uneven=uneven,
+            run=self.run,
+            polish=self._polished_once,
         )
-        if not monitor.stopped:
-            relaxed = found
-            found = monitor.stage("polish", lambda: polished(relaxed))
-        return found
+        if self.run.stopped:
+            return relaxed
+        return relaxed.followed_by(
+            self.run.journal.stage("polish", lambda: self._polished(relaxed.state))
+        )
 
-    state = searched(plan.max_sweeps, 0 if plan.capped else plan.effort.uneven)
-    also = EFFORTS.get(plan.effort.also)
-    if monitor.uneven and also and not (plan.capped or monitor.stopped or monitor.time_limit):
-        told, monitor.history = monitor.history, []
-        other = searched(also.iterations, also.uneven)
-        if squared_error(target, other) < squared_error(target, state):
-            state = other
-        else:
-            monitor.history = told
-    return widened(simple, k) if floor < squared_error(target, state) else state
+    def reaching(self, goal: float) -> Outcome:
+        """Run the solver at the smallest k that reaches `goal` dB."""
+        best: dict[int, Outcome] = {}
 
+        def rounded(k: int) -> Outcome:
+            outcome = self.at(k)
+            round_diagonals(self.target, outcome.state, self.scale_bits)
+            return outcome
 
-def _search_snr(target: Target, goal: float, plan: _Plan, monitor: Monitor) -> State:
-    """Run the solver at the smallest k that reaches `goal` dB."""
-    best: dict[int, State] = {}
+        def reach(k: int) -> float:
+            best[k] = self.run.journal.stage(f"k={k}", lambda: rounded(k))
+            if self.run.stopped:
+                raise _Ended
+            return reached_db(self.target, best[k].state)
 
-    def rounded(k: int) -> State:
-        state = _search(target, k, plan, monitor)
-        round_diagonals(target, state, plan.scale_bits)
-        return state
-
-    def reach(k: int) -> float:
-        best[k] = monitor.stage(f"k={k}", lambda: rounded(k))
-        if monitor.stopped:
-            raise _Ended
-        return reached_db(target, best[k])
-
-    first, slope = estimate_k(target, goal, plan.shift, plan.seed)
-    try:
-        return best[budgets.smallest_k(reach, goal, target.shape, first, slope)]
-    except _Ended:
-        reached = {k: reached_db(target, state) for k, state in best.items()}
-        enough = [k for k in best if reached[k] >= goal]
-        return best[min(enough) if enough else max(best, key=lambda k: reached[k])]
+        shape, how = self.target.shape, self.how
+        first, slope = estimate_k(self.target, goal, how.shift, how.seed)
+        try:
+            return best[budgets.smallest_k(reach, goal, shape, first, slope)]
+        except _Ended:
+            reached = {k: reached_db(self.target, outcome.state) for k, outcome in best.items()}
+            enough = [k for k in best if reached[k] >= goal]
+            return best[min(enough) if enough else max(best, key=lambda k: reached[k])]
 
 
 class _Ended(Exception):
     """The time limit or the callback has ended the search for the smallest k."""
 
 
-def _finish(target: Target, state: State, monitor: Monitor, scale_bits: ScaleBits) -> State:
+def _finish(target: Target, outcome: Outcome, run: Run, scale_bits: ScaleBits) -> Outcome:
     """Round what will be stored and flip what still improves, unless the time is up."""
+    state = outcome.state
     round_diagonals(target, state, scale_bits)
-    monitor.settled = not monitor.stopped and settle(target, state, monitor)
+    settled = not run.stopped and settle(target, state, run)
     sort_components(target, state)
-    return state
+    return replace(outcome, settled=settled)

@@ -6,8 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from diba_np.kernels.flips import sweep_fixed, sweep_fixed_par, sweep_joint, sweep_joint_par
-from diba_np.search.progress import Monitor
+from diba_np.search.moves import FixedFlips, JointFlips
+from diba_np.search.outcome import Outcome
+from diba_np.search.progress import Run
 from diba_np.search.state import (
     State,
     pack_loop,
@@ -17,9 +18,6 @@ from diba_np.search.state import (
     update_row_scales,
 )
 from diba_np.search.target import Target
-
-_JOINT = (sweep_joint, sweep_joint_par)
-_FIXED = (sweep_fixed, sweep_fixed_par)
 
 # passes over a row before its scale and the other side move again
 _PASSES = 4
@@ -49,9 +47,9 @@ def solve_greedy(
     rng: np.random.Generator,
     max_sweeps: int,
     tol: float,
-    monitor: Monitor,
+    run: Run,
     start: State | None = None,
-) -> State:
+) -> Outcome:
     """Alternate [B1 and d1, d2, B2 and d3, d2] until no bit flips.
 
     The published method leaves the order of the steps, the start and the end open; here a flip is
@@ -67,65 +65,66 @@ def solve_greedy(
     tol : float
         Also end when a round lowers the squared error by less than this share of it. With 0 the
         end is a state in which no single flip improves.
-    monitor : Monitor
-        Takes the squared error after every half step; may end the search.
+    run : Run
     start : State, optional
         Modified in place; random without it.
 
     Returns
     -------
-    State
-        ``monitor.converged`` tells whether the end condition was met.
+    Outcome
+        Its history has the squared error after every half step.
 
     Notes
     -----
     A round costs about ``8 m n k`` flops and O((m + n) k) a pass of tests.
     """
     state = random_state(target.shape, k, shift, rng) if start is None else start
-    kept_before = monitor.resume()
-    if kept_before is None:
+    energy = target.energy or 1.0
+    saved = run.journal.resume()
+    if saved is None:
         done, error = 0, update_d2(target, state)
-        monitor.step("greedy", 0, max_sweeps, error)
+        history = [error / energy]
+        run.step("greedy", 0, max_sweeps, k, history[0])
     else:
-        done, error = kept_before["rounds"], kept_before["error"]
-        state.take(unpack_state(kept_before["state"]))
+        done, error, history = saved["rounds"], saved["error"], list(saved["history"])
+        state.take(unpack_state(saved["state"]))
+    move = JointFlips(_PASSES, shift)
     for round_ in range(done + 1, max_sweeps + 1):
-        before, flips = error, 0
-        for left in (True, False):
-            kept = state.copy()
-            found = sweep(target, state, left, _JOINT, _PASSES, shift)
-            update_row_scales(target, state, left)
+        before, flips, done = error, 0, round_
+        for side in state.sides:
+            last = state.copy()
+            found = sweep(target, side, move)
+            update_row_scales(target, side)
             reached = update_d2(target, state)
             if reached > error + _ROUNDING * target.energy:
                 # rows that nearly cancel are judged by differences that rounding has eaten
-                for name in ("d1", "b1", "d2", "b2", "d3"):
-                    setattr(state, name, getattr(kept, name))
+                state.take(last)
                 found, reached = 0, error
             flips += found
             error = reached
-            monitor.half_step(error)
-        if monitor.step("greedy", round_, max_sweeps, error):
-            return state
+            history.append(error / energy)
+        if run.step("greedy", round_, max_sweeps, k, error / energy):
+            return Outcome(state, history, done)
         if flips == 0 or (tol > 0 and before - error <= tol * before):
-            monitor.converged = True
-            return state
-        monitor.keep(partial(pack_loop, state, rounds=round_, error=error))
-    return state
+            return Outcome(state, history, done, converged=True)
+        run.journal.keep(partial(pack_loop, state, rounds=done, error=error, history=history))
+    return Outcome(state, history, done)
 
 
-def settle(target: Target, state: State, monitor: Monitor, most_rounds: int = 1000) -> bool:
+def settle(target: Target, state: State, run: Run, most_rounds: int = 1000) -> bool:
     """Flip single bits at the diagonals as they are until none improves; return whether so.
 
     Run on rounded diagonals this makes the end condition hold for what is stored.
     """
     done, clean = 0, 0  # clean: sides in a row that needed nothing
-    kept = monitor.resume()
-    if kept is not None:
-        done, clean = kept["rounds"], kept["clean"]
-        state.take(unpack_state(kept["state"]))
+    saved = run.journal.resume()
+    if saved is not None:
+        done, clean = saved["rounds"], saved["clean"]
+        state.take(unpack_state(saved["state"]))
+    move = FixedFlips(1000)
     for round_ in range(done, 2 * most_rounds):
-        clean = clean + 1 if sweep(target, state, round_ % 2 == 0, _FIXED, 1000) == 0 else 0
+        clean = clean + 1 if sweep(target, state.sides[round_ % 2], move) == 0 else 0
         if clean == 2:
             return True
-        monitor.keep(partial(pack_loop, state, rounds=round_ + 1, clean=clean))
+        run.journal.keep(partial(pack_loop, state, rounds=round_ + 1, clean=clean))
     return False

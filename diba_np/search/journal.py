@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from diba_np.search.outcome import Outcome
 from diba_np.search.state import State, pack_state, unpack_state
 
 Result = TypeVar("Result")
@@ -22,31 +23,35 @@ class Store(Protocol):
     def write(self, state: Any) -> None: ...
 
 
+class Clock(Protocol):
+    """The time that a run has spent, which a later run goes on from."""
+
+    def clock(self) -> dict[str, Any]: ...
+    def set_clock(self, clock: dict[str, Any]) -> None: ...
+
+
 class Journal:
     """Stages of a search, kept in a store from time to time; without one it keeps nothing.
 
-    A subclass says what else belongs to a state: `facts`, and `recall` for its counterpart.
+    Parameters
+    ----------
+    run : Clock
+        Whose time is kept beside every stage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Clock) -> None:
+        self._run = run
         self._store: Store | None = None
         self._open: list[str] = []  # names of the stages under way, from the outermost
         self._begun = [0]  # stages begun so far in each of these, and at the top
         self._done: dict[str, Any] = {}
         self._loop: dict[str, Any] | None = None  # what an earlier run kept of its last loop
 
-    def facts(self) -> dict[str, Any]:
-        """Return what else must be as it was when a search goes on."""
-        return {}
-
-    def recall(self, facts: dict[str, Any]) -> None:
-        """Set what `facts` returned."""
-
-    def keep_in(self, store: Store, kept: Any) -> None:
-        """Keep the journal in a store from now on; `kept` is what an earlier run left, or None."""
+    def keep_in(self, store: Store, saved: Any) -> None:
+        """Keep the journal in a store from now on; `saved` is what an earlier run left, or None."""
         self._store = store
-        if kept is not None:
-            self._done, self._loop = kept["done"], kept["loop"]
+        if saved is not None:
+            self._done, self._loop = saved["done"], saved["loop"]
 
     def stage(self, name: str, run: Callable[[], Result]) -> Result:
         """Return ``run()``, or what it returned in an earlier run.
@@ -55,8 +60,8 @@ class Journal:
         ----------
         name : str
         run : callable
-            Returns a `State` or what JSON holds. At most one loop in it, outside of further
-            stages, may use `resume` and `keep`.
+            Returns an `Outcome`, a `State` or what JSON holds. At most one loop in it, outside of
+            further stages, may use `resume` and `keep`.
         """
         if self._store is None:
             return run()
@@ -66,13 +71,13 @@ class Journal:
         try:
             key = self._key()
             if key in self._done:
-                self.recall(self._done[key]["facts"])
+                self._run.set_clock(self._done[key]["clock"])
                 kept: Result = _unpacked(self._done[key]["result"])
                 return kept
             result = run()
             inner = f"{key}/"
             self._done = {k: v for k, v in self._done.items() if not k.startswith(inner)}
-            self._done[key] = {"result": _packed(result), "facts": self.facts()}
+            self._done[key] = {"result": _packed(result), "clock": self._run.clock()}
             return result
         finally:
             self._open.pop()
@@ -84,7 +89,7 @@ class Journal:
         if loop is None or loop["stage"] != self._key():
             return None
         self._loop = None
-        self.recall(loop["facts"])
+        self._run.set_clock(loop["clock"])
         return loop["kept"]
 
     def keep(self, state: Callable[[], dict[str, Any]]) -> None:
@@ -93,7 +98,7 @@ class Journal:
         `state` returns arrays and what JSON holds; `resume` gives them back.
         """
         if self._store is not None and self._store.due():
-            loop = {"stage": self._key(), "kept": state(), "facts": self.facts()}
+            loop = {"stage": self._key(), "kept": state(), "clock": self._run.clock()}
             self._store.write({"done": self._done, "loop": loop})
 
     def keep_done(self) -> None:
@@ -106,8 +111,15 @@ class Journal:
 
 
 def _packed(result: Any) -> Any:
+    """Return a result as arrays and what JSON holds."""
+    if isinstance(result, Outcome):
+        return {"outcome": {**vars(result), "state": pack_state(result.state)}}
     return {"state": pack_state(result)} if isinstance(result, State) else {"value": result}
 
 
-def _unpacked(kept: Any) -> Any:
-    return unpack_state(kept["state"]) if "state" in kept else kept["value"]
+def _unpacked(packed: Any) -> Any:
+    """Undo `_packed`."""
+    if "outcome" in packed:
+        facts = dict(packed["outcome"])
+        return Outcome(unpack_state(facts.pop("state")), **facts)
+    return unpack_state(packed["state"]) if "state" in packed else packed["value"]

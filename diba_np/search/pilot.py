@@ -9,9 +9,10 @@ from diba_np.matrix import budgets, quality
 from diba_np.matrix.budgets import DENSE_BITS, GRID_BITS
 from diba_np.matrix.diagonals import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
 from diba_np.search.grids import round_diagonal
-from diba_np.search.progress import Monitor
+from diba_np.search.progress import Run
 from diba_np.search.stages import relax_staged
 from diba_np.search.state import (
+    Side,
     State,
     d2_equations,
     normal_equations,
@@ -42,10 +43,10 @@ def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:
     m, n = target.shape
     k = max(1, round(rate * m * n / (m + n)))
     state = relax_staged(
-        target, k, shift=shift, seed=seed, iterations=_ITERATIONS, uneven=0, monitor=Monitor()
-    )
-    for left in (True, False):
-        update_row_scales(target, state, left)
+        target, k, shift=shift, seed=seed, iterations=_ITERATIONS, uneven=0, run=Run()
+    ).state
+    for side in state.sides:
+        update_row_scales(target, side)
     update_d2(target, state)
     normalise(state)
     return state
@@ -103,9 +104,9 @@ def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:
         return min((cost(loss, bits, size), bits) for bits, loss in losses.items())
 
     choices = [
-        best(_row_losses(part, state, True), m),
+        best(_row_losses(part, state.left), m),
         best(_d2_losses(part, state), k),
-        best(_row_losses(part, state, False), n),
+        best(_row_losses(part, state.right), n),
     ]
     coded = sum(c for c, _ in choices) + _SLOPE * 3 * GRID_BITS / (m * n)
     if coded > _SLOPE * HALF * (m + k + n) / (m * n):
@@ -113,11 +114,10 @@ def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:
     return (choices[0][1], choices[1][1], choices[2][1])
 
 
-def _row_losses(target: Target, state: State, left: bool) -> dict[int, float]:
+def _row_losses(target: Target, side: Side) -> dict[int, float]:
     """Return the squared error that rounding d1 or d3 adds, by code width."""
-    scales, bits = state.side(left)
-    gram, _ = normal_equations(target, state, left)
-    values = bits - state.shift
+    scales, values = side.scales, side.values()
+    gram, _ = normal_equations(target, side)
     weights = np.maximum(np.einsum("ik,ik->i", values, values @ gram), 0.0)
     losses = {}
     for width in range(LEAST_CODE, MOST_CODE + 1):

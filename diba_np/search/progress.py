@@ -1,4 +1,4 @@
-"""`Monitor`: what a search reports while it runs, and what may end it."""
+"""A search while it runs: what looks on, keeps the time and may end it; what it returns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from diba_np.search.journal import Journal
 
@@ -48,8 +46,8 @@ class SearchState:
     seconds: float
 
 
-class Monitor(Journal):
-    """Progress, history, callback, time limit and journal of one call of `factorize`.
+class Run:
+    """One call of `factorize` as its solvers see it: looks on, keeps time, may say stop.
 
     Parameters
     ----------
@@ -60,6 +58,13 @@ class Monitor(Journal):
     time_limit : float, optional
         Seconds after which the search ends with the best found so far; those of earlier runs that
         the journal tells of are counted.
+
+    Attributes
+    ----------
+    journal : Journal
+        What is done, for a later run.
+    stopped : str
+        Why the search was ended early: "time_limit", "callback" or nothing.
     """
 
     def __init__(
@@ -68,107 +73,92 @@ class Monitor(Journal):
         callback: Callable[[SearchState], Any] | None = None,
         time_limit: float | None = None,
     ) -> None:
-        super().__init__()
+        self.journal = Journal(self)
         self.started = time.monotonic()
         self.callback = callback
         self.time_limit = time_limit
-        self.k = 0
-        self.energy = 1.0
-        self.history: list[float] = []
-        self.sweeps = 0
-        self.converged = False
-        self.uneven = False  # components of uneven size, see `relaxation.are_uneven`
-        self.stages: list[int] = []  # components of each stage of the relaxation
-        self.settled = False  # no single flip improves what is stored
-        self.window = (0.0, RELAXING)  # of the time limit, as shares, for the relaxation under way
-        self.rng: np.random.Generator | None = None
-        self.stopped = ""  # why the search was ended early: "time_limit", "callback" or nothing
-        self._progress = progress
-        self._bar: Any = None
-        self._phase = ""
-        self._last_line = self.started
+        self.stopped = ""
+        self._window = (0.0, RELAXING)
+        self._display = Display() if progress else None
 
-    def begin(self, k: int, energy: float, rng: np.random.Generator | None = None) -> None:
-        """Start a search at `k` on a target of that squared norm; forget an earlier one."""
-        self.k, self.energy, self.rng = k, energy or 1.0, rng
-        self.history, self.sweeps, self.converged, self.uneven = [], 0, False, False
-        self.stages = []
-
-    def facts(self) -> dict[str, Any]:
-        names = (
-            "k", "energy", "history", "sweeps", "converged", "uneven", "stages", "settled",
-            "stopped", "seconds",
-        )  # fmt: skip
-        generator = self.rng and self.rng.bit_generator.state
-        return {**{name: getattr(self, name) for name in names}, "rng": generator}
-
-    def recall(self, facts: dict[str, Any]) -> None:
-        seconds, generator = facts["seconds"], facts["rng"]
-        for name in facts.keys() - {"seconds", "rng"}:
-            setattr(self, name, facts[name])
-        self.history, self.stages = list(self.history), list(self.stages)
-        self.started = time.monotonic() - seconds
-        if self.rng is not None and generator:
-            self.rng.bit_generator.state = generator
+    # -- time --------------------------------------------------------------------------------------
 
     @property
     def seconds(self) -> float:
         """Seconds since the call began."""
         return time.monotonic() - self.started
 
-    def time_share(self) -> float:
-        """Return the share of the time limit that is used; 0 without a limit."""
-        return self.seconds / self.time_limit if self.time_limit else 0.0
+    def set_window(self, begin: float, end: float) -> None:
+        """Set what the relaxation under way may take, as shares of the time limit."""
+        self._window = (begin, end)
 
     def window_share(self) -> float:
-        """Return the share of the `window` that is used; 0 without a limit."""
-        begin, end = self.window
-        return max(0.0, (self.time_share() - begin) / (end - begin)) if self.time_limit else 0.0
+        """Return the share of the window that is used; 0 without a limit."""
+        if not self.time_limit:
+            return 0.0
+        begin, end = self._window
+        return max(0.0, (self.seconds / self.time_limit - begin) / (end - begin))
 
-    def half_step(self, error: float) -> None:
-        """Take the squared error after half a step into the history."""
-        self.history.append(error / self.energy)
+    # -- steps -------------------------------------------------------------------------------------
 
-    def step(self, phase: str, step: int, steps: int, error: float | None = None) -> bool:
-        """Report a step; return whether the search must end now."""
-        relative = None if error is None else error / self.energy
-        if step == 0 and relative is not None:
-            self.history.append(relative)
-        self.sweeps += step > 0
-        self._show(phase, step, steps, relative)
+    def step(self, phase: str, step: int, steps: int, k: int, error: float | None = None) -> bool:
+        """Report a step and the relative squared error after it; return whether to end now."""
+        if self._display is not None:
+            self._display.show(phase, step, steps, k, error, self.seconds)
         if self.callback is not None:
-            seen = SearchState(phase, step, steps, self.k, relative, self.seconds)
-            if self.callback(seen):
+            if self.callback(SearchState(phase, step, steps, k, error, self.seconds)):
                 self.stopped = "callback"
         if self.time_limit is not None and self.seconds >= self.time_limit:
             self.stopped = self.stopped or "time_limit"
         return bool(self.stopped)
 
-    def _show(self, phase: str, step: int, steps: int, relative: float | None) -> None:
-        if not self._progress:
-            return
+    def close(self) -> None:
+        """End the progress display."""
+        if self._display is not None:
+            self._display.close()
+
+    # -- for the journal ---------------------------------------------------------------------------
+
+    def clock(self) -> dict[str, Any]:
+        """Return the time spent and why the run was ended, for a later run."""
+        return {"seconds": self.seconds, "stopped": self.stopped}
+
+    def set_clock(self, clock: dict[str, Any]) -> None:
+        """Go on from what `clock` returned."""
+        self.started = time.monotonic() - clock["seconds"]
+        self.stopped = clock["stopped"]
+
+
+class Display:
+    """Shows where a search stands: a tqdm bar where tqdm is installed, else lines."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._phase = ""
+        self._last_line = time.monotonic()
+
+    def show(
+        self, phase: str, step: int, steps: int, k: int, error: float | None, seconds: float
+    ) -> None:
+        """Show a step."""
         if importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm
 
             if phase != self._phase or self._bar is None:
                 self.close()
-                self._bar = tqdm(total=steps, desc=f"{phase} k={self.k}", file=sys.stderr)
+                self._bar = tqdm(total=steps, desc=f"{phase} k={k}", file=sys.stderr)
             self._bar.update(step - self._bar.n)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            error = "" if relative is None else f", relative error {relative:.4g}"
-            sys.stderr.write(f"{phase} k={self.k}: {step}/{steps}, {self.seconds:.0f} s{error}\n")
+            reached = "" if error is None else f", relative error {error:.4g}"
+            sys.stderr.write(f"{phase} k={k}: {step}/{steps}, {seconds:.0f} s{reached}\n")
         self._phase = phase
 
     def close(self) -> None:
-        """End the progress display."""
+        """End the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-    def thinned_history(self) -> list[float]:
-        """Return the history as a record holds it."""
-        return thinned(self.history)
 
 
 def thinned(history: Sequence[float]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike
 from diba_np.checks import as_matrix, check_number
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.factorization import factorize
+from diba_np.search.options import SearchOptions
 
 # refused: the budget of a point is `bits`
 _BUDGETS = ("k", "ratio", "snr", "init")
@@ -70,6 +72,10 @@ def sweep(
     for name in _BUDGETS:
         if name in options:
             raise TypeError(f"sweep takes the budgets bits=, got {name}=")
+    own = {one.name for one in fields(SearchOptions)}
+    SearchOptions(  # checked before the first search
+        effort=effort, scale_bits=scale_bits, **{k: v for k, v in options.items() if k in own}
+    )
     matrix = as_matrix(A)
     given = list(np.atleast_1d(np.asarray(bits, object)))
     rates = sorted({check_number(rate, "bits", above=0.0) for rate in given})

@@ -12,9 +12,9 @@ from diba_np.machine.pool import workers
 from diba_np.matrix.diagonals import SINGLE, ScaleBits, Widths, power_of_two, round_half
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits
+from diba_np.search.options import EFFORTS
 from diba_np.search.polish import polish
-from diba_np.search.progress import Monitor
-from diba_np.search.relaxation import EFFORTS
+from diba_np.search.progress import Run
 from diba_np.search.state import (
     State,
     fit_grids,
@@ -108,10 +108,10 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
         state = state_of(factors, target.unit, None)
         for _ in range(_ROUNDS):
             update_d2(target, state)
-            for left in (True, False):
-                update_row_scales(target, state, left)
+            for side in state.sides:
+                update_row_scales(target, side)
         widths = bits if isinstance(bits, tuple) else None
-        polish(target, state, Monitor(), _TOL, EFFORTS["fast"], widths)
+        polish(target, state, Run(), _TOL, EFFORTS["fast"], widths)
         round_diagonals(target, state, bits)
         sort_components(target, state)
         return factors_of(state, target.unit, factors.record, factors.bias)

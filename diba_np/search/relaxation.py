@@ -24,8 +24,10 @@ the singular vectors, restarts, components set aside for the constant part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -33,7 +35,8 @@ from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
 from diba_np.machine.pool import Workers, mirror
-from diba_np.search.progress import Monitor
+from diba_np.search.outcome import Outcome
+from diba_np.search.progress import Run
 from diba_np.search.state import State, update_d2
 from diba_np.search.target import Target
 
@@ -51,45 +54,13 @@ FEWEST = 16  # components that can balance
 UNEVEN = 1.3  # largest size over their mean from which gauges are shared out anew
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How much work a search may do.
-
-    Attributes
-    ----------
-    iterations : int
-        Of the ADMM.
-    rounds : int
-        Most rounds of the polish.
-    moves, patience : int
-        Of the walk over one row's bits in a round, see `sweep_tabu`.
-    uneven : int
-        Iterations where the components are of uneven size, see `are_uneven`.
-    also : str
-        The effort whose iterations a second search then has; the better of both is taken. Such
-        components grow apart in a long search, and balance badly at its end.
-    """
-
-    iterations: int
-    rounds: int
-    moves: int
-    patience: int
-    uneven: int
-    also: str = ""
-
-
-EFFORTS = {
-    "fast": Effort(65, 8, 200, 50, 65),
-    "balanced": Effort(128, 12, 200, 50, 320),
-    "best": Effort(1000, 20, 1000, 300, 1000, "balanced"),
-}
-
-
 class Half:
     """One binary factor in the ADMM: its projection, its dual and its regression.
 
     Attributes
     ----------
+    axis : int
+        Of the matrix: 0 for the left factor, 1 for the right.
     Q : (rows, k) float32
         Stands for the projection ``Z = sign(Q) * outer(p, q)`` and the scaled dual ``Q - Z``.
     X : (rows, k) float32
@@ -105,6 +76,7 @@ class Half:
 
     def __init__(
         self,
+        axis: int,
         rows: int,
         gauge: Array,
         rng: np.random.Generator,
@@ -112,6 +84,7 @@ class Half:
         held: NDArray[np.float64] | None = None,
     ) -> None:
         k = gauge.size
+        self.axis = axis
         self.workers = workers
         self.gauge = gauge
         self.held = None
@@ -123,8 +96,12 @@ class Half:
         self._parts = np.empty((-(-rows // magnitudes.BLOCK), k), np.float32)
         self.blend(slice(0, rows), self.X, 1.0)
         self.project(None)
-        for part in self.row_blocks():
+
+        def sign(part: slice) -> None:
             self.Q[part] = self.X[part] = np.copysign(np.outer(self.p[part], self.q), self.Q[part])
+
+        for block in self.row_blocks():
+            self._in_chunks(block, sign)
 
     @property
     def Z(self) -> Array:
@@ -141,26 +118,40 @@ class Half:
         for name, array in kept.items():
             setattr(self, name, array)
 
-    def run(self, kernel: str, *arguments: object) -> None:
-        """Run a kernel, or its twin for several threads."""
-        suffix = "" if self.workers.threads == 1 else "_par"
-        getattr(magnitudes, kernel + suffix)(*arguments)
+    def _in_chunks(self, rows: slice, work: Callable[[slice], None]) -> None:
+        """Call ``work(rows)`` side by side for runs of whole blocks of rows."""
+        size = rows.stop - rows.start
+        self.workers.by_chunks(
+            (size, self.q.size),
+            magnitudes.BLOCK,
+            lambda part: work(slice(rows.start + part.start, rows.start + part.stop)),
+        )
+
+    def _sums(self, rows: slice) -> Array:
+        """Return the partial sums over the blocks of some rows, a row for each."""
+        return self._parts[rows.start // magnitudes.BLOCK : -(-rows.stop // magnitudes.BLOCK)]
 
     def row_blocks(self) -> list[slice]:
-        """Return the rows in blocks that kernels take one after another."""
+        """Return the rows in blocks that memory is spared by taking one after another."""
         return self.workers.row_blocks(*self.Q.shape)
 
     def point(self, rows: slice, rho: float | np.float32, Y: Array) -> Array:
-        """Return ``rho (Z - dual) + Y`` for a block of rows."""
+        """Return ``rho (Z - dual) + Y`` for some rows."""
         out = np.empty_like(Y)
-        self.run("regression_point", self.Q[rows], self.p[rows], self.q, np.float32(rho), Y, out)
+        magnitudes.regression_point(self.Q[rows], self.p[rows], self.q, np.float32(rho), Y, out)
         return out
 
     def blend(self, rows: slice, X: Array, damping: float) -> None:
         """Blend a block of a regression and of Z into Q; p and q then await `project`."""
-        parts = self._parts[rows.start // magnitudes.BLOCK : -(-rows.stop // magnitudes.BLOCK)]
         theta = np.float32(damping)
-        self.run("blend_magnitudes", X, self.Q[rows], theta, self.q, self.p[rows], parts)
+
+        def work(part: slice) -> None:
+            own = X[part.start - rows.start : part.stop - rows.start]
+            magnitudes.blend_magnitudes(
+                own, self.Q[part], theta, self.q, self.p[part], self._sums(part)
+            )
+
+        self._in_chunks(rows, work)
 
     def project(self, pin: Array | None) -> None:
         """Make (p, q) the leading singular pair of ``|Q|``, by two warm-started power steps.
@@ -170,7 +161,12 @@ class Half:
         """
         if self.held is None:
             self._normalise()
-            self.run("power_magnitudes", self.Q, self.q, self.p, self._parts)
+            self._in_chunks(
+                slice(0, len(self.Q)),
+                lambda rows: magnitudes.power_magnitudes(
+                    self.Q[rows], self.q, self.p[rows], self._sums(rows)
+                ),
+            )
             self._normalise()
         else:
             self.p[:] = self.held
@@ -189,9 +185,20 @@ class Half:
     def make_basis(self, softness: float) -> Array:
         """Turn X into Z blended with X, its columns brought to norm one, and return it."""
         share = np.float32(softness)
-        self.run("soften", self.Q, self.p, self.q, share, self.X, self._parts)
+        whole = slice(0, len(self.Q))
+        self._in_chunks(
+            whole,
+            lambda rows: magnitudes.soften(
+                self.Q[rows], self.p[rows], self.q, share, self.X[rows], self._sums(rows)
+            ),
+        )
         norm = np.sqrt(self._parts.sum(axis=0))
-        self.X *= np.float32(1.0) / np.maximum(norm, np.float32(1e-30))
+        factor = np.float32(1.0) / np.maximum(norm, np.float32(1e-30))
+
+        def scale(rows: slice) -> None:
+            self.X[rows] *= factor
+
+        self._in_chunks(whole, scale)
         return self.X
 
 
@@ -256,9 +263,9 @@ class Schedule:
     damping = DAMPING
     balance = BALANCE
 
-    def at(self, step: float, steps: int, monitor: Monitor) -> None:
+    def at(self, step: float, steps: int, run: Run) -> None:
         """Set `done`; under a time limit the ramp ends in time."""
-        self.done = max(step / max(steps - 3, 1), monitor.window_share())
+        self.done = max(step / max(steps - 3, 1), run.window_share())
 
     @property
     def penalties(self) -> tuple[float, ...]:
@@ -304,15 +311,33 @@ def balanced_gram(N: Array, gauge: Array, balance: float, workers: Workers) -> A
     return gram
 
 
-def half_step(
-    target: Target, half: Half, other: Any, left: bool, schedule: Schedule, balance: float
+def _regress(
+    half: Half,
+    Y: Array,
+    X: Array,
+    block: slice,
+    rho: float,
+    inverse: Array,
+    weight: np.float32,
+    fitted: NDArray[np.float64] | None,
+    part: slice,
 ) -> None:
+    """Write ``(rho (Z - dual) + Y) inverse`` into a part of a block X, and what it explains."""
+    rows = slice(block.start + part.start, block.start + part.stop)
+    np.matmul(half.point(rows, rho, Y[rows]), inverse, out=X[part])
+    if fitted is not None:
+        magnitudes.explained(
+            X[part], Y[rows], half.Q[rows], half.p[rows], half.q, weight, fitted[rows]
+        )
+
+
+def half_step(target: Target, half: Half, other: Any, schedule: Schedule, balance: float) -> None:
     """Move one factor: regressions on the other, each followed by a projection."""
     workers = target.workers
     ridge = schedule.ridge
     N = other.make_basis(schedule.softness)
     # the old regression is not needed any more: its place serves Y, and at last the new one
-    Y = target.matmul(N, out=half.X) if left else target.rmatmul(N, out=half.X)
+    Y = target.product(half.axis, N, half.X)
     gram = balanced_gram(N, other.gauge, balance, workers)
     penalties = schedule.penalties
     distinct = sorted(set(penalties))
@@ -320,17 +345,16 @@ def half_step(
     fitted = np.zeros(len(Y))
     for step, rho in enumerate(penalties):
         inverse, last = inverses[distinct.index(rho)], step == len(penalties) - 1
-        for rows in half.row_blocks():
-            X = workers.matmul(half.point(rows, rho, Y[rows]), inverse)
-            if last and target.energy:
-                weight = np.float32(ridge + rho)
-                half.run(
-                    "explained", X, Y[rows], half.Q[rows], half.p[rows], half.q, weight,
-                    fitted[rows],
-                )  # fmt: skip
-            half.blend(rows, X, schedule.damping)
+        weight = np.float32(ridge + rho)
+        judged = last and bool(target.energy)
+        for block in half.row_blocks():
+            X = np.empty_like(Y[block])
+
+            regression = partial(_regress, half, Y, X, block, rho, inverse)
+            workers.by_rows(X.shape, partial(regression, weight, fitted if judged else None))
+            half.blend(block, X, schedule.damping)
             if last:
-                half.X[rows] = X
+                half.X[block] = X
         half.project(half.gauge * other.gauge if last and balance else None)
     if target.energy:
         share = 1.0 - float(fitted.sum()) / target.energy
@@ -351,32 +375,93 @@ def read_out(first: Half, second: Half, shift: float) -> State:
     )
 
 
-def enter(
-    monitor: Monitor, first: Half, second: Half, schedule: Schedule, iterations: int
-) -> tuple[int, int]:
-    """Take up the iterations where an earlier run kept them; return those done and those due."""
-    kept = monitor.resume()
-    if kept is None:
-        return 0, iterations
-    first.unpack(kept["first"])
-    second.unpack(kept["second"])
-    schedule.share = kept["share"]
-    return int(kept["iterations"]), int(kept["due"])
+class Sides(Protocol):
+    """What the ADMM moves: two halves, and how each regresses on the other."""
+
+    halves: tuple[Half, Half]
+
+    def move(self, axis: int, schedule: Schedule, balance: float) -> None:
+        """Move one half."""
 
 
-def leave(
-    monitor: Monitor, first: Half, second: Half, schedule: Schedule, iterations: int, due: int
-) -> None:
-    """Keep where the iterations stand, if it is time to."""
-    monitor.keep(
-        lambda: {
-            "iterations": iterations,
-            "due": due,
-            "first": first.pack(),
-            "second": second.pack("X"),
-            "share": schedule.share,
-        }
-    )
+class PlainSides:
+    """Halves whose rows are independent.
+
+    Parameters
+    ----------
+    target : Target
+    halves : (Half, Half)
+    """
+
+    def __init__(self, target: Target, halves: tuple[Half, Half]) -> None:
+        self.target, self.halves = target, halves
+
+    def move(self, axis: int, schedule: Schedule, balance: float) -> None:
+        half_step(self.target, self.halves[axis], self.halves[1 - axis], schedule, balance)
+
+
+def random_halves(
+    target: Target, k: int, rng: np.random.Generator, held: Scales | None
+) -> tuple[Half, Half]:
+    """Return two halves of k components at random signs."""
+    ga, gb = gauges(k)
+    d1, d3 = held or (None, None)
+    first = Half(0, target.shape[0], ga, rng, target.workers, d1)
+    return first, Half(1, target.shape[1], gb, rng, target.workers, d3)
+
+
+def _position(first: Half, second: Half, at: dict[str, Any]) -> dict[str, Any]:
+    """Return where the iterations stand, for a later run."""
+    return {**at, "first": first.pack(), "second": second.pack("X")}
+
+
+def iterate(
+    sides: Sides, *, shift: float, iterations: int, run: Run, schedule: Schedule, uneven: int = 0
+) -> Outcome:
+    """Run the ADMM and read its signs out as bits; d2 is not exact for them.
+
+    Parameters
+    ----------
+    sides : Sides
+        Used up: the halves are dropped at the end, for what follows needs the room.
+    shift : float
+        Alphabet shift; the balance penalty is proportional to ``1 - 2 shift``.
+    iterations : int
+        Outer iterations; the ramps are spread over them (or over the time limit).
+    run : Run
+    schedule : Schedule
+        Penalties, ridge and blending.
+    uneven : int
+        Iterations where the components turn out to be of uneven size, if that is more.
+    """
+    first, second = sides.halves
+    k = first.q.size
+    balance = schedule.balance * abs(1.0 - 2.0 * shift)
+    turn = int(REGAUGE_AT * iterations)
+    i, due, are = 0, iterations, False
+    saved = run.journal.resume()
+    if saved is not None:
+        first.unpack(saved["first"])
+        second.unpack(saved["second"])
+        schedule.share, are = saved["share"], bool(saved["uneven"])
+        i, due = int(saved["iterations"]), int(saved["due"])
+    while i < due:
+        if balance and i == turn and are_uneven(first, second):
+            are = True
+            due = max(due, uneven)
+            share_gauges(first, second)
+        # what is left of the ramps is spread over what is left to do
+        ahead = max(i - turn, 0)
+        pace = i - ahead + ahead * ((iterations - turn) / (due - turn))
+        schedule.at(pace, iterations, run)
+        for axis in (0, 1):
+            sides.move(axis, schedule, balance)
+        i += 1
+        if run.step("relaxation", i, due, k) or run.window_share() >= 1.0:
+            break
+        at = {"iterations": i, "due": due, "uneven": are, "share": schedule.share}
+        run.journal.keep(partial(_position, first, second, at))
+    return Outcome(read_out(first, second, shift), sweeps=i, uneven=are)
 
 
 def relax(
@@ -386,11 +471,11 @@ def relax(
     shift: float,
     rng: np.random.Generator,
     iterations: int,
-    monitor: Monitor,
+    run: Run,
     schedule: Schedule | None = None,
     uneven: int = 0,
     held: Scales | None = None,
-) -> State:
+) -> Outcome:
     """Find signs by ADMM and read them out as bits.
 
     Parameters
@@ -398,21 +483,16 @@ def relax(
     target : Target
     k : int
         Intermediate dimension.
-    shift : float
-        Alphabet shift; the balance penalty is proportional to ``1 - 2 shift``.
-    iterations : int
-        Outer iterations; the ramps are spread over them (or over the time limit).
-    schedule : Schedule, optional
-        Penalties, ridge and blending.
-    uneven : int
-        Iterations where the components turn out to be of uneven size, if that is more;
-        ``monitor.uneven`` tells whether they did.
+    shift, iterations, run, schedule, uneven
+        As of `iterate`.
+    rng : numpy.random.Generator
+        Draws the start.
     held : ((m,), (n,)) of float64, optional
         What d1 and d3 stay proportional to; by magnitude.
 
     Returns
     -------
-    State
+    Outcome
         With d2 exact for the bits found.
 
     Notes
@@ -420,30 +500,13 @@ def relax(
     An iteration costs about ``4 m n k + 5 k^2 (m + n)`` flops and 4 inverses of order k.
     Memory: 2 arrays of (m + n) k float32 beside the target, 4 of order k, and blocks of rows.
     """
-    ga, gb = gauges(k)
-    schedule = schedule or Schedule()
-    balance = schedule.balance * abs(1.0 - 2.0 * shift)
-    d1, d3 = held or (None, None)
-    first = Half(target.shape[0], ga, rng, target.workers, d1)
-    second = Half(target.shape[1], gb, rng, target.workers, d3)
-    turn = int(REGAUGE_AT * iterations)
-    i, due = enter(monitor, first, second, schedule, iterations)
-    while i < due:
-        if balance and i == turn and are_uneven(first, second):
-            monitor.uneven = True
-            due = max(due, uneven)
-            share_gauges(first, second)
-        # what is left of the ramps is spread over what is left to do
-        ahead = max(i - turn, 0)
-        pace = i - ahead + ahead * ((iterations - turn) / (due - turn))
-        schedule.at(pace, iterations, monitor)
-        half_step(target, first, second, True, schedule, balance)
-        half_step(target, second, first, False, schedule, balance)
-        i += 1
-        if monitor.step("relaxation", i, due) or monitor.window_share() >= 1.0:
-            break
-        leave(monitor, first, second, schedule, i, due)
-    state = read_out(first, second, shift)
-    del first, second  # what follows needs the room
-    update_d2(target, state)
-    return state
+    found = iterate(
+        PlainSides(target, random_halves(target, k, rng, held)),
+        shift=shift,
+        iterations=iterations,
+        run=run,
+        schedule=schedule or Schedule(),
+        uneven=uneven,
+    )
+    update_d2(target, found.state)
+    return found

@@ -18,7 +18,8 @@ import numpy as np
 
 from diba_np.search import relaxation as admm
 from diba_np.search.coupled import relax_coupled
-from diba_np.search.progress import RELAXING, Monitor
+from diba_np.search.outcome import Outcome
+from diba_np.search.progress import RELAXING, Run
 from diba_np.search.state import State, residuals, update_d2
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import WeightedTarget
@@ -69,13 +70,13 @@ class _Rest(Target):
 
     def __init__(self, target: Target, state: State) -> None:
         self._target, self._state = target, state
-        other = state.scaled(False)
+        other = state.right.scaled()
         other *= state.d2 * target.unit
         self._right = np.ascontiguousarray(other.T)
         super().__init__(target.A, target.workers)
 
     def read(self, rows: slice) -> Any:
-        left = self._state.scaled(True, rows)
+        left = self._state.left.scaled(rows)
         return self._target.read(rows) - self.workers.matmul(left, self._right)
 
 
@@ -96,11 +97,10 @@ def rest_of(target: Target, state: State) -> Target:
 def _joined(target: Target, state: State, rest: Target, found: State) -> State:
     """Return a state with the components of what was found for its rest; d2 is solved anew."""
     ratio = rest.unit / target.unit
-    for left in (True, False):
-        own, scales = state.side(left)[0], found.side(left)[0]
-        ratio *= float(np.linalg.norm(scales) / np.linalg.norm(own))
+    for own, new in zip(state.sides, found.sides, strict=True):
+        ratio *= float(np.linalg.norm(new.scales) / np.linalg.norm(own.scales))
         # magnitudes were held: signs of scales go into the bits
-        found.side(left)[1][own < 0] ^= 1
+        new.bits[own.scales < 0] ^= 1
     joined = replace(
         state,
         b1=np.ascontiguousarray(np.hstack([state.b1, found.b1])),
@@ -128,9 +128,9 @@ def relax_staged(
     seed: int,
     iterations: int,
     uneven: int,
-    monitor: Monitor,
-    polish: Callable[[State], None] | None = None,
-) -> State:
+    run: Run,
+    polish: Callable[[State], Outcome] | None = None,
+) -> Outcome:
     """Find signs by the ADMM, in as many stages as k asks for, and read them out as bits.
 
     Parameters
@@ -143,15 +143,15 @@ def relax_staged(
     seed : int
     iterations, uneven : int
         Of each stage, as in `relaxation.relax`; with weights `uneven` has no meaning.
-    monitor : Monitor
+    run : Run
     polish : callable, optional
         Improves a state in place, between two stages.
 
     Returns
     -------
-    State
-        With d2 exact for the bits found. If the monitor ended the search, components of stages not
-        begun are switched off.
+    Outcome
+        With d2 exact for the bits found. If the run was stopped, components of stages not begun are
+        switched off.
 
     Notes
     -----
@@ -159,36 +159,33 @@ def relax_staged(
     and from the second on ``12 m n`` bytes and ``2 m n k`` flops; where A is read in blocks no
     bytes, but the flops at every pass over it.
     """
-    coupled = any(target.coupling(left) is not None for left in (True, False))
-    sizes = stage_sizes(k, target.shape, ONCE_COUPLED if coupled else ONCE)
-    monitor.stages = sizes
+    sizes = stage_sizes(k, target.shape, ONCE_COUPLED if target.is_coupled else ONCE)
+    stage = run.journal.stage
 
-    def relaxed(i: int, rest: Target, held: admm.Scales | None) -> State:
+    def relaxed(i: int, rest: Target, held: admm.Scales | None) -> Outcome:
         begin, end = (RELAXING * sum(sizes[:j]) / k for j in (i, i + 1))
-        monitor.window = (begin, end)
+        run.set_window(begin, end)
         how: dict[str, Any] = {
             "shift": shift,
             "rng": np.random.default_rng([seed, i] if i else seed),
             "iterations": iterations,
-            "monitor": monitor,
+            "run": run,
             "held": held,
         }
         if isinstance(rest, WeightedTarget):
-            return monitor.stage("relaxation", lambda: relax_coupled(rest, sizes[i], **how))
-        return monitor.stage("relaxation", lambda: admm.relax(rest, sizes[i], uneven=uneven, **how))
+            return stage("relaxation", lambda: relax_coupled(rest, sizes[i], **how))
+        return stage("relaxation", lambda: admm.relax(rest, sizes[i], uneven=uneven, **how))
 
-    def better(state: State) -> State:
-        if polish is not None:
-            polish(state)
-        return state
-
-    whole = relaxed(0, target, None)
+    whole = replace(relaxed(0, target, None), stages=sizes)
     for i in range(1, len(sizes)):
-        if monitor.stopped:
+        if run.stopped:
             break
-        whole = monitor.stage("polish between", partial(better, whole))
-        rest = rest_of(target, whole)
-        if rest.energy == 0 or monitor.stopped:
+        if polish is not None:
+            whole = whole.followed_by(stage("polish between", partial(polish, whole.state)))
+        rest = rest_of(target, whole.state)
+        if rest.energy == 0 or run.stopped:
             break
-        whole = _joined(target, whole, rest, relaxed(i, rest, (whole.d1, whole.d3)))
-    return _padded(whole, k)
+        found = relaxed(i, rest, (whole.state.d1, whole.state.d3))
+        joined = _joined(target, whole.state, rest, found.state)
+        whole = whole.followed_by(replace(found, state=joined))
+    return replace(whole, state=_padded(whole.state, k))

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from diba_np.matrix.diagonals import Grids, LogGrid, Widths, fit_grid
 from diba_np.search.grids import round_diagonal
+from diba_np.search.moves import Move
 from diba_np.search.target import Target
 
 Floats = NDArray[np.float64]
+Equations = tuple[Floats, Floats]  # gram (k, k) and cross (rows, k)
 
 # a flip must lower a row's error by more than this share of the row's mean energy
 SLACK = 1e-12
@@ -56,16 +58,67 @@ class State:
         """Become what another state is."""
         self.__dict__.update(other.__dict__)
 
-    def side(self, left: bool) -> tuple[Floats, NDArray[np.uint8]]:
-        """Return (scales, bits) of one side: (d1, b1) or (d3, b2)."""
-        return (self.d1, self.b1) if left else (self.d3, self.b2)
+    @property
+    def left(self) -> Side:
+        """d1 and B1."""
+        return Side(self, 0)
 
-    def scaled(self, left: bool, rows: slice = slice(None)) -> Floats:
+    @property
+    def right(self) -> Side:
+        """d3 and B2."""
+        return Side(self, 1)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Left and right."""
+        return Side(self, 0), Side(self, 1)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One binary factor of a state with its scales: a view, what is written goes to the state.
+
+    Attributes
+    ----------
+    state : State
+    axis : int
+        Of the matrix: 0 for the left side, whose rows are those of A; 1 for the right, whose rows
+        are its columns.
+    """
+
+    state: State
+    axis: int
+
+    @property
+    def scales(self) -> Floats:
+        """d1 (m,) or d3 (n,)."""
+        return self.state.d3 if self.axis else self.state.d1
+
+    @property
+    def bits(self) -> NDArray[np.uint8]:
+        """B1 (m, k) or B2 transposed (n, k)."""
+        return self.state.b2 if self.axis else self.state.b1
+
+    @property
+    def grid(self) -> LogGrid | None:
+        """Where the scales must stay, if anywhere."""
+        return None if self.state.grids is None else self.state.grids[2 * self.axis]
+
+    @property
+    def other(self) -> Side:
+        """The other side of the state."""
+        return Side(self.state, 1 - self.axis)
+
+    def values(self, rows: slice = slice(None)) -> Floats:
+        """Return rows of ``B - shift`` in float64."""
+        values: Floats = self.bits[rows].astype(np.float64)
+        values -= self.state.shift
+        return values
+
+    def scaled(self, rows: slice = slice(None)) -> Floats:
         """Return rows of ``D1 (B1 - shift)`` (m, k), or of ``D3 (B2 - shift)^T`` (n, k)."""
-        scales, bits = self.side(left)
-        values: Floats = bits[rows].astype(np.float64)
-        values -= self.shift
-        values *= scales[rows, None]
+        values = self.values(rows)
+        values *= self.scales[rows, None]
         return values
 
 
@@ -80,7 +133,7 @@ def pack_state(state: State) -> dict[str, Any]:
     }
 
 
-def pack_loop(state: State, **at: float) -> dict[str, Any]:
+def pack_loop(state: State, **at: Any) -> dict[str, Any]:
     """Return `pack_state` together with where a loop over the state stands."""
     return {**at, "state": pack_state(state)}
 
@@ -102,15 +155,16 @@ def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
     return result
 
 
-def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, Floats]:
+def normal_equations(target: Target, side: Side) -> Equations:
     """Return ``G = M M^T`` (k, k) and ``C = A M^T`` of the rows of one side, in float64.
 
     M is everything on the other side of that side's bits: D2 (B2 - shift) D3 for the left. With
     weights ``G = M H M^T``, ``C = A H M^T`` for the left, W in the place of H for the right.
     Cost: ``2 m n k + 2 k^2 n`` flops.
     """
-    if left:
-        other = state.scaled(False)
+    state = side.state
+    if side.axis == 0:
+        other = side.other.scaled()
         other *= state.d2
         weighed = target.weigh_columns(other)
         return _gram(target, other, weighed), target.matmul(weighed)
@@ -118,9 +172,9 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
     gram, cross = np.zeros((k, k)), np.zeros((target.shape[1], k))
 
     def others(rows: slice) -> Floats:
-        made = state.scaled(True, rows)
-        made *= state.d2
-        return made
+        scaled = side.other.scaled(rows)
+        scaled *= state.d2
+        return scaled
 
     for _, part, other, weighed in target.weighed_rows(others):
         gram += _gram(target, other, weighed)
@@ -128,63 +182,60 @@ def normal_equations(target: Target, state: State, left: bool) -> tuple[Floats, 
     return gram, cross
 
 
-def row_forms(target: Target, state: State, left: bool, gram: Floats) -> Floats:
+def row_forms(target: Target, side: Side, gram: Floats) -> Floats:
     """Return ``y^T gram y`` for the values y of each row of one side."""
-    _, bits = state.side(left)
-    forms = np.empty(len(bits))
-    for rows in target.workers.row_blocks(*bits.shape):
-        values = bits[rows] - state.shift
-        np.einsum("ik,ik->i", values, target.workers.matmul(values, gram), out=forms[rows])
+    forms = np.empty(len(side.bits))
+
+    def fill(rows: slice) -> None:
+        values = side.values(rows)
+        np.einsum("ik,ik->i", values, values @ gram, out=forms[rows])
+
+    target.workers.by_rows(side.bits.shape, fill)
     return forms
 
 
-def sweep(
-    target: Target,
-    state: State,
-    left: bool,
-    kernels: tuple[Any, Any],
-    passes: int,
-    *extra: Any,
-    equations: tuple[Floats, Floats] | None = None,
-) -> int:
-    """Run a flip kernel over the rows of one side; return the number of flips.
+def sweep(target: Target, side: Side, move: Move, equations: Equations | None = None) -> int:
+    """Make a kind of moves over the rows of one side; return the number of flips.
 
-    `kernels` is a (serial, parallel) pair of `diba_np.kernels.flips`. Kernels that move the scale
-    write it into the state. `equations` are the side's `normal_equations`, where they are at hand.
-    Sides that weights couple are left to the target.
+    Moves that change the scale write it into the state. `equations` are the side's
+    `normal_equations`, where they are at hand. Sides that weights couple are left to the target.
     """
-    if target.coupling(left) is not None:
-        return target.sweep_coupled(state, left, kernels[0], passes, *extra, equations=equations)
-    scales, bits = state.side(left)
-    gram, cross = equations or normal_equations(target, state, left)
+    if target.coupling(side.axis) is not None:
+        return target.sweep_coupled(side, move, equations)
+    bits, scales = side.bits, side.scales
+    gram, cross = equations or normal_equations(target, side)
     slack = np.full(len(bits), SLACK * target.energy / len(bits))
     flips = np.zeros(len(bits), np.int64)
-    kernel = kernels[0] if target.workers.threads == 1 else kernels[1]
-    for at in target.workers.row_blocks(*bits.shape):
-        h = target.workers.matmul(bits[at] - state.shift, gram)
-        kernel(bits[at], h, gram, cross[at], scales[at], slack[at], passes, flips[at], *extra)
+
+    def walk(rows: slice) -> None:
+        h = side.values(rows) @ gram
+        move.rows(bits[rows], h, gram, cross[rows], scales[rows], slack[rows], flips[rows])
+
+    target.workers.by_rows(bits.shape, walk)
     return int(flips.sum())
 
 
-def update_row_scales(
-    target: Target, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
-) -> None:
+def update_row_scales(target: Target, side: Side, equations: Equations | None = None) -> None:
     """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty.
 
     Where weights couple a side, its scales are solved for as a whole.
     """
-    if target.coupling(left) is not None:
-        target.solve_coupled(state, left, equations)
+    if target.coupling(side.axis) is not None:
+        target.solve_coupled(side, equations)
         return
-    scales, bits = state.side(left)
-    gram, cross = equations or normal_equations(target, state, left)
-    p = np.empty(len(bits))
-    for rows in target.workers.row_blocks(*bits.shape):
-        np.einsum("ik,ik->i", bits[rows] - state.shift, cross[rows], out=p[rows])
-    q = row_forms(target, state, left, gram)
+    scales = side.scales
+    gram, cross = equations or normal_equations(target, side)
+    p, q = np.empty(len(scales)), np.empty(len(scales))
+
+    def fill(rows: slice) -> None:
+        values = side.values(rows)
+        np.einsum("ik,ik->i", values, cross[rows], out=p[rows])
+        np.einsum("ik,ik->i", values, values @ gram, out=q[rows])
+
+    target.workers.by_rows(side.bits.shape, fill)
     np.divide(p, q, out=scales, where=q > 1e-12 * np.diag(gram).max(initial=0.0))
-    if state.grids is not None:
-        scales[:] = state.grids[0 if left else 2].round(scales)
+    if side.grid is not None:
+        scales[:] = side.grid.round(scales)
 
 
 def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
@@ -194,11 +245,11 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     V = (B2 - shift) D3; with weights W of the outputs and G of the inputs ``U^T W U``, ``V G V^T``
     and ``U^T W A G V^T``. Cost: ``2 m n k + k^2 (m + n)`` flops.
     """
-    V = state.scaled(False)
+    V = state.right.scaled()
     GV = target.weigh_columns(V)
     k = len(state.d2)
     normal, right = np.zeros((k, k)), np.zeros(k)
-    for _, part, U, WU in target.weighed_rows(lambda rows: state.scaled(True, rows)):
+    for _, part, U, WU in target.weighed_rows(state.left.scaled):
         normal += _gram(target, U, WU)
         right += np.einsum("ik,ik->k", WU, target.workers.matmul(part, GV))
     normal *= _gram(target, V, GV)
@@ -240,14 +291,13 @@ def fit_grids(target: Target, state: State, widths: Widths) -> float:
     normalise(state)
     state.grids = None
     fitted = []
-    for left in (True, False):
-        equations = normal_equations(target, state, left)
-        update_row_scales(target, state, left, equations)
-        scales, _ = state.side(left)
-        weights = row_forms(target, state, left, equations[0])
+    for side in state.sides:
+        equations = normal_equations(target, side)
+        update_row_scales(target, side, equations)
+        weights = row_forms(target, side, equations[0])
         del equations  # the other side's need the room
-        grid = fit_grid(scales, np.maximum(weights, 0.0), widths[0 if left else 2])
-        scales[:] = grid.round(scales)
+        grid = fit_grid(side.scales, np.maximum(weights, 0.0), widths[2 * side.axis])
+        side.scales[:] = grid.round(side.scales)
         fitted.append(grid)
     update_d2(target, state)
     normal, _ = d2_equations(target, state)
@@ -271,12 +321,12 @@ def sort_components(target: Target, state: State) -> None:
 
 def residuals(target: Target, state: State) -> Iterator[tuple[slice, Floats, Floats]]:
     """Yield (rows, ``A[rows] / unit``, its residual), block by block."""
-    other = state.scaled(False)
+    other = state.right.scaled()
     other *= state.d2
     right = np.ascontiguousarray(other.T)
     del other
     for rows, part in target.blocks(np.float64):
-        yield rows, part, part - target.workers.matmul(state.scaled(True, rows), right)
+        yield rows, part, part - target.workers.matmul(state.left.scaled(rows), right)
 
 
 def squared_error(target: Target, state: State) -> float:
@@ -289,9 +339,8 @@ def squared_error(target: Target, state: State) -> float:
 
 def normalise(state: State) -> None:
     """Fix the gauge: mean |d1| = mean |d3| = 1, the rest moves into d2; zero sides are left."""
-    for left in (True, False):
-        scales, _ = state.side(left)
-        mean = float(np.abs(scales).mean())
+    for side in state.sides:
+        mean = float(np.abs(side.scales).mean())
         if mean > 0:
-            np.divide(scales, mean, out=scales)
+            np.divide(side.scales, mean, out=side.scales)
             state.d2 = state.d2 * mean

@@ -112,19 +112,26 @@ class Target:
         """Return ``tr(W E H E^T)`` of E given in row blocks; here the sum of squares."""
         return sum(float(np.vdot(E, E)) for _, E in blocks)
 
-    def coupling(self, left: bool) -> NDArray[np.float64] | None:
-        """Return W (m, m) or H (n, n) where it couples the rows of B1 or columns of B2."""
+    def coupling(self, axis: int) -> NDArray[np.float64] | None:
+        """Return W (m, m) or H (n, n) where it couples the rows of B1 (axis 0) or columns of B2."""
         return None
 
-    def sweep_coupled(
-        self, state: Any, left: bool, kernel: Any, passes: int, *extra: Any, equations: Any = None
-    ) -> int:
-        """Search one side whose rows or columns are coupled; return the flips."""
+    @property
+    def is_coupled(self) -> bool:
+        """Whether weights couple rows or columns."""
+        return any(self.coupling(axis) is not None for axis in (0, 1))
+
+    def sweep_coupled(self, side: Any, move: Any, equations: Any = None) -> int:
+        """Move over one side whose rows or columns are coupled; return the flips."""
         raise NotImplementedError
 
-    def solve_coupled(self, state: Any, left: bool, equations: Any = None) -> None:
+    def solve_coupled(self, side: Any, equations: Any = None) -> None:
         """Solve for d1 or d3 where the rows or columns are coupled."""
         raise NotImplementedError
+
+    def product(self, axis: int, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return `matmul` for axis 0, `rmatmul` for axis 1."""
+        return self.rmatmul(N, out) if axis else self.matmul(N, out)
 
     def matmul(self, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return ``(A / unit) @ N`` for N (n, k), in N's dtype; (m, k)."""

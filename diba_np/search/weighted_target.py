@@ -4,7 +4,6 @@ H (n, n) is the Gram matrix of the inputs, W (m, m) the weights of the outputs: 
 Gram matrix of theirs. Where a side's matrix is not diagonal its rows or columns are coupled: they
 are searched one after another, and its scales are solved for as a whole. The others stay
 independent, with ``G = M H M^T`` and ``C = A H M^T`` for the rows of B1 (`diba_np.search.state`).
-METHODS 1.5.
 """
 
 from __future__ import annotations
@@ -16,20 +15,24 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from diba_np.kernels.flips import sweep_fixed, sweep_joint, sweep_tabu
-from diba_np.kernels.flips_gram import sweep_columns_fixed, sweep_columns_joint, tabu_columns
 from diba_np.machine.pool import Workers
 from diba_np.matrix.quality import decibels
 from diba_np.search.grids import round_diagonal
-from diba_np.search.state import SLACK, State, normal_equations, residuals, squared_error
+from diba_np.search.moves import Move
+from diba_np.search.state import (
+    SLACK,
+    Equations,
+    Side,
+    State,
+    normal_equations,
+    residuals,
+    squared_error,
+)
 from diba_np.search.target import Target
 from diba_np.search.weights import Floats, Weights
 
 # columns whose gradient is made by one matrix product; in between it is passed on, O(k) a pair
 BLOCK = 64
-
-# moves for which a bit is held in the tabu search of a column
-_TENURE = 10
 
 # the surrogate's scales stay within this share of their root mean square
 _LEAST_SCALE = 1e-2
@@ -69,8 +72,8 @@ class WeightedTarget(Target):
         A = np.array(self.A[rows, columns])
         return WeightedTarget(A, self.workers, self.weights.part(rows, columns))
 
-    def coupling(self, left: bool) -> Floats | None:
-        return self.W if left else self.H
+    def coupling(self, axis: int) -> Floats | None:
+        return self.H if axis else self.W
 
     def weighed_rows(
         self, make: Callable[[slice], Floats]
@@ -103,58 +106,37 @@ class WeightedTarget(Target):
     def _weigh_inputs(self, E: Floats) -> Floats:
         return E if self.H is None else self.workers.matmul(E, self.H)
 
-    def sweep_coupled(
-        self,
-        state: State,
-        left: bool,
-        kernel: Any,
-        passes: int,
-        *extra: Any,
-        equations: tuple[Floats, Floats] | None = None,
-    ) -> int:
-        """Search rows or columns in order, by the counterpart of a row kernel; return the flips.
+    def sweep_coupled(self, side: Side, move: Move, equations: Equations | None = None) -> int:
+        """Move over rows or columns in order; return the flips.
 
-        Time O(n^2 k + n k^2) in matrix products for n of them, and what the kernel takes.
+        Time O(n^2 k + n k^2) in matrix products for n of them, and what the move takes.
         """
-        counterpart = {
-            sweep_fixed: sweep_columns_fixed,
-            sweep_joint: sweep_columns_joint,
-            sweep_tabu: tabu_columns,
-        }[kernel]
-        if counterpart is tabu_columns:
-            extra = (state.shift, _TENURE, *extra)  # the patience is given
-        gram, P, pull = self._coupled_equations(state, left, equations)
-        V = state.scaled(left)
+        gram, P, pull = self._coupled_equations(side, equations)
+        V = side.scaled()
         matmul = self.workers.matmul
         total = 0
         for start in range(0, len(V), BLOCK):
             part = slice(start, start + BLOCK)
-            scales, bits = (whole[part] for whole in state.side(left))
+            scales, bits = side.scales[part], side.bits[part]
             H = gram[part]
-            h = matmul(bits - state.shift, P)
+            h = matmul(side.values(part), P)
             R = pull[part] - matmul(matmul(H, V), P)
             slack = np.full(len(bits), SLACK * self.energy / len(V))
             flips = np.zeros(len(bits), np.int64)
-            counterpart(
-                bits, h, P, R, np.ascontiguousarray(H[:, part]), scales, slack, passes, flips,
-                *extra,
-            )  # fmt: skip
-            V[part] = (bits - state.shift) * scales[:, None]
+            move.columns(bits, h, P, R, np.ascontiguousarray(H[:, part]), scales, slack, flips)
+            V[part] = side.scaled(part)
             total += int(flips.sum())
         return total
 
-    def solve_coupled(
-        self, state: State, left: bool, equations: tuple[Floats, Floats] | None = None
-    ) -> None:
+    def solve_coupled(self, side: Side, equations: Equations | None = None) -> None:
         """Set d3 to its least-squares value: ``((Q^T W Q) * H) d3 = diag(Q^T W A H)``; or d1.
 
         Q = D1 B1 D2 B2; for d1 the same of the transpose. On a grid a good grid point is taken
         instead. The old scales stay if the new ones are worse; from off their grid they are brought
         there first. Cost: ``2 n k (n + k) + n^3 / 3`` flops for n scales.
         """
-        gram, P, pull = self._coupled_equations(state, left, equations)
-        scales, bits = state.side(left)
-        values = bits - state.shift
+        gram, P, pull = self._coupled_equations(side, equations)
+        scales, values = side.scales, side.values()
         matmul = self.workers.matmul
         normal = matmul(matmul(values, P), np.ascontiguousarray(values.T)) * gram
         right = np.einsum("jk,jk->j", values, pull)
@@ -162,10 +144,9 @@ class WeightedTarget(Target):
         def error(d: Floats) -> float:
             return float(d @ (normal @ d) - 2.0 * (d @ right))
 
-        if state.grids is not None:
-            grid = state.grids[0 if left else 2]
-            scales[:] = grid.round(scales)
-            rounded = round_diagonal(normal, right, scales, grid.values)
+        if side.grid is not None:
+            scales[:] = side.grid.round(scales)
+            rounded = round_diagonal(normal, right, scales, side.grid.values)
             if error(rounded) <= error(scales):
                 scales[:] = rounded
             return
@@ -180,16 +161,16 @@ class WeightedTarget(Target):
             scales[:] = solved
 
     def _coupled_equations(
-        self, state: State, left: bool, equations: tuple[Floats, Floats] | None
+        self, side: Side, equations: Equations | None
     ) -> tuple[Floats, Floats, Floats]:
         """Return H (n, n), ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k).
 
         For the left the same of the transpose.
         """
-        gram = self.coupling(left)
+        gram = self.coupling(side.axis)
         if gram is None:
             raise ValueError("nothing couples this side")
-        P, cross = equations or normal_equations(self, state, left)
+        P, cross = equations or normal_equations(self, side)
         return gram, P, self.workers.matmul(gram, cross)
 
     def surrogate(self) -> ScaledTarget:

@@ -18,7 +18,7 @@ from diba_np.cli.main import main
 from diba_np.errors import FormatError
 from diba_np.files.atomic import atomic_path
 from diba_np.files.checkpoint import Checkpoint, _gather, _scatter
-from diba_np.search.relaxation import EFFORTS, Effort
+from diba_np.search.options import EFFORTS, Effort
 
 M, N = 40, 32
 

@@ -50,14 +50,3 @@ def test_kernel_equals_its_naive_namesake(name, rng):
     getattr(kernels, name)(*arguments)
     for array, reference in zip(written, expected, strict=True):
         np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_parallel_twin_gives_the_same_bits(name):
-    results = []
-    for suffix in ("", "_par"):
-        arguments, written, _ = calls(np.random.default_rng(3), 700, 50)[name]
-        getattr(kernels, name + suffix)(*arguments)
-        results.append(written)
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, other)

@@ -112,9 +112,6 @@ def test_two_runs_at_once_are_one_refusal(here):
 def test_parts_that_are_damaged_are_made_again(here):
     parts = Parts(here / "m.h5", {"a": [1, 2]})
     parts.write("curves", [1])
-    dn.factorize(np.eye(20), k=2, threads=1).save(parts.path(0))
-    parts.path(1).write_bytes(b"no file of theirs")
-    assert dn.load(parts.path(0)).k == 2
     parts.close()
     again = Parts(here / "m.h5", {"a": (1, 2)})
     assert again.read("curves") == [1]
@@ -122,18 +119,33 @@ def test_parts_that_are_damaged_are_made_again(here):
     again = Parts(here / "m.h5", {"a": [3]}, restart=True)
     assert again.read("curves") is None and not again.path(0).exists()
     again.close()
+    # searches that are finished stay, what is no file of theirs is made again
+    model = {f"w{i}": np.random.default_rng(i).normal(size=(24, 20)) for i in range(2)}
+    how = {"bits": 3.0, "jobs": 1, "effort": "fast", "output": here / "two.h5"}
+
+    def stop(event):
+        if event["event"] == "matrix" and event["matrices_done"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dn.factorize_model(model, callback=stop, **how)
+    (here / "two.h5.parts" / "1.h5").write_bytes(b"no file of theirs")
+    events = []
+    dn.factorize_model(model, callback=events.append, **how)
+    resumed = {event["name"]: event["resumed"] for event in events if event["event"] == "matrix"}
+    assert resumed == {"w0": True, "w1": False}
 
 
 def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
     from diba_np.models import factorization as model
-    from diba_np.search.progress import Monitor
+    from diba_np.search import progress
 
     monkeypatch.setattr(model, "CHECKPOINT_EVERY", 1e-6)
     A = np.load("m.npz")["w0"]
     options = {"effort": "fast", "threads": 1}
     whole = dn.factorize(A, bits=2.0, **options)
     steps = []
-    step = Monitor.step
+    step = progress.Run.step
 
     def stop(self, *args, **kwargs):
         steps.append(1)
@@ -141,7 +153,7 @@ def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(Monitor, "step", stop)
+    monkeypatch.setattr(progress.Run, "step", stop)
     path = here / "0.checkpoint"
     with pytest.raises(KeyboardInterrupt):
         model.factorize_rows(A, 2.0, None, options, str(path))
@@ -152,7 +164,7 @@ def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
     inside = len(steps) - before
     assert found.b1 == whole.b1 and found.b2 == whole.b2
     # damaged: anew, with the same result
-    path.write_bytes(state[:1000] + b"x" + state[1001:])
+    path.write_bytes(state[:1000] + bytes([state[1000] ^ 1]) + state[1001:])
     before = len(steps)
     found = model.factorize_rows(A, 2.0, None, options, str(path))
     assert found.b1 == whole.b1 and len(steps) - before > inside

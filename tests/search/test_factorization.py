@@ -15,7 +15,7 @@ from strategies import matrices
 from diba_np import ConvergenceWarning, DiBAFactors, factorize, snr_db
 from diba_np.arrays import row_blocks
 from diba_np.errors import FormatError
-from diba_np.search.relaxation import EFFORTS
+from diba_np.search.options import EFFORTS
 
 
 def parts(f):
@@ -280,10 +280,10 @@ def test_progress_goes_to_standard_error(capsys, rng, monkeypatch):
     A = rng.normal(size=(20, 20))
     factorize(A, k=8, max_sweeps=5)
     assert capsys.readouterr() == ("", "")
-    from diba_np.search import progress as monitor
+    from diba_np.search import progress
 
-    monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(monitor, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     factorize(A, k=8, max_sweeps=5, progress=True)
     out, err = capsys.readouterr()
     assert out == ""

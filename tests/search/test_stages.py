@@ -9,7 +9,7 @@ import diba_np as dn
 from diba_np.machine.pool import workers
 from diba_np.search import relaxation as admm
 from diba_np.search import stages as staged
-from diba_np.search.progress import Monitor
+from diba_np.search.progress import Run
 from diba_np.search.state import State, squared_error
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import WeightedTarget
@@ -36,7 +36,7 @@ def random_state(rng, m, n, k, shift):
 
 
 def dense(state):
-    return state.scaled(True) @ (state.d2[:, None] * state.scaled(False).T)
+    return state.left.scaled() @ (state.d2[:, None] * state.right.scaled().T)
 
 
 @pytest.mark.parametrize("block", [None, 64 * 30], ids=["whole", "in blocks"])
@@ -70,13 +70,12 @@ def test_a_stage_keeps_scales_and_never_loses(weighed, shift):
         weights = as_weights(rng.standard_normal((90, 50)), None, None, A.shape, pool)
         target = WeightedTarget(A, pool, weights) if weighed else Target(A, pool)
         state = random_state(rng, 60, 50, 3, shift)
-        how = {"shift": shift, "rng": rng, "iterations": 20, "monitor": Monitor()}
+        how = {"shift": shift, "rng": rng, "iterations": 20, "run": Run()}
         rest = staged.rest_of(target, state)
         relax = staged.relax_coupled if weighed else admm.relax
-        found = relax(rest, 24, held=(state.d1, state.d3), **how)
-        for left in (True, False):
-            own, scales = state.side(left)[0], found.side(left)[0]
-            ratio = scales / np.abs(own)
+        found = relax(rest, 24, held=(state.d1, state.d3), **how).state
+        for own, new in zip(state.sides, found.sides, strict=True):
+            ratio = new.scales / np.abs(own.scales)
             np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
         alone = squared_error(rest, found) * (rest.unit / target.unit) ** 2
         joined = staged._joined(target, state, rest, found)
@@ -115,8 +114,8 @@ def test_every_number_of_threads_gives_the_same_bits(options):
 def test_nothing_left_over_ends_the_stages():
     with workers(1) as pool:
         target = Target(np.zeros((96, 96)), pool)
-        how = {"shift": 0.0, "seed": 0, "iterations": 5, "uneven": 0, "monitor": Monitor()}
-        state = staged.relax_staged(target, 192, **how)
+        how = {"shift": 0.0, "seed": 0, "iterations": 5, "uneven": 0, "run": Run()}
+        state = staged.relax_staged(target, 192, **how).state
     assert len(state.d2) == 192
     np.testing.assert_array_equal(dense(state), np.zeros((96, 96)))
 
@@ -136,9 +135,11 @@ def test_a_time_limit_reaches_every_stage(monkeypatch):
     begun = []
     A = np.random.default_rng(3).standard_normal((96, 96))
     # a clock that every step moves on by one
-    monkeypatch.setattr(Monitor, "seconds", property(lambda self: float(self.sweeps)))
+    steps = []
+    monkeypatch.setattr(Run, "seconds", property(lambda self: float(len(steps))))
 
     def callback(state):
+        steps.append(state)
         if state.phase == "relaxation" and state.step == 1:
             begun.append(state.seconds)
 

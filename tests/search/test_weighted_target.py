@@ -12,22 +12,22 @@ from strategies import matrices
 
 from diba_np import factorize, load
 from diba_np.arrays import row_blocks
-from diba_np.kernels import flips as row_kernels
 from diba_np.machine.pool import workers
 from diba_np.matrix.quality import output_snr_db
 from diba_np.search import coupled, relaxation
 from diba_np.search import weighted_target as activations
 from diba_np.search import weights as gram
 from diba_np.search.greedy import solve_greedy
-from diba_np.search.progress import Monitor
+from diba_np.search.moves import FixedFlips, JointFlips, Walks
+from diba_np.search.progress import Run
 from diba_np.search.state import State, squared_error, update_d2, update_row_scales
 from diba_np.search.weighted_target import WeightedTarget
 
-# the row kernel whose counterpart for coupled columns it stands for
-COUNTERPARTS = {
-    "sweep_columns_fixed": row_kernels.sweep_fixed,
-    "sweep_columns_joint": row_kernels.sweep_joint,
-    "tabu_columns": row_kernels.sweep_tabu,
+# the naive reference of a move over coupled columns, and the move by passes and shift
+MOVES = {
+    "sweep_columns_fixed": lambda passes, shift: FixedFlips(passes),
+    "sweep_columns_joint": lambda passes, shift: JointFlips(passes, shift),
+    "tabu_columns": lambda passes, shift: Walks(12, 5, shift),
 }
 
 
@@ -76,9 +76,10 @@ def plain(target):
 def own_and_other(target, state, left):
     """One side as the references take columns: (A, U, bits, scales, weights of U's side, H)."""
     a, w, H = plain(target)
-    scales, bits = state.side(left)
-    U = state.scaled(not left) * state.d2
-    return (a.T, U, bits, scales, H, w) if left else (a, U, bits, scales, w, H)
+    side = state.left if left else state.right
+    U = side.other.scaled() * state.d2
+    known = (side.bits, side.scales)
+    return (a.T, U, *known, H, w) if left else (a, U, *known, w, H)
 
 
 def dense(state):
@@ -90,7 +91,7 @@ def dense(state):
 
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 0.3]), st.integers(1, 3))
-@pytest.mark.parametrize("name", COUNTERPARTS)
+@pytest.mark.parametrize("name", MOVES)
 @pytest.mark.parametrize(("whole", "left"), [(False, False), (True, False), (True, True)])
 def test_every_decision_about_a_column_equals_its_naive_namesake(
     name, whole, left, seed, shift, passes
@@ -98,19 +99,16 @@ def test_every_decision_about_a_column_equals_its_naive_namesake(
     A, X, w, state = problem(seed, shift, whole=whole)
     with workers(1) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "BLOCK", 3)  # columns within a block and across blocks
-        patch.setattr(activations, "_TENURE", 1)
         target = weighed_target(A, X, w, pool)
         before = state.copy()
-        how = (12, 5) if name == "tabu_columns" else (passes,)
-        extra = (shift,) if name == "sweep_columns_joint" else ()
-        flips = target.sweep_coupled(state, left, COUNTERPARTS[name], *how, *extra)
+        side = state.left if left else state.right
+        flips = target.sweep_coupled(side, MOVES[name](passes, shift))
         a, U, bits, scales, w, H = own_and_other(target, before, left)
         slack = activations.SLACK * target.energy / len(scales)
-        how = (12, 1, 5) if name == "tabu_columns" else how
+        how = (12, 5) if name == "tabu_columns" else (passes,)
         bits, scales, reference = getattr(naive, name)(a, U, bits, scales, shift, w, H, slack, *how)
-        found, moved = state.side(left)[::-1]
-        np.testing.assert_array_equal(found, bits)
-        np.testing.assert_allclose(moved, scales, rtol=1e-6, atol=1e-9)
+        np.testing.assert_array_equal(side.bits, bits)
+        np.testing.assert_allclose(side.scales, scales, rtol=1e-6, atol=1e-9)
         assert flips == reference.sum()
         assert squared_error(target, state) <= squared_error(target, before) + 1e-9
 
@@ -124,9 +122,9 @@ def test_closed_forms_are_minima_of_the_weighed_objective(whole, seed, shift):
         target = weighed_target(A, X, w, pool)
         a, w, H = plain(target)
         steps = {
-            "d1": lambda: update_row_scales(target, state, True),
+            "d1": lambda: update_row_scales(target, state.left),
             "d2": lambda: update_d2(target, state),
-            "d3": lambda: update_row_scales(target, state, False),
+            "d3": lambda: update_row_scales(target, state.right),
         }
         for name, step in steps.items():
             before = naive.weighed_error(a, dense(state), w, H)
@@ -147,24 +145,23 @@ def test_a_column_that_does_not_change_passes_nothing_on():
     A, X, w, state = problem(1, 0.0)
     with workers(1) as pool:
         target = weighed_target(A, X, w, pool)
-        while target.sweep_coupled(state, False, row_kernels.sweep_fixed, 100):
+        while target.sweep_coupled(state.right, FixedFlips(100)):
             pass
         done = state.copy()
-        assert target.sweep_coupled(state, False, row_kernels.sweep_fixed, 1) == 0
+        assert target.sweep_coupled(state.right, FixedFlips(1)) == 0
         np.testing.assert_array_equal(state.b2, done.b2)
         np.testing.assert_array_equal(state.d3, done.d3)
 
 
-@pytest.mark.parametrize("name", COUNTERPARTS)
+@pytest.mark.parametrize("name", MOVES)
 def test_the_size_of_a_block_does_not_matter(name, monkeypatch):
     results = []
     for block in (1, 4, 64):
         A, X, w, state = problem(5, 0.0, m=20, n=30, k=9)
         monkeypatch.setattr(activations, "BLOCK", block)
         with workers(1) as pool:
-            extra = {"sweep_columns_joint": (0.0,), "tabu_columns": (2,)}.get(name, ())
             target = weighed_target(A, X, w, pool)
-            target.sweep_coupled(state, False, COUNTERPARTS[name], 3, *extra)
+            target.sweep_coupled(state.right, MOVES[name](3, 0.0))
         results.append(state)
     for other in results[1:]:
         np.testing.assert_array_equal(results[0].b2, other.b2)
@@ -212,14 +209,10 @@ def test_greedy_objective_never_rises_at_any_half_step(A, k, shift, seed):
     rng = np.random.default_rng(seed)
     n = A.shape[1]
     X, w = rng.normal(size=(3 * n, n)) @ rng.normal(size=(n, n)), rng.random(len(A)) + 0.01
-    monitor = Monitor()
     with workers(1) as pool:
         target = weighed_target(A, X, w, pool)
-        monitor.begin(k, target.energy)
-        state = solve_greedy(
-            target, k, shift=shift, rng=rng, max_sweeps=300, tol=0.0, monitor=monitor
-        )
-        history = monitor.history
+        found = solve_greedy(target, k, shift=shift, rng=rng, max_sweeps=300, tol=0.0, run=Run())
+        state, history = found.state, found.history
         assert all(after <= before + 1e-11 for before, after in itertools.pairwise(history))
         a, w, H = plain(target)
         error = naive.weighed_error(a, dense(state), w, H)
@@ -474,13 +467,15 @@ def test_the_coupled_half_solves_its_regression(left, rng):
         patch.setattr(coupled, "POWER", 1.0)
         target = weighed_target(A, X, w, pool)
         plain = target.surrogate()
-        H = target.coupling(left)
+        H = target.coupling(0 if left else 1)
         axis = coupled._Axis(H)
         rotated = coupled._Rotated(plain, *((axis, None) if left else (None, axis)))
         rows = A.shape if left else A.shape[::-1]
         half, first = (
-            relaxation.Half(size, gauge, rng, pool)
-            for size, gauge in zip(rows, relaxation.gauges(6), strict=True)
+            relaxation.Half(axis_, size, gauge, rng, pool)
+            for axis_, size, gauge in zip(
+                (0, 1) if left else (1, 0), rows, relaxation.gauges(6), strict=True
+            )
         )
         schedule = relaxation.Schedule(1.0)  # penalty 1 in both inner steps
         points = []
@@ -496,7 +491,7 @@ def test_the_coupled_half_solves_its_regression(left, rng):
 
         half.blend, half.project = spy_blend, spy_project
         ridge = schedule.ridge
-        coupled._coupled_half_step(rotated, half, first, axis, left, schedule, 0.0)
+        coupled._coupled_half_step(rotated, half, first, axis, schedule, 0.0)
         N = first.make_basis(0.0)
         C = H / np.sqrt(np.outer(np.diag(H), np.diag(H)))
         (_, a), *_ = plain.blocks(np.float64)
@@ -512,20 +507,18 @@ def test_the_start_knows_the_correlations(attention):
         how = {"shift": 0.0, "iterations": 40}
         error = []
         for relax in (coupled.relax_coupled, diagonal_start):
-            monitor = Monitor()
-            monitor.begin(40, target.energy)
-            state = relax(target, 40, rng=np.random.default_rng(0), monitor=monitor, **how)
-            error.append(squared_error(target, state))
+            found = relax(target, 40, rng=np.random.default_rng(0), run=Run(), **how)
+            error.append(squared_error(target, found.state))
     assert error[0] < 0.8 * error[1]
 
 
 def diagonal_start(target, k, **how):
     """The start that knows the channels' sizes only."""
     plain = target.surrogate()
-    state = relaxation.relax(plain, k, **how)
-    plain.restore(state, target.unit)
-    update_d2(target, state)
-    return state
+    found = relaxation.relax(plain, k, **how)
+    plain.restore(found.state, target.unit)
+    update_d2(target, found.state)
+    return found
 
 
 @pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")

@@ -1,0 +1,50 @@
+"""`Outcome`: what a solver returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from diba_np.search.state import State
+
+
+@dataclass
+class Outcome:
+    """What a solver returns.
+
+    Attributes
+    ----------
+    state : State
+        The best found.
+    history : list of float
+        Relative squared errors, from the start of the polish (or the greedy search) on.
+    sweeps : int
+        Steps done.
+    converged : bool
+        Whether the solver ended by its own condition.
+    stages : list of int
+        Components of each stage of the relaxation.
+    uneven : bool
+        Whether components came out of uneven size, see `relaxation.are_uneven`.
+    settled : bool
+        Whether no single flip improves what is stored.
+    """
+
+    state: State
+    history: list[float] = field(default_factory=list)
+    sweeps: int = 0
+    converged: bool = False
+    stages: list[int] = field(default_factory=list)
+    uneven: bool = False
+    settled: bool = False
+
+    def followed_by(self, later: Outcome) -> Outcome:
+        """Return what the two solvers did, one after the other."""
+        return Outcome(
+            later.state,
+            [*self.history, *later.history],
+            self.sweeps + later.sweeps,
+            later.converged,
+            self.stages or later.stages,
+            self.uneven or later.uneven,
+            later.settled,
+        )
