@@ -24,7 +24,7 @@ def search(seed=0):
 def run(code, **environment):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SEARCH + code],
-        capture_output=True, text=True, env=os.environ | environment, timeout=300,
+        check=False, capture_output=True, text=True, timeout=300, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

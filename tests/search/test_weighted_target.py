@@ -26,7 +26,7 @@ from diba_np.search.weighted_target import WeightedTarget
 # the naive reference of a move over coupled columns, and the move by passes and shift
 MOVES = {
     "sweep_columns_fixed": lambda passes, shift: FixedFlips(passes),
-    "sweep_columns_joint": lambda passes, shift: JointFlips(passes, shift),
+    "sweep_columns_joint": JointFlips,
     "tabu_columns": lambda passes, shift: Walks(12, 5, shift),
 }
 
