@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +23,7 @@ from diba_np.files.container import (
     open_file,
     plain,
 )
+from diba_np.files.lock import FileLock
 
 # HDF5 1.10 and later read these files; its structures are compact and checksummed
 _LIBVER = ("v110", "v110")
@@ -42,23 +41,12 @@ def _one_writer(folder: Path) -> Iterator[None]:
     A group is added by copying the file: without this the second of two writers would drop what
     the first has added meanwhile.
     """
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        end = time.monotonic() + _LONGEST_WAIT
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise OSError(f"{folder}: another program is writing to it") from None
-                time.sleep(0.02)
-                continue
-            except OSError:  # a file system without locks
-                pass
-            break
+        lock = FileLock(folder, wait=_LONGEST_WAIT, needed=False)
+    except BlockingIOError:
+        raise OSError(f"{folder}: another program is writing to it") from None
+    with lock:
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

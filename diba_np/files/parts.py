@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from diba_np.files.atomic import atomic_path
+from diba_np.files.lock import FileLock
 
 
 class Parts:
@@ -41,55 +39,44 @@ class Parts:
             self._lock.close()
             raise
 
-    def _acquire(self, output: Path) -> TextIO:
+    def _acquire(self, output: Path) -> FileLock:
         while True:
             self.folder.mkdir(exist_ok=True)
-            path = self.folder / "lock"
             try:
-                lock = open(path, "a", encoding="ascii")
-            except FileNotFoundError:  # removed by a run that ended just now
+                return FileLock(self.folder / "lock")
+            except FileNotFoundError:  # the folder was removed by a run that ended just now
                 continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
-                    return lock
             except BlockingIOError:
-                lock.close()
                 raise OSError(f"{output}: another run writes to it now") from None
-            except FileNotFoundError:
-                pass
-            lock.close()
 
     def _check(self, fingerprint: dict[str, Any], restart: bool) -> None:
         path = self.folder / "run.json"
-        found = self.read("run")
-        if found is not None and found != fingerprint:
+        there = self.read("run")
+        if there is not None and there != fingerprint:
             if not restart:
-                differ = [key for key in fingerprint if found.get(key) != fingerprint[key]]
-                told = ", ".join(
-                    f"{key}: {_short(found.get(key))} there, {_short(fingerprint[key])} here"
-                    for key in differ
+                differences = ", ".join(
+                    f"{key}: {_short(there.get(key))} there, {_short(value)} here"
+                    for key, value in fingerprint.items()
+                    if there.get(key) != value
                 )
                 raise ValueError(
-                    f"{self.folder} holds parts of another run ({told}); finish that one, delete "
-                    "the folder, or ask for a restart"
+                    f"{self.folder} holds parts of another run ({differences}); finish that one, "
+                    "delete the folder, or ask for a restart"
                 )
-            found = None
-        if found is None:
-            for old in self.folder.iterdir():
-                if old.name != "lock":
-                    old.unlink()
+            there = None
+        if there is None:
+            self.finish()
             _write_json(path, fingerprint)
 
     def read(self, name: str) -> Any:
-        """Return what `write` kept under a name; None if there is nothing readable."""
+        """Return the value that was written under a name; None if there is nothing readable."""
         try:
             return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
 
     def write(self, name: str, value: Any) -> None:
-        """Keep what JSON can hold."""
+        """Write a value that JSON can hold."""
         _write_json(self.folder / f"{name}.json", value)
 
     def path(self, number: int, suffix: str = "h5") -> Path:
@@ -97,16 +84,22 @@ class Parts:
         return self.folder / f"{number}.{suffix}"
 
     def finish(self) -> None:
-        """Remove the folder."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+        """Remove what is in the folder: the whole is written."""
+        for path in self._contents():
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let others write; remove the folder if nothing is kept in it."""
-        kept = {item.name for item in self.folder.glob("*")} - {"lock", "run.json"}
-        if not kept:
-            self.finish()
-        self._lock.close()
+        """Let others write; remove the folder if nothing is in it but the fingerprint."""
+        if {path.name for path in self._contents()} - {"run.json"}:
+            self._lock.close()
+            return
+        self.finish()
+        self._lock.remove()
+        with suppress(OSError):  # another run has begun
+            self.folder.rmdir()
+
+    def _contents(self) -> list[Path]:
+        return [path for path in self.folder.glob("*") if path.name != "lock"]
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,118 @@
+"""Calls in processes of our own: results, errors, killed processes, Ctrl-C."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import diba_np
+from diba_np.machine.workers import Workers
+
+
+@pytest.fixture
+def workers():
+    both = Workers(2, 1)
+    yield both
+    both.end()
+    assert multiprocessing.active_children() == []
+
+
+def square(x):
+    return x * x, os.getpid(), os.environ["NUMBA_NUM_THREADS"]
+
+
+def test_calls_run_elsewhere_with_their_threads(workers):
+    arguments = range(7)
+    answers = dict(workers.run(square, arguments, lambda x: (x,)))
+    assert {x: answer[0] for x, answer in answers.items()} == {x: x * x for x in arguments}
+    processes = {answer[1] for answer in answers.values()}
+    assert os.getpid() not in processes and len(processes) <= 2
+    assert {answer[2] for answer in answers.values()} == {"1"}
+    # the same processes serve the next run
+    assert {answer[1] for _, answer in workers.run(square, [1, 2], lambda x: (x,))} <= processes
+
+
+class Unreadable(Exception):
+    def __init__(self, first, second):
+        super().__init__(first)
+
+
+def fail(how):
+    if how == "error":
+        raise ValueError("no such thing")
+    if how == "unreadable":
+        raise Unreadable("half", "a")
+    return threading.Lock()  # cannot be sent
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "sentence"),
+    [
+        ("error", ValueError, "no such thing"),
+        ("unreadable", RuntimeError, "Unreadable: half"),
+        ("result", TypeError, "cannot pickle"),
+    ],
+)
+def test_an_error_arrives_and_ends_the_processes(workers, how, error, sentence):
+    with pytest.raises(error, match=sentence):
+        list(workers.run(fail, [how], lambda how: (how,)))
+    assert multiprocessing.active_children() == []
+    assert next(workers.run(square, [3], lambda x: (x,)))[1][0] == 9
+
+
+def end_once(mark):
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os._exit(9)
+    return "done"
+
+
+def test_the_call_of_a_killed_process_is_made_again(workers, tmp_path):
+    marks = [str(tmp_path / name) for name in "abc"]
+    assert dict(workers.run(end_once, marks, lambda mark: (mark,))) == dict.fromkeys(marks, "done")
+
+
+def test_processes_that_always_end_are_an_error(workers):
+    with pytest.raises(ChildProcessError, match="processes ended 6 times, the last with status 7"):
+        list(workers.run(os._exit, [7], lambda status: (status,)))
+
+
+CODE = """
+import os, time
+from diba_np.machine.workers import Workers
+
+def sleep(): print(os.getpid(), flush=True); time.sleep(60)
+
+if __name__ == "__main__":
+    list(Workers(2, 1).run(sleep, [0, 1], lambda item: ()))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_their_parent_and_say_nothing(tmp_path, number):
+    (tmp_path / "program.py").write_text(CODE)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(Path(diba_np.__file__).parents[1])},
+    )
+    children = [int(process.stdout.readline()) for _ in range(2)]
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal sends it
+    else:
+        process.kill()
+    _, err = process.communicate(timeout=60)  # the children hold the pipes too
+    assert err.count("Traceback") == (number == signal.SIGINT)
+    for child in children:
+        while os.path.exists(f"/proc/{child}"):
+            time.sleep(0.01)
