@@ -17,8 +17,7 @@ from bert import Array, Back, Bert, batches, padded, softmax
 import diba_np as dn
 from diba_np import methods
 from diba_np.files.atomic import atomic_path
-from diba_np.layers.coded_linear import CodedLinear
-from diba_np.layers.linear import DiBALinear, Layer
+from diba_np.layers.registry import as_layer
 from diba_np.methods.random_bits import random_factors
 from diba_np.methods.scalar import ScalarQuantized
 from diba_np.models.file import ModelFactors, open_model
@@ -111,11 +110,6 @@ def by_codes(A: Array, bits: float, **how: Any) -> Form:
     """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
     made: Any = methods.fit("rtn", A, bits)
     return made  # type: ignore[no-any-return]
-
-
-def as_layer(made: Form, bias: Array) -> Layer:
-    """Return what a method made as a layer whose diagonals or scales can be trained."""
-    return DiBALinear(made, bias) if isinstance(made, dn.DiBAFactors) else CodedLinear(made, bias)
 
 
 # -- layer by layer --------------------------------------------------------------------------------
@@ -370,7 +364,7 @@ def load(path: Path, net: Bert) -> None:
 
 
 def load_matrices(path: Path) -> dict[str, Form]:
-    """Return the compressed matrices that `save` kept."""
+    """Return the compressed matrices of a saved network."""
     return dict(open_model(path).items())  # type: ignore[arg-type]
 
 

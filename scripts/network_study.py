@@ -41,6 +41,7 @@ from network_train import train
 from sources import cache_folder
 
 import diba_np as dn
+from diba_np.layers.registry import as_layer
 from diba_np.machine.processors import processors
 from diba_np.models.executors import Runner
 
@@ -182,7 +183,7 @@ class Study:
                 made = held.get(name)
                 if made is None:
                     made = METHODS[method](net.matrices[name], bits[name], **self.how)
-                net.replace({name: nf.as_layer(made, net.own[f"{name}.bias"])})
+                net.replace({name: as_layer(made, net.own[f"{name}.bias"])})
         elif stage == "layer-wise":
             net = self.stage(variant, method, ratio, "replaced")
 

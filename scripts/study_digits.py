@@ -32,8 +32,8 @@ from scipy.special import softmax
 from study_mesa import Digits, drawn_digits, load_digits, shift, split
 
 import diba_np as dn
-from diba_np.layers.coded_linear import CodedLinear
-from diba_np.layers.linear import DiBALinear, Layer
+from diba_np.layers.linear import Layer
+from diba_np.layers.registry import as_layer
 from diba_np.methods import fit as fit_baseline
 from diba_np.methods.mlp import MLP
 from diba_np.methods.random_bits import random_factors
@@ -128,10 +128,6 @@ def compress(
     ridged = gram + 1e-6 * np.trace(gram) / n * np.eye(n)
     # n rows of the same Gram matrix stand for the inputs
     return fit_baseline("gptq", A, bits, inputs=np.linalg.cholesky(ridged).T)
-
-
-def as_layer(made: Any, bias: np.ndarray) -> Layer:
-    return DiBALinear(made, bias) if isinstance(made, dn.DiBAFactors) else CodedLinear(made, bias)
 
 
 def train_end_to_end(

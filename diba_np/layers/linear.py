@@ -72,10 +72,7 @@ class Layer:
         raise NotImplementedError
 
     def to_matrix(self) -> Any:
-        """Return what is stored of the layer: a compressed matrix, its numbers rounded to 16 bits.
-
-        The bias is in it only if that kind of matrix has one.
-        """
+        """Return the compressed matrix, its numbers rounded to 16 bits, without the bias."""
         raise NotImplementedError
 
     def rounded(self: Own) -> Own:
@@ -237,7 +234,7 @@ class DiBALinear(Layer):
 
     Notes
     -----
-    With ``u = d3 x``, ``v = B2 u``, ``t = B1 (d2 v)`` and upstream gradient g (METHODS 1.6):
+    With ``u = d3 x``, ``v = B2 u``, ``t = B1 (d2 v)`` and upstream gradient g:
     ``g_d1 = sum(g t)``, ``r = B1^T (d1 g)``, ``g_d2 = sum(r v)``, ``e = B2^T (d2 r)``,
     ``g_d3 = sum(e x)``, ``g_x = d3 e``, ``g_bias = sum(g)``.
 
@@ -377,8 +374,8 @@ class DiBALinear(Layer):
         return DiBALinear(self.to_factors(), dtype=self.dtype, unpack=self._unpack)
 
     def to_matrix(self) -> DiBAFactors:
-        """Return `to_factors`, what is stored of the layer."""
-        return self.to_factors()
+        """Return the factorization with the present diagonals, rounded to 16 bits, without bias."""
+        return self._stored(self.factors.record, None)
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
         """Return the factorization with the present diagonals, rounded to 16 bits, and bias.
@@ -387,6 +384,13 @@ class DiBALinear(Layer):
         not moved, on new ones of the same widths if they have. A bias of zeros is left out. The
         record is that of the start unless another is given.
         """
+        bias = self.parameters["bias"]
+        return self._stored(
+            self.factors.record if record is None else record,
+            bias.astype(np.float32) if bias.any() else None,
+        )
+
+    def _stored(self, record: dict[str, Any], bias: Array | None) -> DiBAFactors:
         f, p = self.factors, self.parameters
         grids = f.grids
         if grids is None:
@@ -400,14 +404,4 @@ class DiBALinear(Layer):
                 )
                 grids = g1, g2, g3
             d1, d2, d3 = (grid.round(p[name]) for name, grid in zip(DIAGONALS, grids, strict=True))
-        return DiBAFactors(
-            d1,
-            f.b1,
-            d2,
-            f.b2,
-            d3,
-            f.shift,
-            f.record if record is None else record,
-            grids=grids,
-            bias=p["bias"].astype(np.float32) if p["bias"].any() else None,
-        )
+        return DiBAFactors(d1, f.b1, d2, f.b2, d3, f.shift, record, grids=grids, bias=bias)

@@ -171,7 +171,7 @@ def storage_bits(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] 
 
 
 def storage_ratio(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] = 16) -> float:
-    """Return the storage as a share of the dense float32 matrix (METHODS: rho)."""
+    """Return the storage as a share of the dense float32 matrix (rho in the DiBA paper)."""
     return storage_bits(m, n, k, scale_bits) / (DENSE_BITS * m * n)
 
 

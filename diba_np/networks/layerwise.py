@@ -2,7 +2,7 @@
 
 The network stays the caller's: a sequence of stages that call ``linear(name, x)`` for each layer.
 Only second moments of a layer's inputs are kept, and the states between two stages lie on disk, so
-memory does not grow with the number of samples. METHODS 1.5 and 1.6.
+memory does not grow with the number of samples.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import row_blocks
 from diba_np.checks import as_matrix, check_number, digest
 from diba_np.files.atomic import atomic_path
-from diba_np.layers.coded_linear import CodedLinear
-from diba_np.layers.linear import DiBALinear, Layer
-from diba_np.matrix.factors import DiBAFactors
+from diba_np.layers.linear import Layer
+from diba_np.layers.registry import as_layer
+from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.files import load
 from diba_np.matrix.quality import decibels, snr_db
-from diba_np.methods.scalar import ScalarQuantized
 from diba_np.networks.stages import (
     Batches,
     Stage,
@@ -41,7 +40,7 @@ from diba_np.search.weights import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
 from diba_np.training.moments import LinearMoments, Moments, TargetMoments
 
 Array = NDArray[Any]
-Compressed = DiBAFactors | ScalarQuantized
+Compressed = CompressedMatrix  # of a method that `diba_np.layers.registry` has a layer for
 Fit = Callable[[str, Array, Array], Compressed]
 
 
@@ -337,7 +336,7 @@ def _compress(
     told = {
         "name": name,
         "shape": list(A.shape),
-        "bits_per_weight": (layer.to_matrix().storage_bits() - _bias_bits(layer)) / A.size,
+        "bits_per_weight": layer.to_matrix().bits_per_weight,
         "snr_db": snr_db(A, layer.to_matrix().to_dense()),
         "output_snr_db": decibels(held.outputs, _noise(layer, held, own)),
         "input_snr_db": decibels(held.inputs, held.moved) if moved else None,
@@ -346,22 +345,12 @@ def _compress(
     return layer, told
 
 
-def _bias_bits(layer: Layer) -> int:
-    """Bits that a factorization counts for its bias; a dense layer has one too."""
-    made = layer.to_matrix()
-    return 32 * layer.shape[0] if isinstance(made, DiBAFactors) and made.bias is not None else 0
-
-
 def _with_bias(made: Compressed, data: Moments, bias: Array | None) -> Layer:
     """Make a layer whose bias, if it is to have one, makes up for the means."""
-    if not isinstance(made, (DiBAFactors, ScalarQuantized)):
-        raise TypeError(
-            f"fit must return a DiBAFactors or a ScalarQuantized, got {type(made).__name__}"
-        )
     start = np.zeros(made.shape[0])
     if bias is not None:
         start = bias + data.y_mean - made.to_dense() @ data.x_mean
-    return DiBALinear(made, start) if isinstance(made, DiBAFactors) else CodedLinear(made, start)
+    return as_layer(made, start, name="what fit returns")
 
 
 def _refitted(layer: Layer, data: Moments, bias: Array | None) -> Layer:
@@ -412,7 +401,4 @@ class _Parts:
             bias, told = file["bias"], json.loads(str(file["report"]))
         if told.pop("sha256") != digest(A):
             raise ValueError(f"folder must belong to these weights, {rest} is of another {name!r}")
-        made = load(matrix)
-        if isinstance(made, DiBAFactors):
-            return DiBALinear(made), told
-        return CodedLinear(made, bias), told
+        return as_layer(load(matrix), bias), told

@@ -262,7 +262,7 @@ class TestCompress:
             ({"biases": {"l0": np.ones(3)}}, ValueError, r"must have shape \(64,\), got \(3,\)"),
             ({"hold_out": 1.0}, ValueError, r"hold_out must lie in \[0, 1\), got 1"),
             ({"ridge": 0.0}, ValueError, "ridge must be"),
-            ({"fit": lambda *_: np.ones((64, 24))}, TypeError, "fit must return a DiBAFactors"),
+            ({"fit": lambda *_: np.ones((64, 24))}, TypeError, "what fit returns must be a matrix"),
             ({"fit": lambda n, A, H: quick(n, A[1:], H)}, ValueError, "fit must return shape"),
             ({"batches": [np.ones((3, 5))]}, ValueError, "'l0' reads 24 channels"),
         ],

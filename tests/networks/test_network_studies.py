@@ -20,6 +20,8 @@ import study_masked_tokens
 import study_sentences
 from network_train import Teacher, matched, train
 
+from diba_np.layers.registry import as_layer
+
 STUDIES = (study_classes, study_masked_tokens, study_sentences)
 
 
@@ -70,7 +72,7 @@ def test_refitted_layers_bring_the_network_nearer_and_keep_their_bits(method):
     names = net.encoder_names(network_study.VARIANTS["attention"])
     forms = {name: network_study.METHODS[method](dense.matrices[name], 4.0) for name in names}
     for name, form in forms.items():
-        net.replace({name: nf.as_layer(form, net.own[f"{name}.bias"])})
+        net.replace({name: as_layer(form, net.own[f"{name}.bias"])})
 
     def apart():
         ids, mask, _ = task.read("fit", np.arange(40))
@@ -172,7 +174,7 @@ def test_what_is_kept_comes_back(rng, tmp_path):
     net, other = (bert.Bert(bert.random_tensors(0), heads=2) for _ in range(2))
     names = net.encoder_names()
     for name, make in zip(names, [nf.by_weights, nf.by_codes, nf.at_random] * 4, strict=True):
-        net.replace({name: nf.as_layer(make(net.matrices[name], 6.0), net.own[f"{name}.bias"])})
+        net.replace({name: as_layer(make(net.matrices[name], 6.0), net.own[f"{name}.bias"])})
     net.own["embeddings.LayerNorm.bias"] += 1
     nf.save(tmp_path / "net.h5", net)
     nf.load(tmp_path / "net.h5", other)
@@ -194,7 +196,7 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
         net = task.network()
         for name in net.encoder_names():
             form = nf.by_codes(net.matrices[name], 4.0)
-            net.replace({name: nf.as_layer(form, net.own[f"{name}.bias"])})
+            net.replace({name: as_layer(form, net.own[f"{name}.bias"])})
         return net
 
     whole, cut = fresh(), fresh()

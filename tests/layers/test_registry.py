@@ -1,0 +1,35 @@
+"""Which layer trains which method's matrices."""
+
+import numpy as np
+import pytest
+
+import diba_np as dn
+from diba_np.layers.coded_linear import CodedLinear
+from diba_np.layers.linear import DiBALinear
+from diba_np.layers.registry import LAYERS, as_layer
+from diba_np.matrix.registry import CLASSES, resolve
+from diba_np.methods import fit
+
+
+def test_every_entry_is_a_method_and_a_layer():
+    assert set(LAYERS) <= set(CLASSES)
+    assert {resolve(place) for place in LAYERS.values()} == {DiBALinear, CodedLinear}
+
+
+@pytest.mark.parametrize("method", ["diba", "rtn", "sign"])
+def test_a_layer_multiplies_like_its_matrix_and_adds_the_bias(method, rng):
+    A, bias = rng.normal(size=(20, 30)), rng.normal(size=20)
+    matrix = dn.factorize(A, bits=2.0, threads=1) if method == "diba" else fit(method, A, 2.0)
+    x = rng.normal(size=(5, 30)).astype(np.float32)
+    layer = as_layer(matrix, bias)
+    np.testing.assert_allclose(layer(x), (matrix @ x.T).T + bias, rtol=1e-3, atol=1e-3)
+    # a bias is the layer's: its matrix is stored without
+    stored = layer.to_matrix()
+    assert getattr(stored, "bias", None) is None
+    assert stored.storage_bits() == matrix.storage_bits()
+
+
+@pytest.mark.parametrize("matrix", [np.ones((3, 3)), None, fit("svd8", np.eye(40), 2.0)])
+def test_other_matrices_are_refused(matrix):
+    with pytest.raises(TypeError, match="matrix must be a matrix of one of the methods diba, sign"):
+        as_layer(matrix)
