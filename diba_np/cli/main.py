@@ -7,14 +7,10 @@ Results go to standard output, progress and warnings to standard error. Exit sta
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from diba_np._version import __version__
@@ -29,8 +25,7 @@ from diba_np.cli.options import (
 )
 from diba_np.cli.output import FAILED, CommandError
 from diba_np.cli.parser import SHELLS, Parser, examples
-
-_SOON = 0.01  # seconds
+from diba_np.cli.signals import Terminated, interruptible
 
 OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
 
@@ -311,48 +306,11 @@ def build_parser() -> Parser:
     return parser
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came; ends the work as Ctrl-C does."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise what a signal stands for, a little later if Python would swallow it now.
-
-    What is raised while a finalizer runs is printed and forgotten.
-    """
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            again = (threading.main_thread().ident, number)
-            threading.Timer(_SOON, signal.pthread_kill, again).start()
-            return
-        frame = frame.f_back
-    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the work in the main thread, unless the caller handles them."""
-    defaults: dict[signal.Signals, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-    }
-    if threading.current_thread() is not threading.main_thread():
-        defaults = {}
-    mine = [number for number, usual in defaults.items() if signal.getsignal(number) is usual]
-    for number in mine:
-        signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number in mine:
-            signal.signal(number, defaults[number])
-
-
 def _left(args: argparse.Namespace) -> str:
     """Return what a signal has left of the work."""
-    kept = getattr(args, "checkpoint", None)
-    if kept and Path(kept).is_file():
-        return f"the same command goes on from {kept}"
+    checkpoint = getattr(args, "checkpoint", None)
+    if checkpoint and Path(checkpoint).is_file():
+        return f"the same command goes on from {checkpoint}"
     return "nothing written"
 
 
@@ -364,12 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"diba-np: note: {message}\n")
 
     try:
-        with _signals_as_interrupts(), warnings.catch_warnings():
+        with interruptible(), warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = note
             return int(args.run(args))
     except KeyboardInterrupt as signalled:
-        how = "terminated" if isinstance(signalled, _Terminated) else "interrupted"
+        how = "terminated" if isinstance(signalled, Terminated) else "interrupted"
         sys.stderr.write(f"diba-np: {how}, {_left(args)}\n")
     except (CommandError, ValueError, TypeError, OSError, MemoryError) as error:
         sys.stderr.write(f"diba-np: error: {error or type(error).__name__}\n")
