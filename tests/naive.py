@@ -680,3 +680,24 @@ def gelu(x):
         below = 0.5 + (density[1:] + density[:-1]).sum() / 2 * (t[1] - t[0])
         y[i], slope[i] = v * below, below + v * density[-1]
     return y, slope
+
+
+def descend_bits(G, B, passes, bits):
+    """Flips of single entries, each judged by the objective itself."""
+
+    def value(y, b):
+        return y @ G @ y - 2.0 * b @ y
+
+    bits, changed = bits.copy(), 0
+    for t in range(len(bits)):
+        for _ in range(passes):
+            moved = False
+            for a in range(bits.shape[1]):
+                other = bits[t].copy()
+                other[a] = 1 - other[a]
+                now, then = (value(y.astype(float), B[t]) for y in (bits[t], other))
+                if then - now < -1e-12 * G[a, a]:
+                    bits[t], moved, changed = other, True, changed + 1
+            if not moved:
+                break
+    return bits, changed

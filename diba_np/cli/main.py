@@ -56,6 +56,7 @@ EXAMPLES = {
     "compare": (
         "diba-np compare A.npy --bits 1 2 4",
         "diba-np compare A.npy --bits 1 --methods diba dbf rtn --plot out.png",
+        "diba-np compare A.npy --bits 1 2 3 --recommend",
     ),
     "sweep": (
         "diba-np sweep A.npy --bits 0.5 1 2 4",
@@ -250,6 +251,11 @@ def build_parser() -> Parser:
     command.add_argument("--jobs", type=positive(int), default=1, metavar="N", help="processes")
     command.add_argument("--seed", type=within(int, 0), default=0)
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
+    command.add_argument(
+        "--recommend",
+        action="store_true",
+        help="only one line a rate: the best method, its lead, whether it has to decode",
+    )
     command.set_defaults(run=rates.run_compare)
 
     for name, what in (

@@ -140,7 +140,7 @@ def run_compare(args: argparse.Namespace) -> int:
     inputs = load_array(args.inputs) if args.inputs else None
     from dataclasses import asdict
 
-    from diba_np.methods.comparison import compare, format_table
+    from diba_np.methods.comparison import compare, format_table, recommend
 
     methods = "all" if args.methods == ["all"] else args.methods
 
@@ -157,7 +157,11 @@ def run_compare(args: argparse.Namespace) -> int:
     if args.json:
         m, n = matrix.shape
         report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
+        if args.recommend:
+            report["recommended"] = recommend(rows)
         print(json.dumps(finite(report)))
+    elif args.recommend:
+        print("\n".join(recommend(rows)))
     else:
         print(format_table(rows))
     return DONE if made else FAILED

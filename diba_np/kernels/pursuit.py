@@ -147,3 +147,47 @@ def descend_grid(G, B, steps, max_code, passes, codes):
                         b[j] -= z * G[a, j]
             if not moved:
                 break
+
+
+@njit(fastmath=False)
+def descend_bits(G, B, passes, bits):
+    """Lower ``y^T G y - 2 b^T y`` a row over zeros and ones, one entry at a time.
+
+    Parameters
+    ----------
+    G : (k, k) float64, C-order, symmetric
+    B : (N, k) float64, C-order, overwritten
+    passes : int
+        Rounds over the entries of each row; a row stops when a round changes nothing.
+    bits : (N, k) uint8, zeros and ones, modified in place
+
+    Returns
+    -------
+    int
+        Entries changed.
+
+    Notes
+    -----
+    O(N k) a pass, and O(k) more for every entry that is one or changes.
+    """
+    N, k = bits.shape
+    changed = 0
+    for t in range(N):
+        b = B[t]
+        for a in range(k):
+            if bits[t, a] == 1:
+                for j in range(k):
+                    b[j] -= G[a, j]
+        for _ in range(passes):
+            moved = False
+            for a in range(k):
+                step = 1.0 - 2.0 * bits[t, a]
+                if G[a, a] - 2.0 * step * b[a] < -1e-12 * G[a, a]:
+                    bits[t, a] = 1 - bits[t, a]
+                    changed += 1
+                    moved = True
+                    for j in range(k):
+                        b[j] -= step * G[a, j]
+            if not moved:
+                break
+    return changed

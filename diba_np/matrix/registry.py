@@ -20,6 +20,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     "gptq": ("methods.gptq", "GPTQ"),
     "trellis": ("methods.trellis", "Trellis"),
     "linear-trellis": ("methods.linear_trellis", "LinearTrellis"),
+    "bqq": ("methods.bqq", "BQQ"),
     "bitat": ("methods.bitat", "BiTAT"),
     "svd": ("methods.svd", "TruncatedSVD"),
     "qswd": ("methods.qswd", "QSWD"),

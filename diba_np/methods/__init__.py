@@ -22,6 +22,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq": ("gptq", {}),
     "trellis": ("trellis", {}),
     "linear-trellis": ("linear-trellis", {}),
+    "bqq": ("bqq", {}),
     "bitat": ("bitat", {}),
     "svd16": ("svd", {"width": 16}),
     "svd8": ("svd", {"width": 8}),

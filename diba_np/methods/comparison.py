@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np import methods
 from diba_np.checks import check_count
 from diba_np.machine.blas import threads_of_children
+from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import snr_db
 from diba_np.methods.dbf import dbf
 from diba_np.methods.fitting import check_problem
@@ -58,6 +59,8 @@ class Row:
     matvec_us : float
         Median time of one product with a float32 vector, microseconds, after one call that is not
         timed (methods without a product of their own decode then).
+    multiplies : bool
+        Whether products work on the stored parts, with nothing decoded to a dense matrix.
     error : str
         Why there is no result; empty otherwise.
     record : dict
@@ -71,6 +74,7 @@ class Row:
     output_snr: float = np.nan
     fit_seconds: float = np.nan
     matvec_us: float = np.nan
+    multiplies: bool = False
     error: str = ""
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -175,11 +179,18 @@ def _one(shared: _Shared, label: str, rate: float) -> Row:
             X = np.asarray(test, np.float64)
             ours = X @ made.to_dense().T.astype(np.float64)
             row.output_snr = snr_db(X @ np.asarray(A, np.float64).T, ours)
+        row.multiplies = _multiplies(made)
         row.matvec_us = _time_product(made, A.shape[1])
         row.record = {name: value for name, value in made.record.items() if np.ndim(value) == 0}
     except Exception as error:  # one method must not end the comparison
         row.error = f"{type(error).__name__}: {error}"
     return row
+
+
+def _multiplies(made: Any) -> bool:
+    """Tell whether the class has a product of its own; the one of the base decodes."""
+    own = type(made)
+    return own._apply is not CompressedMatrix._apply or own._matmat is not CompressedMatrix._matmat
 
 
 def _time_product(made: Any, n: int, repeats: int = 25) -> float:
@@ -225,14 +236,71 @@ def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> Itera
                     yield Row(*futures[future], error=f"{type(error).__name__}: {error}")
 
 
+def recommend(rows: Sequence[Row]) -> list[str]:
+    """Return one line for each rate: which method wins, by how much, and how it multiplies.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Of `compare`. Where inputs were given the outputs decide, else the weights.
+
+    Returns
+    -------
+    list of str
+        In the order of the rates; if the winner has to be decoded before it multiplies, the line
+        also names the best that does not.
+
+    Examples
+    --------
+    >>> rows = [Row("a", 2.0, 2.0, 9.0), Row("b", 2.0, 2.0, 8.5, multiplies=True)]
+    >>> recommend(rows)
+    ['2 bits: a, 9.00 dB, 0.50 dB above b; decodes first; without decoding: b, 8.50 dB']
+    """
+    output = any(np.isfinite(row.output_snr) for row in rows)
+
+    def quality(row: Row) -> float:
+        return row.output_snr if output else row.snr
+
+    lines = []
+    for rate in dict.fromkeys(row.target_bits for row in rows):
+        # an exact copy has no error, and infinite decibels
+        fitted = [
+            r for r in rows if r.target_bits == rate and not r.error and not np.isnan(quality(r))
+        ]
+        if not fitted:
+            lines.append(f"{rate:g} bits: no method")
+            continue
+        # of equal ones first what multiplies from its bits, then what takes fewer
+        fitted.sort(key=lambda r: (-quality(r), not r.multiplies, r.bits_per_weight))
+        best = fitted[0]
+        line = f"{rate:g} bits: {best.method}, {_decibels(quality(best))}"
+        if len(fitted) > 1:
+            second = fitted[1]
+            if quality(second) == quality(best):
+                line += f", as {second.method}"
+            else:
+                line += f", {_decibels(quality(best) - quality(second))} above {second.method}"
+        line += "; multiplies from its bits" if best.multiplies else "; decodes first"
+        direct = next((row for row in fitted if row.multiplies), None)
+        if direct is not None and direct is not best:
+            line += f"; without decoding: {direct.method}, {_decibels(quality(direct))}"
+        lines.append(line)
+    return lines
+
+
+def _decibels(value: float) -> str:
+    return "exact" if value == np.inf else f"{value:.2f} dB"
+
+
 def format_table(rows: Sequence[Row]) -> str:
     """Return the rows as a text table, one line a row."""
     inputs = any(np.isfinite(row.output_snr) for row in rows)
-    head = f"{'method':8s} {'target':>6s} {'bits/w':>7s} {'SNR dB':>7s}"
+    width = max(8, *(len(row.method) for row in rows)) if rows else 8
+    head = f"{'method':{width}s} {'target':>6s} {'bits/w':>7s} {'SNR dB':>7s}"
     head += f" {'out dB':>7s}" if inputs else ""
     lines = [head + f" {'fit s':>7s} {'matvec us':>9s}"]
     for row in rows:
-        line = f"{row.method:8s} {row.target_bits:6.3g}"
+        line = f"{row.method:{width}s} {row.target_bits:6.3g}"
         if row.error:
             lines.append(f"{line}   {row.error}")
             continue

@@ -8,7 +8,7 @@ import pytest
 
 from diba_np import factorize, methods
 from diba_np.cli.main import main
-from diba_np.methods.comparison import METHODS, Row, compare, format_table
+from diba_np.methods.comparison import METHODS, Row, compare, format_table, recommend
 from diba_np.methods.dbf import dbf
 
 SOME = ("sign", "rtn", "svd16", "qswd")
@@ -101,6 +101,48 @@ def test_rows_are_plain_data(problem):
 
     row = compare(problem[0], bits=2, methods="rtn")[0]
     assert json.loads(json.dumps(dataclasses.asdict(row)))["method"] == "rtn"
+
+
+def test_recommendations_name_the_best_its_lead_and_how_it_multiplies():
+    rows = [
+        Row("plain", 1.0, 1.0, 5.0),
+        Row("packed", 1.0, 1.0, 6.25, multiplies=True),
+        Row("plain", 2.0, 2.0, 11.5),
+        Row("packed", 2.0, 2.0, 10.0, multiplies=True),
+        Row("broken", 2.0, error="no"),
+        Row("broken", 3.0, error="no"),
+        Row("plain", 4.0, 4.0, np.inf),
+        Row("packed", 4.0, 3.0, np.inf, multiplies=True),
+        Row("plain", 8.0, 4.0, 9.0),
+    ]
+    assert recommend(rows) == [
+        "1 bits: packed, 6.25 dB, 1.25 dB above plain; multiplies from its bits",
+        "2 bits: plain, 11.50 dB, 1.50 dB above packed; decodes first; "
+        "without decoding: packed, 10.00 dB",
+        "3 bits: no method",
+        "4 bits: packed, exact, as plain; multiplies from its bits",
+        "8 bits: plain, 9.00 dB; decodes first",
+    ]
+    # the outputs decide where there are any
+    judged = [Row("a", 1.0, 1.0, 5.0, 7.0), Row("b", 1.0, 1.0, 4.0, 9.0)]
+    assert recommend(judged)[0].startswith("1 bits: b, 9.00 dB, 2.00 dB above a")
+    assert recommend([]) == []
+
+
+def test_what_multiplies_from_its_bits(problem):
+    wanted = {"diba": True, "linear-trellis": True, "bqq": True, "svd16": True}
+    wanted |= {"trellis": False, "gptq": False, "fcqh": False}
+    rows = compare(problem[0], bits=2.0, methods=list(wanted))
+    assert {row.method: row.multiplies for row in rows} == wanted
+
+
+def test_command_recommends(here, capsys):
+    args = ("compare", "A.npy", "--bits", 1.5, 3, "--recommend", "--methods", "rtn", "svd16")
+    status, out, _ = run(capsys, *args)
+    assert status == 0 and len(out.splitlines()) == 2
+    assert out.startswith("1.5 bits: rtn, ") and "without decoding: svd16" in out
+    report = json.loads(run(capsys, *args, "--json")[1])
+    assert report["recommended"] == out.splitlines() and len(report["rows"]) == 4
 
 
 def test_plot(tmp_path):
