@@ -1,7 +1,8 @@
 """Binary quadratic quantization: sums of products of 0/1 matrices, constants instead of scales.
 
-After arXiv 2510.18650: ``A ~ sum_t (r_t Y_t Z_t + s_t Y_t 1 + t_t 1 Z_t) + u``, Y_t and Z_t 0/1. The source anneals a mean field; here its format is searched as this toolkit searches its own,
-by alternating projections to ±1 and flips afterwards: of the two that was the stronger one on the
+After arXiv 2510.18650: ``A ~ sum_t (r_t Y_t Z_t + s_t Y_t 1 + t_t 1 Z_t) + u``, Y_t and Z_t 0/1.
+The source anneals a mean field; here its format is searched as this toolkit searches its own, by
+alternating projections to ±1 and flips afterwards: of the two that was the stronger one on the
 format with diagonals (384 x 384 at 1 bit: 6.48 dB against 4.9 to 5.3).
 """
 

@@ -233,15 +233,17 @@ def fit_coded(
     """
     m, n = problem.shape
     names = list(ROTATIONS) if rotation == "auto" else [rotation]
-    plans = [_Plan(problem, modes, H, name, seed) for name in names]
-    plans = [plan for plan in plans if plan.is_possible]
-    if not plans:
-        raise too_small("a trellis", problem.bits, _least_bits(modes, (m, n), names), (m, n))
+    best: tuple[float, _Plan] | None = None
     with workers(threads) as pool:
-        best = plans[0]
-        if len(plans) > 1:
-            best = min(plans, key=lambda plan: plan.trial_loss(pool))
-        return best.encode(pool)
+        for name in names:
+            plan = _Plan(problem, modes, H, name, seed)
+            if plan.is_possible:
+                loss = plan.trial_loss(pool) if len(names) > 1 else 0.0
+                if best is None or loss < best[0]:
+                    best = (loss, plan)
+        if best is None:
+            raise too_small("a trellis", problem.bits, _least_bits(modes, (m, n), names), (m, n))
+        return best[1].encode(pool)
 
 
 def _least_bits(modes: Sequence[Mode], shape: tuple[int, int], names: list[str]) -> int:
