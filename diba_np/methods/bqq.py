@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.kernels.pursuit import descend_bits
+from diba_np.machine.blas import single_threaded_blas
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.fitting import Problem, check_problem, too_small
@@ -118,19 +119,8 @@ class BQQ(CompressedMatrix):
         # more ranks than entries gain nothing
         total = min(total, 4 * min(m, n) * terms)
         ranks = [total // terms + (at < total % terms) for at in range(terms)]
-        left = problem.W.copy()
-        parts = []
-        for rank in ranks:
-            Y, Z = _relaxed(left, rank, iterations, problem.rng)
-            parts.append((Y, Z))
-            constants = _fit_constants(left, [(Y, Z)])
-            left -= _value(Y, Z, *constants[:3]) + constants[3]
-        constants = _fit_constants(problem.W, parts)
-        for _ in range(rounds):
-            changed = sum(_flip(problem.W, parts, constants, at) for at in range(terms))
-            constants = _fit_constants(problem.W, parts)
-            if not changed:
-                break
+        with single_threaded_blas():  # its last digits decide about bits
+            parts, constants = _searched(problem, ranks, iterations, rounds)
         Y, Z = (np.concatenate([part[side] for part in parts], 1) for side in (0, 1))
         record = problem.record(terms=terms, rank=total, iterations=iterations)
         packed = PackedBits(Y), PackedBits(Z).T
@@ -209,6 +199,26 @@ class BQQ(CompressedMatrix):
         Y = PackedBits.from_stream(arrays["y"], (m, K))
         Z = PackedBits.from_stream(arrays["z"], (K, n))
         return cls((m, n), Y, Z, ranks, constants, attrs["scale"])
+
+
+def _searched(
+    problem: Problem, ranks: list[int], iterations: int, rounds: int
+) -> tuple[list[tuple[Array, Array]], Array]:
+    """Return Y (m, k), Z (n, k) of each term, and all constants."""
+    left = problem.W.copy()
+    parts: list[tuple[Array, Array]] = []
+    for rank in ranks:
+        Y, Z = _relaxed(left, rank, iterations, problem.rng)
+        parts.append((Y, Z))
+        constants = _fit_constants(left, [(Y, Z)])
+        left -= _value(Y, Z, *constants[:3]) + constants[3]
+    constants = _fit_constants(problem.W, parts)
+    for _ in range(rounds):
+        changed = sum(_flip(problem.W, parts, constants, at) for at in range(len(parts)))
+        constants = _fit_constants(problem.W, parts)
+        if not changed:
+            break
+    return parts, constants
 
 
 def _overhead(terms: int) -> int:
