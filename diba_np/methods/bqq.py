@@ -135,7 +135,7 @@ class BQQ(CompressedMatrix):
         """Return the matrix as (m, n) float32."""
         r, s, t = self._component_constants()
         Y, Z = (bits.to_dense().astype(np.float32) for bits in (self.Y, self.Z))
-        dense = (Y * r) @ Z
+        dense: Array = (Y * r) @ Z
         dense += (Y @ s)[:, None]
         dense += t @ Z + self.constants[-1]
         dense *= np.float32(self.scale)
