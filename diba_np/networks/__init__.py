@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diba_np.networks.network import Network
-    from diba_np.networks.reading import build
+    from diba_np.networks.reading import build, load
 
-__all__ = ["Network", "build"]
+__all__ = ["Network", "build", "load"]
 
 # public name -> module that defines it
-_HOME = {"Network": "network", "build": "reading"}
+_HOME = {"Network": "network", "build": "reading", "load": "reading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,122 @@
-"""Networks read from a folder in the Hugging Face layout."""
+"""Networks read from folders in the Hugging Face layout, GGUF files and files of their own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from diba_np.errors import FormatError
 from diba_np.networks.decoder import Decoder
 from diba_np.networks.encoder import Encoder
 from diba_np.networks.kind import kind_of, read_config
+from diba_np.networks import gguf_layout
 from diba_np.networks.network import Network
 from diba_np.networks.tensors import Held, Tensor, Tensors
+from diba_np.networks.tokenizer import gguf_tokenizer, read_tokenizer
+from diba_np.sources.entry import Entry
+from diba_np.sources.gguf import read_metadata
+from diba_np.sources.opening import open_source
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG = "config.json"
+
+
+Array = NDArray[Any]
+
+
+class FromEntry:
+    """A `Tensor` of a source, its values changed on reading.
+
+    Parameters
+    ----------
+    entry : Entry
+    change : callable, optional
+        Takes the array and returns one of the same shape.
+    """
+
+    def __init__(self, entry: Entry, change: Callable[[Array], Array] | None = None) -> None:
+        self._entry, self._change = entry, change
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return self.read().shape if self._entry.shape is None else self._entry.shape
+
+    def read(self) -> Array:
+        """Return the array."""
+        values = self._entry.read()
+        return values if self._change is None else self._change(values)
+
+
+def load(path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32) -> Network:
+    """Read a network: a folder in the Hugging Face layout, a GGUF file, or what `save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        A folder with ``config.json``, weights (safetensors, in shards or not, or torch's) and, for
+        texts, ``tokenizer.json``; a ``.gguf`` of the architecture llama or qwen2.
+    dtype : {float32, float64}
+        Of the arithmetic.
+
+    Returns
+    -------
+    Network
+        Its weights are read when they are needed.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file, or a folder has no ``config.json``.
+    ValueError
+        The kind of network is none of those that are known.
+    FormatError
+        Something is missing, damaged, or of another shape than the configuration says.
+    ImportError
+        A GGUF file needs the packages of the extra "networks".
+    """
+    path = Path(path)
+    if path.is_dir():
+        config = read_json(path / CONFIG)
+        tensors = {entry.name: FromEntry(entry) for entry in open_source(path)}
+        tokenizer = read_tokenizer(path)
+    elif path.suffix.lower() == ".gguf":
+        config, tensors = read_gguf(path)
+        tokenizer = gguf_tokenizer(read_metadata(path), str(path))
+    else:
+        raise ValueError(f"{path}: expected a folder with {CONFIG}, a .gguf, or a network's .h5")
+    return build(config, tensors, tokenizer=tokenizer, dtype=dtype, label=str(path))
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FromEntry]]:
+    """Return configuration and tensors of a GGUF file in the Hugging Face layout.
+
+    Raises
+    ------
+    ValueError
+        The architecture is not known.
+    FormatError
+    """
+    metadata = read_metadata(path)
+    entries = {entry.name: entry for entry in open_source(path)}
+    config = gguf_layout.config_of(metadata, list(entries), str(path))
+    factors = entries.pop(gguf_layout.FACTORS, None)
+    if factors is not None:
+        divided = [float(value) for value in factors.read()]
+        config["rope_scaling"] = {"rope_type": "factors", "factors": divided}
+    tokens = entries.get("token_embd.weight")
+    if tokens is None:
+        raise FormatError(f"{path}: tensor token_embd.weight: found none, expected it")
+    config["vocab_size"] = int((tokens.shape or tokens.read().shape)[0])
+    return config, {
+        gguf_layout.name_of(name): FromEntry(entry, gguf_layout.change_of(name, config))
+        for name, entry in entries.items()
+    }
 
 
 def build(
@@ -68,6 +167,8 @@ def read_json(path: Path) -> dict[str, Any]:
     FormatError
         It holds no JSON object.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         found = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:

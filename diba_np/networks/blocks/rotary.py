@@ -27,7 +27,7 @@ def frequencies(width: int, base: float, scaling: Mapping[str, Any] | None = Non
     base : float
     scaling : mapping, optional
         Stretches the angles for longer texts, as configurations have it under ``rope_scaling``:
-        type "linear" with its ``factor``, or "llama3".
+        type "linear" with its ``factor``, "llama3", or "factors", a list to divide them by.
 
     Raises
     ------
@@ -40,6 +40,9 @@ def frequencies(width: int, base: float, scaling: Mapping[str, Any] | None = Non
         return angles
     if kind == "linear":
         return angles / float(scaling["factor"])
+    if kind == "factors":
+        divided: Array = angles / np.asarray(scaling["factors"], np.float64)
+        return divided
     if kind == "llama3":
         factor = float(scaling["factor"])
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])

@@ -1,0 +1,116 @@
+"""GGUF's settings and tensors under the names that the Hugging Face layout has for them.
+
+A network read from GGUF is from then on one in the Hugging Face layout: names, order of rotated
+channels, configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+
+Array = NDArray[Any]
+
+# key of a configuration -> end of the key in GGUF
+_SETTINGS = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+}
+_OPTIONAL = ("head_dim", "rope_theta", "num_key_value_heads")
+_SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+ARCHITECTURES = ("llama", "qwen2")
+FACTORS = "rope_freqs.weight"  # what the angles of rotary positions are divided by
+
+
+def config_of(metadata: Mapping[str, Any], names: Sequence[str], label: str) -> dict[str, Any]:
+    """Return the configuration in a GGUF file's metadata, given the names of its tensors.
+
+    Raises
+    ------
+    ValueError
+        The architecture is another.
+    FormatError
+        A setting is missing.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{label}: general.architecture must be one of {', '.join(ARCHITECTURES)}, got "
+            f"{architecture!r}; the weights of any other network are compressed by `model` "
+            "without texts"
+        )
+    config: dict[str, Any] = {"model_type": architecture}
+    for key, end in _SETTINGS.items():
+        value = metadata.get(f"{architecture}.{end}")
+        if value is not None:
+            config[key] = value
+        elif key not in _OPTIONAL:
+            raise FormatError(f"{label}: {architecture}.{end}: found none, expected it")
+    for key, end in _SPECIAL.items():
+        value = metadata.get(f"tokenizer.ggml.{end}_token_id")
+        if value is not None:
+            config[key] = value
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling == "linear":
+        factor = metadata[f"{architecture}.rope.scaling.factor"]
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    elif scaling != "none":
+        raise ValueError(f"{label}: rope.scaling.type must be none or linear, got {scaling!r}")
+    config["tie_word_embeddings"] = "output.weight" not in names
+    return config
+
+
+def name_of(name: str) -> str:
+    """Return the name of a tensor in the Hugging Face layout; the same if GGUF has no such."""
+    *inside, place, end = name.split(".")
+    if place not in _NAMES:
+        return name
+    if inside[:1] == ["blk"] and len(inside) == 2:
+        return f"model.layers.{inside[1]}.{_NAMES[place]}.{end}"
+    return f"{_NAMES[place]}.{end}"
+
+
+def change_of(name: str, config: Mapping[str, Any]) -> Callable[[Array], Array]:
+    """Return what puts rows of a tensor, by its GGUF name, in the order of the other layout.
+
+    GGUF's llama turns neighbouring channels of queries and keys, Hugging Face's those half a head
+    apart.
+    """
+    place = name.split(".")[-2] if "." in name else ""
+    queries = int(config["num_attention_heads"])
+    heads = {"attn_q": queries, "attn_k": int(config.get("num_key_value_heads") or queries)}
+    if config["model_type"] != "llama" or place not in heads:
+        return lambda values: values
+
+    def change(values: Array) -> Array:
+        pairs = values.reshape(heads[place], -1, 2, *values.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(values.shape)
+
+    return change
