@@ -701,3 +701,26 @@ def descend_bits(G, B, passes, bits):
             if not moved:
                 break
     return bits, changed
+
+
+def attend_token(joined, cos, sin, keys, values, first, at, heads):
+    """(mixed values; keys and values with those of the token)."""
+    groups, _, d = keys.shape
+    keys, values = keys.copy(), values.copy()
+    parts = joined.reshape(heads + 2 * groups, d).copy()
+    if cos.size:
+        for part in parts[: heads + groups]:
+            turned = (part[: d // 2] + 1j * part[d // 2 :]) * (cos + 1j * sin)
+            part[:] = np.concatenate([turned.real, turned.imag])
+    keys[:, at], values[:, at] = parts[heads : heads + groups], parts[heads + groups :]
+    mixed = []
+    for h, query in enumerate(parts[:heads]):
+        g = h * groups // heads
+        p = np.exp(keys[g, first : at + 1] @ query / np.sqrt(d))
+        mixed.append(p @ values[g, first : at + 1] / p.sum())
+    return np.concatenate(mixed), keys, values
+
+
+def gate_token(both):
+    gate, value = np.split(both, 2)
+    return gate / (1 + np.exp(-gate)) * value

@@ -11,6 +11,7 @@ from diba_np.networks.blocks.activations import ACTIVATIONS
 from diba_np.networks.blocks.block import Back
 from diba_np.networks.inputs import as_ids, as_mask
 from diba_np.networks.network import Linear, Network, State, StateBack
+from diba_np.networks.texts import unit_means
 
 Array = NDArray[Any]
 
@@ -174,14 +175,4 @@ class Encoder(Network):
 
     def mean(self, x: Array, mask: Array) -> tuple[Array, Back]:
         """Return the unit vectors (S, width) of the means over the tokens, and the step back."""
-        share = (mask / mask.sum(axis=1, keepdims=True)).astype(x.dtype)
-        y = np.einsum("st,std->sd", share, x)
-        length = np.sqrt(np.einsum("sd,sd->s", y, y))[:, None]
-        unit = y / length
-
-        def back(gradient: Array) -> Array:
-            g = gradient - unit * np.einsum("sd,sd->s", gradient, unit)[:, None]
-            spread: Array = share[:, :, None] * (g / length)[:, None]
-            return spread
-
-        return unit, back
+        return unit_means(x, mask)

@@ -6,14 +6,18 @@ Arrays of a step: hidden states x (S, T, width) of S rows of T tokens, mask (S, 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from diba_np.files.atomic import PathLike
+from diba_np.layers.coded_linear import CodedLinear
 from diba_np.layers.dense_linear import DenseLinear
-from diba_np.layers.linear import Layer, check_float
+from diba_np.layers.linear import DiBALinear, Layer, check_float
 from diba_np.networks.blocks.activations import ACTIVATIONS
 from diba_np.networks.blocks.attention import attend
 from diba_np.networks.blocks.block import Back, Block
@@ -23,8 +27,11 @@ from diba_np.networks.blocks.layer_norm import LayerNorm
 from diba_np.networks.blocks.linear import linear as apply_linear
 from diba_np.networks.blocks.rms_norm import RMSNorm
 from diba_np.networks.blocks.rotary import Rotary, frequencies
+from diba_np.networks.export import export_network
+from diba_np.networks.file import save_network
 from diba_np.networks.stages import Stage
 from diba_np.networks.tensors import HEADS, Lazy, Tensors
+from diba_np.networks.texts import TextMethods
 from diba_np.training.optimisers import gather
 
 Array = NDArray[Any]
@@ -35,41 +42,53 @@ StateBack = Callable[[State], State]
 Step = Callable[[State, Linear], tuple[State, StateBack]]
 
 
+def layer_of(matrix: Any, bias: Array | None, dtype: Any) -> Layer:
+    """Return a compressed matrix as a layer; a factorization may have its bias with it."""
+    if matrix.method == "diba":
+        return DiBALinear(matrix, bias, dtype)
+    return CodedLinear(matrix, bias, dtype)
+
+
 class Layers(MutableMapping[str, Layer]):
     """The linear layers by name; dense ones are made when first asked for."""
 
-    def __init__(self, dense: Mapping[str, DenseLinear]) -> None:
-        self._dense = dense
+    def __init__(self, source: Mapping[str, Layer]) -> None:
+        self._source = source
         self._held: dict[str, Layer] = {}
 
     def __getitem__(self, name: str) -> Layer:
         if name not in self._held:
-            self._held[name] = self._dense[name]
+            self._held[name] = self._source[name]
         return self._held[name]
 
     def __setitem__(self, name: str, layer: Layer) -> None:
-        if name not in self._dense:
+        if name not in self._source:
             raise KeyError(f"the network has no linear layer {name!r}")
         if not isinstance(layer, Layer):
             raise TypeError(f"{name!r} must be a Layer, got {type(layer).__name__}")
         self._held[name] = layer
 
     def __delitem__(self, name: str) -> None:
-        """Put the dense layer back."""
+        """Put the source's layer back."""
         del self._held[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._dense)
+        return iter(self._source)
 
     def __len__(self) -> int:
-        return len(self._dense)
+        return len(self._source)
+
+    @property
+    def source(self) -> Mapping[str, Layer]:
+        """What makes the layers that nothing was put in the place of."""
+        return self._source
 
     def held(self) -> dict[str, Layer]:
         """Return those that have been made or put there."""
         return {name: self._held[name] for name in self if name in self._held}
 
 
-class Network:
+class Network(TextMethods):
     """An encoder or a decoder whose linear layers are of any kind.
 
     Parameters
@@ -94,6 +113,8 @@ class Network:
         layer in the place of a dense one.
     blocks : dict of str to Block
         Norms and tables by name.
+    record : dict
+        How the network was made.
     watch : callable or None
         Called on the way back with the name of a linear layer and the gradient of its outputs.
     """
@@ -104,6 +125,7 @@ class Network:
         self.tensors, self.config, self.kind = tensors, tensors.config, tensors.kind
         self.tokenizer = tokenizer
         self.dtype = check_float(dtype)
+        self.record: dict[str, Any] = {}
         self.watch: Callable[[str, Array], None] | None = None
         self.heads = [name for name in map(tensors.find, HEADS) if name is not None]
         self.token_name = tensors.find("tokens")
@@ -113,7 +135,7 @@ class Network:
         self.weights: Mapping[str, Array] = Lazy(tensors.names, self._weight)
         biased = [name for name in tensors.names if tensors.has(f"{name}.bias")]
         self.biases: Mapping[str, Array] = Lazy(biased, self._bias)
-        self.layers = Layers(Lazy([name for name in everything if name], self._dense))
+        self.layers = Layers(Lazy([name for name in everything if name], self._make_layer))
         self.blocks = dict(self._make_blocks())
         c = self.config
         self.rotary = (
@@ -137,7 +159,10 @@ class Network:
     def _bias(self, name: str) -> Array:
         return np.asarray(self.tensors.array(f"{name}.bias"), self.dtype)
 
-    def _dense(self, name: str) -> DenseLinear:
+    def _make_layer(self, name: str) -> Layer:
+        if name in self.tensors.compressed:
+            bias = self.tensors.bias(name)
+            return layer_of(self.tensors.compressed[name](), bias, self.dtype)
         bias = None if name in (self.token_name, self.head_name) else self.tensors.bias(name)
         return DenseLinear(self._weight(name), bias, self.dtype)
 
@@ -184,10 +209,13 @@ class Network:
     def compressed(self) -> dict[str, Layer]:
         """The layers that took the place of dense ones."""
         held = self.layers.held()
-        return {name: layer for name, layer in held.items() if not self._is_dense(layer)}
-
-    def _is_dense(self, layer: Layer) -> bool:
-        return isinstance(layer, DenseLinear)
+        for name in self.tensors.compressed.keys() - held.keys():
+            held[name] = self.layers[name]
+        return {
+            name: held[name]
+            for name in self.layers
+            if name in held and not isinstance(held[name], DenseLinear)
+        }
 
     def zero_grad(self) -> None:
         """Set the accumulated gradients to zero."""
@@ -214,12 +242,54 @@ class Network:
         for block in other.blocks.values():
             block.parameters = {name: value.copy() for name, value in block.parameters.items()}
             block.gradients = {name: np.zeros_like(v) for name, v in block.parameters.items()}
-        other.layers = Layers(self.layers._dense)
+        other.layers, other.record = Layers(self.layers.source), dict(self.record)
         for name, layer in (self.layers.held() | dict(layers)).items():
             other.layers[name] = layer
         for part in ("weights", "biases"):
             setattr(other, part, getattr(self, part))
         return other
+
+    def save(self, path: PathLike) -> int:
+        """Write everything that the network needs to run into one file.
+
+        Parameters
+        ----------
+        path : path-like
+            An HDF5 file, written whole or not at all; `diba_np.networks.load` reads it.
+
+        Returns
+        -------
+        int
+            Its bytes.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        return save_network(self, path)
+
+    def export(self, folder: str | os.PathLike[str]) -> Path:
+        """Write dense weights, configuration and tokenizer in the Hugging Face layout.
+
+        Parameters
+        ----------
+        folder : path-like
+            New or empty.
+
+        Returns
+        -------
+        Path
+            The folder, which other software loads.
+
+        Raises
+        ------
+        FileExistsError
+            The folder holds something.
+        ValueError
+            A layer has a bias for which the layout has no name.
+        """
+        return export_network(self, folder)
 
     # -- linear layers -----------------------------------------------------------------------------
 

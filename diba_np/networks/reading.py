@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from diba_np.errors import FormatError
+from diba_np.networks import gguf_layout
 from diba_np.networks.decoder import Decoder
 from diba_np.networks.encoder import Encoder
+from diba_np.networks.file import NetworkFile
 from diba_np.networks.kind import kind_of, read_config
-from diba_np.networks import gguf_layout
 from diba_np.networks.network import Network
 from diba_np.networks.tensors import Held, Tensor, Tensors
 from diba_np.networks.tokenizer import gguf_tokenizer, read_tokenizer
@@ -88,9 +89,24 @@ def load(path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32) -> Netw
     elif path.suffix.lower() == ".gguf":
         config, tensors = read_gguf(path)
         tokenizer = gguf_tokenizer(read_metadata(path), str(path))
+    elif path.suffix.lower() in (".h5", ".hdf5"):
+        return _open(path, dtype)
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
     else:
         raise ValueError(f"{path}: expected a folder with {CONFIG}, a .gguf, or a network's .h5")
     return build(config, tensors, tokenizer=tokenizer, dtype=dtype, label=str(path))
+
+
+def _open(path: Path, dtype: DTypeLike) -> Network:
+    """Return the network in a file that `Network.save` wrote; its arrays are read when needed."""
+    file = NetworkFile(path)
+    settings = read_config(file.config, f"{path}: config")
+    form = Decoder if kind_of(settings.kind).decoder else Encoder
+    tensors = Tensors(settings, file.tensors, str(path), compressed=file.compressed, oriented=True)
+    net = form(tensors, file.tokenizer, dtype)
+    net.record = dict(file.model.record)
+    return net
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FromEntry]]:

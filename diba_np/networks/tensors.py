@@ -71,6 +71,10 @@ class Tensors:
         By their names in the source.
     label : str
         What messages call the source.
+    compressed : mapping of str to callable, optional
+        Of layers that are not dense: name -> what reads the matrix.
+    oriented : bool
+        Whether all matrices lie (m, n), whatever the kind says.
 
     Attributes
     ----------
@@ -78,9 +82,19 @@ class Tensors:
         Name of each linear layer of the trunk, in the order of their calls -> its place.
     """
 
-    def __init__(self, config: Config, tensors: Mapping[str, Tensor], label: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tensors: Mapping[str, Tensor],
+        label: str,
+        *,
+        compressed: Mapping[str, Callable[[], Any]] | None = None,
+        oriented: bool = False,
+    ) -> None:
         self.config, self.label = config, label
+        self.compressed = dict(compressed or {})
         self.kind = kind_of(config.kind)
+        self._transposed = () if oriented else self.kind.transposed
         # older checkpoints have other names for what norms multiply by and add
         renamed = {"gamma": "weight", "beta": "bias"}
         self.tensors = {
@@ -148,11 +162,11 @@ class Tensors:
         if full not in self.tensors:
             raise FormatError(f"{self.label}: tensor {full}: found none, expected it")
         shape = tuple(self.tensors[full].shape)
-        used = shape[::-1] if place in self.kind.transposed else shape
+        used = shape[::-1] if place in self._transposed else shape
         if place == "patches":
             used = (shape[0], math.prod(shape[1:]))
         if used != expected:
-            wanted = expected[::-1] if place in self.kind.transposed else expected
+            wanted = expected[::-1] if place in self._transposed else expected
             raise FormatError(
                 f"{self.label}: tensor {full}: found shape {shape}, expected {wanted}"
             )
@@ -173,7 +187,15 @@ class Tensors:
         """Return the weights (m, n) of a linear layer, in their own type."""
         values = self.array(f"{name}.weight")
         values = values.reshape(len(values), -1)
-        return values.T if self.names.get(name) in self.kind.transposed else values
+        return values.T if self.names.get(name) in self._transposed else values
+
+    def has_bias(self, name: str) -> bool:
+        """Tell whether a layer has a bias in the layout of its kind."""
+        if self.has(f"{name}.bias"):
+            return True
+        # a compressed matrix has its bias with it, where the source had one
+        made = self.compressed.get(name)
+        return made is not None and getattr(made(), "bias", None) is not None
 
 
 class Lazy(Mapping[str, Any]):

@@ -4,7 +4,7 @@ import naive
 import numpy as np
 import pytest
 
-from diba_np.kernels import activations, norms, softmax
+from diba_np.kernels import activations, norms, softmax, token
 
 KINDS = (np.float32, np.float64)
 
@@ -83,3 +83,23 @@ def test_gelu():
     expected = naive.gelu(x.astype(float))
     assert np.allclose(y, expected[0], atol=2e-6)
     assert np.allclose(slope, expected[1], atol=2e-6)
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("first", [0, 2])
+def test_attend_token(draw, dtype, turned, first):
+    heads, groups, d, capacity, at = 4, 2, 6, 7, 3
+    joined, keys, values = draw((heads + 2 * groups) * d), *draw(2, groups, capacity, d)
+    angle = draw(d // 2) if turned else draw(0)
+    cos, sin = np.cos(angle), np.sin(angle)
+    expected = naive.attend_token(joined, cos, sin, keys, values, first, at, heads)
+    mixed, scores = np.empty(heads * d, dtype), np.empty(capacity, dtype)
+    token.attend_token(joined, cos, sin, keys, values, first, at, heads, scores, mixed)
+    for one, other in zip((mixed, keys, values), expected, strict=True):
+        close(one, other, dtype)
+
+
+def test_gate_token(draw, dtype):
+    both, out = draw(10) * 5, np.empty(5, dtype)
+    token.gate_token(both, out)
+    close(out, naive.gate_token(both), dtype)

@@ -1,0 +1,183 @@
+"""A network's file: a model's file with configuration and tokenizer beside the arrays.
+
+Arrays have the names of the Hugging Face layout; matrices lie as they are used, (m, n), whatever
+the source has. ``config.json`` and ``tokenizer.json`` are stored arrays of deflated UTF-8, and the
+record names the kind under ``"network"``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+from diba_np.files.atomic import PathLike
+from diba_np.matrix.stored_array import StoredArray
+from diba_np.models.file import ModelFactors, open_model, write_model
+from diba_np.networks.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from diba_np.networks.network import Network
+
+Array = NDArray[Any]
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+_MOST_TEXT = 1 << 28  # bytes of a configuration or a tokenizer
+
+# where a stored bit of a network belongs
+PARTS = ("layers", "embeddings and head", "norms and biases", "tokenizer and configuration")
+
+
+def _deflated(text: str) -> StoredArray:
+    return StoredArray.of(np.frombuffer(zlib.compress(text.encode(), 9), np.uint8))
+
+
+def _inflated(stored: Any, label: str) -> str:
+    if not isinstance(stored, StoredArray) or stored.values.dtype != np.uint8:
+        raise FormatError(f"{label}: found no deflated text, expected it")
+    try:
+        unpacker = zlib.decompressobj()
+        text = unpacker.decompress(stored.values.tobytes(), _MOST_TEXT)
+        if not unpacker.eof:
+            raise ValueError(f"more than {_MOST_TEXT} bytes or an end too early")
+        return text.decode()
+    except (zlib.error, ValueError) as error:
+        raise FormatError(f"{label}: not readable ({error})") from error
+
+
+def save_network(net: Network, path: PathLike) -> int:
+    """Write everything that a network needs to run; return the file's bytes.
+
+    Parameters
+    ----------
+    net : Network
+    path : path-like
+        Written whole or not at all.
+    """
+    items: list[Any] = []
+
+    def add(name: str, made: Any, shape: tuple[int, ...] | None = None) -> None:
+        own = made.array_shape if isinstance(made, StoredArray) else made.shape
+        kind = made.array_dtype if isinstance(made, StoredArray) else "<f4"
+        items.append((name, shape or own, kind, made))
+
+    compressed = net.compressed
+    for name, layer in net.layers.items():
+        matrix = layer.to_matrix()
+        add(f"{name}.weight", matrix)
+        bias = layer.parameters["bias"]
+        # a factorization has its bias with it
+        if getattr(matrix, "bias", None) is None and (
+            bias.any() or net.tensors.has(f"{name}.bias")
+        ):
+            if name not in (net.token_name, net.head_name):
+                add(f"{name}.bias", StoredArray.of(bias.astype(np.float32)))
+    for owner, block in net.blocks.items():
+        for what, value in block.parameters.items():
+            add(f"{owner}.{what}".replace("..", ".").rstrip("."), StoredArray.of(value))
+    add(CONFIG, _deflated(json.dumps(dict(net.config.source))))
+    if net.tokenizer is not None:
+        add(TOKENIZER, _deflated(net.tokenizer.text))
+    record = {**net.record, "network": net.config.kind, "compressed": sorted(compressed)}
+    return write_model(path, items, record)
+
+
+class _InFile:
+    """A `Tensor` of a network's file."""
+
+    def __init__(self, model: ModelFactors, name: str) -> None:
+        self._model, self._name = model, name
+        self.shape = model.array_shape(name)
+
+    def read(self) -> Array:
+        """Return the array, decoded if it is compressed."""
+        return self._model.dense(self._name)
+
+
+class NetworkFile:
+    """What is in a network's file; arrays are read when they are asked for.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Attributes
+    ----------
+    model : ModelFactors
+    config : dict
+    tokenizer : Tokenizer or None
+    tensors : dict of str to Tensor
+
+    Raises
+    ------
+    FileNotFoundError
+    FormatError
+        It is no network's file, or damaged.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        self.model = open_model(path)
+        if "network" not in self.model.record or CONFIG not in self.model:
+            raise FormatError(f"{path}: found a model's arrays alone, expected a network with them")
+        config = json.loads(_inflated(self.model[CONFIG], f"{path}: {CONFIG}"))
+        if not isinstance(config, dict):
+            raise FormatError(f"{path}: {CONFIG}: found no object, expected one")
+        self.config: dict[str, Any] = config
+        self.tokenizer = None
+        if TOKENIZER in self.model:
+            text = _inflated(self.model[TOKENIZER], f"{path}: {TOKENIZER}")
+            self.tokenizer = Tokenizer(text, f"{path}: {TOKENIZER}")
+        names = [name for name in self.model if name not in (CONFIG, TOKENIZER)]
+        self.tensors = {name: _InFile(self.model, name) for name in names}
+
+    @cached_property
+    def compressed(self) -> Mapping[str, Callable[[], Any]]:
+        """What reads the matrix of each layer that is not dense, by the layer's name."""
+        names: list[str] = self.model.record.get("compressed", [])
+        return {name: lambda name=name: self.model[f"{name}.weight"] for name in names}  # type: ignore[misc]
+
+
+def is_network(path: PathLike) -> bool:
+    """Tell whether a file is a network's."""
+    try:
+        return "network" in open_model(path).record
+    except FormatError:
+        return False
+
+
+def bits_by_part(net: Network) -> dict[str, tuple[int, int]]:
+    """Return ``(stored bits, weights)`` of each of `PARTS`, as `save` writes a network."""
+    found = dict.fromkeys(PARTS, (0, 0))
+
+    def add(part: str, bits: int, weights: int) -> None:
+        found[part] = found[part][0] + bits, found[part][1] + weights
+
+    outside = {net.token_name, net.head_name}
+    for name, layer in net.layers.items():
+        matrix = layer.to_matrix()
+        bias = layer.parameters["bias"]
+        inside = 32 * bias.size if getattr(matrix, "bias", None) is not None else 0
+        add(
+            PARTS[1] if name in outside else PARTS[0],
+            matrix.storage_bits() - inside,
+            math.prod(layer.shape),
+        )
+        if inside or bias.any():
+            add(PARTS[2], 32 * bias.size, bias.size)
+    for block in net.blocks.values():
+        for value in block.parameters.values():
+            add(PARTS[2], 32 * value.size, value.size)
+    texts = [json.dumps(dict(net.config.source))]
+    texts += [net.tokenizer.text] if net.tokenizer is not None else []
+    for text in texts:
+        add(PARTS[3], _deflated(text).storage_bits(), 0)
+    return found

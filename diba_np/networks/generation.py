@@ -1,0 +1,344 @@
+"""Text from a decoder, token by token, with a cache of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.checks import check_count, check_number
+from diba_np.kernels import norms
+from diba_np.kernels.token import attend_token, gate_token
+from diba_np.layers.linear import Layer
+from diba_np.networks.blocks.activations import ACTIVATIONS
+from diba_np.networks.inputs import as_ids
+from diba_np.products.stack import Stack
+
+if TYPE_CHECKING:
+    from diba_np.networks.network import Network
+
+Array = NDArray[Any]
+# of a vector (n,): what linear layers give one below the other (m,), with added= and out=
+Apply = Callable[..., Array]
+
+_LEAST = 64  # places of a new cache
+
+
+def one_below_the_other(layers: Sequence[Layer], dtype: np.dtype[Any]) -> Apply:
+    """Return what multiplies a vector by several layers of one input in one call.
+
+    Packed ones in one compiled call; others through dense copies.
+    """
+    bias = np.concatenate([layer.parameters["bias"] for layer in layers])
+    if dtype == np.float32:
+        try:
+            return Stack([layer.to_matrix() for layer in layers], bias if bias.any() else None)
+        except TypeError:  # not factorizations all of them
+            pass
+    applied = [layer.frozen() for layer in layers]
+
+    def apply(x: Array, *, added: Array | None = None, out: Array | None = None) -> Array:
+        y = np.concatenate([f(x[None])[0] for f in applied])
+        if added is not None:
+            y += added
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    return apply
+
+
+class Session:
+    """A decoder that reads on where it stopped.
+
+    Parameters
+    ----------
+    net : Network
+        A decoder; its parameters are taken as they are now.
+    capacity : int
+        Tokens for which there is room at first; more is made when it is needed.
+
+    Attributes
+    ----------
+    length : int
+        Tokens read so far.
+
+    Notes
+    -----
+    Memory: ``2 layers key_heads head_width`` numbers a token. A token allocates nothing of the
+    network's width or larger but its row of the table.
+    """
+
+    def __init__(self, net: Network, capacity: int = _LEAST) -> None:
+        c = net.config
+        self.net, self.length, self.capacity = net, 0, check_count(capacity, "capacity")
+        find, dtype = net.tensors.find, net.dtype
+        self._names: list[list[str]] = []
+        self._parts: list[tuple[Any, ...]] = []
+        for i in range(c.layers):
+            joined = find("joined", i)
+            read = [joined] if joined else [find(p, i) for p in ("query", "key", "value")]
+            self._names.append([str(name) for name in read])
+            inner = [name for name in (find("gate", i), find("inner", i)) if name]
+            groups = read, [find("mix", i)], inner, [find("outer", i)]
+            stacks = [
+                one_below_the_other([net.layers[str(n)] for n in names], dtype) for names in groups
+            ]
+            both = [self._norm(net.tensors.need(place, i)) for place in ("mix_norm", "outer_norm")]
+            self._parts.append((*stacks, *both, net.rotary is not None and i not in c.unrotated))
+        self._end = self._norm(net.tensors.need("end_norm"))
+        self._head = one_below_the_other([net.layers[str(net.head_name)]], dtype)
+        places = find("positions")
+        self._places = None if places is None else net.blocks[places].parameters["weight"]
+        wide = (c.heads + 2 * c.key_heads) * c.head_width
+        self._gated = find("gate") is not None and c.activation in ("silu", "swish")
+        self._joined, self._mixed = np.empty(wide, dtype), np.empty(c.heads * c.head_width, dtype)
+        self._inner = np.empty(c.inner * (2 if find("gate") else 1), dtype)
+        self._active = np.empty(c.inner, dtype)
+        self._logits = np.empty(net.layers[str(net.head_name)].shape[0], dtype)
+        self._room(self.capacity)
+
+    def _norm(self, name: str) -> Callable[[Array], Array]:
+        """Return a norm of a vector, which writes to a place of its own."""
+        block, dtype = self.net.blocks[name], self.net.dtype
+        weight, epsilon = block.parameters["weight"], dtype.type(self.net.config.epsilon)
+        y, inverse = np.empty((1, len(weight)), dtype), np.empty(1, dtype)
+        flat, unit = y[0], np.empty_like(y)
+        if "bias" in block.parameters:
+            shift = block.parameters["bias"]
+
+            def centred(x: Array) -> Array:
+                norms.layer_norm(x[None], weight, shift, epsilon, unit, inverse, y)
+                return flat
+
+            return centred
+
+        def scaled(x: Array) -> Array:
+            norms.rms_norm(x[None], weight, epsilon, inverse, y)
+            return flat
+
+        return scaled
+
+    def _room(self, capacity: int) -> None:
+        """Make room for so many tokens; what has been read stays."""
+        c = self.net.config
+        shape = (2, c.layers, c.key_heads, capacity, c.head_width)
+        cache = np.zeros(shape, self.net.dtype)
+        if self.length:
+            cache[..., : self.length, :] = self._cache[..., : self.length, :]
+        self._cache, self.capacity = cache, capacity
+        self._keys, self._values = ([one for one in part] for part in cache)
+        self._scores = np.empty(capacity, self.net.dtype)
+        if self.net.rotary is not None:
+            self._cos, self._sin = self.net.rotary.tables(capacity)
+        self._still = np.empty(0, self.net.dtype)
+
+    def _check_room(self, tokens: int) -> None:
+        most = self.net.config.positions
+        if most and self.length + tokens > most:
+            raise ValueError(f"the network has {most} positions, got {self.length + tokens} tokens")
+        if self.length + tokens > self.capacity:
+            self._room(max(self.length + tokens, 2 * self.capacity))
+
+    def read(self, ids: ArrayLike) -> Array:
+        """Read the first tokens (T,) together; return the logits (vocabulary,) after the last.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `ids` are no tokens, or something has been read before.
+        """
+        if self.length:
+            raise ValueError("read must come first; go on with step")
+        row = as_ids(ids, self.net.config)
+        if len(row) > 1:
+            raise ValueError(f"ids must be one row, got {len(row)}")
+        tokens = row.shape[1]
+        self._check_room(tokens)
+        seen: dict[str, Array] = {}
+        wanted = {name for names in self._names for name in names}
+
+        def linear(name: str, x: Array, **how: Any) -> tuple[Array, None]:
+            y, _ = self.net.plain(name, x, **how)
+            if name in wanted:
+                seen[name] = y
+            return y, None
+
+        x = self.net.forward(row, None, linear)[0][-1]
+        c = self.net.config
+        for i, names in enumerate(self._names):
+            parts = np.concatenate([seen[name] for name in names], axis=-1)
+            keys, values = np.split(parts[..., c.heads * c.head_width :], 2, axis=-1)
+            if self.net.rotary is not None and self._parts[i][-1]:
+                keys = self.net.rotary.forward(keys)[0]
+            for cache, part in ((self._keys[i], keys), (self._values[i], values)):
+                cache[:, :tokens] = part.reshape(tokens, c.key_heads, -1).swapaxes(0, 1)
+        self.length = tokens
+        return self._head(np.ascontiguousarray(x[0, -1]), out=self._logits)
+
+    def step(self, token: int) -> Array:
+        """Read one token more; return the logits (vocabulary,) after it, overwritten by the next.
+
+        Raises
+        ------
+        ValueError
+            The network has no position for it.
+        """
+        self._check_room(1)
+        net, c, at = self.net, self.net.config, self.length
+        row = net.layers[str(net.token_name)].lookup(np.array([token]))[0][0]
+        x = row + self._places[at] if self._places is not None else row
+        x = np.array(x, net.dtype)
+        first = max(at + 1 - c.window, 0) if c.window else 0
+        for i, (read, mix, inner, outer, before, after, turns) in enumerate(self._parts):
+            joined = read(before(x), out=self._joined)
+            cos, sin = (self._cos[at], self._sin[at]) if turns else (self._still, self._still)
+            keys, values = self._keys[i], self._values[i]
+            attend_token(
+                joined, cos, sin, keys, values, first, at, c.heads, self._scores, self._mixed
+            )
+            mix(self._mixed, added=x, out=x)
+            both = inner(after(x), out=self._inner)
+            if self._gated:
+                gate_token(both, self._active)
+                active = self._active
+            else:
+                active = self._activated(both)
+            outer(active, added=x, out=x)
+        self.length += 1
+        return self._head(self._end(x), out=self._logits)
+
+    def _activated(self, both: Array) -> Array:
+        """Return the feed-forward's inner values where no kernel makes them."""
+        activation = ACTIVATIONS[self.net.config.activation]
+        if len(both) == len(self._active):
+            return activation(both)[0]
+        gate, value = np.split(both, 2)
+        active: Array = activation(gate)[0] * value
+        return active
+
+
+def choose(
+    logits: Array, rng: np.random.Generator, temperature: float, top_k: int | None, top_p: float
+) -> int:
+    """Return the most probable token at temperature 0, else one drawn.
+
+    Parameters
+    ----------
+    logits : (vocabulary,) array
+    rng : Generator
+    temperature : float
+        Logits are divided by it.
+    top_k : int or None
+        Among so many of the most probable.
+    top_p : float
+        Among the fewest that have this share of all probability together.
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")[:top_k]
+    p = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / temperature)
+    p /= p.sum()
+    if top_p < 1:
+        kept = int(np.searchsorted(np.cumsum(p), top_p)) + 1
+        order, p = order[:kept], p[:kept] / p[:kept].sum()
+    return int(rng.choice(order, p=p))
+
+
+def stream_tokens(
+    net: Network,
+    ids: ArrayLike,
+    tokens: int = 40,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield the tokens that a decoder writes after others, until it ends or there are enough.
+
+    Parameters
+    ----------
+    net : Network
+    ids : (T,) int array_like
+    tokens : int
+        Most of them.
+    temperature, top_k, top_p
+        See `choose`; 0 takes the most probable token.
+    seed : int
+        Draws them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of the wrong kind or value, or the network is no decoder.
+    """
+    if not net.kind.decoder:
+        raise ValueError("generate needs a decoder, the network is an encoder")
+    check_count(tokens, "tokens", least=0)
+    if check_number(temperature, "temperature") < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature:g}")
+    if not 0 < check_number(top_p, "top_p") <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p:g}")
+    if top_k is not None:
+        check_count(top_k, "top_k")
+    rng = np.random.default_rng(check_count(seed, "seed", least=0))
+    start = as_ids(ids, net.config)
+    session = Session(net, max(_LEAST, start.shape[1] + tokens))
+    ends = net.config.source.get("eos_token_id")
+    stops = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    def run() -> Iterator[int]:
+        logits = session.read(start)
+        for at in range(tokens):
+            token = choose(logits, rng, temperature, top_k, top_p)
+            if token in stops:
+                return
+            yield token
+            most = net.config.positions
+            if at + 1 == tokens or (most and session.length == most):
+                return
+            logits = session.step(token)
+
+    return run()
+
+
+def stream_text(net: Network, text: str, tokens: int = 40, **how: Any) -> Iterator[str]:
+    """Yield the text that a decoder writes after another, piece by piece.
+
+    Parameters
+    ----------
+    net : Network
+    text : str
+    tokens : int
+    **how
+        As of `stream_tokens`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The network has no tokenizer, or as of `stream_tokens`.
+    """
+    tokenizer = net.need_tokenizer()
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise ValueError("text must hold at least one token, got none")
+    source = stream_tokens(net, ids, tokens, **how)
+
+    def run() -> Iterator[str]:
+        written: list[int] = []
+        shown = ""
+        for token in source:
+            written.append(token)
+            whole = tokenizer.decode(written)
+            if not whole.endswith("\ufffd"):  # a character may come in several tokens
+                yield whole[len(shown) :]
+                shown = whole
+        whole = tokenizer.decode(written)
+        if len(whole) > len(shown):
+            yield whole[len(shown) :]
+
+    return run()

@@ -1,0 +1,294 @@
+"""`TextMethods`: what a network does with texts; the base of `Network`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diba_np.checks import check_count
+from diba_np.networks.generation import stream_text, stream_tokens
+from diba_np.networks.inputs import batches, padded
+
+if TYPE_CHECKING:
+    from diba_np.networks.kind import Config, Kind
+    from diba_np.networks.tokenizer import Tokenizer
+
+Array = NDArray[Any]
+Texts = str | Sequence[str] | Sequence[Sequence[int]] | ArrayLike
+
+BATCH = 1024  # tokens of a batch
+LENGTH = 128  # tokens of a row that texts are cut into
+
+
+class TextMethods:
+    """Texts to rows of tokens, and what a network says of them."""
+
+    if TYPE_CHECKING:
+        config: Config
+        kind: Kind
+        tokenizer: Tokenizer | None
+        dtype: np.dtype[Any]
+        forward: Any
+        frozen: Any
+        head: Any
+        logits: Any
+        head_name: str | None
+        tensors: Any
+
+    def need_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer.
+
+        Raises
+        ------
+        ValueError
+            The network has none.
+        """
+        if self.tokenizer is None:
+            raise ValueError("texts need a tokenizer, the network has none; give token ids")
+        return self.tokenizer
+
+    def rows_of(self, texts: Texts, length: int = LENGTH) -> list[list[int]]:
+        """Return texts as rows of tokens.
+
+        Parameters
+        ----------
+        texts : str, sequence of str, sequence of sequences of int, or (S, T) int array
+            Token ids stay as they are. Of texts a decoder reads all joined and cut into rows, a
+            rest that fills no row left out where there are others; an encoder reads one a row.
+        length : int
+            Most tokens of a row that is made of texts.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are neither texts nor tokens, or nothing; texts need a tokenizer.
+        """
+        check_count(length, "length", least=2)
+        parts: list[Any] = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
+        strings = [isinstance(part, str) for part in parts]
+        if any(strings) and not all(strings):
+            raise TypeError("texts must be all strings or all rows of token ids, got both")
+        if not any(strings):
+            rows = [np.asarray(part) for part in parts]
+            wrong = next(
+                (r for r in rows if r.ndim != 1 or (r.size and r.dtype.kind not in "iu")), None
+            )
+            if wrong is not None:
+                raise TypeError(f"texts must be strings or rows of token ids, got {wrong.dtype}")
+            found = [[int(i) for i in row] for row in rows if row.size]
+        else:
+            found = self._cut(parts, length)
+        if not found:
+            raise ValueError("texts must hold at least one token, got none")
+        return found
+
+    def _cut(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        tokenizer = self.need_tokenizer()
+        if self.config.positions:
+            length = min(length, self.config.positions - self.config.first_position)
+        rows = [tokenizer.encode(text, not self.kind.decoder) for text in texts]
+        if not self.kind.decoder:  # the last token closes a text
+            return [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
+        joined = [token for row in rows for token in row]
+        cut = [joined[at : at + length] for at in range(0, len(joined), length)]
+        return cut[:-1] if len(cut) > 1 and len(cut[-1]) < length else cut
+
+    # -- what it says ------------------------------------------------------------------------------
+
+    def token_losses(
+        self, texts: Texts, length: int = LENGTH
+    ) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield ``(logits, targets, losses)`` of the tokens that a decoder is to tell, by batches.
+
+        Parameters
+        ----------
+        texts, length
+            As of `rows_of`.
+
+        Yields
+        ------
+        (N, vocabulary) logits, (N,) targets and (N,) losses in nats: of all tokens of a row but
+        the first, rows in the order of their length.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of `rows_of`; the network is no decoder; no row has two tokens.
+        """
+        if not self.kind.decoder:
+            raise ValueError("perplexity needs a decoder, the network is an encoder")
+        rows = [row for row in self.rows_of(texts, length) if len(row) > 1]
+        if not rows:
+            raise ValueError("texts must hold a row of two tokens or more, got none")
+        linear = self.frozen()
+        for places in batches(rows, BATCH):
+            ids, mask = padded([rows[i] for i in places], self.config.padding)
+            x = self.forward(ids, mask, linear)[0][-1]
+            told = mask[:, 1:]
+            logits = self.head(x[:, :-1][told], linear=linear)[0]
+            targets = ids[:, 1:][told]
+            most = logits.max(axis=1, keepdims=True)
+            total = np.log(np.exp(logits - most).sum(axis=1)) + most[:, 0]
+            yield logits, targets, total - logits[np.arange(len(targets)), targets]
+
+    def perplexity(self, texts: Texts, length: int = LENGTH) -> float:
+        """Return the exponential of the mean loss of every token given those before it in its row.
+
+        Parameters
+        ----------
+        texts : str, sequence of str, sequence of sequences of int, or (S, T) int array
+            Texts are joined and cut into rows; rows of token ids stay as they are.
+        length : int, default 128
+            Tokens of a row that is made of texts.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of `token_losses`.
+        """
+        losses = np.concatenate([loss for *_, loss in self.token_losses(texts, length)])
+        return float(np.exp(losses.astype(np.float64).mean()))
+
+    def embed(self, texts: Texts, length: int = 512) -> Array:
+        """Return vectors of length 1 of texts: the means of the last hidden states of their tokens.
+
+        Parameters
+        ----------
+        texts : sequence of str, sequence of sequences of int, or (S, T) int array
+            One vector each.
+        length : int, default 512
+            Most tokens of a text; more are cut off.
+
+        Returns
+        -------
+        (S, width) ndarray
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of `rows_of`; a text has no token.
+        """
+        parts = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
+        rows = [row for part in parts for row in self._whole(part, length)]
+        linear = self.frozen()
+        found = np.empty((len(rows), self.config.width), self.dtype)
+        for places in batches(rows, BATCH):
+            ids, mask = padded([rows[i] for i in places], self.config.padding)
+            found[places] = unit_means(self.forward(ids, mask, linear)[0][-1], mask)[0]
+        return found
+
+    def _whole(self, text: Any, length: int) -> list[list[int]]:
+        """Return one text as one row, cut off where it is longer."""
+        if not isinstance(text, str):
+            return self.rows_of([text])
+        if self.config.positions:
+            length = min(length, self.config.positions - self.config.first_position)
+        row = self.need_tokenizer().encode(text)
+        if not row:
+            raise ValueError("texts must hold at least one token each, got none")
+        return [row if len(row) <= length else [*row[: length - 1], row[-1]]]
+
+    def fill_mask(self, text: str, most: int = 5) -> list[list[tuple[str, float]]]:
+        """Return the most probable tokens in the place of each mask of a text.
+
+        Parameters
+        ----------
+        text : str
+            With the tokenizer's mask, "[MASK]" or "<mask>", where a token is asked for.
+        most : int, default 5
+            Tokens of each.
+
+        Returns
+        -------
+        list of list of (str, float)
+            For each mask tokens and their probabilities, the most probable first.
+
+        Raises
+        ------
+        ValueError
+            The network has no head for masked tokens or no tokenizer, the text has no mask.
+        """
+        if self.kind.decoder or self.head_name is None:
+            raise ValueError("fill_mask needs a head for masked tokens, the network has none")
+        check_count(most, "most")
+        tokenizer = self.need_tokenizer()
+        if tokenizer.mask is None or tokenizer.mask not in text:
+            raise ValueError(f"text must hold {tokenizer.mask or 'a mask'} at least once, got none")
+        ids = np.array(tokenizer.encode(text))
+        logits = self.logits(ids)[0][ids == tokenizer.id_of(tokenizer.mask)]
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        order = np.argsort(-p, axis=1, kind="stable")[:, :most]
+        return [
+            [(tokenizer.token_of(i), float(row[i])) for i in best]
+            for row, best in zip(p, order, strict=True)
+        ]
+
+    def generate(
+        self,
+        text: str | Sequence[int],
+        tokens: int = 40,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stream: Callable[[str], Any] | None = None,
+    ) -> Any:
+        """Return what a decoder writes after a text.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+        tokens : int, default 40
+            Most of them; the network may end before.
+        temperature : float, default 0.0
+            0 takes the most probable token each time, else one is drawn, logits divided by this.
+        top_k : int, optional
+            Drawn among so many of the most probable.
+        top_p : float, default 1.0
+            Drawn among the fewest that have this share of all probability together.
+        seed : int, default 0
+        stream : callable, optional
+            Called with each piece of the text as soon as it is there.
+
+        Returns
+        -------
+        str, or a list of int if `text` was tokens.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is of the wrong kind or value; no decoder, or no tokenizer.
+        """
+        how: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        if not isinstance(text, str):
+            return list(stream_tokens(self, text, tokens, **how))  # type: ignore[arg-type]
+        pieces = []
+        for piece in stream_text(self, text, tokens, **how):  # type: ignore[arg-type]
+            pieces.append(piece)
+            if stream is not None:
+                stream(piece)
+        return "".join(pieces)
+
+
+def unit_means(x: Array, mask: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """Return the unit vectors (S, width) of the means over the tokens, and the step back."""
+    share = (mask / mask.sum(axis=1, keepdims=True)).astype(x.dtype)
+    y = np.einsum("st,std->sd", share, x)
+    length = np.sqrt(np.einsum("sd,sd->s", y, y))[:, None]
+    unit = y / length
+
+    def back(gradient: Array) -> Array:
+        g = gradient - unit * np.einsum("sd,sd->s", gradient, unit)[:, None]
+        spread: Array = share[:, :, None] * (g / length)[:, None]
+        return spread
+
+    return unit, back

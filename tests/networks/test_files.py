@@ -1,0 +1,246 @@
+"""Networks written and read: the Hugging Face layout, GGUF, files of their own."""
+
+import json
+
+import numpy as np
+import pytest
+from small_networks import CONFIGS, DECODERS, config_of, inputs_of, network, tensors_of
+from test_texts import packed, words
+
+import diba_np as dn
+from diba_np import networks
+from diba_np.networks.export import write_safetensors
+from diba_np.networks.file import PARTS, bits_by_part, is_network
+
+
+def folder_of(path, kind, head="masked", **more):
+    """A small network in the Hugging Face layout."""
+    head = "classes" if kind in ("vit", "audio-spectrogram-transformer") else head
+    path.mkdir()
+    arrays = {n: a.astype(np.float32) for n, a in tensors_of(kind, head, **more).items()}
+    write_safetensors(path / "model.safetensors", arrays)
+    (path / "config.json").write_text(json.dumps(config_of(kind, **more)))
+    return arrays
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_is_the_network_of_its_tensors(kind, tmp_path):
+    folder_of(tmp_path / "net", kind)
+    net = networks.load(tmp_path / "net")
+    inputs, mask = inputs_of(kind)
+    assert np.array_equal(
+        net.logits(inputs, mask), network(kind, dtype=np.float32).logits(inputs, mask)
+    )
+    assert net.tokenizer is None
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_saved_loaded_exported_networks_say_the_same(kind, tmp_path):
+    arrays = folder_of(tmp_path / "net", kind)
+    small = packed(networks.load(tmp_path / "net"))
+    small.tokenizer = words()
+    for block in small.blocks.values():  # as after training
+        for name in block.parameters:
+            block.parameters[name] += 0.25
+    size = small.save(tmp_path / "small.h5")
+    assert size == (tmp_path / "small.h5").stat().st_size
+    assert is_network(tmp_path / "small.h5")
+    inputs, mask = inputs_of(kind)
+    expected = small.logits(inputs, mask)
+    loaded = networks.load(tmp_path / "small.h5")
+    assert np.array_equal(loaded.logits(inputs, mask), expected)
+    assert loaded.tokenizer.text == small.tokenizer.text
+    assert list(loaded.compressed) == list(small.compressed) == list(loaded.layers)
+    again = loaded.replaced({})
+    assert np.array_equal(again.logits(inputs, mask), expected)
+    dense = networks.load(loaded.export(tmp_path / "dense"))
+    assert np.allclose(dense.logits(inputs, mask), expected, atol=1e-4 * np.abs(expected).max())
+    names = {e.name: e.shape for e in networks_entries(tmp_path / "dense")}
+    sizes = {name: array.shape for name, array in arrays.items()}
+    own = {n: s for n, s in sizes.items() if n in names}
+    assert own == {n: names[n] for n in own}
+    # what the network does not use, a second copy of a tied head, is left out
+    assert set(names) <= set(sizes)
+    with pytest.raises(FileExistsError, match="new or empty"):
+        loaded.export(tmp_path / "dense")
+
+
+def networks_entries(path):
+    from diba_np.sources.opening import open_source
+
+    return open_source(path)
+
+
+def test_dense_layers_are_stored_as_they_are(tmp_path):
+    net = network("gpt2", dtype=np.float32)
+    net.save(tmp_path / "net.h5")
+    loaded = networks.load(tmp_path / "net.h5")
+    assert not loaded.compressed
+    ids, mask = inputs_of("gpt2")
+    assert np.array_equal(loaded.logits(ids, mask), net.logits(ids, mask))
+    assert np.allclose(networks.load(tmp_path / "net.h5", dtype=np.float64).logits(ids, mask),
+                       net.logits(ids, mask), atol=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_every_bit_is_counted(kind, tmp_path):
+    small = packed(network(kind, dtype=np.float32))
+    small.tokenizer = words()
+    bits = bits_by_part(small)
+    assert list(bits) == list(PARTS)
+    size = small.save(tmp_path / "small.h5")
+    total = sum(part for part, _ in bits.values()) / 8
+    # beside the arrays a group takes some 2 KiB of headers
+    groups = len(small.layers) + sum(len(b.parameters) for b in small.blocks.values()) + 20
+    assert total < size < total + 6144 * groups
+    counted = {n: layer.to_matrix() for n, layer in small.layers.items()}
+    assert bits["layers"][1] == sum(a.size for a in small.weights.values()) + sum(
+        np.prod(small.layers[n].shape) for n in counted
+        if n not in small.weights and n not in (small.token_name, small.head_name)
+    )  # fmt: skip
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config.json: no such file"):
+        networks.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing: no such file"):
+        networks.load(tmp_path / "nothing")
+    (tmp_path / "x.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"expected a folder with config.json"):
+        networks.load(tmp_path / "x.txt")
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(dn.FormatError, match="found list, expected an object"):
+        networks.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(dn.FormatError, match="not readable as JSON"):
+        networks.load(tmp_path)
+    (tmp_path / "a.h5").write_bytes(b"nothing")
+    with pytest.raises(dn.FormatError):
+        networks.load(tmp_path / "a.h5")
+    dn.factorize(np.eye(4), k=2).save(tmp_path / "f.h5")
+    with pytest.raises(dn.FormatError):
+        networks.load(tmp_path / "f.h5")
+    assert not is_network(tmp_path / "f.h5")
+    dn.factorize_model({"a": np.eye(70)}, bits=2.0, output=tmp_path / "m.h5", min_size=1)
+    with pytest.raises(dn.FormatError, match="expected a network"):
+        networks.load(tmp_path / "m.h5")
+    assert not is_network(tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "t5"}, "model_type must be one of bert, .* gpt2, got 't5'; the weights"),
+        ({"model_type": None}, "got None"),
+    ],
+)
+def test_unknown_kinds(change, match):
+    with pytest.raises(ValueError, match=match):
+        networks.build({**config_of("bert"), **change}, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "match"),
+    [
+        ("bert", {"hidden_size": None}, "hidden_size: found none"),
+        ("bert", {"num_attention_heads": 3}, "width 8 for 3 heads"),
+        ("bert", {"num_hidden_layers": "2"}, "layers: found '2'"),
+        ("bert", {"hidden_act": "mish"}, "activation 'mish'"),
+        ("bert", {"vocab_size": 20}, r"found shape \(19, 8\), expected \(20, 8\)"),
+        (
+            "bert",
+            {"num_hidden_layers": 3},
+            r"encoder.layer.2.attention.self.query.weight: found none",
+        ),
+        ("llama", {"num_key_value_heads": 3}, "4 heads on 3 of keys"),
+        ("llama", {"intermediate_size": 13}, r"found shape \(12, 8\), expected \(13, 8\)"),
+        ("gpt2", {"n_inner": 16}, r"found shape \(8, 32\), expected \(8, 16\)"),
+        ("vit", {"image_size": 12}, r"found shape \(1, 5, 8\), expected \(1, 10, 8\)"),
+    ],
+)
+def test_settings_that_contradict_the_tensors(kind, change, match):
+    head = "classes" if kind == "vit" else "masked"
+    with pytest.raises(dn.FormatError, match=match):
+        networks.build({**config_of(kind), **change}, tensors_of(kind, head))
+
+
+def test_what_a_kind_does_otherwise():
+    with pytest.raises(ValueError, match="must look at all tokens"):
+        network("qwen2", use_sliding_window=True)
+    with pytest.raises(ValueError, match="root of the heads' width"):
+        network("gpt2", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(ValueError, match="rope_scaling must be"):
+        network("llama", rope_scaling={"rope_type": "yarn"})
+
+
+def test_old_names_of_norms_and_prefixes():
+    config, tensors = config_of("bert"), tensors_of("bert")
+    renamed = {
+        name.removeprefix("bert.")
+        .replace("LayerNorm.weight", "LayerNorm.gamma")
+        .replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in tensors.items()
+    }
+    ids, mask = inputs_of("bert")
+    one, two = (networks.build(config, t).logits(ids, mask) for t in (tensors, renamed))
+    assert np.array_equal(one, two)
+
+
+# -- GGUF ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_gguf_is_the_same_network(kind, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="GGUF files need the extra networks")
+    config = config_of(kind, tie_word_embeddings=kind == "qwen2")
+    tensors = {n: a.astype(np.float32) for n, a in tensors_of(kind).items()}
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), kind)
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(12)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(config.get("rope_theta", 10000.0))
+    names = {hf: own for own, hf in gguf_names().items()}
+    for name, values in tensors.items():
+        array = values
+        parts = name.split(".")
+        own = (
+            names[".".join(parts[3:-1])] if parts[1] == "layers" else names[name.rsplit(".", 1)[0]]
+        )
+        own = f"blk.{parts[2]}.{own}" if parts[1] == "layers" else own
+        if kind == "llama" and own.endswith(("attn_q", "attn_k")):  # neighbours are turned
+            heads = 4 if own.endswith("q") else 2
+            array = array.reshape(heads, 2, -1, 8).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(f"{own}.{parts[-1]}", np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ids, mask = inputs_of(kind)
+    found = networks.load(tmp_path / "x.gguf")
+    assert np.allclose(
+        found.logits(ids, mask), networks.build(config, tensors).logits(ids, mask), atol=1e-5
+    )
+    assert list(found.weights) == list(networks.build(config, tensors).weights)
+
+
+def gguf_names():
+    from diba_np.networks.gguf_layout import _NAMES
+
+    return _NAMES
+
+
+def test_gguf_of_another_architecture():
+    from diba_np.networks.gguf_layout import config_of as read
+
+    with pytest.raises(ValueError, match=r"general\.architecture must be one of llama, qwen2"):
+        read({"general.architecture": "mamba"}, [], "x.gguf")
+    with pytest.raises(dn.FormatError, match=r"llama.block_count: found none"):
+        read({"general.architecture": "llama"}, [], "x.gguf")
+
+
+def test_the_decoders_are_all_there():
+    assert set(DECODERS) < set(CONFIGS)

@@ -1,0 +1,246 @@
+"""What networks say of rows of tokens: perplexity, generation, embeddings, masks filled in."""
+
+import json
+
+import numpy as np
+import pytest
+from small_networks import DECODERS, TOKENS, config_of, inputs_of, network
+
+import diba_np as dn
+from diba_np.networks.generation import Session, choose
+
+tokenizers = pytest.importorskip("tokenizers", reason="texts need the extra networks")
+
+
+def words(special=("[UNK]", "[MASK]", "[CLS]", "[SEP]")):
+    """A tokenizer of whole words for the 19 tokens of the small networks."""
+    from diba_np.networks.tokenizer import Tokenizer
+
+    names = [*special, *"abcdefghijklmno"]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="[UNK]")
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(list(special))
+    return Tokenizer(inner.to_str())
+
+
+def packed(net, seed=0):
+    """The network with factorizations of random bits in the place of all its layers."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, layer in net.layers.items():
+        (m, n), k = layer.shape, 9
+        b1, b2 = (rng.integers(0, 2, shape, np.uint8) for shape in ((m, k), (k, n)))
+        d = [rng.normal(size=size).astype(np.float16) / 2 for size in (m, k, n)]
+        f = dn.DiBAFactors(d[0], b1, d[1], b2, d[2], 0.5)
+        made[name] = dn.DiBALinear(f, layer.parameters["bias"])
+    return net.replaced(made)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_perplexity_is_of_each_token_given_those_before(kind):
+    net = network(kind)
+    rows = [[3, 4, 5, 6], [7, 8], [9], [2, 3, 4]]
+    total, count = 0.0, 0
+    for row in rows:
+        for at in range(1, len(row)):
+            logits = net.logits([row[:at]])[0, -1]
+            p = np.exp(logits - logits.max())
+            total, count = total - np.log(p[row[at]] / p.sum()), count + 1
+    assert net.perplexity(rows) == pytest.approx(np.exp(total / count))
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("form", ["dense", "packed"])
+def test_a_token_read_alone_is_as_in_its_row(kind, form):
+    net = network(kind, dtype=np.float32)
+    net = packed(net) if form == "packed" else net
+    ids = inputs_of(kind)[0][0]
+    whole = net.logits(ids)[0]
+    session = Session(net, capacity=4)  # smaller than the row: it grows
+    found = [session.read(ids[:3]).copy()]
+    found += [session.step(int(token)).copy() for token in ids[3:]]
+    assert np.allclose(found, whole[2:], atol=2e-4 * np.abs(whole).max())
+    with pytest.raises(ValueError, match="read must come first"):
+        session.read(ids)
+
+
+def test_generation_takes_the_most_probable_and_stops_at_the_end():
+    net = network("llama")
+    start = [3, 4, 5]
+    expected = list(start)
+    for _ in range(8):
+        expected.append(int(net.logits([expected])[0, -1].argmax()))
+    assert net.generate(start, 8) == expected[3:]
+    ended = network("llama", eos_token_id=expected[5])
+    assert ended.generate(start, 8) == expected[3 : expected.index(expected[5], 3)]
+    listed = network("llama", eos_token_id=[expected[5]])
+    assert listed.generate(start, 8) == ended.generate(start, 8)
+    assert net.generate(start, 0) == []
+
+
+def test_generation_ends_with_the_positions():
+    assert len(network("gpt2").generate([3] * 12, 99)) == 5  # the last one needs no position
+    with pytest.raises(ValueError, match="16 positions"):
+        session = Session(network("gpt2"))
+        session.read([3] * 16)
+        session.step(3)
+
+
+def test_drawn_tokens_follow_seed_and_bounds():
+    net = network("llama")
+    drawn = [net.generate([3], 9, temperature=2.0, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert net.generate([3], 9, temperature=2.0, top_k=1) == net.generate([3], 9)
+    assert net.generate([3], 9, temperature=2.0, top_p=1e-9) == net.generate([3], 9)
+    logits = np.log(np.array([0.5, 0.2, 0.3]))
+    rng = np.random.default_rng(0)
+    counts = np.bincount([choose(logits, rng, 1.0, None, 1.0) for _ in range(4000)], minlength=3)
+    assert np.allclose(counts / 4000, [0.5, 0.2, 0.3], atol=0.03)
+    assert {choose(logits, rng, 1.0, 2, 1.0) for _ in range(200)} == {0, 2}
+    assert {choose(logits, rng, 1.0, None, 0.6) for _ in range(200)} == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"tokens": -1}, "tokens must be at least 0"),
+        ({"temperature": -1.0}, "temperature must not be negative"),
+        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+    ],
+)
+def test_bad_options_of_generation(how, match):
+    with pytest.raises(ValueError, match=match):
+        network("llama").generate([3], **how)
+
+
+def test_texts_stream():
+    net = network("llama")
+    net.tokenizer = words()
+    pieces = []
+    text = net.generate("a b c", 6, stream=pieces.append)
+    assert "".join(pieces) == text
+    assert text.split() == [w for w in (net.tokenizer.decode([i]) for i in
+                            net.generate(net.tokenizer.encode("a b c"), 6)) if w]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_embed_is_the_mean_of_each_alone(kind):
+    net = network(kind)
+    rows = [[3, 4, 5, 6, 2], [7, 8], [9], [2, 3, 4]]
+    found = net.embed(rows)
+    for row, vector in zip(rows, found, strict=True):
+        mean = net.hidden([row])[-1][0].mean(axis=0)
+        assert np.allclose(vector, mean / np.linalg.norm(mean))
+    net.tokenizer = words()
+    assert np.allclose(net.embed(["a b", "c"]), net.embed([[4, 5], [6]]))
+    assert net.embed("a b").shape == (1, 8)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+def test_fill_mask(kind):
+    net = network(kind)
+    net.tokenizer = words()
+    found = net.fill_mask("a [MASK] c [MASK]", most=3)
+    ids = net.tokenizer.encode("a [MASK] c [MASK]")
+    logits = net.logits(ids)[0]
+    for at, best in zip((1, 3), found, strict=True):
+        p = np.exp(logits[at]) / np.exp(logits[at]).sum()
+        order = np.argsort(-p)[:3]
+        assert [name for name, _ in best] == [net.tokenizer.token_of(i) for i in order]
+        assert np.allclose([share for _, share in best], p[order])
+    with pytest.raises(ValueError, match=r"text must hold \[MASK\]"):
+        net.fill_mask("a b")
+    with pytest.raises(ValueError, match="needs a head for masked tokens"):
+        network("llama").fill_mask("a [MASK]")
+
+
+def test_rows_of_texts():
+    net = network("llama")
+    with pytest.raises(ValueError, match="texts need a tokenizer"):
+        net.perplexity("a b")
+    net.tokenizer = words()
+    assert net.rows_of(["a b c", "d e"], 2) == [[4, 5], [6, 7]]
+    assert net.rows_of("a b c", 8) == [[4, 5, 6]]
+    assert net.rows_of(np.array([[1, 2], [3, 4]])) == [[1, 2], [3, 4]]
+    encoder = network("bert")
+    encoder.tokenizer = words()
+    assert encoder.rows_of(["a b c", "d"], 2) == [[4, 6], [7]]
+    for wrong, match in (([["a"]], "strings or rows"), ([[0.5]], "strings or rows"),
+                         (["a", [1]], "all strings or all rows")):  # fmt: skip
+        with pytest.raises(TypeError, match=match):
+            net.rows_of(wrong)
+    for nothing in ([], "", [[]]):
+        with pytest.raises(ValueError, match="at least one token"):
+            net.rows_of(nothing)
+    with pytest.raises(ValueError, match="two tokens or more"):
+        net.perplexity([[3]])
+    with pytest.raises(ValueError, match="perplexity needs a decoder"):
+        encoder.perplexity([[3, 4]])
+    with pytest.raises(ValueError, match="generate needs a decoder"):
+        encoder.generate([3])
+
+
+# -- tokenizers ------------------------------------------------------------------------------------
+
+
+def test_gguf_tokenizer_of_bytes():
+    from diba_np.networks.tokenizer import gguf_tokenizer
+
+    tokens = ["<s>", "a", "b", "ab", "Ġ", "Ġa", "1", "2"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": ["a b", "Ġ a"],
+        "tokenizer.ggml.token_type": [3] + [1] * 7,
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.bos_token_id": 0,
+    }
+    made = gguf_tokenizer(metadata, "x.gguf")
+    assert made.encode("ab a 12") == [3, 5, 4, 6, 7]
+    assert made.decode([0, 3, 5, 4, 6, 7]) == "ab a 12"
+    assert made.encode("<s>ab") == [0, 3]
+    before = gguf_tokenizer({**metadata, "tokenizer.ggml.add_bos_token": True}, "x.gguf")
+    assert before.encode("ab") == [0, 3]
+    assert before.encode("ab", special=False) == [3]
+    assert gguf_tokenizer({}, "x.gguf") is None
+    with pytest.raises(dn.FormatError, match=r"tokenizer.ggml.model: found rwkv"):
+        gguf_tokenizer({"tokenizer.ggml.model": "rwkv"}, "x.gguf")
+
+
+def test_gguf_tokenizer_of_sentence_pieces():
+    from diba_np.networks.tokenizer import gguf_tokenizer
+
+    tokens = ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "ab", "▁ab"]
+    scores = [0, 0, 0, 0, 0, -9, -9, -9, -1, -2]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [2, 3, 3, 6, 6, 1, 1, 1, 1, 1],
+        "tokenizer.ggml.bos_token_id": 1,
+    }
+    made = gguf_tokenizer(metadata, "x.gguf")
+    assert made.encode("ab abé") == [1, 9, 9, 3, 4]
+    assert made.decode([1, 9, 9, 3, 4]) == "ab abé"
+
+
+def test_tokenizers_of_older_folders(tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    assert read_tokenizer(tmp_path) is None
+    lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##do", "it"]
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n")
+    assert read_tokenizer(tmp_path).encode("Undo IT what") == [2, 5, 6, 7, 1, 3]
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert read_tokenizer(tmp_path).encode("abb") == [2, 1]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(dn.FormatError, match="not readable as a tokenizer"):
+        read_tokenizer(tmp_path).encode("a")
+
+
+def test_the_configurations_of_all_small_networks_are_plain():
+    assert json.loads(json.dumps(config_of("llama"))) == config_of("llama")
