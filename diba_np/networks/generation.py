@@ -75,6 +75,7 @@ class Session:
     def __init__(self, net: Network, capacity: int = _LEAST) -> None:
         c = net.config
         self.net, self.length, self.capacity = net, 0, check_count(capacity, "capacity")
+        self._cache: Array = np.empty(0)
         find, dtype = net.tensors.find, net.dtype
         self._names: list[list[str]] = []
         self._parts: list[tuple[Any, ...]] = []
@@ -106,7 +107,8 @@ class Session:
         block, dtype = self.net.blocks[name], self.net.dtype
         weight, epsilon = block.parameters["weight"], dtype.type(self.net.config.epsilon)
         y, inverse = np.empty((1, len(weight)), dtype), np.empty(1, dtype)
-        flat, unit = y[0], np.empty_like(y)
+        flat: Array = y[0]
+        unit = np.empty_like(y)
         if "bias" in block.parameters:
             shift = block.parameters["bias"]
 
@@ -314,7 +316,7 @@ def stream_text(net: Network, text: str, tokens: int = 40, **how: Any) -> Iterat
     net : Network
     text : str
     tokens : int
-    **how
+    how
         As of `stream_tokens`.
 
     Raises
