@@ -1,7 +1,7 @@
 """Compare logits with those of torch and transformers, on small random networks of every kind.
 
 python scripts/check_networks.py                                    # needs torch and transformers
-python scripts/check_networks.py --record data/network_logits.npz   # keeps what they say, for a test
+python scripts/check_networks.py --record data/network_logits.npz   # keeps it for a test
 
 Prints the largest difference of each kind, as a share of the largest logit. Weights are random, the
 networks have a few thousand of them each.

@@ -77,7 +77,7 @@ def evaluate(
     targets = tokens = same = 0
     divergence = 0.0
     for batch in rows:
-        logs = []
+        logs: list[Array] = []
         for one, linear, total in zip(nets, linears, sums, strict=True):
             started = time.process_time()
             found = _log_shares(_outputs(one, batch, linear))
