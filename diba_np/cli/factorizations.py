@@ -146,13 +146,9 @@ def run_retune(args: argparse.Namespace) -> int:
     inputs, targets = load_array(args.inputs), load_array(args.targets)
     from diba_np.layers.dibard import retune
     from diba_np.matrix.factors import DiBAFactors
-    from diba_np.matrix.files import load
 
-    factors = load(args.file, group=args.group)
-    if not isinstance(factors, DiBAFactors):
-        raise CommandError(f"{args.file}: found method {factors.method}, expected a DiBA file")
     result = retune(
-        factors,
+        DiBAFactors.load(args.file, group=args.group),
         inputs,
         targets,
         loss=args.loss,
@@ -188,39 +184,27 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     """Expand a stored matrix to a dense .npy."""
     output = Path(args.output)
     check_output(output, args.force)
-    import numpy as np
-
-    from diba_np.arrays import row_blocks
     from diba_np.matrix.files import load
-    from diba_np.matrix.stored_array import StoredArray
 
-    factors = load(args.file, group=args.group)
-    shape, dtype = _shape_in_model(args, factors), np.dtype(np.float32)
-    if isinstance(factors, StoredArray):
-        shape, dtype = factors.array.shape, factors.array.dtype
-
-    def fill(array: Any) -> None:
-        if isinstance(factors, StoredArray):
-            array[...] = factors.array
-            return
-        expand, flat = factors.row_expander(), array.reshape(factors.shape)
-        for rows in row_blocks(factors.shape):
-            flat[rows] = expand(rows)
-
-    file_bytes = _write_rows(output, shape, dtype, fill)
+    matrix = load(args.file, group=args.group)
+    own_shape, dtype = matrix.array_form()
+    shape = _shape_in_model(args) or own_shape
+    file_bytes = _write_rows(output, shape, dtype, matrix.fill)
     report = {
         "output": str(output),
         "shape": list(shape),
         "dtype": str(dtype),
         "file_bytes": file_bytes,
     }
-    told = " x ".join(map(str, shape)) or "scalar"
-    lines = [("shape", told), ("file", f"{output} ({file_bytes} bytes)")]
+    lines = [
+        ("shape", " x ".join(map(str, shape)) or "scalar"),
+        ("file", f"{output} ({file_bytes} bytes)"),
+    ]
     emit(report, args.json, lines, output)
     return DONE
 
 
-def _shape_in_model(args: argparse.Namespace, factors: Any) -> tuple[int, ...]:
+def _shape_in_model(args: argparse.Namespace) -> tuple[int, ...] | None:
     """Return the shape of the array that a matrix was in a model: that of a convolution, say."""
     from diba_np.models.file import is_model, open_model
 
@@ -228,8 +212,7 @@ def _shape_in_model(args: argparse.Namespace, factors: Any) -> tuple[int, ...]:
         with open_model(args.file) as model:
             if args.group in model:
                 return model.array_shape(args.group)
-    m, n = factors.shape
-    return m, n
+    return None
 
 
 def run_apply(args: argparse.Namespace) -> int:

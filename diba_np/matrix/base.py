@@ -215,6 +215,25 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
         """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
         return quality.snr_db(A, self)
 
+    # ---- the array that it stands for -------------------------------------------------
+    def stands_for(self, shape: tuple[int, ...], dtype: str, matrix: tuple[int, int]) -> bool:
+        """Tell whether this can be an array of that shape and type, seen as such a matrix."""
+        return bool(self.shape == matrix)
+
+    def array_form(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of the dense array, the matrix in float32."""
+        return self.shape, np.dtype(np.float32)
+
+    def fill(self, out: Array) -> None:
+        """Write the matrix into an array of m n entries, in row order, block by block."""
+        expand, flat = self.row_expander(), out.reshape(self.shape)
+        for rows in row_blocks(self.shape):
+            flat[rows] = expand(rows)
+
+    def to_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return the matrix as an array of another shape and dtype."""
+        return self.to_dense().reshape(shape).astype(dtype, copy=False)
+
     # ---- file ------------------------------------------------------------------------
     def contents(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the ``(attributes, arrays)`` that stand for the matrix in a file."""

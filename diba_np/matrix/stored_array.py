@@ -90,6 +90,22 @@ class StoredArray(CompressedMatrix):
             return np.zeros(self.shape, np.float32)
         return self.array.reshape(self.shape).astype(np.float32)
 
+    def stands_for(self, shape: tuple[int, ...], dtype: str, matrix: tuple[int, int]) -> bool:
+        """Tell whether this is an array of that shape and type."""
+        return (self.array_shape, self.array_dtype) == (shape, dtype)
+
+    def array_form(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of the array."""
+        return self.array_shape, self.array.dtype
+
+    def fill(self, out: Array) -> None:
+        """Write the entries into an array of the same shape."""
+        out[...] = self.array
+
+    def to_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return the array, whose shape and type are its own."""
+        return self.array
+
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``."""
         attrs = {"array_shape": json.dumps(self.array_shape), "array_dtype": self.array_dtype}

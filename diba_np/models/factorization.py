@@ -26,7 +26,6 @@ from diba_np.machine.versions import versions
 from diba_np.matrix import quality
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.factors import DiBAFactors
-from diba_np.matrix.files import load
 from diba_np.matrix.row_blocks import stack
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.models.executors import Events, Runner, dask_executor
@@ -516,10 +515,9 @@ class _Run:
         if self.parts is None:
             return None
         try:
-            found = load(self.parts.path(task.number))
+            return DiBAFactors.load(self.parts.path(task.number))
         except (FileNotFoundError, FormatError):
             return None
-        return found if isinstance(found, DiBAFactors) else None
 
     def _factors(self, task: Task) -> DiBAFactors:
         found = self.made.get(task.number) if self.parts is None else self._finished(task)
@@ -536,9 +534,11 @@ class _Run:
             if matrix.alias_of is not None:
                 yield matrix.name, matrix.shape, matrix.dtype, Alias(matrix.alias_of)
                 continue
+            dtype = matrix.dtype
             if matrix.kept:
                 array = self.entries[matrix.name].read()
-                made = StoredArray.of(array, matrix.dtype, {"kept": matrix.kept})
+                made = stored = StoredArray.of(array, matrix.dtype, {"kept": matrix.kept})
+                dtype = stored.array_dtype
             else:
                 tasks = by_name[matrix.name]
                 blocks = [self._factors(task) for task in tasks]
@@ -548,7 +548,6 @@ class _Run:
                     "shape": list(made.shape),
                     "sha256": matrix.sha256,
                 }
-            dtype = made.array_dtype if isinstance(made, StoredArray) else matrix.dtype
             yield matrix.name, matrix.shape, dtype, made
 
     def _warn_of_losses(self) -> None:

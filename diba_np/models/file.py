@@ -20,7 +20,6 @@ from diba_np.matrix.budgets import DENSE_BITS
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.files import load
 from diba_np.matrix.small_floats import value_type
-from diba_np.matrix.stored_array import StoredArray
 from diba_np.models.shapes import matrix_shape
 
 Made = DiBAFactors | CompressedMatrix
@@ -120,13 +119,9 @@ class ModelFactors(Mapping[str, Made]):
     def _read(self, name: str) -> Made:
         made = load(self.path or "", group=group_key(name))
         shape, dtype = self._arrays[name]
-        expected: tuple[int, ...] = made.shape
-        if isinstance(made, StoredArray):
-            fits = (made.array_shape, made.array_dtype) == (shape, dtype)
-        else:
-            fits = len(shape) > 1 and expected == matrix_shape(shape)
-        if not fits:
-            raise FormatError(f"{self.path}: array {name}: found {expected}, expected {shape}")
+        matrix = matrix_shape(shape) if len(shape) > 1 else (0, 0)
+        if not made.stands_for(shape, dtype, matrix):
+            raise FormatError(f"{self.path}: array {name}: found {made.shape}, expected {shape}")
         return made
 
     def close(self) -> None:
@@ -150,11 +145,8 @@ class ModelFactors(Mapping[str, Made]):
 
         float32 for types that NumPy has not, such as bfloat16.
         """
-        made = self[name]
-        if isinstance(made, StoredArray):
-            return made.array
         shape, dtype = self._arrays[name]
-        return made.to_dense().reshape(shape).astype(value_type(dtype), copy=False)
+        return self[name].to_array(shape, value_type(dtype))
 
     def array_dtype(self, name: str) -> str:
         """Return NumPy's name of the type that the array has in the model, or "bfloat16" and so."""

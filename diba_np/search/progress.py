@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diba_np.machine.display import Display
 from diba_np.search.journal import Journal
 
 # objective values kept in a record; more are thinned out evenly
@@ -79,7 +78,7 @@ class Run:
         self.time_limit = time_limit
         self.stopped = ""
         self._window = (0.0, RELAXING)
-        self._display = Display() if progress else None
+        self._display = Display(pause=_SECONDS_BETWEEN_LINES) if progress else None
 
     # -- time --------------------------------------------------------------------------------------
 
@@ -104,7 +103,8 @@ class Run:
     def step(self, phase: str, step: int, steps: int, k: int, error: float | None = None) -> bool:
         """Report a step and the relative squared error after it; return whether to end now."""
         if self._display is not None:
-            self._display.show(phase, step, steps, k, error, self.seconds)
+            reached = "" if error is None else f", relative error {error:.4g}"
+            self._display.show(step, steps, f"{phase} k={k}", f"{self.seconds:.0f} s{reached}")
         if self.callback is not None:
             if self.callback(SearchState(phase, step, steps, k, error, self.seconds)):
                 self.stopped = "callback"
@@ -127,38 +127,6 @@ class Run:
         """Go on from what `clock` returned."""
         self.started = time.monotonic() - clock["seconds"]
         self.stopped = clock["stopped"]
-
-
-class Display:
-    """Shows where a search stands: a tqdm bar where tqdm is installed, else lines."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._phase = ""
-        self._last_line = time.monotonic()
-
-    def show(
-        self, phase: str, step: int, steps: int, k: int, error: float | None, seconds: float
-    ) -> None:
-        """Show a step."""
-        if importlib.util.find_spec("tqdm") is not None:
-            from tqdm import tqdm
-
-            if phase != self._phase or self._bar is None:
-                self.close()
-                self._bar = tqdm(total=steps, desc=f"{phase} k={k}", file=sys.stderr)
-            self._bar.update(step - self._bar.n)
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            reached = "" if error is None else f", relative error {error:.4g}"
-            sys.stderr.write(f"{phase} k={k}: {step}/{steps}, {seconds:.0f} s{reached}\n")
-        self._phase = phase
-
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 def thinned(history: Sequence[float]) -> list[float]:
