@@ -280,9 +280,10 @@ def test_progress_goes_to_standard_error(capsys, rng, monkeypatch):
     A = rng.normal(size=(20, 20))
     factorize(A, k=8, max_sweeps=5)
     assert capsys.readouterr() == ("", "")
+    from diba_np.machine import display
     from diba_np.search import progress
 
-    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(display.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     factorize(A, k=8, max_sweeps=5, progress=True)
     out, err = capsys.readouterr()
