@@ -117,6 +117,13 @@ def test_no_module_is_named_like_a_public_function():
     assert not names & set(diba_np.__all__) - {"__version__"}
 
 
+def test_the_page_for_contributors_shows_the_house_as_it_is():
+    text = (PACKAGE / "docs" / "contributing.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)/` \|", text, re.M) == FOLDERS
+    for name in re.findall(r"`(\w+/[\w/]+\.py)`", text):
+        assert (PACKAGE / name).exists() or (PACKAGE.parent / name).exists(), name
+
+
 def test_the_tests_mirror_the_package():
     here = Path(__file__).parent
     folders = {path.name for path in here.iterdir() if list(path.glob("test_*.py"))}
