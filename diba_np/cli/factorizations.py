@@ -82,7 +82,12 @@ def run_info(args: argparse.Namespace) -> int:
 
     if not args.group and is_model(args.file):
         from diba_np.cli.models import info_model
+        from diba_np.networks.file import is_network
 
+        if is_network(args.file):
+            from diba_np.cli.networks import info_network
+
+            return info_network(args)
         return info_model(args)
     file_bytes = Path(args.file).stat().st_size if Path(args.file).is_file() else 0
     names = [args.group or ""] if args.group else groups(args.file)

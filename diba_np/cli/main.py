@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diba_np._version import __version__
-from diba_np.cli import factorizations, rates, views
+from diba_np.cli import factorizations, networks, rates, views
 from diba_np.cli.options import (
     SHARED,
     SWEPT,
@@ -65,7 +65,9 @@ EXAMPLES = {
     "model": (
         "diba-np model weights.npz --bits 1.0 -o model.h5",
         "diba-np model folder --bits 2 --include '*.attention.*' --jobs 2 -o model.h5",
+        "diba-np model folder --texts T.txt --bits 1.0 -o small.h5",
     ),
+    **networks.EXAMPLES,
     "plot": ("diba-np plot A.h5 A.npy -o A.png", "diba-np plot A.h5 -o - > A.png"),
     "report": ("diba-np report A.h5 A.npy -o A.html",),
     "completion": (
@@ -111,6 +113,12 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     )
     command.add_argument("--weights", metavar="W.json", help="sensitivities: {GLOB: number}")
     command.add_argument("--grams", metavar="SOURCE", help="X^T X / N by name, from such a source")
+    command.add_argument(
+        "--texts",
+        metavar="T.txt",
+        help="SOURCE is a network of a known kind: fit its layers to what they read there, then "
+        "train diagonals end to end (effort: fast)",
+    )
     add_search_options(command, *SHARED)
     command.add_argument(
         "--jobs", type=positive(int), metavar="N", help="processes; default: one a processor"
@@ -120,13 +128,14 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
     command.add_argument("--restart", action="store_true", help="drop parts of another run")
     command.add_argument("--json-log", metavar="FILE", help="append each event, one a line")
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    command.set_defaults(run=_run_model)
+    command.set_defaults(run=_run_model, effort=None)
 
 
 def _run_model(args: argparse.Namespace) -> int:
     from diba_np.cli.models import run_model
 
-    return run_model(args)
+    args.effort = args.effort or ("balanced" if args.texts is None else "fast")
+    return run_model(args) if args.texts is None else networks.run_compress(args)
 
 
 def build_parser() -> Parser:
@@ -179,6 +188,7 @@ def build_parser() -> Parser:
     command.set_defaults(run=factorizations.run_factorize)
 
     _add_model(subcommands, [common, writes])
+    networks.add_commands(subcommands, common, writes)
 
     command = subcommands.add_parser("info", parents=[common, reads], help="what a file holds")
     command.set_defaults(run=factorizations.run_info)

@@ -278,8 +278,7 @@ def stream_tokens(
     TypeError, ValueError
         An argument is of the wrong kind or value, or the network is no decoder.
     """
-    if not net.kind.decoder:
-        raise ValueError("generate needs a decoder, the network is an encoder")
+    _check_decoder(net)
     check_count(tokens, "tokens", least=0)
     if check_number(temperature, "temperature") < 0:
         raise ValueError(f"temperature must not be negative, got {temperature:g}")
@@ -308,6 +307,11 @@ def stream_tokens(
     return run()
 
 
+def _check_decoder(net: Network) -> None:
+    if not net.kind.decoder:
+        raise ValueError("generate needs a decoder, the network is an encoder")
+
+
 def stream_text(net: Network, text: str, tokens: int = 40, **how: Any) -> Iterator[str]:
     """Yield the text that a decoder writes after another, piece by piece.
 
@@ -324,6 +328,7 @@ def stream_text(net: Network, text: str, tokens: int = 40, **how: Any) -> Iterat
     TypeError, ValueError
         The network has no tokenizer, or as of `stream_tokens`.
     """
+    _check_decoder(net)
     tokenizer = net.need_tokenizer()
     ids = tokenizer.encode(text)
     if not ids:

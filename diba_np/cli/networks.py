@@ -1,0 +1,323 @@
+"""Subcommands of networks: ``model --texts``, ``evaluate``, ``generate``, ``embed``, ``export``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from diba_np.cli.options import positive, within
+from diba_np.cli.output import (
+    DONE,
+    STANDARD_OUTPUT,
+    CommandError,
+    check_output,
+    decibels_text,
+    emit,
+    load_array,
+    write_file,
+)
+
+EXAMPLES = {
+    "evaluate": (
+        "diba-np evaluate small.h5 --texts held_out.txt",
+        "diba-np evaluate small.h5 --texts held_out.txt --against folder",
+        "diba-np evaluate ast.h5 --inputs spectrograms.npy --labels labels.npy",
+    ),
+    "generate": (
+        'diba-np generate small.h5 "The capital of France is"',
+        'diba-np generate small.h5 "Once" --tokens 200 --temperature 0.8 --seed 1',
+    ),
+    "embed": ("diba-np embed small.h5 texts.txt -o E.npy",),
+    "export": ("diba-np export small.h5 -o folder",),
+}
+
+_NETWORK = "a network: a folder with config.json, a .gguf, or a file of model --texts"
+
+
+def add_commands(subcommands: Any, common: Any, writes: Any) -> None:
+    """Add the subcommands to the parser.
+
+    Parameters
+    ----------
+    subcommands
+        What `argparse` adds parsers with.
+    common, writes : ArgumentParser
+        Options of every command, and of those that write.
+    """
+    command = subcommands.add_parser(
+        "evaluate", parents=[common], help="judge a network, alone or against another"
+    )
+    command.add_argument("network", metavar="NETWORK", help=_NETWORK)
+    command.add_argument("--texts", metavar="T.txt", help="UTF-8; for masked tokens one a line")
+    command.add_argument("--inputs", metavar="X.npy", help="ids, images or spectrograms, with")
+    command.add_argument("--labels", metavar="Y.npy", help="their classes")
+    command.add_argument("--against", metavar="NETWORK", help="usually the dense network")
+    command.add_argument("--length", type=within(int, 2), default=128, help="tokens of a row")
+    command.add_argument("--seed", type=within(int, 0), default=0, help="of what is masked")
+    command.set_defaults(run=run_evaluate)
+
+    command = subcommands.add_parser("generate", parents=[common], help="go on with a text")
+    command.add_argument("network", metavar="NETWORK", help=_NETWORK)
+    command.add_argument("text", metavar="TEXT", help="- reads it from standard input")
+    command.add_argument("--tokens", type=positive(int), default=40, metavar="N", help="at most")
+    command.add_argument(
+        "--temperature", type=within(float, 0), default=0.0, help="0: the most probable token"
+    )
+    command.add_argument("--top-k", type=positive(int), metavar="N", help="draw among so many")
+    command.add_argument(
+        "--top-p", type=within(float, 0, 1), default=1.0, help="draw within this share"
+    )
+    command.add_argument("--seed", type=within(int, 0), default=0, help="of what is drawn")
+    command.set_defaults(run=run_generate)
+
+    command = subcommands.add_parser(
+        "embed", parents=[common, writes], help="unit vectors of texts, one a line"
+    )
+    command.add_argument("network", metavar="NETWORK", help=_NETWORK)
+    command.add_argument("texts", metavar="T.txt", help="UTF-8, one text a line")
+    command.add_argument("-o", "--output", metavar="E.npy", required=True, help="float32 (S, n)")
+    command.set_defaults(run=run_embed)
+
+    command = subcommands.add_parser(
+        "export", parents=[common], help="write a network's dense weights for other software"
+    )
+    command.add_argument("network", metavar="NETWORK", help=_NETWORK)
+    command.add_argument(
+        "-o", "--output", metavar="FOLDER", required=True, help="new or empty; Hugging Face layout"
+    )
+    command.set_defaults(run=run_export)
+
+
+def _load(path: str) -> Any:
+    """Return the network at a path."""
+    from diba_np.networks.reading import load
+
+    try:
+        return load(path)
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+
+
+def _lines(path: str) -> list[str]:
+    """Return the lines of a text file that are not blank."""
+    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+
+
+def _text(path: str) -> str:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
+    except FileNotFoundError as error:
+        raise CommandError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path}: not readable as UTF-8 ({error.reason})") from error
+    if not text.strip():
+        raise CommandError(f"{path}: holds no text")
+    return text
+
+
+def _texts(path: str, net: Any) -> Any:
+    """Return what a file holds for a network: ids, one text, or one a line."""
+    if path.endswith(".npy"):
+        return load_array(path)
+    return [_text(path)] if net.kind.decoder else _lines(path)
+
+
+def _size(path: str) -> int:
+    """Return the bytes of a file, or of all files right in a folder."""
+    place = Path(path)
+    files = place.iterdir() if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Judge a network and print what came out."""
+    from diba_np.networks.evaluation import evaluate
+
+    net = _load(args.network)
+    other = _load(args.against) if args.against else None
+    found = evaluate(
+        net,
+        None if args.texts is None else _texts(args.texts, net),
+        against=other,
+        inputs=None if args.inputs is None else load_array(args.inputs),
+        labels=None if args.labels is None else load_array(args.labels),
+        length=args.length,
+        seed=args.seed,
+    )
+    report = {"network": args.network, "bytes": _size(args.network), **found}
+    if other is not None:
+        report["against"] = {
+            "network": args.against,
+            "bytes": _size(args.against),
+            **found["against"],
+        }
+    columns = [report, *([report["against"]] if other is not None else [])]
+
+    def row(name: str, form: str) -> str:
+        return "  ".join(f"{format(one[name], form):>14}" for one in columns)
+
+    lines = [
+        ("judged on", f"{found['targets']} {found['task']}"),
+        ("network", "  ".join(f"{Path(one['network']).name[-14:]:>14}" for one in columns)),
+        ("perplexity", row("perplexity", ".2f")),
+        ("accuracy", row("accuracy", ".4f")),
+        ("rows a second" if found["task"] == "classes" else "tokens a second",
+         row("tokens_per_second", ".0f")),
+        ("bytes", row("bytes", "d")),
+    ]  # fmt: skip
+    if other is not None:
+        lines += [("agreement", f"{found['agreement']:.4f}"), ("KL", f"{found['kl']:.4f} nats")]
+    emit(report, args.json, lines)
+    return DONE
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Print a text and what a network writes after it, piece by piece."""
+    net = _load(args.network)
+    text = _text("-").rstrip("\n") if args.text == "-" else args.text
+    stream = None
+    if not args.json:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+        def stream(piece: str) -> None:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    started = time.process_time()
+    written = net.generate(
+        text,
+        args.tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        stream=stream,
+    )
+    if not args.json:
+        sys.stdout.write("\n")
+        return DONE
+    seconds = time.process_time() - started
+    emit({"text": text, "generated": written, "cpu_seconds": seconds}, True, [])
+    return DONE
+
+
+def run_embed(args: argparse.Namespace) -> int:
+    """Write the vectors of a file's texts as a .npy file."""
+    import numpy as np
+
+    output = Path(args.output)
+    check_output(output, args.force)
+    net = _load(args.network)
+    vectors = net.embed(_lines(args.texts))
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, vectors)
+
+    size = write_file(output, write)
+    emit(
+        {"output": args.output, "texts": len(vectors), "width": vectors.shape[1], "bytes": size},
+        args.json,
+        [("vectors", f"{len(vectors)} x {vectors.shape[1]}"), ("file", f"{output} ({size} bytes)")],
+        output if output == STANDARD_OUTPUT else None,
+    )
+    return DONE
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a network's dense weights as a folder in the Hugging Face layout."""
+    folder = _load(args.network).export(args.output)
+    size = _size(str(folder))
+    lines = [("folder", f"{folder} ({size} bytes)")]
+    emit({"output": str(folder), "bytes": size}, args.json, lines)
+    return DONE
+
+
+def _part_lines(net: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Return the bits of a network by kind of tensor, as a report and as lines."""
+    from diba_np.networks.file import bits_by_part
+
+    parts = bits_by_part(net)
+    report = {name: {"bits": bits, "weights": size} for name, (bits, size) in parts.items()}
+    lines = [
+        (name, f"{bits / 8:.0f} bytes" + (f", {bits / size:.3f} bits a weight" if size else ""))
+        for name, (bits, size) in parts.items()
+    ]
+    bits = sum(bits for bits, _ in parts.values())
+    size = sum(size for _, size in parts.values())
+    report["all"] = {"bits": bits, "weights": size}
+    lines.append(("all", f"{bits / 8:.0f} bytes, {bits / size:.3f} bits a weight of {size}"))
+    return report, lines
+
+
+def info_network(args: argparse.Namespace) -> int:
+    """Report what a network's file holds: kind, sizes, bits by kind of tensor."""
+    net = _load(args.file)
+    c = net.config
+    report, lines = _part_lines(net)
+    file_bytes = _size(args.file)
+    first = [
+        ("network", f"{c.kind}, {c.layers} layers, width {c.width}, {c.heads} heads"),
+        ("compressed", f"{len(net.compressed)} of {len(net.layers)} linear layers"),
+    ]
+    whole = {
+        "file": args.file,
+        "file_bytes": file_bytes,
+        "network": c.kind,
+        "layers": c.layers,
+        "width": c.width,
+        "compressed": len(net.compressed),
+        "bits": report,
+        "record": net.record,
+    }
+    emit(whole, args.json, [*first, *lines, ("file", f"{args.file} ({file_bytes} bytes)")])
+    return DONE
+
+
+_ALONE = ("include", "exclude", "weights", "grams", "scheduler")
+
+
+def run_compress(args: argparse.Namespace) -> int:
+    """Compress a network with activations, and train it end to end."""
+    output = Path(args.output)
+    check_output(output, args.force, streams=False)
+    given = [name for name in _ALONE if getattr(args, name)]
+    if given:
+        raise CommandError(f"--{given[0]} is of matrices alone; leave it out with --texts")
+    from diba_np import networks
+
+    net = _load(args.source)
+    texts = _texts(args.texts, net)
+    parts = output.with_name(output.name + ".parts")
+    if args.restart and parts.is_dir():
+        shutil.rmtree(parts)
+    started = time.monotonic()
+    facts: list[dict[str, Any]] = []
+    small = networks.compress(
+        net,
+        texts,
+        bits=args.bits,
+        effort=args.effort,
+        jobs=args.jobs or 1,
+        threads=args.threads or 1,
+        seed=args.seed,
+        folder=parts,
+        progress=not args.quiet,
+        callback=lambda told: facts.append(told) if told.get("event") == "matrix" else None,
+    )
+    small.save(output)
+    shutil.rmtree(parts, ignore_errors=True)
+    report, lines = _part_lines(small)
+    seconds = time.monotonic() - started
+    decibels = [told["output_snr_db"] for told in facts if told.get("output_snr_db") is not None]
+    if decibels:
+        lines.append(("outputs", decibels_text(sum(decibels) / len(decibels)) + " in the mean"))
+    lines += [("seconds", f"{seconds:.1f}"), ("file", f"{output} ({_size(args.output)} bytes)")]
+    whole = {"output": args.output, "bits": report, "wall_seconds": seconds}
+    emit({**whole, "file_bytes": _size(args.output)}, args.json, lines)
+    return DONE

@@ -1,0 +1,132 @@
+"""The commands of whole networks, on small random ones."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diba_np import networks
+from diba_np.cli.main import main
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "networks"))
+
+from small_networks import inputs_of, network
+from test_network_files import folder_of
+from test_texts import packed, words
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A decoder in its file."""
+    net = packed(network("llama", dtype=np.float32))
+    net.tokenizer = words()
+    net.save(tmp_path / "small.h5")
+    return str(tmp_path / "small.h5")
+
+
+def told(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_one_and_against_another(small, tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("a b c d\ne f g h i\n")
+    assert main(["evaluate", small, "--texts", str(tmp_path / "t.txt"), "--json"]) == 0
+    found = told(capsys)
+    net = networks.load(small)
+    assert found["perplexity"] == pytest.approx(net.perplexity("a b c d e f g h i"), rel=1e-5)
+    dense = str(net.export(tmp_path / "dense"))
+    line = ["evaluate", small, "--texts", str(tmp_path / "t.txt"), "--against", dense]
+    assert main([*line, "--json"]) == 0
+    both = told(capsys)
+    assert both["agreement"] == 1
+    assert both["against"]["bytes"] > 0
+    assert main(line) == 0
+    assert "agreement" in capsys.readouterr().out
+
+
+def test_evaluate_classes(tmp_path, capsys):
+    folder_of(tmp_path / "net", "vit")
+    inputs, _ = inputs_of("vit")
+    np.save(tmp_path / "x.npy", inputs)
+    labels = networks.load(tmp_path / "net").logits(inputs).argmax(axis=1)
+    np.save(tmp_path / "y.npy", labels)
+    given = ["--inputs", str(tmp_path / "x.npy"), "--labels", str(tmp_path / "y.npy")]
+    assert main(["evaluate", str(tmp_path / "net"), *given, "--json"]) == 0
+    assert told(capsys)["accuracy"] == 1
+
+
+def test_generate_streams_and_reports(small, capsys):
+    assert main(["generate", small, "a b", "--tokens", "5"]) == 0
+    out = capsys.readouterr().out
+    written = networks.load(small).generate("a b", 5)
+    assert out == f"a b{written}\n"
+    assert main(["generate", small, "a b", "--tokens", "5", "--json"]) == 0
+    assert told(capsys)["generated"] == written
+
+
+def test_embed_writes_a_vector_a_line(small, tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("a b\n\nc d e\n")
+    line = ["embed", small, str(tmp_path / "t.txt"), "-o", str(tmp_path / "e.npy"), "--json"]
+    assert main(line) == 0
+    assert told(capsys)["texts"] == 2
+    vectors = np.load(tmp_path / "e.npy")
+    assert np.allclose(vectors, networks.load(small).embed(["a b", "c d e"]))
+    assert main(line) == 1
+    assert "exists; pass --force" in capsys.readouterr().err
+
+
+def test_export_writes_a_folder(small, tmp_path, capsys):
+    assert main(["export", small, "-o", str(tmp_path / "dense"), "--json"]) == 0
+    assert told(capsys)["bytes"] > 0
+    ids = [[3, 4, 5]]
+    one, two = (networks.load(path).logits(ids) for path in (small, tmp_path / "dense"))
+    assert np.allclose(one, two, atol=1e-4 * np.abs(one).max())
+    assert main(["export", small, "-o", str(tmp_path / "dense")]) == 1
+    assert "new or empty" in capsys.readouterr().err
+
+
+def test_info_counts_bits_by_kind_of_tensor(small, capsys):
+    assert main(["info", small, "--json"]) == 0
+    found = told(capsys)
+    assert found["network"] == "llama"
+    assert found["compressed"] == 16
+    parts = {name: part for name, part in found["bits"].items() if name != "all"}
+    assert sum(part["bits"] for part in parts.values()) == found["bits"]["all"]["bits"]
+    assert found["bits"]["all"]["bits"] / 8 < found["file_bytes"]
+    assert main(["info", small]) == 0
+    assert "embeddings and head" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        (["evaluate", "nothing"], "nothing: no such file or folder"),
+        (["evaluate", "{small}", "--texts", "nothing.txt"], "nothing.txt: no such file"),
+        (["evaluate", "{small}", "--texts", "{blank}"], "holds no text"),
+        (["evaluate", "{small}", "--texts", "{latin}"], "not readable as UTF-8"),
+        (["evaluate", "{small}"], "give texts, or inputs and labels"),
+        (["generate", "{net}", "a"], "generate needs a decoder"),
+        (["embed", "{net}", "{good}", "-o", "{out}"], "texts need a tokenizer"),
+        (["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", "{out}", "--include", "a"],
+         "--include is of matrices alone"),
+        (["model", "{other}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
+         "model_type must be one of bert"),
+    ],
+)  # fmt: skip
+def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
+    folder_of(tmp_path / "net", "bert")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "mamba"}')
+    np.savez(tmp_path / "other" / "weights.npz", a=np.eye(3))
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "good.txt").write_text("a b c\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    places = {name: tmp_path / name for name in ("net", "other", "out")}
+    places |= {name: tmp_path / f"{name}.txt" for name in ("blank", "latin", "good")}
+    assert main([part.format(small=small, **places) for part in line]) == 1
+    err = capsys.readouterr().err
+    assert match in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
