@@ -218,15 +218,6 @@ def flip_signs(H, C, order, passes, pairs, S):
     return S, flips
 
 
-def xnor_product(positive_s, positive_x):
-    """Inner products of rows of signs: agreements minus disagreements."""
-    out = np.zeros((len(positive_x), len(positive_s)), int)
-    for t, i in itertools.product(range(len(positive_x)), range(len(positive_s))):
-        for a, b in zip(positive_x[t], positive_s[i], strict=True):
-            out[t, i] += 1 if a == b else -1
-    return out
-
-
 def row_error(a, b, s, M, shift):
     """Squared error of one row: ``|a - s (b - shift) M|^2``."""
     residual = a - s * ((b - shift) @ M)

@@ -100,34 +100,3 @@ def flip_signs(H, C, order, passes, pairs, S, gain):
                 break
         gain[i] = (p * p / q if q > 0.0 else 0.0) - start
     return flips
-
-
-@njit(fastmath=False)
-def xnor_product(words_s, words_x, n, out):
-    """Inner products of sign rows kept as bits: ``out[t, i] = n - 2 popcount(s_i xor x_t)``.
-
-    Parameters
-    ----------
-    words_s : (m, n_words) uint64
-        Bit j of a row is 1 where the sign is +; zero tail.
-    words_x : (N, n_words) uint64
-    n : int
-        Signs in a row.
-    out : (N, m) int64, overwritten
-
-    Notes
-    -----
-    O(N m n / 64).  naive: signs_x @ signs_s.T
-    """
-    for t in range(words_x.shape[0]):
-        for i in range(words_s.shape[0]):
-            count = np.uint64(0)
-            for w in range(words_s.shape[1]):
-                v = words_s[i, w] ^ words_x[t, w]
-                v = v - ((v >> np.uint64(1)) & np.uint64(0x5555555555555555))
-                v = (v & np.uint64(0x3333333333333333)) + (
-                    (v >> np.uint64(2)) & np.uint64(0x3333333333333333)
-                )
-                v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-                count += (v * np.uint64(0x0101010101010101)) >> np.uint64(56)
-            out[t, i] = n - 2 * np.int64(count)

@@ -6,16 +6,13 @@ importance vector and progressive layer-wise quantization; the procedure is deci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import cho_factor, cho_solve
 
-from diba_np.kernels.signs import flip_signs, xnor_product
+from diba_np.kernels.signs import flip_signs
 from diba_np.matrix.base import Array
-from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.fitting import check_problem, gram, to_half, too_small
 from diba_np.methods.gptq import output_error, sequential_rounding
 from diba_np.methods.rounding import sign_columns
@@ -43,21 +40,6 @@ def importance(H: Array) -> Array:
     """Return the importance of every column, (n,): ``sum_k V_jk^2 s_k^2``, the diagonal of H."""
     V, s = rotation(H)
     result: Array = (V**2) @ s**2
-    return result
-
-
-def cross_layer_target(W: Array, X_full: Array, X_compressed: Array, ridge: float = 0.01) -> Array:
-    """Return the weights that give on compressed inputs what `W` gives on the full ones.
-
-    ``W* = W X_full^T X_q (X_q^T X_q + ridge)^-1``, (m, n) float64; ridge in units of the
-    mean diagonal entry, pulling towards W.
-    """
-    H = X_compressed.T @ X_compressed
-    mean = float(np.trace(H)) / len(H)
-    add = ridge * mean if mean > 0.0 else 1.0
-    H[np.diag_indices(len(H))] += add
-    right = W @ (X_full.T @ X_compressed) + add * W
-    result: Array = cho_solve(cho_factor(H), right.T).T
     return result
 
 
@@ -215,94 +197,3 @@ class BiTAT(ScalarQuantized):
         loss = output_error(problem.W - S * alpha[:, None], H)
         made.record = problem.record(kept=n_kept, order=order, flips=flips, ridge=ridge, loss=loss)
         return made
-
-    def apply_binary(self, X: ArrayLike) -> Array:
-        """Return the outputs for 1-bit inputs: ``A_hat (beta sign(x))``, beta = mean |x|.
-
-        Parameters
-        ----------
-        X : (N, n) array_like
-
-        Returns
-        -------
-        (N, m) float32
-
-        Notes
-        -----
-        Signs of weights and inputs meet as XNOR and popcount, 64 a word: O(N m n / 64).
-        """
-        X = np.asarray(X)
-        if X.ndim != 2 or X.shape[1] != self.shape[1]:
-            raise ValueError(f"X must have shape (N, {self.shape[1]}), got {X.shape}")
-        if not len(X):
-            return np.empty((0, self.shape[0]), np.float32)
-        X = X[:, self.kept].astype(np.float64)
-        products = np.empty((len(X), self.shape[0]), np.int64)
-        signs = PackedBits(self.codes).words, PackedBits(X >= 0).words
-        xnor_product(*signs, X.shape[1], products)
-        beta = np.mean(np.abs(X), axis=1, keepdims=True)
-        alpha = 0.5 * self.scales[:, 0].astype(np.float64) * self.scale
-        result: Array = (products * beta * alpha).astype(np.float32)
-        return result
-
-
-def fit_layers(
-    weights: Sequence[ArrayLike],
-    inputs: ArrayLike,
-    bits: float = 1.05,
-    biases: Sequence[ArrayLike] | None = None,
-    activation: Callable[[Array], Array] | None = None,
-    seed: int = 0,
-    cross_layer: bool = True,
-    **options: Any,
-) -> list[BiTAT]:
-    """Binarize a chain of layers from the bottom to the top.
-
-    Every layer is fitted on the inputs that the binarized layers below it produce; its
-    target are the outputs of the full chain (`cross_layer_target`).
-
-    Parameters
-    ----------
-    weights : sequence of (m_l, n_l) arrays
-        ``x_{l+1} = activation(x_l W_l^T + b_l)``; the last layer has no activation.
-    inputs : (N, n_0) array_like
-    bits : float
-        Budget of every layer, in bits per weight.
-    biases : sequence of (m_l,) arrays, optional
-    activation : callable, optional
-        ReLU by default.
-    cross_layer : bool
-        False fits the original weights instead.
-    options
-        Passed to `BiTAT.fit`.
-
-    Returns
-    -------
-    list of BiTAT
-    """
-    weights = list(weights)
-    if not weights:
-        raise ValueError("weights must hold at least one matrix, got none")
-    if biases is not None and len(biases) != len(weights):
-        raise ValueError(
-            f"biases must have {len(weights)} entries, as weights has, got {len(biases)}"
-        )
-    if activation is None:
-
-        def activation(x: Array) -> Array:
-            return np.maximum(x, 0.0)
-
-    full = np.asarray(inputs, np.float64)
-    compressed = full
-    result = []
-    for index, weight in enumerate(weights):
-        W = np.asarray(weight, np.float64)
-        bias = 0.0 if biases is None else np.asarray(biases[index], np.float64)
-        target = cross_layer_target(W, full, compressed) if cross_layer and index else W
-        layer = BiTAT.fit(target, bits, inputs=compressed, seed=seed, **options)
-        result.append(layer)
-        full = full @ W.T + bias
-        compressed = (layer @ compressed.T).T + bias
-        if index < len(weights) - 1:
-            full, compressed = activation(full), activation(compressed)
-    return result

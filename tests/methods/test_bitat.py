@@ -6,15 +6,12 @@ import naive
 import numpy as np
 import pytest
 
-from diba_np.kernels.signs import flip_signs, xnor_product
-from diba_np.matrix.packed_bits import PackedBits
+from diba_np.kernels.signs import flip_signs
 from diba_np.matrix.quality import snr_db
 from diba_np.methods.bitat import (
     ORDERS,
     BiTAT,
     binarize,
-    cross_layer_target,
-    fit_layers,
     importance,
     rotation,
 )
@@ -125,52 +122,6 @@ def test_columns_that_are_not_stored_stay_zero(correlated):
     )
 
 
-def test_products_with_signs_of_the_inputs(rng):
-    made = BiTAT.fit(rng.standard_normal((10, 70)), 1.3)
-    X = rng.standard_normal((5, 70))
-    plain = np.abs(X).mean(axis=1, keepdims=True) * (
-        np.where(X >= 0, 1.0, -1.0) @ made.to_dense().T.astype(float)
-    )
-    np.testing.assert_allclose(made.apply_binary(X), plain, rtol=1e-3, atol=1e-4)
-    assert made.apply_binary(X[:0]).shape == (0, 10)
-    with pytest.raises(ValueError, match=r"X must have shape \(N, 70\)"):
-        made.apply_binary(X[:, :3])
-
-
-def test_cross_layer_target_is_least_squares(rng):
-    W = rng.standard_normal((4, 6))
-    X = rng.standard_normal((200, 6))
-    np.testing.assert_allclose(cross_layer_target(W, X, X), W, atol=1e-8)
-    X_q = X + 0.3 * rng.standard_normal(X.shape)
-    target = cross_layer_target(W, X, X_q, ridge=1e-12)
-    expected = np.linalg.lstsq(X_q, X @ W.T, rcond=None)[0].T
-    np.testing.assert_allclose(target, expected, atol=1e-6)
-
-
-def test_progressive_layers_beat_layers_on_their_own(rng):
-    n = 48
-    X = (rng.standard_normal((1500, n)) / np.sqrt(np.arange(1, n + 1))) @ np.linalg.qr(
-        rng.standard_normal((n, n))
-    )[0]
-    weights = [rng.standard_normal((n, n)) / np.sqrt(n) for _ in range(3)]
-
-    def run(layers):
-        x = X
-        for index, layer in enumerate(layers):
-            x = (layer @ x.T).T
-            x = np.maximum(x, 0) if index < 2 else x
-        return x
-
-    full = run(weights)
-    chain = fit_layers(weights, X, bits=1.4)
-    alone = [SignRows.fit(W, 1.4) for W in weights]
-    assert snr_db(full, run(chain)) > snr_db(full, run(alone)) + 1.0
-    with pytest.raises(ValueError, match="at least one matrix"):
-        fit_layers([], X)
-    with pytest.raises(ValueError, match="biases must have 3"):
-        fit_layers(weights, X, biases=[np.zeros(n)])
-
-
 def test_bad_options():
     with pytest.raises(ValueError, match="order must be one of"):
         binarize(np.eye(3), np.eye(3), "random")
@@ -239,11 +190,3 @@ def test_sign_flips_equal_the_plain_ones(pairs, rng):
     plain, flips = naive.flip_signs(H, C, [j for j in order if j != 4], 5, pairs, S)
     assert flip_signs(H, C, order, 5, pairs, S, np.empty(8)) == flips > 0
     np.testing.assert_array_equal(S, plain)
-
-
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 130])
-def test_xnor_products_equal_the_plain_ones(n, rng):
-    S, X = rng.random((4, n)) < 0.5, rng.random((3, n)) < 0.5
-    out = np.empty((3, 4), np.int64)
-    xnor_product(PackedBits(S).words, PackedBits(X).words, n, out)
-    np.testing.assert_array_equal(out, naive.xnor_product(S, X))

@@ -168,7 +168,7 @@ def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
     inside = len(steps) - before
     assert found.b1 == whole.b1 and found.b2 == whole.b2
     # damaged: anew, with the same result
-    path.write_bytes(state[:1000] + bytes([state[1000] ^ 1]) + state[1001:])
+    path.write_bytes(state[: len(state) // 2])
     before = len(steps)
     found = model.factorize_rows(A, 2.0, None, options, str(path))
     assert found.b1 == whole.b1 and len(steps) - before > inside
