@@ -134,16 +134,16 @@ def info_model(args: argparse.Namespace) -> int:
                     "record": record,
                 }
             )
-            told = _shape_text(shape)
+            text = _shape_text(shape)
             if name in model.aliases:
-                lines.append((name, f"{told}, the same as {model.aliases[name]}"))
+                lines.append((name, f"{text}, the same as {model.aliases[name]}"))
                 continue
-            told += f", {made.bits_per_weight:.3f} bits"
+            text += f", {made.bits_per_weight:.3f} bits"
             if made.method == "stored":
-                told += f", kept ({record.get('kept')})"
+                text += f", kept ({record.get('kept')})"
             elif "snr_db" in record:
-                told += f", {decibels_text(record['snr_db'])}"
-            lines.append((name, told))
+                text += f", {decibels_text(record['snr_db'])}"
+            lines.append((name, text))
     emit(report | {"record": model.record, "groups": groups}, args.json, lines)
     return DONE
 
@@ -180,15 +180,15 @@ def verify_model(args: argparse.Namespace) -> int:
                         other.append(name)
                 else:
                     matrix = matrix_view(array)
-                    told = made.record.get("source", {}).get("sha256")
-                    if told != digest(matrix):
+                    recorded = made.record.get("source", {}).get("sha256")
+                    if recorded != digest(matrix):
                         other.append(name)
                     apart = squared_sums(matrix, made, unit=1.0)
                     signal, noise = signal + apart[0], noise + apart[1]
             snr = decibels(signal, noise)
             report |= {"same_source": not other, "differ": other, "snr_db": snr, "ok": not other}
-            told = f"NOT the model it was made from: {len(other)} differ, first {other[:1]}"
-            lines += [("source", told if other else "the model it was made from")]
+            sentence = f"NOT the model it was made from: {len(other)} differ, first {other[:1]}"
+            lines += [("source", sentence if other else "the model it was made from")]
             lines += [("SNR", decibels_text(snr))]
     emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED

@@ -308,13 +308,13 @@ def run_compress(args: argparse.Namespace) -> int:
         seed=args.seed,
         folder=parts,
         progress=not args.quiet,
-        callback=lambda told: facts.append(told) if told.get("event") == "matrix" else None,
+        callback=lambda event: facts.append(event) if event.get("event") == "matrix" else None,
     )
     small.save(output)
     shutil.rmtree(parts, ignore_errors=True)
     report, lines = _part_lines(small)
     seconds = time.monotonic() - started
-    decibels = [told["output_snr_db"] for told in facts if told.get("output_snr_db") is not None]
+    decibels = [event["output_snr_db"] for event in facts if event.get("output_snr_db") is not None]
     if decibels:
         lines.append(("outputs", decibels_text(sum(decibels) / len(decibels)) + " in the mean"))
     lines += [("seconds", f"{seconds:.1f}"), ("file", f"{output} ({_size(args.output)} bytes)")]

@@ -169,11 +169,11 @@ def _quoted(text: str) -> str:
 def _fish(parser: Parser, program: str, commands: dict[str, Parser]) -> str:
     lines = [f"# fish completion: put this file into ~/.config/fish/completions/{program}.fish"]
     (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    told = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    help_texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
     for name in commands:
         lines.append(
             f"complete -c {program} -n __fish_use_subcommand -f -a {name} "
-            f"-d {_quoted(told.get(name, ''))}"
+            f"-d {_quoted(help_texts.get(name, ''))}"
         )
     for name, command in commands.items():
         here = f"complete -c {program} -n '__fish_seen_subcommand_from {name}'"

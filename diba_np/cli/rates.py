@@ -145,8 +145,8 @@ def run_compare(args: argparse.Namespace) -> int:
     methods = "all" if args.methods == ["all"] else args.methods
 
     def tell(row: Row) -> None:
-        told = row.error or f"{row.snr:.2f} dB, {row.fit_seconds:.1f} s"
-        _tell_progress(f"{row.method} at {row.target_bits:g} bits: {told}")
+        outcome = row.error or f"{row.snr:.2f} dB, {row.fit_seconds:.1f} s"
+        _tell_progress(f"{row.method} at {row.target_bits:g} bits: {outcome}")
 
     options = {"inputs": inputs, "jobs": args.jobs, "seed": args.seed}
     rows = compare(matrix, args.bits, methods, callback=tell, **options)

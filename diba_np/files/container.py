@@ -110,14 +110,14 @@ def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any
             for name in file
             if isinstance(file.get(name, getlink=True), h5py.HardLink)
         }
-    told = root.pop("groups_digest")
+    stored = root.pop("groups_digest")
     digests = {name: attributes.get("digest") for name, attributes in found.items()}
     try:
         actual = digest_of({"root": root, "groups": digests}, {})
     except TypeError:
         actual = "attributes that are no numbers or strings"
-    if told != actual:
-        raise FormatError(f"{final}: attribute groups_digest: found {told!r}, expected {actual}")
+    if stored != actual:
+        raise FormatError(f"{final}: attribute groups_digest: found {stored!r}, expected {actual}")
     return root, found
 
 

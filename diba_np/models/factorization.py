@@ -438,8 +438,8 @@ class _Run:
             self.events.tell("curve", name=task.name, row=task.start, errors=curve.errors)
             self.events.show(0, len(self.tasks), f"planning {len(found)} of {len(self.tasks)}")
         if self.parts is not None and missing:
-            told = [[number, [c.rates, c.errors]] for number, c in sorted(found.items())]
-            self.parts.write("curves", told)
+            points = [[number, [c.rates, c.errors]] for number, c in sorted(found.items())]
+            self.parts.write("curves", points)
         return [found[task.number] for task in self.tasks]
 
     def _solve(self, runner: Runner, shares: Sequence[int]) -> None:
@@ -504,11 +504,11 @@ class _Run:
         }
         self.events.tell("part" if left[task.name] else "matrix", **facts, matrices_done=done)
         snr = facts["snr_db"]
-        told = f"...{task.name[-_MOST_TOLD:]}" if len(task.name) > _MOST_TOLD else task.name
-        told += "" if task.whole else f" rows {task.start} to {task.stop - 1}"
-        told += ": exact" if snr is None else f": {snr:.2f} dB"
+        text = f"...{task.name[-_MOST_TOLD:]}" if len(task.name) > _MOST_TOLD else task.name
+        text += "" if task.whole else f" rows {task.start} to {task.stop - 1}"
+        text += ": exact" if snr is None else f": {snr:.2f} dB"
         eta = "" if seconds_left is None else f", {seconds_left:.0f} s left"
-        self.events.show(done, len(left), f"{self.bits / 1e6:.2f} Mbit{eta}; {told}")
+        self.events.show(done, len(left), f"{self.bits / 1e6:.2f} Mbit{eta}; {text}")
 
     def _finished(self, task: Task) -> DiBAFactors | None:
         """Return what an earlier run kept of a task; None if that is nothing, or not whole."""

@@ -200,13 +200,13 @@ def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -
     def groups() -> Iterator[tuple[str, dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]]:
         for order, (name, shape, dtype, made) in enumerate(items):
             own, arrays, notes = _contents(made, shape)
-            told = {
+            entry = {
                 "name": json.dumps(name),
                 "order": order,
                 "array_shape": json.dumps(shape),
                 "array_dtype": dtype,
             }
-            yield group_key(name), own | told, arrays, notes
+            yield group_key(name), own | entry, arrays, notes
 
     root = {"contents": CONTENTS, "record": json.dumps(record)}
     return write_groups(path, groups(), root)

@@ -93,7 +93,7 @@ def evaluate(
         if against is not None:
             same += int((logs[0].argmax(axis=1) == logs[1].argmax(axis=1)).sum())
             divergence += float((np.exp(logs[1]) * (logs[1] - logs[0])).sum(dtype=np.float64))
-    told = [
+    measures = [
         {
             "accuracy": total["right"] / targets,
             "perplexity": math.exp(min(total["loss"] / targets, 700.0)),
@@ -101,9 +101,9 @@ def evaluate(
         }
         for total in sums
     ]
-    report: dict[str, Any] = {"task": task, "targets": targets, **told[0]}
+    report: dict[str, Any] = {"task": task, "targets": targets, **measures[0]}
     if against is not None:
-        report |= {"against": told[1], "agreement": same / targets, "kl": divergence / targets}
+        report |= {"against": measures[1], "agreement": same / targets, "kl": divergence / targets}
     return report
 
 

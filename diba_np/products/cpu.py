@@ -28,20 +28,20 @@ def cpu_features() -> set[str]:
     """Return the CPU features that Numba compiles for, as LLVM names them."""
     from llvmlite import binding
 
-    told = numba.config.CPU_FEATURES
-    if told is not None:
-        return {name[1:] for name in told.split(",") if name.startswith("+")}
-    found = {name for name, present in binding.get_host_cpu_features().items() if present}
-    return found if numba.config.ENABLE_AVX else {f for f in found if not f.startswith("avx")}
+    chosen = numba.config.CPU_FEATURES
+    if chosen is not None:
+        return {name[1:] for name in chosen.split(",") if name.startswith("+")}
+    features = {name for name, present in binding.get_host_cpu_features().items() if present}
+    return features if numba.config.ENABLE_AVX else {f for f in features if not f.startswith("avx")}
 
 
 def available_paths() -> tuple[str, ...]:
     """Return the kernel paths that this CPU can run, the fastest last."""
-    found = cpu_features()
+    features = cpu_features()
     paths = ["portable"]
-    if "avx2" in found:
+    if "avx2" in features:
         paths.append("avx2")
-    if {"avx512f", "avx512bw"} <= found:
+    if {"avx512f", "avx512bw"} <= features:
         paths.append("avx512")
     return tuple(paths)
 
