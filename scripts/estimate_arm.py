@@ -82,8 +82,8 @@ def inner_loop(text: str, wanted: Callable[[list[str]], Any]) -> list[str]:
     """Return the instructions of the block that jumps to itself and has most of what is wanted."""
     blocks: dict[str, list[str]] = {}
     label = ""
-    for line in text.splitlines():
-        line = line.split("//")[0].split(";")[0].rstrip()
+    for written in text.splitlines():
+        line = written.split("//")[0].split(";")[0].rstrip()
         head = re.match(r"^([.\w$]+):", line)
         if head:
             label = head[1]
@@ -91,9 +91,7 @@ def inner_loop(text: str, wanted: Callable[[list[str]], Any]) -> list[str]:
             blocks.setdefault(label, []).append(line.strip())
             if re.match(r"(b|b\.\w+|cbn?z|tbn?z)\s", line.strip()):
                 label += "'"  # what follows is another block
-    loops = [
-        block for name, block in blocks.items() if block[-1].split()[-1] == name
-    ]
+    loops = [block for name, block in blocks.items() if block[-1].split()[-1] == name]
     return max(loops, key=wanted)
 
 
@@ -102,9 +100,9 @@ def portable_loop(core: str) -> list[str]:
     os.environ["DIBA_NP_CACHE"] = "0"  # what comes from a cache cannot be looked at
     import numpy as np
 
+    from diba_np import PackedBits
     from diba_np.kernels import lookup_portable
     from diba_np.products.product import Product
-    from diba_np import PackedBits
 
     product = Product(PackedBits(np.ones((1, 1))), path="portable")
     product.vector(np.ones(1, np.float32))
@@ -118,7 +116,8 @@ def portable_loop(core: str) -> list[str]:
     triple = TRIPLES["linux"]
     text = f'target triple = "{triple}"\n' + text
     return inner_loop(
-        lowered(text, triple, core), lambda block: (sum("fadd" in i for i in block) == 4, -len(block))
+        lowered(text, triple, core),
+        lambda block: (sum("fadd" in i for i in block) == 4, -len(block)),
     )
 
 

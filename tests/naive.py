@@ -74,6 +74,7 @@ def stack(matrices, bias, added, x):
 
 
 stack_avx512 = stack_avx2 = stack
+product_neon = product_neon_rounded = product
 product_avx512 = product_avx2 = product_int16 = product_portable = product
 
 

@@ -26,9 +26,10 @@ HELPERS = (
     "_lookup",
     "_permute",
     "_stack",
+    "_neon",
 )  # compiled into the kernels of other files
 KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py")) + [
-    PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name != "_ir"
+    PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name not in ("_ir", "_neon")
 ]
 
 # a folder may import from itself and from those below it in this list

@@ -113,9 +113,7 @@ def build_float_tables(builder, inputs, n_units, tables):
         target = builder.add(tables, builder.mul(i, _ir.index(FLOAT_UNIT // 3)))
         for half in range(2):
             raw = [_bytes(builder, entries) for entries in table[4 * half : 4 * half + 4]]
-            even, odd = zip(
-                *(_unzipped(builder, raw[p], raw[p + 1]) for p in (0, 2)), strict=True
-            )
+            even, odd = zip(*(_unzipped(builder, raw[p], raw[p + 1]) for p in (0, 2)), strict=True)
             planes = [*_unzipped(builder, *even), *_unzipped(builder, *odd)]  # bytes 0, 2, 1, 3
             for plane, value in zip((0, 2, 1, 3), planes, strict=True):
                 _ir.store(builder, value, _ir.offset(builder, target, 32 * plane + 16 * half), 4)
@@ -162,9 +160,9 @@ def mix_float_tile(builder, tile, ahead, tables, n_units, sums):
                 lower, upper = (list(_zipped(builder, parts[p], parts[p + 1])) for p in (0, 2))
                 for h in range(2):
                     halves = [builder.bitcast(part[h], _WORDS) for part in (lower, upper)]
-                    for q, value in enumerate(_zipped(builder, *halves)):
-                        value = builder.bitcast(value, _FLOATS)
-                        carried[2 * h + q] = builder.fadd(carried[2 * h + q], value)
+                    for at, raw in enumerate(_zipped(builder, *halves), 2 * h):
+                        found = builder.bitcast(raw, _FLOATS)
+                        carried[at] = builder.fadd(carried[at], found)
             return carried
 
         carried = _rows_loaded(builder, target, _FLOATS, 2)
@@ -177,7 +175,9 @@ def mix_float_tile(builder, tile, ahead, tables, n_units, sums):
 
 def build_word_tables(builder, inputs, n_units, half_inverse_step, tables):
     """Write the tables of ``15 * n_units`` float32 inputs, centred and rounded on one step."""
-    signs = [ir.Constant(_FLOATS, [1.0 if e >> j & 1 else -1.0 for e in range(4)]) for j in range(2)]
+    signs = [
+        ir.Constant(_FLOATS, [1.0 if e >> j & 1 else -1.0 for e in range(4)]) for j in range(2)
+    ]
     # adding 1.5 * 2**23 leaves the rounded integer in the low bits
     magic = _ir.splat_constant(_FLOATS, 12582912.0)
     seven = _ir.splat_constant(_ir.vector(_ir.I32, 16), 7)
@@ -236,13 +236,13 @@ def mix_word_tile(builder, tile, ahead, tables, n_units, sums):
         indices = [_fours(builder, words[0], words[1]), _fours(builder, words[2], words[3])]
         unit = builder.add(tables, builder.mul(u, _ir.index(WORD_UNIT)))
         for g in (0, 2):
-            tables_ = _loaded(builder, _ir.offset(builder, unit, 32 * g), _BYTES, 4)
+            registers = _loaded(builder, _ir.offset(builder, unit, 32 * g), _BYTES, 4)
             for pair in range(2):
                 for p, widen in enumerate((builder.zext, builder.sext)):
                     # 7 bits each: the sum of two is a byte
                     both = builder.add(
-                        _look_up(builder, [tables_[p]], indices[pair][g]),
-                        _look_up(builder, [tables_[2 + p]], indices[pair][g + 1]),
+                        _look_up(builder, [registers[p]], indices[pair][g]),
+                        _look_up(builder, [registers[2 + p]], indices[pair][g + 1]),
                     )
                     for h in range(2):
                         half = _shuffle(builder, both, both, list(range(8 * h, 8 * h + 8)))

@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from diba_np.kernels import _neon  # _neon.py 000000000000
+from diba_np.kernels import _neon  # _neon.py 50617195f5c1
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
@@ -166,7 +166,7 @@ def _measured(inputs, size):
             group = np.float32(0.0)
             for i in range(j + 4 * g, min(j + 4 * g + 4, j + 15)):
                 group += abs(inputs[i])
-            largest = max(largest, group) if group == group else largest
+            largest = max(largest, group)  # not max(), which would pass a NaN on
     total, energy = _moments(inputs)
     roughness = np.float32(0.0)
     if largest > 0:

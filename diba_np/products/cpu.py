@@ -9,9 +9,7 @@ import numba
 
 from diba_np.kernels import lookup_portable
 
-PATHS = ("portable", "avx2", "avx512")
-
-
+PATHS = ("portable", "avx2", "avx512", "neon")
 VARIABLE = "DIBA_NP_KERNEL"
 
 
@@ -35,8 +33,17 @@ def cpu_features() -> set[str]:
     return features if numba.config.ENABLE_AVX else {f for f in features if not f.startswith("avx")}
 
 
+def is_arm() -> bool:
+    """Tell whether Numba compiles for 64-bit Arm, all of which has NEON."""
+    from llvmlite import binding
+
+    return binding.get_process_triple().startswith(("aarch64", "arm64"))
+
+
 def available_paths() -> tuple[str, ...]:
     """Return the kernel paths that this CPU can run, the fastest last."""
+    if is_arm():
+        return ("portable", "neon")
     features = cpu_features()
     paths = ["portable"]
     if "avx2" in features:
@@ -68,8 +75,9 @@ def kernel_path() -> str:
 
 @functools.cache
 def has_rounded() -> bool:
-    """Tell whether 16-bit tables are used: on the avx512 path of a CPU with VNNI."""
-    return kernel_path() == "avx512" and "avx512vnni" in cpu_features()
+    """Tell whether 16-bit tables are used: with NEON, or on the avx512 path of a CPU with VNNI."""
+    path = kernel_path()
+    return path == "neon" or (path == "avx512" and "avx512vnni" in cpu_features())
 
 
 @functools.cache

@@ -15,7 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.kernels import columns, columns_simd, lookup_int16, lookup_portable, lookup_simd
+from diba_np.kernels import (
+    columns,
+    columns_simd,
+    lookup_int16,
+    lookup_neon,
+    lookup_portable,
+    lookup_simd,
+)
 from diba_np.kernels.threads import number_of_threads
 from diba_np.kernels.transpose import transpose
 from diba_np.products.cpu import has_rounded, kernel_path, permutes_as_it_loads
@@ -49,6 +56,7 @@ _PANEL_FROM = {
     ("avx2", _SINGLE): 8,
     ("portable", _SINGLE): 4,
     ("portable", _DOUBLE): 3,
+    ("neon", _SINGLE): 4,  # estimated
 }
 
 # bits a weight from which a dense product is faster than look-ups, the dense matrix given; and the
@@ -57,16 +65,20 @@ _DENSE_FROM_BITS = 3.4
 _DENSE_BYTES = 64 << 20
 
 # Beyond, the error expected of 16-bit tables, 4e-6 times the roughness, passes 1e-3 of the +-1
-# part; and 32-bit sums of them, 32763 for 30 columns, overflow.
+# part; and 32-bit sums of them, 32763 for 30 columns (8191 for 4), overflow.
 _LARGEST_ROUGHNESS = 240.0
-_LARGEST_INT16_COLUMNS = 1_900_000
+_LARGEST_ROUNDED_COLUMNS = {"avx512": 1_900_000, "neon": 1_000_000}
 
 _VECTOR_KERNELS = {
     "portable": (lookup_portable.product_portable, lookup_portable.product_portable_par),
     "avx2": (lookup_simd.product_avx2, lookup_simd.product_avx2_par),
     "avx512": (lookup_simd.product_avx512, lookup_simd.product_avx512_par),
+    "neon": (lookup_neon.product_neon, lookup_neon.product_neon_par),
 }
-_ROUNDED_KERNELS = (lookup_int16.product_int16, lookup_int16.product_int16_par)
+_ROUNDED_KERNELS = {
+    "avx512": (lookup_int16.product_int16, lookup_int16.product_int16_par),
+    "neon": (lookup_neon.product_neon_rounded, lookup_neon.product_neon_rounded_par),
+}
 _PANEL_KERNELS = (columns.product_columns, columns.product_columns_par)
 _COLUMN_KERNELS = (columns_simd.product_columns_avx512, columns_simd.product_columns_avx512_par)
 
@@ -128,7 +140,7 @@ class Product:
         A bit b stands for ``b - alpha``.
     bias : vector, optional
         (m,).
-    path : {"portable", "avx2", "avx512"}, optional
+    path : {"portable", "avx2", "avx512", "neon"}, optional
         By default `kernel_path`.
 
     Raises
@@ -215,8 +227,8 @@ class Product:
     @functools.cached_property
     def _rounded_arguments(self) -> tuple[Any, ...] | None:
         """The constant arguments of the kernel with 16-bit tables, or None: it cannot be used."""
-        few = max(bits.shape[1] for bits in self._bits) < _LARGEST_INT16_COLUMNS
-        if not (self._path == "avx512" and has_rounded() and few):
+        largest = _LARGEST_ROUNDED_COLUMNS.get(self._path, 0)
+        if not has_rounded() or max(bits.shape[1] for bits in self._bits) >= largest:
             return None
         return (*self._prepared(_SINGLE), self._mixed_d2)
 
@@ -270,7 +282,7 @@ class Product:
             return self.vector(x)
         out = np.empty(self.shape[0], x.dtype)
         total, roughness = run_kernel(
-            _ROUNDED_KERNELS, self._parts(), self.weights, x, arguments, out
+            _ROUNDED_KERNELS[self._path], self._parts(), self.weights, x, arguments, out
         )
         if math.isfinite(total) and roughness <= _LARGEST_ROUGHNESS:
             return out
@@ -439,7 +451,7 @@ def run_each_kernel(bits: Bits) -> Iterator[str]:
     if product._path == "avx512":
         uses.append((_COLUMN_KERNELS, _SINGLE, (1, 2), ()))
     if has_rounded():
-        uses.append((_ROUNDED_KERNELS, _SINGLE, (1,), (product._mixed_d2,)))
+        uses.append((_ROUNDED_KERNELS[product._path], _SINGLE, (1,), (product._mixed_d2,)))
     for kernels, dtype, shape, extra in uses:
         arguments = (*product._prepared(dtype), *extra)
         for kernel in kernels:

@@ -19,7 +19,14 @@ from strategies import bit_arrays, factors
 
 from diba_np import DiBAFactors, PackedBits
 from diba_np.cli.main import main
-from diba_np.kernels import columns, columns_simd, lookup_int16, lookup_portable, lookup_simd
+from diba_np.kernels import (
+    columns,
+    columns_simd,
+    lookup_int16,
+    lookup_neon,
+    lookup_portable,
+    lookup_simd,
+)
 from diba_np.kernels._barrier import arrive, barrier, take
 from diba_np.kernels.threads import number_of_threads
 from diba_np.kernels.transpose import transpose
@@ -44,6 +51,7 @@ VECTOR_KERNELS = [
         ("portable", lookup_portable.product_portable, np.float64),
         ("avx2", lookup_simd.product_avx2, np.float32),
         ("avx512", lookup_simd.product_avx512, np.float32),
+        ("neon", lookup_neon.product_neon, np.float32),
     ]
     if path in PATHS
 ]
@@ -60,6 +68,8 @@ TWINS = {
     "product_portable": lookup_portable.product_portable_par,
     "product_avx2": lookup_simd.product_avx2_par,
     "product_avx512": lookup_simd.product_avx512_par,
+    "product_neon": lookup_neon.product_neon_par,
+    "product_neon_rounded": lookup_neon.product_neon_rounded_par,
     "product_int16": lookup_int16.product_int16_par,
     "product_columns": columns.product_columns_par,
     "product_columns_avx512": columns_simd.product_columns_avx512_par,
@@ -191,22 +201,29 @@ def test_matrix_kernel_equals_naive(kernel, dtype, m, n, k, b, alpha, seed):
         assert (np.abs(half[:, chosen] - exact) <= 8 * np.finfo(dtype).eps * size).all()
 
 
-@pytest.mark.skipif(not ROUNDED, reason="no AVX-512 VNNI")
+@pytest.mark.skipif(not ROUNDED, reason="no 16-bit tables on this CPU")
 @settings(max_examples=15)
 @given(SIZES, SIZES, SIZES, st.sampled_from([0.0, 0.5, 0.25]), st.integers(0, 2**31))
-def test_int16_kernel_is_within_its_steps_of_naive(m, n, k, alpha, seed):
+def test_rounded_kernel_is_within_its_steps_of_naive(m, n, k, alpha, seed):
     *halves, bias = problem(m, n, k, seed)
     b1, b2, d1, d2, d3 = halves
     x = np.random.default_rng(seed).normal(size=n).astype(np.float32)
     x[seed % n] *= 10
     mixed = naive.mix(b1, alpha, np.ones(k), np.ones(m), np.zeros(m), d2).astype(np.float32)
     given_ = (*arguments(*halves, alpha, bias, np.float32), mixed)
-    found = run_all(lookup_int16.product_int16, x, given_, m)
-    exact = naive.product_int16(*halves, alpha, bias, x)
+    kernel = lookup_neon.product_neon_rounded
+    if "avx512" in PATHS:
+        kernel = lookup_int16.product_int16
+    found = run_all(kernel, x, given_, m)
+    exact = getattr(naive, kernel.__name__)(*halves, alpha, bias, x)
 
-    def most(values):  # half a step for each group of five
-        pairs = np.pad(np.abs(values), (0, -values.size % 30)).reshape(-1, 30)
-        return math.ceil(values.size / 5) * 0.5 * pairs.sum(axis=1).max() / 65520
+    def most(values):  # half a step for each group of inputs
+        size = 15 if kernel is lookup_neon.product_neon_rounded else 30
+        units = np.pad(np.abs(values), (0, -values.size % size)).reshape(-1, size)
+        if size == 30:
+            return math.ceil(values.size / 5) * 0.5 * units.sum(axis=1).max() / 65520
+        groups = np.add.reduceat(units, [0, 4, 8, 12], axis=1)
+        return 4 * len(units) * 0.5 * groups.max() / 16380
 
     inner = naive.mix(b2, 0.5, d3, d2, np.zeros(k), x)
     first = np.abs(d2) * most(d3 * x)
@@ -540,7 +557,7 @@ def test_a_forced_path_is_used(path, forget_path, monkeypatch, rng):
     assert f._product._path == path
     x = rng.normal(size=50).astype(np.float32)
     np.testing.assert_allclose(f @ x, f.to_dense() @ x, atol=1e-3)
-    if path != "avx512":
+    if path not in ("avx512", "neon"):
         np.testing.assert_array_equal(f.matvec_rounded(x), f @ x)
 
 
@@ -549,7 +566,7 @@ def test_a_path_that_is_wrong_or_missing_is_one_sentence(
 ):
     monkeypatch.setenv("DIBA_NP_KERNEL", "sse")
     f = operator(3, 4, 2, 0)
-    message = "DIBA_NP_KERNEL must be one of portable, avx2, avx512, got 'sse'"
+    message = "DIBA_NP_KERNEL must be one of portable, avx2, avx512, neon, got 'sse'"
     with pytest.raises(ValueError, match=message):
         f @ np.ones(4)
     f.save(tmp_path / "f.h5")
@@ -560,6 +577,7 @@ def test_a_path_that_is_wrong_or_missing_is_one_sentence(
     assert not os.path.exists(names[2])
     monkeypatch.setenv("DIBA_NP_KERNEL", "avx512")
     monkeypatch.setattr(cpu, "cpu_features", lambda: {"avx2"})
+    monkeypatch.setattr(cpu, "is_arm", lambda: False)
     with pytest.raises(ValueError, match=r"can run \(portable, avx2\), got 'avx512'"):
         f @ np.ones(4)
     monkeypatch.delenv("DIBA_NP_KERNEL")
