@@ -73,7 +73,7 @@ def stack(matrices, bias, added, x):
     return np.concatenate(parts) + bias + added
 
 
-stack_avx512 = stack_avx2 = stack
+stack_avx512 = stack_avx2 = stack_neon = stack
 product_neon = product_neon_rounded = product
 product_avx512 = product_avx2 = product_int16 = product_portable = product
 

@@ -14,6 +14,8 @@ systems. Compiled into the kernels of other files, which carry a digest of this 
 from __future__ import annotations
 
 from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 
@@ -261,3 +263,50 @@ def mix_word_tile(builder, tile, ahead, tables, n_units, sums):
             part = _shuffle(builder, total, total, list(range(4 * h, 4 * h + 4)))
             after.append(builder.add(before[len(after)], part))
     _rows_stored(builder, after, sums)
+
+
+@intrinsic
+def build_float_tables_neon(typingctx, inputs, n_units, tables):
+    """Write the tables of ``15 * n_units`` float32 inputs; return the inputs' sum."""
+    signature = types.float32(types.intp, types.intp, types.intp)
+
+    def codegen(context, builder, signature, args):
+        return build_float_tables(builder, *args)
+
+    return signature, codegen
+
+
+@intrinsic
+def mix_float_tile_neon(typingctx, tile, ahead, tables, n_units, sums):
+    """Add the look-ups of a tile's units to its 32 float32 sums, and fetch another one's."""
+    signature = types.void(*[types.intp] * 5)
+
+    def codegen(context, builder, signature, args):
+        mix_float_tile(builder, *args)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def build_word_tables_neon(typingctx, inputs, n_units, half_inverse_step, tables):
+    """Write the centred 16-bit tables of ``15 * n_units`` float32 inputs."""
+    signature = types.void(types.intp, types.intp, types.float32, types.intp)
+
+    def codegen(context, builder, signature, args):
+        build_word_tables(builder, *args)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def mix_word_tile_neon(typingctx, tile, ahead, tables, n_units, sums):
+    """Add the look-ups of a tile's units to its 32 int32 sums, and fetch another one's."""
+    signature = types.void(*[types.intp] * 5)
+
+    def codegen(context, builder, signature, args):
+        mix_word_tile(builder, *args)
+        return context.get_dummy_value()
+
+    return signature, codegen

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
-from diba_np.kernels import _neon  # _neon.py 50617195f5c1
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
@@ -22,57 +19,16 @@ from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     scaled,
     zero_if_finite,
 )
+from diba_np.kernels._neon import (  # _neon.py b74621ec586d
+    build_float_tables_neon,
+    build_word_tables_neon,
+    mix_float_tile_neon,
+    mix_word_tile_neon,
+)
 
 BLOCK_UNITS = 28  # units whose float32 tables are built at a time: 10.5 KiB
 BLOCK_UNITS_ROUNDED = 32  # of 16-bit tables: 4 KiB; up to 120 for sums of 16 bits
 LARGEST_ENTRY = 8190.0  # of 14 bits with a sign; rounding adds up to 1
-
-
-@intrinsic
-def _build_float_tables(typingctx, inputs, n_units, tables):
-    """Write the tables of ``15 * n_units`` float32 inputs; return the inputs' sum."""
-    signature = types.float32(types.intp, types.intp, types.intp)
-
-    def codegen(context, builder, signature, args):
-        return _neon.build_float_tables(builder, *args)
-
-    return signature, codegen
-
-
-@intrinsic
-def _mix_float_tile(typingctx, tile, ahead, tables, n_units, sums):
-    """Add the look-ups of a tile's units to its 32 float32 sums, and fetch another one's."""
-    signature = types.void(*[types.intp] * 5)
-
-    def codegen(context, builder, signature, args):
-        _neon.mix_float_tile(builder, *args)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def _build_word_tables(typingctx, inputs, n_units, half_inverse_step, tables):
-    """Write the centred 16-bit tables of ``15 * n_units`` float32 inputs."""
-    signature = types.void(types.intp, types.intp, types.float32, types.intp)
-
-    def codegen(context, builder, signature, args):
-        _neon.build_word_tables(builder, *args)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def _mix_word_tile(typingctx, tile, ahead, tables, n_units, sums):
-    """Add the look-ups of a tile's units to its 32 int32 sums, and fetch another one's."""
-    signature = types.void(*[types.intp] * 5)
-
-    def codegen(context, builder, signature, args):
-        _neon.mix_word_tile(builder, *args)
-        return context.get_dummy_value()
-
-    return signature, codegen
 
 
 @njit(fastmath=False)
@@ -90,11 +46,11 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
         width = min(block, n_units - u)
         # asked for in the loop: Numba frees an array after the last use of its name
         table = (tables.ctypes.data + 63) // 64 * 64
-        total += _build_float_tables(inputs.ctypes.data + 60 * u, width, table)
+        total += build_float_tables_neon(inputs.ctypes.data + 60 * u, width, table)
         for t in range(start, stop):
             tile = tiles.ctypes.data + 64 * (n_units * t + u)
             ahead = tile + 64 * n_units * min(1, stop - 1 - t)
-            _mix_float_tile(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
+            mix_float_tile_neon(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
     finish(sums, 32 * start, alpha, total, scale, bias, out)
     return total + zero_if_finite(sums)
 
@@ -189,11 +145,11 @@ def _mix_part_rounded(inputs, step, tiles, start, stop, offset, weight, addend, 
         width = min(block, n_units - u)
         # asked for in the loop: Numba frees an array after the last use of its name
         table = (tables.ctypes.data + 63) // 64 * 64
-        _build_word_tables(inputs.ctypes.data + 60 * u, width, half_inverse_step, table)
+        build_word_tables_neon(inputs.ctypes.data + 60 * u, width, half_inverse_step, table)
         for t in range(start, stop):
             tile = tiles.ctypes.data + 64 * (n_units * t + u)
             ahead = tile + 64 * n_units * min(1, stop - 1 - t)
-            _mix_word_tile(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
+            mix_word_tile_neon(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
     # slices: with offsets in the indices the loops would not be vectorized
     first = 32 * start
     last = min(32 * stop, scale.size)

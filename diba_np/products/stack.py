@@ -15,14 +15,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.kernels import _stack, stack_simd
+from diba_np.kernels import _stack, stack_neon, stack_simd
 from diba_np.products.cpu import kernel_path
 from diba_np.products.parallel import Real
 from diba_np.products.product import Bits, operand
 
 _SINGLE = np.dtype(np.float32)
 _SMALL = 2_000_000  # weights of the largest matrix, up to which calls count and one thread is best
-_KERNELS = {"avx2": stack_simd.stack_avx2, "avx512": stack_simd.stack_avx512}
+_KERNELS = {
+    "avx2": stack_simd.stack_avx2,
+    "avx512": stack_simd.stack_avx512,
+    "neon": stack_neon.stack_neon,
+}
 
 
 class Factorization(Protocol):
