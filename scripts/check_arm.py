@@ -52,6 +52,12 @@ def prepare(root: Path) -> None:
             "--python-version", PYTHON, "--only-binary=:all:", *PACKAGES)  # fmt: skip
 
 
+def mount_proc(root: Path) -> None:
+    """Let programs inside read what processor they seem to run on."""
+    if not (root / "proc/cpuinfo").exists():
+        run("mount", "-t", "proc", "proc", str(root / "proc"))
+
+
 def copy_project(root: Path) -> None:
     target = root / "opt/project"
     shutil.rmtree(target, ignore_errors=True)
@@ -74,9 +80,10 @@ def main() -> int:
         shutil.rmtree(root / "opt", ignore_errors=True)
     register_emulator()
     prepare(root)
+    mount_proc(root)
     copy_project(root)
     environment = {
-        "PATH": "/usr/bin:/bin",
+        "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
         "PYTHONPATH": "/opt/wheels:/opt/project",
         "NUMBA_CACHE_DIR": "/opt/cache",
         "HOME": "/root",

@@ -5,10 +5,11 @@
 No Arm hardware is needed and none is measured. Every loop is lowered for the core by the LLVM that
 Numba uses, and its inner block handed to ``llvm-mca`` (Debian: ``apt-get install llvm-19``), which
 simulates 200 turns of it: issue width, ports, latencies, all loads from L1. Tables' making, calls,
-and bits that come from further away are left out. LLVM knows Apple's M1 by the model of a far
-older core with three vector pipes (M1 has four), so its figures are low for all loops alike. The
-portable loop is given the better of the simulation and of its bound by ports, since its turns for
-different rows overlap. "dense" is a product of float32 with a vector, from L1.
+and bits that come from further away are left out. LLVM has no models of two of the cores: it takes
+an Apple core of 2013 with three vector pipes for M1, and Cortex-A57, whose look-ups in two
+registers are slow, for Cortex-A76; Neoverse N1 is the sister of the latter with a model of its
+own. The portable loop is given the better of the simulation and of its bound by ports, since its
+turns for different rows overlap. "dense" is a product of float32 with a vector, from L1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TRIPLES = {
     "macos": "arm64-apple-darwin",
     "windows": "aarch64-pc-windows-msvc",
 }
-CORES = ("apple-m1", "neoverse-v2", "cortex-a76")
+CORES = ("apple-m1", "neoverse-v2", "neoverse-n1", "cortex-a76")
 TURNS = 200
 
 

@@ -7,6 +7,7 @@ Results go to standard output, progress and warnings to standard error. Exit sta
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -332,6 +333,9 @@ def _left(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a console may lack letters of a file's name; that is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
 
     def note(message: Any, *_: Any, **__: Any) -> None:

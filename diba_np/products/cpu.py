@@ -37,7 +37,8 @@ def is_arm() -> bool:
     """Tell whether Numba compiles for 64-bit Arm, all of which has NEON."""
     from llvmlite import binding
 
-    return binding.get_process_triple().startswith(("aarch64", "arm64"))
+    triple: str = binding.get_process_triple()
+    return triple.startswith(("aarch64", "arm64"))
 
 
 def available_paths() -> tuple[str, ...]:
