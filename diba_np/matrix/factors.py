@@ -100,7 +100,7 @@ class DiBAFactors(CompressedMatrix):
     `matvec_rounded` is faster and less exact. NaN and infinity in the operand reach the result as
     in the dense product. The first product makes a copy of the bits in another order, the first
     product with the transpose another one; `nbytes` counts them. ``DIBA_NP_KERNEL``
-    (``portable``, ``avx2``, ``avx512``) forces one kind of kernel.
+    (``portable``, ``avx2``, ``avx512``, ``neon``) forces one kind of kernel.
 
     Examples
     --------
