@@ -52,7 +52,7 @@ f.save(folder / "f.h5")  # over itself
 g = dn.load(folder / "f.h5")
 assert (g @ A.T == f @ A.T).all()
 np.savez(folder / "weights.npz", one=A, two=A.T.copy())
-dn.factorize_model(folder / "weights.npz", output=folder / "model.h5", bits=1.0, effort="fast")
+dn.factorize_model(folder / "weights.npz", output=folder / "model.h5", bits=3.0, effort="fast")
 with h5py.File(folder / "model.h5") as file:
     assert len(file) > 0
 print("done", sorted(p.name for p in folder.iterdir()))

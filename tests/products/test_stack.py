@@ -238,3 +238,12 @@ def test_the_benchmark_runs():
     rows = json.loads(out)["rows"]
     assert {row["way"] for row in rows} >= {"calls", "stack"}
     assert all(row["us"] > 0 for row in rows)
+
+
+def test_the_table_beside_other_runtimes_runs():
+    script = Path(__file__).parents[2] / "scripts" / "bench_runtimes.py"
+    command = [sys.executable, str(script), "--smoke", "--json"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = json.loads(out)["rows"]
+    assert {row["way"] for row in rows} >= {"numpy float32", "f @ x", "f @ X", "2 stacks"}
+    assert all(row["us"] > 0 for row in rows)
