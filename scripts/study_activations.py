@@ -2,7 +2,8 @@
 
 Each weight is factorized from what it reads on one half of the tweets; the SNR of its outputs is
 measured on the other half, all at the same stored bits: the same solver without and with inputs,
-double binary factorization with a weight for each column (the norm of its inputs), GPTQ.
+double binary factorization with a weight for each column (the norm of its inputs), GPTQ, and the
+two trellises, with look-ups and linear.
 
 python scripts/study_activations.py            # the table
 python scripts/study_activations.py --smoke    # one small case, for the tests; downloads nothing
@@ -42,6 +43,8 @@ METHODS: dict[str, Method] = {
     "with inputs": lambda A, X, bits, options: dn.factorize(A, bits=bits, inputs=X, **options),
     "DBF, weighted": lambda A, X, bits, options: dbf(A, bits=bits, inputs=X, threads=1),
     "GPTQ": lambda A, X, bits, options: methods.fit("gptq", A, bits, inputs=X),
+    "trellis": lambda A, X, bits, options: methods.fit("trellis", A, bits, inputs=X),
+    "linear trellis": lambda A, X, bits, options: methods.fit("linear-trellis", A, bits, inputs=X),
 }
 
 

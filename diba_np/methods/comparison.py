@@ -263,17 +263,18 @@ def recommend(rows: Sequence[Row]) -> list[str]:
 
     lines = []
     for rate in dict.fromkeys(row.target_bits for row in rows):
+        label = f"{rate:g} bit{'s' if rate != 1 else ''}"
         # an exact copy has no error, and infinite decibels
         fitted = [
             r for r in rows if r.target_bits == rate and not r.error and not np.isnan(quality(r))
         ]
         if not fitted:
-            lines.append(f"{rate:g} bits: no method")
+            lines.append(f"{label}: no method")
             continue
         # of equal ones first what multiplies from its bits, then what takes fewer
         fitted.sort(key=lambda r: (-quality(r), not r.multiplies, r.bits_per_weight))
         best = fitted[0]
-        line = f"{rate:g} bits: {best.method}, {_decibels(quality(best))}"
+        line = f"{label}: {best.method}, {_decibels(quality(best))}"
         if len(fitted) > 1:
             second = fitted[1]
             if quality(second) == quality(best):

@@ -116,7 +116,7 @@ def test_recommendations_name_the_best_its_lead_and_how_it_multiplies():
         Row("plain", 8.0, 4.0, 9.0),
     ]
     assert recommend(rows) == [
-        "1 bits: packed, 6.25 dB, 1.25 dB above plain; multiplies from its bits",
+        "1 bit: packed, 6.25 dB, 1.25 dB above plain; multiplies from its bits",
         "2 bits: plain, 11.50 dB, 1.50 dB above packed; decodes first; "
         "without decoding: packed, 10.00 dB",
         "3 bits: no method",
@@ -125,7 +125,7 @@ def test_recommendations_name_the_best_its_lead_and_how_it_multiplies():
     ]
     # the outputs decide where there are any
     judged = [Row("a", 1.0, 1.0, 5.0, 7.0), Row("b", 1.0, 1.0, 4.0, 9.0)]
-    assert recommend(judged)[0].startswith("1 bits: b, 9.00 dB, 2.00 dB above a")
+    assert recommend(judged)[0].startswith("1 bit: b, 9.00 dB, 2.00 dB above a")
     assert recommend([]) == []
 
 
