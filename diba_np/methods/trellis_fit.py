@@ -33,6 +33,9 @@ _FINEST_RATIO = 1.12
 # rows of a trial
 _TRIAL_ROWS = 96
 
+# a rotation of a size whose odd factor is larger is a dense product of nearly that order
+_LARGEST_ODD = 128
+
 # of a stored grid: two float32
 GRID_BITS = 64
 
@@ -218,7 +221,8 @@ def fit_coded(
     seed : int
         Of the rotations.
     rotation : {"auto", "none", "inputs", "outputs", "both"}
-        "auto" takes what loses least in a trial on some of the rows.
+        "auto" takes what loses least in a trial on some of the rows; a side whose size has a large
+        odd factor stays as it is.
     threads : int, optional
 
     Raises
@@ -232,7 +236,7 @@ def fit_coded(
     the columns go one after another, on one thread. A trial costs as much as `_TRIAL_ROWS` rows.
     """
     m, n = problem.shape
-    names = list(ROTATIONS) if rotation == "auto" else [rotation]
+    names = _worth_trying((m, n)) if rotation == "auto" else [rotation]
     best: tuple[float, _Plan] | None = None
     with workers(threads) as pool:
         for name in names:
@@ -244,6 +248,16 @@ def fit_coded(
         if best is None:
             raise too_small("a trellis", problem.bits, _least_bits(modes, (m, n), names), (m, n))
         return best[1].encode(pool)
+
+
+def _worth_trying(shape: tuple[int, int]) -> list[str]:
+    """Return the rotations that cost little beside a product with the matrix."""
+    cheap = [size // (size & -size) <= _LARGEST_ODD for size in shape]
+    return [
+        name
+        for name, (inputs, outputs) in ROTATIONS.items()
+        if (cheap[1] or not inputs) and (cheap[0] or not outputs)
+    ]
 
 
 def _least_bits(modes: Sequence[Mode], shape: tuple[int, int], names: list[str]) -> int:

@@ -204,6 +204,15 @@ def test_inputs_are_used(label, problem):
 
 
 @both
+def test_sides_that_turn_at_a_dense_matrixs_price_are_left_as_they_are(label):
+    # heavy tails, which "auto" rotates where it may
+    A = np.random.default_rng(3).standard_t(2, size=(131, 262))
+    assert CLASSES[label].fit(A, 2.0).record["rotation"] == "none"
+    assert CLASSES[label].fit(A[:128], 2.0).record["rotation"] in ("none", "outputs")
+    assert CLASSES[label].fit(A, 2.0, rotation="both").record["rotation"] == "both"
+
+
+@both
 @pytest.mark.parametrize("with_inputs", [False, True])
 def test_any_number_of_threads_gives_the_same(label, with_inputs, problem):
     A, X = problem
