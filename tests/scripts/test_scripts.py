@@ -154,6 +154,11 @@ def test_fit_taps_smoke():
     assert first == again and "(2, 1, 3): (  # " in first
 
 
+def test_bench_linear_trellis_smoke():
+    told = run_script("bench_linear_trellis.py", "--smoke").splitlines()
+    assert len(told) == 2 + 9 and "ratio" in told[0]
+
+
 def test_study_matrices_smoke(tmp_path):
     first = run_script("study_matrices.py", "--smoke", "--folder", str(tmp_path))
     assert "rises strictly with the ratio on all 3" in first

@@ -1,0 +1,73 @@
+"""Products of the linear trellis beside those of DiBA at the same bits, one thread, random bits.
+
+python scripts/bench_linear_trellis.py                # the table
+python scripts/bench_linear_trellis.py --smoke        # one small size, for the tests
+
+Processor time, medians of interleaved calls; 2 bits a weight (DiBA: k = n). "rotated" turns the
+inputs, or both sides. Ratios above 1 mean that the linear trellis is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import numba
+import numpy as np
+
+import diba_np as dn
+from diba_np.methods.linear_trellis import LinearTrellis
+from diba_np.methods.trellis_fit import Coded
+from diba_np.methods.trellis_modes import LINEAR_MODES
+
+
+def random_trellis(n: int, rotation: str, rng: np.random.Generator) -> LinearTrellis:
+    """Return an (n, n) matrix of random paths at 2 bits a weight."""
+    (at,) = (i for i, mode in enumerate(LINEAR_MODES) if (mode.bits, mode.weights) == (2, 1))
+    codes = rng.integers(0, 4, (n, n)).astype(np.uint8)
+    return LinearTrellis((n, n), Coded(rotation, [at + 1], np.zeros(n, np.uint8), [codes]), 0)
+
+
+def random_factors(n: int, rng: np.random.Generator) -> dn.DiBAFactors:
+    """Return an (n, n) factorization of random bits with k = n."""
+    first, second = (dn.PackedBits(rng.integers(0, 2, (n, n))) for _ in range(2))
+    return dn.DiBAFactors(np.ones(n), first, np.ones(n), second, np.ones(n))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    if args.smoke:
+        args.sizes, args.repeats = [64], 3
+    numba.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    print("| size | rotated | product | DiBA µs | linear trellis µs | ratio |")
+    print("|---|---|---|---|---|---|")
+    for n in args.sizes:
+        f = random_factors(n, rng)
+        for rotation in ("none", "inputs", "both"):
+            g = random_trellis(n, rotation, rng)
+            for name, b in (("vector", 1), ("transpose", 1), ("64 columns", 64)):
+                x = rng.standard_normal((n, b)).astype(np.float32)
+                x = x[:, 0] if b == 1 else x
+                pair = [one.T if name == "transpose" else one for one in (f, g)]
+                times: tuple[list[float], list[float]] = ([], [])
+                for one in pair:
+                    one @ x
+                for _ in range(args.repeats):
+                    for one, spent in zip(pair, times, strict=True):
+                        start = time.process_time()
+                        one @ x
+                        spent.append(time.process_time() - start)
+                ours, theirs = (1e6 * float(np.median(spent)) for spent in times)
+                cells = f"{ours:.0f} | {theirs:.0f} | {ours / theirs:.2f}"
+                print(f"| {n}² | {rotation} | {name} | {cells} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
