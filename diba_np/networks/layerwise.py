@@ -26,6 +26,7 @@ from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.files import load
 from diba_np.matrix.quality import decibels, snr_db
+from diba_np.models.executors import Runner
 from diba_np.networks.stages import (
     Batches,
     Stage,
@@ -69,9 +70,12 @@ def compress_layers(
     fit: Fit,
     *,
     biases: Mapping[str, ArrayLike] | None = None,
-    ridge: float = 0.01,
+    ridge: float | Sequence[float] = 0.01,
     refit: bool = True,
     hold_out: float = 0.1,
+    feedback: bool = True,
+    compressed_batches: Batches | None = None,
+    runner: Runner | None = None,
     folder: str | Path | None = None,
     scratch: str | Path | None = None,
     dense_states: str | Path | None = None,
@@ -110,13 +114,25 @@ def compress_layers(
         can take ``numpy.linalg.cholesky(gram).T``.
     biases : mapping of str to (m,) array_like, optional
         Of the layers that have one; those get a new one.
-    ridge : float, default 0.01
-        r over the mean of the diagonal of H: how much the dense weights pull.
+    ridge : float or sequence of float, default 0.01
+        r over the mean of the diagonal of H: how much the dense weights pull. Of several the one is
+        taken whose target is the best for the batches held out, and as much of the way from the
+        dense weights to that target as is best for them, from nothing to all.
     refit : bool, default True
-        Whether diagonals and bias are solved for after `fit`; kept only if the error falls.
+        Whether diagonals and bias are solved for after `fit`; kept only if the error falls, on the
+        batches held out where there are such.
     hold_out : float, default 0.1
         Share of the batches, at least one of two or more, that is not fitted and gives the
         reported output SNR; with 0 it is that of the fit.
+    feedback : bool, default True
+        False fits every layer to what it reads in the dense network: layers are then independent of
+        each other, and as many as `runner` has processes are fitted at once. What the compressed
+        layers before one lose is then made good by none.
+    compressed_batches : iterable or callable, optional
+        First states of the compressed network where they are not those of the dense one.
+    runner : Runner, optional
+        Runs the fits of a group of layers, in processes of its own or on an executor; `fit` and
+        what it returns must then go through a pickle. By default they run here one by one.
     folder : path, optional
         Finished layers are kept there, a file each; a later call with the same network and folder
         goes on where the first one ended. Another way of fitting needs another folder.
@@ -148,7 +164,12 @@ def compress_layers(
     the dense one's around all. In memory: up to ``16 n (m + 4 n)`` bytes of moments for each layer
     of a group, the states of one batch, a dense copy of the stage's layers, and what `fit` takes.
     """
-    check_number(ridge, "ridge", above=0.0)
+    ridges = [
+        check_number(r, "ridge", above=0.0)
+        for r in (ridge if isinstance(ridge, Sequence) else [ridge])
+    ]
+    if not ridges:
+        raise ValueError("ridge must hold at least one number, got none")
     if not 0 <= check_number(hold_out, "hold_out") < 1:
         raise ValueError(f"hold_out must lie in [0, 1), got {hold_out:g}")
     dense = {name: as_matrix(A, f"weights[{name!r}]") for name, A in weights.items()}
@@ -161,38 +182,68 @@ def compress_layers(
                 f"biases[{name!r}] must have shape ({len(dense[name])},), got {b.shape}"
             )
     parts = _Parts(None if folder is None else Path(folder))
+    here = runner or Runner(1, 1)
     result = Layerwise()
+    finished: dict[str, tuple[Layer, dict[str, Any]]] = {}
+    order: list[str] = []
+    waiting: dict[str, _Pair] = {}
+
+    def fit_waiting() -> None:
+        """Fit what waits, then report layers as far as all before them are there."""
+        done = here.run(
+            _compress,
+            list(waiting),
+            lambda name: (
+                name,
+                dense[name],
+                given.get(name),
+                waiting.pop(name),
+                fit,
+                ridges,
+                refit,
+            ),
+        )
+        for name, found in done:
+            parts.write(name, dense[name], *found)
+            finished[name] = found
+        for name in order[len(result.report) :]:
+            if name not in finished:
+                return
+            result.layers[name], told = finished[name]
+            result.report.append(told)
+            if callback is not None:
+                callback(told)
+
     with tempfile.TemporaryDirectory(dir=scratch) as space:
-        states = States(Path(space), batches, None if dense_states is None else Path(dense_states))
+        states = States(
+            Path(space),
+            batches,
+            None if dense_states is None else Path(dense_states),
+            compressed_batches,
+            both=feedback,
+        )
         for number, stage in enumerate(stages):
-            order = groups_of(stage, states.first(), dense, given)
-            for names in order:
-                twice = [name for name in names if name in result.layers]
+            for names in groups_of(stage, states.first(), dense, given):
+                twice = [name for name in names if name in order]
                 if twice:
                     raise ValueError(
                         f"each layer must be called once, {twice[0]!r} is called again"
                     )
+                order += names
                 kept = {name: parts.read(name, dense[name]) for name in names}
+                finished |= {name: found for name, found in kept.items() if found is not None}
                 missing = [name for name in names if kept[name] is None]
-                pairs = {}
                 if missing:
-                    pairs = _capture(stage, states, missing, dense, given, result.layers, hold_out)
-                for name in names:
-                    found = kept[name]
-                    if found is None:
-                        own = given.get(name)
-                        found = _compress(
-                            name, dense[name], own, pairs.pop(name), fit, ridge, refit
-                        )
-                        parts.write(name, dense[name], *found)
-                    result.layers[name], told = found
-                    result.report.append(told)
-                    if callback is not None:
-                        callback(told)
+                    waiting |= _capture(
+                        stage, states, missing, dense, given, result.layers, hold_out, feedback
+                    )
+                if feedback or len(waiting) >= here.jobs:
+                    fit_waiting()
             if number + 1 < len(stages):
                 states.advance(
                     stage, dense_linear(dense, given), layers_linear(dense, given, result.layers)
                 )
+        fit_waiting()
     return result
 
 
@@ -262,17 +313,17 @@ def _capture(
     biases: Mapping[str, Array],
     layers: Mapping[str, Layer],
     hold_out: float,
+    feedback: bool,
 ) -> dict[str, _Pair]:
-    """Pass all batches to layers of one group in both networks."""
+    """Pass all batches to layers of one group in both networks, or in the dense one alone."""
     pairs = {name: _Pair(_Sums(dense[name]), _Sums(dense[name])) for name in names}
     through = dense_linear(dense, biases), layers_linear(dense, biases, layers)
     every = round(1 / hold_out) if hold_out else 0
     every = min(max(every, 2), states.count) if every else 0
     for at, both in enumerate(states):
-        one, other = (
-            read_inputs(stage, state, names, linear)
-            for state, linear in zip(both, through, strict=True)
-        )
+        one = other = read_inputs(stage, both[0], names, through[0])
+        if feedback:
+            other = read_inputs(stage, both[1], names, through[1])
         judges = every > 1 and at % every == every - 1
         for name, pair in pairs.items():
             x, z = one[name], other[name]
@@ -296,12 +347,30 @@ def _capture(
     return pairs
 
 
-def _effective(A: Array, data: Moments, ridge: float) -> tuple[Array, Array]:
-    """Return the target ``(T^T Z + r A) (H + r I)^-1`` and ``H + r I``; both float64."""
-    n = len(data.xx)
-    r = ridge * float(np.trace(data.xx)) / n or 1.0
-    H = data.xx + r * np.eye(n)
-    return np.linalg.solve(H, (data.yx + r * A).T).T, H
+def _effective(
+    A: Array, data: Moments, ridges: Sequence[float], held: Moments | None
+) -> tuple[Array, Array]:
+    """Return the target and ``H + r I`` with the least ridge r; both float64.
+
+    With E = T^T Z - A H and ridge r the target is ``A + s E (H + r I)^-1``. The step s is 1, or
+    with held-out moments the r and the s from 0 to 1 are taken that leave the least error there: a
+    residual branch's losses are noise for the most part, which few rows seem to explain.
+    """
+    mean = float(np.trace(data.xx)) / len(data.xx) or 1.0
+    values, vectors = np.linalg.eigh(data.xx)
+    turned = (data.yx - A @ data.xx) @ vectors
+    best, step = -np.inf, np.zeros_like(A)
+    for ridge in ridges:
+        whole = (turned / (np.maximum(values, 0.0) + ridge * mean)) @ vectors.T
+        share, gain = 1.0, 0.0
+        if held is not None and len(ridges) > 1:
+            slope = float(np.vdot(whole, held.yx - A @ held.xx))
+            bend = float(np.vdot(whole @ held.xx, whole))
+            share = min(max(slope / bend, 0.0), 1.0) if bend > 0 else 0.0
+            gain = 2 * share * slope - share * share * bend
+        if gain > best:
+            best, step = gain, share * whole
+    return A + step, data.xx + min(ridges) * mean * np.eye(len(values))
 
 
 def _compress(
@@ -310,14 +379,17 @@ def _compress(
     bias: Array | None,
     pair: _Pair,
     fit: Fit,
-    ridge: float,
+    ridges: Sequence[float],
     refit: bool,
 ) -> tuple[Layer, dict[str, Any]]:
     """Fit one layer; return it as it is stored, and its report."""
     started = time.monotonic()
     wide = A.astype(np.float64)
     data = pair.fit.targets.moments(bias is not None)
-    target, gram = _effective(wide, data, ridge)
+    held, judged = pair.held, None
+    if held is not pair.fit:
+        judged = held.targets.moments(bias is not None)
+    target, gram = _effective(wide, data, ridges, judged)
     # few rows do not tell correlations apart; `factorize` shrinks by the least share itself
     share = min(SHRINKAGE * A.shape[1] / pair.fit.targets.count, MOST_SHRINKAGE) - LEAST_SHRINKAGE
     if share > 0:
@@ -329,9 +401,8 @@ def _compress(
     layer = _with_bias(made, data, bias).rounded()
     if refit:
         better = _refitted(layer, data, bias).rounded()
-        if _noise(better, pair.fit, own) < _noise(layer, pair.fit, own):
+        if _noise(better, held, own) < _noise(layer, held, own):
             layer = better
-    held = pair.held
     moved = held.moved > 1e-12 * held.inputs
     told = {
         "name": name,

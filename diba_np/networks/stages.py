@@ -194,15 +194,28 @@ class States:
     batches : iterable or callable
     dense_folder : Path, optional
         Where those of the dense network stay, for others that pass the same batches through it.
+    compressed_batches : iterable or callable, optional
+        First states of the compressed network, where they are others.
+    both : bool, default True
+        Whether the compressed network is run at all; else its states are those of the dense one.
     """
 
-    def __init__(self, folder: Path, batches: Batches, dense_folder: Path | None = None) -> None:
-        if isinstance(batches, Iterator):
-            raise TypeError(
-                "batches must be iterable again, or a callable that returns an iterator; "
-                f"got a {type(batches).__name__}"
-            )
+    def __init__(
+        self,
+        folder: Path,
+        batches: Batches,
+        dense_folder: Path | None = None,
+        compressed_batches: Batches | None = None,
+        both: bool = True,
+    ) -> None:
+        for name, each in (("", batches), ("compressed_", compressed_batches)):
+            if isinstance(each, Iterator):
+                raise TypeError(
+                    f"{name}batches must be iterable again, or a callable that returns an "
+                    f"iterator; got a {type(each).__name__}"
+                )
         self.folder, self.batches, self.dense_folder = folder, batches, dense_folder
+        self.compressed_batches, self.both = compressed_batches, both
         if dense_folder is not None:
             dense_folder.mkdir(parents=True, exist_ok=True)
         self.stage = 0
@@ -216,11 +229,17 @@ class States:
 
     def __iter__(self) -> Iterator[tuple[State, State]]:
         if self.stage == 0:
+            if self.both and self.compressed_batches is not None:
+                yield from zip(
+                    iterate(self.batches), iterate(self.compressed_batches), strict=True
+                )
+                return
             for state in iterate(self.batches):
                 yield state, state
             return
         for at in range(self.count):
-            yield _load_state(self._path(at, "dense")), _load_state(self._path(at, "compressed"))
+            one = _load_state(self._path(at, "dense"))
+            yield one, _load_state(self._path(at, "compressed")) if self.both else one
 
     def _path(self, at: int, kind: str, stage: int | None = None) -> Path:
         home = (self.dense_folder or self.folder) if kind == "dense" else self.folder
@@ -239,9 +258,10 @@ class States:
             # some are made again, to tell whether what is kept is of this network
             if self.dense_folder is None or not path.exists() or at in (0, self.count - 1):
                 self._put(path, stage(one, dense))
-            _save_state(self._path(at, "compressed", self.stage + 1), stage(other, compressed))
+            if self.both:
+                _save_state(self._path(at, "compressed", self.stage + 1), stage(other, compressed))
             if self.stage:
-                self._path(at, "compressed").unlink()
+                self._path(at, "compressed").unlink(missing_ok=True)
                 if self.dense_folder is None:
                     self._path(at, "dense").unlink()
         self.stage += 1

@@ -1,0 +1,481 @@
+"""`compress`: a whole network, layer by layer on what the compressed prefix gives, then DiBARD."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.checks import check_count, check_number, digest
+from diba_np.files.parts import Parts
+from diba_np.layers.coded_linear import CodedLinear
+from diba_np.layers.linear import DiBALinear, Layer
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.files import load
+from diba_np.methods import fit as fit_method
+from diba_np.methods.scalar import ScalarQuantized
+from diba_np.models.executors import Events, Runner
+from diba_np.models.plan import Curve, Task, allocate
+from diba_np.networks.calibration import Calibration, Texts, calibration, iterate_batches
+from diba_np.networks.distillation import distil
+from diba_np.networks.importance import (
+    Importance,
+    importance,
+    load_importance,
+    save_importance,
+)
+from diba_np.networks.layerwise import compress_layers
+from diba_np.networks.network import Network
+from diba_np.search.factorization import factorize
+from diba_np.search.relaxation import EFFORTS
+
+Array = NDArray[Any]
+Compressed = DiBAFactors | ScalarQuantized
+
+# those whose matrices a layer can hold and train; "best" tries the first two on every matrix
+METHODS = ("diba", "gptq", "rtn", "sign", "bitat")
+
+# bits of the diagonals' entries: DiBARD moves them, and few bits would take back what it gained
+SCALE_BITS = 8
+
+# of `compress_layers`: batches that choose how far the target goes from the dense weights
+HOLD_OUT = 0.125
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+# what error a layer has at a rate, relative to its energy: the same for all, energies tell them
+# apart; and the power of the energies by which shares go, since losses do not add up
+_CURVE = Curve((0.5, 1.0, 2.0), (0.42, 0.23, 0.075))
+_POWER = 0.5
+
+
+def compress(
+    net: Network,
+    texts: Texts,
+    *,
+    bits: float = 1.0,
+    method: str = "diba",
+    effort: str = "fast",
+    embeddings: bool = True,
+    feedback: bool = True,
+    activations: bool = True,
+    epochs: int = 1,
+    rate: float = 2e-3,
+    length: int = 128,
+    calibrate: int | None = 8192,
+    jobs: int = 1,
+    threads: int | None = 1,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+    seed: int = 0,
+) -> Network:
+    """Compress a network: its linear layers, its table of tokens and its head.
+
+    First the table, then layer after layer, each fitted to what it gives in the dense network from
+    what it reads in the compressed one (`diba_np.networks.layerwise.compress_layers`), tokens and
+    outputs weighed by gradients (`diba_np.networks.importance.importance`). Then diagonals, norms
+    and biases are trained end to end, taught by the dense network
+    (`diba_np.networks.distillation.distil`).
+
+    Parameters
+    ----------
+    net : Network
+        The dense network; it stays as it is.
+    texts : str, sequence of str, sequence of sequences of int, or array
+        What it is fitted to: texts, token ids, or the arrays that patches are cut from; see
+        `diba_np.networks.calibration.calibration`. What it is judged by should be other texts.
+    bits : float, default 1.0
+        Stored bits a weight of everything compressed together. Layers get more or less than that
+        by what they matter; integer codes the same each.
+    method : {"diba", "gptq", "rtn", "sign", "bitat", "best"}, default "diba"
+        "best" takes for every matrix the better of "diba" and "gptq".
+    effort : {"fast", "balanced", "best"}
+        Of `diba_np.factorize`.
+    embeddings : bool, default True
+        Whether the table of tokens and the head over them are compressed too: one factorization
+        where they are the same.
+    feedback : bool, default True
+        False fits all layers to the dense network's activations, which makes them independent of
+        each other: `jobs` of them run at once. What earlier layers lose is then left to DiBARD.
+    activations : bool, default True
+        False fits matrices to the weights alone, without activations: what a study compares with.
+    epochs : int, default 1
+        Passes of DiBARD over `texts`; 0 leaves it out.
+    rate : float, default 2e-3
+        Its learning rate.
+    length : int, default 128
+        Most tokens of a row made of texts.
+    calibrate : int or None, default 8192
+        Tokens that layers are fitted to, rows drawn from all; None takes all. DiBARD reads all.
+    jobs : int, default 1
+        Processes that fit the layers of a group side by side.
+    threads : int or None, default 1
+        Of each fit.
+    folder : path, optional
+        Where everything finished is kept. The same call goes on where an earlier one was killed and
+        ends with the same bits. Nothing removes it.
+    progress : bool, default False
+        Show progress on standard error.
+    callback : callable, optional
+        Called with a dict for each matrix: ``event`` "matrix", ``name``, ``bits_per_weight``,
+        ``output_snr_db``, ``bits_so_far`` and ``left`` (seconds, about); and for each ten steps of
+        DiBARD: ``event`` "training", ``step``, ``steps``, ``divergence``, ``hidden``.
+    seed : int, default 0
+
+    Returns
+    -------
+    Network
+        `net` with compressed layers, its own norms.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of the wrong kind or value; the budget is too small; `folder` holds another
+        run.
+    OSError
+        Another run writes to `folder` now.
+
+    Notes
+    -----
+    Cost at 1 bit and "fast": some 25 processor seconds for a layer of 576 x 1536, four forward
+    passes over the calibration for each block, and about six passes a row for an epoch of DiBARD.
+    Memory: the dense network, moments of one group of layers (``16 n (m + 4 n)`` bytes each), one
+    batch. On disk: states between two blocks, and of DiBARD ``16 width`` bytes a token.
+    """
+    if not isinstance(net, Network):
+        raise TypeError(f"net must be a Network, as networks.load gives it, got {type(net)}")
+    if method not in (*METHODS, "best"):
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, best, got {method!r}")
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
+    check_number(bits, "bits", above=0.0)
+    check_count(epochs, "epochs", least=0)
+    check_number(rate, "rate", above=0.0)
+    check_count(jobs, "jobs")
+    check_count(seed, "seed", least=0)
+    data = calibration(net, texts, length)
+    settings: dict[str, Any] = {
+        "bits": bits,
+        "method": method,
+        "effort": effort,
+        "embeddings": bool(embeddings),
+        "feedback": bool(feedback),
+        "activations": bool(activations),
+        "calibrate": calibrate,
+        "seed": seed,
+        "texts": data.digest(),
+        "network": _digest(net),
+    }
+    with tempfile.TemporaryDirectory() as space:
+        home = Path(space) if folder is None else Path(folder)
+        home.mkdir(parents=True, exist_ok=True)
+        parts = Parts(home / "network", settings)
+        events = Events(progress, None, callback)
+        try:
+            run = _Run(net, data, settings, home, events, jobs, threads, epochs, rate)
+            return run.all()
+        finally:
+            events.close()
+            parts.close()
+
+
+def _digest(net: Network) -> str:
+    """Return a SHA-256 of the trunk's weights."""
+    return digest(np.array([list(bytes.fromhex(digest(A))) for A in net.weights.values()], float))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one matrix is fitted: `compress_layers` calls it, also in other processes.
+
+    Parameters
+    ----------
+    method, effort, seed, threads
+        As of `compress`.
+    bits : dict of str to float
+        Bits a weight by matrix.
+    outputs : dict of str to (m,) array
+        Weights of the outputs.
+    """
+
+    method: str
+    effort: str
+    seed: int
+    threads: int | None
+    bits: Mapping[str, float]
+    outputs: Mapping[str, Array]
+
+    def __call__(self, name: str, A: Array, gram: Array | None) -> Compressed:
+        """Return the compressed A (m, n), errors weighed by a Gram matrix (n, n) and outputs."""
+        weights = self.outputs.get(name)
+        if self.method != "best":
+            return self._fitted(self.method, name, A, gram, weights)
+        both = [self._fitted(method, name, A, gram, weights) for method in METHODS[:2]]
+        return min(both, key=lambda made: _error(A - made.to_dense(), gram, weights))
+
+    def _fitted(
+        self, method: str, name: str, A: Array, gram: Array | None, weights: Array | None
+    ) -> Compressed:
+        if method == "diba":
+            return factorize(
+                A,
+                bits=self.bits[name],
+                scale_bits=SCALE_BITS,
+                gram=gram,
+                output_weight=weights,
+                effort=self.effort,
+                seed=self.seed,
+                threads=self.threads,
+            )
+        inputs = None if gram is None else np.linalg.cholesky(gram).T
+        made: Any = fit_method(method, A, self.bits[name], inputs, self.seed)
+        return made  # type: ignore[no-any-return]
+
+
+def _error(E: Array, gram: Array | None, weights: Array | None) -> float:
+    """Return ``tr(W E H E^T)``."""
+    rows = np.einsum("ij,ij->i", E if gram is None else E @ gram, E)
+    return float(rows.sum() if weights is None else rows @ weights)
+
+
+class _Run:
+    """One call of `compress`."""
+
+    def __init__(
+        self,
+        net: Network,
+        data: Calibration,
+        settings: Mapping[str, Any],
+        home: Path,
+        events: Events,
+        jobs: int,
+        threads: int | None,
+        epochs: int,
+        rate: float,
+    ) -> None:
+        self.net, self.data, self.settings, self.home, self.events = net, data, settings, home, events
+        self.jobs, self.threads, self.epochs, self.rate = jobs, threads, epochs, rate
+        self.fitted = self._drawn(settings["calibrate"], settings["seed"])
+        self.tables = self._tables()
+        self.shapes: dict[str, tuple[int, int]] = {
+            name: net.layers[name].shape for name in self.tables
+        } | {name: (len(A), A.shape[1]) for name, A in net.weights.items()}
+        self.stored = self.weights = self.done = 0
+
+    def _drawn(self, tokens: int | None, seed: int) -> Calibration:
+        """Return the rows that layers are fitted to."""
+        data = self.data
+        lengths = data.lengths
+        if tokens is None or lengths.sum() <= tokens:
+            return data
+        order = np.random.default_rng(seed).permutation(len(data))
+        count = max(2, int(np.searchsorted(np.cumsum(lengths[order]), tokens)))
+        rows = np.sort(order[:count])
+        mask = None if data.mask is None else data.mask[rows]
+        return Calibration(data.inputs[rows], mask, data.tokens)
+
+    def _tables(self) -> list[str]:
+        """Return the table of tokens and the head, those that there are and are compressed."""
+        if not self.settings["embeddings"]:
+            return []
+        found = (self.net.token_name, self.net.head_name)
+        return list(dict.fromkeys(name for name in found if name is not None))
+
+    def all(self) -> Network:
+        """Run all stages."""
+        matters = self._importance() if self.settings["activations"] else {}
+        bits = self._shares(matters)
+        how = (self.settings["method"], self.settings["effort"], self.settings["seed"])
+        outputs = {name: found.outputs for name, found in matters.items()}
+        fit = Fit(*how, self.threads, bits, outputs)
+        self.events.expect(sum(map(_work, self.shapes.values())))
+        replaced = {name: self._table(name, fit) for name in self.tables}
+        small = self.net.replaced(replaced)
+        if self.settings["activations"]:
+            replaced |= self._layers(small, matters, fit)
+        else:
+            for name in self.net.weights:
+                replaced[name] = self._alone(name, fit)
+        small = self.net.replaced(replaced)
+        if not self.epochs:
+            return small
+        return distil(
+            small,
+            self.net,
+            self.data,
+            epochs=self.epochs,
+            rate=self.rate,
+            states=self.home / "teacher",
+            path=self.home / f"training-{self.epochs}-{self.rate:g}.npz",
+            seed=self.settings["seed"],
+            callback=lambda facts: self.events.tell("training", **facts),
+        )
+
+    def _importance(self) -> dict[str, Importance]:
+        path = self.home / "importance.npz"
+        if not path.exists():
+            save_importance(path, importance(self.net, self.fitted, self.settings["seed"]))
+        return load_importance(path)  # as it was rounded, so that every run sees the same
+
+    def _shares(self, matters: Mapping[str, Importance]) -> dict[str, float]:
+        """Return the bits a weight of every matrix; the tables get the mean."""
+        bits = self.settings["bits"]
+        even = dict.fromkeys(self.shapes, float(bits))
+        if self.settings["method"] != "diba" or not matters:
+            return even
+        names = list(matters)
+        sizes = {name: math.prod(self.shapes[name]) for name in names}
+        density = {name: max(matters[name].energy, 0.0) / sizes[name] for name in names}
+        mean = math.exp(float(np.mean([math.log(d or 1e-30) for d in density.values()])))
+        tasks = [
+            Task(
+                i,
+                name,
+                0,
+                self.shapes[name][0],
+                self.shapes[name],
+                True,
+                sizes[name] * (density[name] / mean) ** _POWER,
+            )
+            for i, name in enumerate(names)
+        ]
+        budget = int(bits * sum(sizes.values()))
+        shares = allocate(tasks, [_CURVE] * len(tasks), budget, SCALE_BITS)
+        return even | {
+            name: share / sizes[name] for name, share in zip(names, shares, strict=True)
+        }
+
+    # -- matrices ----------------------------------------------------------------------------------
+
+    def _table(self, name: str, fit: Fit) -> Layer:
+        """Return the table of tokens or the head, fitted to what the dense network reads and gives.
+
+        A token's row counts as often as it is read, and as much as it is predicted; the columns go
+        by the last hidden states where the matrix is the head.
+        """
+        path = self.home / f"table-{self.tables.index(name)}.h5"
+        layer: Any = self.net.layers[name]
+        A = np.asarray(layer.to_matrix().to_dense(), np.float32)
+        if path.exists():
+            made: Any = load(path)
+        else:
+            gram, weights = None, None
+            if self.settings["activations"]:
+                gram, weights = self._table_moments(name, A)
+            outputs = {} if weights is None else {name: weights}
+            how = Fit(fit.method, fit.effort, fit.seed, fit.threads, fit.bits, outputs)
+            made = how(name, A, gram)
+            made.save(path)
+        return self._told(name, A, made)
+
+    def _table_moments(self, name: str, A: Array) -> tuple[Array, Array]:
+        """Return the Gram matrix (width, width) and the weights of the rows of a table."""
+        net, n = self.net, A.shape[1]
+        gram, used, predicted = np.zeros((n, n)), np.zeros(len(A)), np.zeros(len(A))
+        for _, inputs, mask in iterate_batches(self.fitted):
+            at = np.ones(inputs.shape, bool) if mask is None else mask
+            if name == net.token_name:
+                used += np.bincount(inputs[at], minlength=len(A))
+            if name == net.head_name and net.kind.decoder:
+                x = net.hidden(inputs, mask)[-1]
+                for row, some in zip(x, at, strict=True):
+                    z = row[some] @ A.T
+                    z -= z.max(axis=1, keepdims=True)
+                    np.exp(z, out=z)
+                    z /= z.sum(axis=1, keepdims=True)
+                    predicted += z.sum(axis=0, dtype=np.float64)
+                    gram += row[some].T @ row[some]
+        even = np.eye(n)
+        trace = float(np.trace(gram))
+        if trace:
+            even = 0.5 * even + 0.5 * gram * (n / trace)
+        return even, sum(
+            0.2 / 2 + 0.8 * part / (2 * float(part.mean()) or 1.0) for part in (used, predicted)
+        )
+
+    def _alone(self, name: str, fit: Fit) -> Layer:
+        """Return a layer fitted to its weights alone."""
+        folder = self.home / "alone"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{list(self.net.weights).index(name)}.h5"
+        A = self.net.weights[name]
+        made: Any = load(path) if path.exists() else fit(name, A, None)
+        if not path.exists():
+            made.save(path)
+        return self._told(name, A, made)
+
+    def _told(self, name: str, A: Array, made: Any) -> Layer:
+        """Return a matrix as a layer with the dense network's bias; tell of it."""
+        bias = self.net.biases[name] if name in self.net.biases else None
+        made_layer = DiBALinear if made.method == "diba" else CodedLinear
+        self._tell({"name": name, "snr_db": made.snr(A), "output_snr_db": None}, made)
+        return made_layer(made, bias, self.net.dtype)
+
+    def _layers(
+        self, small: Network, matters: Mapping[str, Importance], fit: Fit
+    ) -> dict[str, Layer]:
+        """Return the layers of the trunk, fitted one after another."""
+        net, rows = self.net, self.fitted
+
+        def states(of: Network) -> Callable[[], Iterator[Any]]:
+            def first() -> Iterator[Any]:
+                for at, inputs, mask in iterate_batches(rows):
+                    state = of.start(of.begin(inputs, mask), of.plain)[0]
+                    yield {**state, "at": np.array(at)}
+
+            return first
+
+        def weighed(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+            def run(state: Any, linear: Any) -> Any:
+                def call(name: str, x: Array, keep: Any = None, added: Any = None) -> Array:
+                    weights = matters[name].tokens[int(state["at"])]
+                    y: Array = linear(name, x, keep=weights, added=added)
+                    return y
+
+                return stage(state, call)
+
+            return run
+
+        with Runner(self.jobs, self.threads or 1) as runner:
+            found = compress_layers(
+                [weighed(stage) for stage in net.stages()[1:]],
+                net.weights,
+                states(net),
+                fit,
+                biases=net.biases,
+                ridge=RIDGES,
+                hold_out=HOLD_OUT,
+                feedback=self.settings["feedback"],
+                compressed_batches=states(small),
+                runner=runner,
+                folder=self.home / "layers",
+                scratch=self.home,
+                callback=self._tell,
+            )
+        return dict(found.layers)
+
+    def _tell(self, facts: Mapping[str, Any], made: Any = None) -> None:
+        """Report a matrix that is finished."""
+        shape = self.shapes[facts["name"]]
+        size = math.prod(shape)
+        rate = facts["bits_per_weight"] if made is None else made.bits_per_weight
+        self.done += 1
+        self.stored += rate * size
+        self.weights += size
+        left = self.events.advance(_work(shape))
+        told = dict(facts) | {"bits_per_weight": rate, "bits_so_far": self.stored / self.weights}
+        self.events.tell("matrix", **told, left=left)
+        decibels = facts["output_snr_db"] if facts["output_snr_db"] is not None else facts["snr_db"]
+        text = f"{facts['name'][-40:]} {decibels:.1f} dB, {told['bits_so_far']:.2f} bits a weight"
+        self.events.show(self.done, len(self.shapes), text)
+
+
+def _work(shape: tuple[int, int]) -> float:
+    """Return what the fit of a matrix costs, in some unit."""
+    return math.prod(shape) * float(min(shape))

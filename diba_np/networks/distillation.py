@@ -1,0 +1,342 @@
+"""DiBARD through a whole network: everything but the bits is trained, taught by the dense one."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.checks import check_count, check_number
+from diba_np.files.atomic import atomic_path
+from diba_np.networks.calibration import Calibration
+from diba_np.networks.network import Network
+from diba_np.training.losses import cross_entropy
+from diba_np.training.optimisers import Adam, share_of_rate
+
+Array = NDArray[Any]
+
+PLACES = 8  # hidden states that teach, evenly spaced; what lies on disk is as many a token
+WARM = 0.05  # share of the steps over which the rate rises
+EVERY = 60.0  # seconds between two writes of the state
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+class Teacher:
+    """Hidden states of the dense network, computed when they are first asked for.
+
+    Parameters
+    ----------
+    net : Network
+    folder : Path, optional
+        Where they are kept in half precision, a file a row of ``2 places width`` bytes a token;
+        several processes may share it. Without one they are computed each time, rounded alike.
+
+    Attributes
+    ----------
+    places : list of int
+        Which hidden states they are: at most `PLACES` after the embeddings, the last among them.
+    """
+
+    def __init__(self, net: Network, folder: Path | None = None) -> None:
+        self.net, self.folder = net, folder
+        count = min(PLACES, net.config.layers)
+        ends = np.linspace(0, net.config.layers, count + 1).round()[1:]
+        self.places = [int(end) for end in ends]
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def states(self, rows: Array, inputs: Array, mask: Array | None) -> dict[int, Array]:
+        """Return the hidden states (S, T, width) of a batch by place; zeros for padding."""
+        lengths = None if mask is None else mask.sum(axis=1)
+        parts = [self._read(int(row)) for row in rows]
+        if any(part is None for part in parts):
+            hidden = self.net.hidden(inputs, mask)
+            states = np.stack([hidden[place] for place in self.places])
+            half = np.clip(states, -_LARGEST, _LARGEST).astype(np.float16)
+            ends = [half.shape[2]] * len(rows) if lengths is None else lengths
+            parts = [half[:, i, :end] for i, end in enumerate(ends)]
+            for row, part in zip(rows, parts, strict=True):
+                self._write(int(row), part)
+        held = [part for part in parts if part is not None]
+        longest = max(part.shape[1] for part in held)
+        wide = np.zeros((len(self.places), len(rows), longest, held[0].shape[2]), self.net.dtype)
+        for i, part in enumerate(held):
+            wide[:, i, : part.shape[1]] = part
+        return dict(zip(self.places, wide, strict=True))
+
+    def _path(self, row: int) -> Path:
+        return Path(str(self.folder)) / f"{row}.npy"
+
+    def _read(self, row: int) -> Array | None:
+        if self.folder is None:
+            return None
+        try:
+            found: Array = np.load(self._path(row), allow_pickle=False)
+        except (FileNotFoundError, EOFError, ValueError):  # cut short where the machine went down
+            return None
+        return found
+
+    def _write(self, row: int, states: Array) -> None:
+        if self.folder is None:
+            return
+        part = self._path(row).with_suffix(f".{os.getpid()}.part")
+        with open(part, "wb") as file:
+            np.save(file, states, allow_pickle=False)
+        part.replace(self._path(row))
+
+
+def matched(
+    now: Mapping[int, Array], aim: Mapping[int, Array], mask: Array
+) -> tuple[float, dict[int, Array]]:
+    """Return how far hidden states are from what they should be, and the gradients.
+
+    It is the mean over places and tokens of the squared error relative to the token's own square
+    (or the median one where that is more): a token of huge activations counts as one token.
+    """
+    total, gradients = 0.0, {}
+    count = float(mask.sum()) * len(aim)
+    for place, target in aim.items():
+        gap = (now[place] - target) * mask[..., None]
+        squares = np.einsum("stw,stw->st", target, target)
+        least = float(np.median(squares[mask])) or 1.0
+        share = (1.0 / (count * np.maximum(squares, least))).astype(gap.dtype)
+        total += float(np.vdot(share, np.einsum("stw,stw->st", gap, gap)))
+        gap *= 2 * share[..., None]
+        gradients[place] = gap
+    return total, gradients
+
+
+def taught(
+    student: Network, teacher: Network, x: Array, aim: Array, mask: Array, back: bool = True
+) -> tuple[float, Array | None]:
+    """Return the mean divergence of the student's predictions, and the gradient at its states.
+
+    Parameters
+    ----------
+    student, teacher : Network
+    x, aim : (S, T, width) arrays
+        Last hidden states of the two.
+    mask : (S, T) bool array
+    back : bool
+        Whether to go back through the student's head.
+
+    Returns
+    -------
+    float
+        Kullback–Leibler divergence in nats, a mean over tokens, or over rows of classes.
+    gradient : (S, T, width) array, or None
+    """
+    classes = student.head_name is None
+    count = len(x) if classes else int(mask.sum())
+    gradient = np.zeros_like(x) if back else None
+    total = 0.0
+    for row in range(len(x)):  # the logits of one row at a time
+        some = slice(row, row + 1)
+        at = np.ones(1, bool) if classes else mask[row]
+        p, _ = teacher.head(aim[some], mask[some], linear=teacher.plain)
+        y, pull = student.head(x[some], mask[some], linear=None if back else student.plain)
+        p, flat = p.reshape(len(at), -1)[at], y.reshape(len(at), -1)[at]
+        p -= p.max(axis=1, keepdims=True)
+        logs = p - np.log(np.exp(p).sum(axis=1, keepdims=True))
+        p = np.exp(logs)
+        value, g = cross_entropy(flat, p)
+        total += value * len(flat) + float(np.vdot(p, logs))
+        if gradient is not None:
+            wide = np.zeros((len(at), y.shape[-1]), y.dtype)
+            wide[at] = g * (len(flat) / count)
+            gradient[some] = pull(wide.reshape(y.shape))
+    return total / count, gradient
+
+
+def has_head(net: Network) -> bool:
+    """Tell whether a network has a head that gives logits."""
+    return net.head_name is not None or net.tensors.find("classifier") is not None
+
+
+class _Lesson:
+    """One batch of a training: loss and gradients."""
+
+    def __init__(self, student: Network, teacher: Network, hidden: float, states: Path | None):
+        self.student, self.dense, self.hidden = student, teacher, hidden
+        self.teacher = Teacher(teacher, states)
+        self.predicts = has_head(teacher)
+
+    def loss(self, rows: Array, data: Calibration, share: float = 0.0) -> tuple[float, float]:
+        """Return divergence and distance of hidden states; go back with a share of the batch."""
+        inputs, mask = data.read(rows)
+        aim = self.teacher.states(rows, inputs, mask)
+        last = self.teacher.places[-1]
+        now, back = self.student.forward(inputs, mask, None if share else self.student.plain)
+        at = np.ones(now[-1].shape[:2], bool) if mask is None else mask
+        apart, gradients = matched(dict(enumerate(now)), aim, at)
+        value, pull = 0.0, None
+        if self.predicts:
+            value, pull = taught(self.student, self.dense, now[-1], aim[last], at, bool(share))
+        if share:
+            kind = now[-1].dtype.type
+            weighed = {place: g * kind(self.hidden * share) for place, g in gradients.items()}
+            if pull is not None:
+                weighed[last] = weighed[last] + pull * kind(share)
+            back(weighed)
+        return value, apart
+
+    def judge(self, data: Calibration, places: Sequence[Array]) -> float:
+        """Return the loss of rows that nothing is trained on."""
+        losses = [(self.loss(rows, data), len(rows)) for rows in places]
+        whole = sum(size for _, size in losses)
+        return sum((v + self.hidden * apart) * size for (v, apart), size in losses) / whole
+
+
+def trained(student: Network, dense: Network) -> dict[str, Array]:
+    """Return what of a compressed network is trained: all vectors but biases that are new."""
+    old = {f"{name}.bias" for name in dense.biases}
+    layers = student.compressed
+    parameters: dict[str, Array] = {}
+    for name, value in student.parameters.items():
+        owner, _, what = name.rpartition(".")
+        new = owner in layers and what == "bias" and name not in old
+        if value.ndim == 1 and not new:
+            parameters[name] = value
+    return parameters
+
+
+def distil(
+    student: Network,
+    teacher: Network,
+    data: Calibration,
+    *,
+    epochs: int = 1,
+    rate: float = 2e-3,
+    hidden: float = 1.0,
+    tokens: int = 2048,
+    hold_out: float = 0.05,
+    states: Path | None = None,
+    path: Path | None = None,
+    seed: int = 0,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+) -> Network:
+    """Train diagonals or scales, norms and biases of a compressed network end to end.
+
+    Parameters
+    ----------
+    student : Network
+        Its parameters are changed in place.
+    teacher : Network
+        The dense network.
+    data : Calibration
+    epochs : int
+    rate : float
+        Of Adam, relative to the size of each array; it rises over the first twentieth and falls
+        along a half cosine.
+    hidden : float
+        Weight of the distance of hidden states (`matched`) beside the divergence of predictions.
+    tokens : int
+        Of a step; it is made of batches of `data`.
+    hold_out : float
+        Share of the rows, at least one of two or more, that are not trained on and judge.
+    states : Path, optional
+        Folder of the teacher's hidden states, see `Teacher`.
+    path : Path, optional
+        File of the state of training, written once a minute and continued from.
+    seed : int
+        Draws the order of the rows.
+    callback : callable, optional
+        Called with ``{"step", "steps", "divergence", "hidden"}`` of the last ten steps.
+
+    Returns
+    -------
+    Network
+        With layers as they are stored; the student as it was before if it was no worse.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is no longer finite.
+    """
+    check_count(epochs, "epochs")
+    check_number(rate, "rate", above=0.0)
+    lesson = _Lesson(student, teacher, hidden, states)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(data))
+    held = min(max(1, round(hold_out * len(data))), len(data) - 1) if hold_out else 0
+    judging = data.cut(np.sort(order[:held] if held else order))
+    steps = [
+        step for _ in range(epochs) for step in _steps(data, rng.permutation(order[held:]), tokens, rng)
+    ]
+    parameters = trained(student, teacher)
+    optimiser = Adam(parameters, rate)
+    before = lesson.judge(data, judging)
+    start = {name: value.copy() for name, value in parameters.items()}
+    history: list[tuple[float, float]] = []
+    done = 0 if path is None or not path.exists() else load_state(path, optimiser)
+    saved = time.monotonic()
+    for at in range(done, len(steps)):
+        student.zero_grad()
+        size = sum(len(part) for part in steps[at])
+        loss = np.zeros(2)
+        for part in steps[at]:
+            loss += len(part) / size * np.array(lesson.loss(part, data, len(part) / size))
+        if not np.isfinite(loss).all():
+            raise FloatingPointError(f"step {at + 1} of {len(steps)}: the loss is {loss}")
+        gradients = student.gradients
+        warm = min(1.0, (at + 1) / (WARM * len(steps)))
+        optimiser.step(
+            {name: gradients[name] for name in parameters},
+            warm * share_of_rate("cosine", at / len(steps)),
+        )
+        history.append((float(loss[0]), float(loss[1])))
+        if path is not None and time.monotonic() - saved > EVERY:
+            save_state(path, optimiser)
+            saved = time.monotonic()
+        if callback is not None and ((at + 1) % 10 == 0 or at + 1 == len(steps)):
+            value, apart = np.mean(history[-10:], axis=0)
+            facts = {"step": at + 1, "steps": len(steps)}
+            callback(facts | {"divergence": float(value), "hidden": float(apart)})
+    if path is not None:
+        save_state(path, optimiser)
+    student.zero_grad()
+    stored = student.replaced({n: layer.rounded() for n, layer in student.compressed.items()})
+    lesson.student = stored
+    if lesson.judge(data, judging) <= before:
+        return stored
+    for name, value in start.items():
+        parameters[name][...] = value
+    return student
+
+
+def _steps(data: Calibration, order: Array, tokens: int, rng: Any) -> list[list[Array]]:
+    """Return the batches of each step: parts of like length, drawn together at random."""
+    parts = data.cut(order)
+    together = max(1, math.ceil(tokens / data.tokens))
+    mixed = [parts[i] for i in rng.permutation(len(parts))]
+    return [mixed[at : at + together] for at in range(0, len(mixed), together)]
+
+
+def save_state(path: Path, optimiser: Adam) -> None:
+    """Write the state of a training: parameters, moments, steps taken."""
+    arrays: dict[str, Array] = {"steps": np.array(optimiser.steps)}
+    for name, value in optimiser.parameters.items():
+        arrays |= {
+            f"{name}/value": value,
+            f"{name}/first": optimiser.first[name],
+            f"{name}/second": optimiser.second[name],
+        }
+    with atomic_path(path) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_state(path: Path, optimiser: Adam) -> int:
+    """Put back what `save_state` wrote; return the steps that were taken."""
+    with np.load(path, allow_pickle=False) as arrays:
+        for name, value in optimiser.parameters.items():
+            value[...] = arrays[f"{name}/value"]
+            optimiser.first[name][...] = arrays[f"{name}/first"]
+            optimiser.second[name][...] = arrays[f"{name}/second"]
+        optimiser.steps = int(arrays["steps"])
+    return optimiser.steps
