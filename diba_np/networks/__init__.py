@@ -11,13 +11,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diba_np.networks.compression import compress
     from diba_np.networks.network import Network
     from diba_np.networks.reading import build, load
 
-__all__ = ["Network", "build", "load"]
+__all__ = ["Network", "build", "compress", "load"]
 
 # public name -> module that defines it
-_HOME = {"Network": "network", "build": "reading", "load": "reading"}
+_HOME = {
+    "Network": "network",
+    "build": "reading",
+    "compress": "compression",
+    "load": "reading",
+}
 
 
 def __getattr__(name: str) -> Any:

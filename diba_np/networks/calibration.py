@@ -128,13 +128,14 @@ def _rows_of_texts(net: Network, texts: Sequence[str], length: int) -> list[Sequ
     if not net.kind.decoder:
         return [row[:length] for row in rows]
     joined = [token for row in rows for token in row]
-    cut = [joined[at : at + length] for at in range(0, len(joined), length)]
+    cut: list[Sequence[int]] = [joined[at : at + length] for at in range(0, len(joined), length)]
     return cut[:-1] if len(cut) > 1 and len(cut[-1]) < length else cut
 
 
 def _ids(encoded: Any) -> Sequence[int]:
     """Return the tokens of what a tokenizer gives."""
-    return getattr(encoded, "ids", encoded)
+    found: Sequence[int] = getattr(encoded, "ids", encoded)
+    return found
 
 
 def iterate_batches(

@@ -179,6 +179,7 @@ def compress(
         events = Events(progress, None, callback)
         try:
             run = _Run(net, data, settings, home, events, jobs, threads, epochs, rate)
+            parts.write("matrices", list(run.shapes))
             return run.all()
         finally:
             events.close()
@@ -259,7 +260,13 @@ class _Run:
         epochs: int,
         rate: float,
     ) -> None:
-        self.net, self.data, self.settings, self.home, self.events = net, data, settings, home, events
+        self.net, self.data, self.settings, self.home, self.events = (
+            net,
+            data,
+            settings,
+            home,
+            events,
+        )
         self.jobs, self.threads, self.epochs, self.rate = jobs, threads, epochs, rate
         self.fitted = self._drawn(settings["calibrate"], settings["seed"])
         self.tables = self._tables()
@@ -347,9 +354,7 @@ class _Run:
         ]
         budget = int(bits * sum(sizes.values()))
         shares = allocate(tasks, [_CURVE] * len(tasks), budget, SCALE_BITS)
-        return even | {
-            name: share / sizes[name] for name, share in zip(names, shares, strict=True)
-        }
+        return even | {name: share / sizes[name] for name, share in zip(names, shares, strict=True)}
 
     # -- matrices ----------------------------------------------------------------------------------
 
@@ -395,9 +400,10 @@ class _Run:
         trace = float(np.trace(gram))
         if trace:
             even = 0.5 * even + 0.5 * gram * (n / trace)
-        return even, sum(
-            0.2 / 2 + 0.8 * part / (2 * float(part.mean()) or 1.0) for part in (used, predicted)
-        )
+        weights = np.full(len(A), 0.2)
+        for part in (used, predicted):
+            weights += 0.4 * part / (float(part.mean()) or 1.0)
+        return even, weights
 
     def _alone(self, name: str, fit: Fit) -> Layer:
         """Return a layer fitted to its weights alone."""

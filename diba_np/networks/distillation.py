@@ -54,16 +54,16 @@ class Teacher:
     def states(self, rows: Array, inputs: Array, mask: Array | None) -> dict[int, Array]:
         """Return the hidden states (S, T, width) of a batch by place; zeros for padding."""
         lengths = None if mask is None else mask.sum(axis=1)
-        parts = [self._read(int(row)) for row in rows]
-        if any(part is None for part in parts):
+        found = [self._read(int(row)) for row in rows]
+        held = [part for part in found if part is not None]
+        if len(held) < len(rows):
             hidden = self.net.hidden(inputs, mask)
             states = np.stack([hidden[place] for place in self.places])
             half = np.clip(states, -_LARGEST, _LARGEST).astype(np.float16)
             ends = [half.shape[2]] * len(rows) if lengths is None else lengths
-            parts = [half[:, i, :end] for i, end in enumerate(ends)]
-            for row, part in zip(rows, parts, strict=True):
+            held = [half[:, i, :end] for i, end in enumerate(ends)]
+            for row, part in zip(rows, held, strict=True):
                 self._write(int(row), part)
-        held = [part for part in parts if part is not None]
         longest = max(part.shape[1] for part in held)
         wide = np.zeros((len(self.places), len(rows), longest, held[0].shape[2]), self.net.dtype)
         for i, part in enumerate(held):
@@ -187,10 +187,10 @@ class _Lesson:
         return value, apart
 
     def judge(self, data: Calibration, places: Sequence[Array]) -> float:
-        """Return the loss of rows that nothing is trained on."""
-        losses = [(self.loss(rows, data), len(rows)) for rows in places]
-        whole = sum(size for _, size in losses)
-        return sum((v + self.hidden * apart) * size for (v, apart), size in losses) / whole
+        """Return the divergence of rows that nothing is trained on, or how far their states are."""
+        which = 0 if self.predicts else 1
+        losses = [(self.loss(rows, data)[which], len(rows)) for rows in places]
+        return sum(value * size for value, size in losses) / sum(size for _, size in losses)
 
 
 def trained(student: Network, dense: Network) -> dict[str, Array]:
@@ -239,7 +239,8 @@ def distil(
     tokens : int
         Of a step; it is made of batches of `data`.
     hold_out : float
-        Share of the rows, at least one of two or more, that are not trained on and judge.
+        Share of the rows, at least one of two or more, that are not trained on and judge: by the
+        divergence, or by hidden states where there is no head.
     states : Path, optional
         Folder of the teacher's hidden states, see `Teacher`.
     path : Path, optional
@@ -267,7 +268,9 @@ def distil(
     held = min(max(1, round(hold_out * len(data))), len(data) - 1) if hold_out else 0
     judging = data.cut(np.sort(order[:held] if held else order))
     steps = [
-        step for _ in range(epochs) for step in _steps(data, rng.permutation(order[held:]), tokens, rng)
+        step
+        for _ in range(epochs)
+        for step in _steps(data, rng.permutation(order[held:]), tokens, rng)
     ]
     parameters = trained(student, teacher)
     optimiser = Adam(parameters, rate)

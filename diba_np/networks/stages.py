@@ -230,9 +230,7 @@ class States:
     def __iter__(self) -> Iterator[tuple[State, State]]:
         if self.stage == 0:
             if self.both and self.compressed_batches is not None:
-                yield from zip(
-                    iterate(self.batches), iterate(self.compressed_batches), strict=True
-                )
+                yield from zip(iterate(self.batches), iterate(self.compressed_batches), strict=True)
                 return
             for state in iterate(self.batches):
                 yield state, state

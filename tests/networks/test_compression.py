@@ -1,0 +1,257 @@
+"""`networks.compress` on small networks with random tensors: budget, resuming, what stages gain."""
+
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+from small_networks import network
+
+from diba_np import networks
+from diba_np.networks.calibration import calibration
+from diba_np.networks.distillation import Teacher, matched, taught
+from diba_np.networks.importance import importance, load_importance, save_importance
+
+VOCABULARY = 40
+FITTED = 160
+
+
+def decoder(**more):
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "vocab_size": VOCABULARY}
+    return network("llama", dtype=np.float32, **(sizes | more))
+
+
+def rows(count, seed=0, tokens=12):
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (count, tokens))
+
+
+def divergence(small, net):
+    """Mean divergence from the dense network's predictions, on rows that nothing was fitted to."""
+    held = rows(24, seed=9)
+    last, aim = small.hidden(held)[-1], net.hidden(held)[-1]
+    return taught(small, net, last, aim, np.ones(held.shape, bool), back=False)[0]
+
+
+def arrays(net):
+    """Everything that a compressed network holds beside the dense one."""
+    return {name: value for name, value in net.parameters.items()} | {
+        f"{name}/bits": layer.to_matrix().to_dense() for name, layer in net.compressed.items()
+    }
+
+
+def same(one, other):
+    a, b = arrays(one), arrays(other)
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def stored_rate(small):
+    matrices = [layer.to_matrix() for layer in small.compressed.values()]
+    weights = sum(np.prod(matrix.shape) for matrix in matrices)
+    return sum(matrix.storage_bits() for matrix in matrices) / weights
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return decoder()
+
+
+@pytest.fixture(scope="module")
+def stages(dense):
+    """Weights alone, activations, end to end, at two bits."""
+    ids = rows(FITTED)
+    return (
+        networks.compress(dense, ids, bits=2.0, activations=False, epochs=0),
+        networks.compress(dense, ids, bits=2.0, epochs=0),
+        networks.compress(dense, ids, bits=2.0, epochs=10, rate=5e-3),
+    )
+
+
+def test_every_stage_is_nearer_to_the_dense_network(dense, stages):
+    alone, fitted, trained = (divergence(small, dense) for small in stages)
+    assert fitted < 0.8 * alone
+    assert trained < fitted
+
+
+def test_the_budget_holds_and_every_matrix_is_compressed(dense, stages):
+    for small in stages:
+        assert set(small.compressed) == set(dense.layers)
+        assert 1.8 < stored_rate(small) <= 2.0
+
+
+def test_the_dense_network_stays_as_it_is(dense, stages):
+    assert not dense.compressed
+    assert np.array_equal(dense.logits(rows(2)), decoder().logits(rows(2)))
+
+
+def test_no_layer_gets_a_bias_that_it_had_not(stages):
+    assert all(not layer.parameters["bias"].any() for layer in stages[-1].compressed.values())
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop_at(event, count):
+        left = [count]
+
+        def callback(facts):
+            left[0] -= facts["event"] == event
+            if not left[0]:
+                raise Stopped
+
+        return callback
+
+    options = {"bits": 2.0, "epochs": 10, "rate": 5e-3, "folder": tmp_path}
+    for stop in (stop_at("matrix", 1), stop_at("matrix", 7), stop_at("training", 1)):
+        with pytest.raises(Stopped):
+            networks.compress(dense, rows(FITTED), callback=stop, **options)
+    assert same(networks.compress(dense, rows(FITTED), **options), stages[-1])
+    # what is finished is only read
+    assert same(networks.compress(dense, rows(FITTED), **options), stages[-1])
+
+
+def test_another_run_is_refused_where_one_is_kept(dense, tmp_path):
+    networks.compress(dense, rows(4), method="rtn", bits=3.0, epochs=0, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"bits: 3\.0 there, 2\.0 here"):
+        networks.compress(dense, rows(4), method="rtn", bits=2.0, epochs=0, folder=tmp_path)
+
+
+def test_independent_layers_in_processes_give_what_one_gives(dense):
+    options = {"bits": 3.0, "method": "rtn", "epochs": 0, "feedback": False}
+    one, two = (networks.compress(dense, rows(8), jobs=jobs, **options) for jobs in (1, 2))
+    assert same(one, two)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("method", ["gptq", "sign", "best"])
+def test_other_methods(dense, method):
+    small = networks.compress(dense, rows(16), bits=3.0, method=method, epochs=1)
+    assert set(small.compressed) == set(dense.layers)
+    assert stored_rate(small) <= 3.0
+    assert np.isfinite(small.logits(rows(2))).all()
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit"])
+def test_other_kinds(kind):
+    net = network(kind, dtype=np.float32)
+    if kind == "vit":
+        data = np.random.default_rng(0).normal(size=(12, 2, 8, 8)).astype(np.float32)
+    else:
+        data = np.random.default_rng(0).integers(2, 19, (12, 8))
+    events = []
+    small = networks.compress(net, data, bits=3.0, method="gptq", epochs=2, callback=events.append)
+    assert set(net.weights) <= set(small.compressed)
+    assert np.isfinite(small.logits(data[:2])).all()
+    trained = [facts for facts in events if facts["event"] == "training"]
+    assert trained[-1]["step"] == trained[-1]["steps"]
+
+
+def test_callback_tells_of_every_matrix(dense):
+    events = []
+    networks.compress(dense, rows(8), bits=3.0, method="rtn", epochs=0, callback=events.append)
+    assert [facts["name"] for facts in events] == [*dense.layers][-2:] + [*dense.weights] or {
+        facts["name"] for facts in events
+    } == set(dense.layers)
+    assert events[-1]["left"] == 0
+    assert events[-1]["bits_so_far"] <= 3.0
+
+
+def test_an_outlier_token_neither_dominates_nor_is_lost():
+    net = decoder()
+    table = net.layers[net.token_name].weight
+    table[0] *= 300.0  # its embedding, hundreds of times the rest
+    found = importance(net, calibration(net, np.where(rows(32) == 1, 0, rows(32))))
+    for matters in found.values():
+        weights = np.concatenate([part.ravel() for part in matters.tokens])
+        assert weights.min() > 0
+        assert weights.max() < 40 * weights.mean()
+        assert np.isclose(weights.mean(), 1.0)
+
+
+def test_importance_is_the_same_after_a_file(dense, tmp_path):
+    found = importance(dense, calibration(dense, rows(6)))
+    save_importance(tmp_path / "importance.npz", found)
+    for name, kept in load_importance(tmp_path / "importance.npz").items():
+        assert np.allclose(kept.outputs, found[name].outputs, rtol=1e-6)
+        assert np.isclose(kept.energy, found[name].energy)
+        for a, b in zip(kept.tokens, found[name].tokens, strict=True):
+            assert np.allclose(a, b, rtol=1e-6)
+
+
+def test_gradients_of_the_lesson_are_central_differences():
+    net = network("llama")
+    rng = np.random.default_rng(0)
+    x, aim = rng.normal(size=(2, 2, 5, 8))
+    mask = np.arange(5) < np.array([[5], [3]])
+    turn = rng.normal(size=x.shape)
+
+    def distance(x):
+        return matched({0: x}, {0: aim}, mask)
+
+    def divergence(x):
+        return taught(net, net, x, aim, mask)
+
+    for loss in (distance, divergence):
+        gradient = loss(x)[1]
+        gradient = gradient[0] if isinstance(gradient, dict) else gradient
+        step = 1e-5
+        slope = (loss(x + step * turn)[0] - loss(x - step * turn)[0]) / (2 * step)
+        assert np.isclose(slope, np.vdot(gradient, turn), rtol=1e-5)
+    assert abs(divergence(aim)[0]) < 1e-12
+
+
+def test_a_teacher_gives_the_same_from_disk(dense, tmp_path):
+    ids = rows(3)
+    mask = np.arange(12) < np.array([[12], [5], [9]])
+    first, second = (Teacher(dense, tmp_path).states(np.arange(3), ids, mask) for _ in range(2))
+    plain = Teacher(dense).states(np.arange(3), ids, mask)
+    for place, states in first.items():
+        assert np.array_equal(states, second[place])
+        assert np.array_equal(states, plain[place])
+    assert not states[1, 5:].any()
+    (tmp_path / "1.npy").write_bytes(b"cut short")
+    again = Teacher(dense, tmp_path).states(np.arange(3), ids, mask)
+    assert all(np.array_equal(again[place], first[place]) for place in first)
+    shutil.rmtree(tmp_path)
+
+
+def test_texts_of_a_decoder_are_joined_and_cut():
+    net = decoder()
+
+    class Tokenizer:
+        def encode(self, text):
+            return [ord(letter) % VOCABULARY for letter in text]
+
+    net.tokenizer = Tokenizer()
+    data = calibration(net, ["abcd", "efgh", "ij"], length=4)
+    assert data.inputs.shape == (2, 4)
+    assert data.inputs.tolist() == [
+        [ord(c) % VOCABULARY for c in text] for text in ("abcd", "efgh")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "error", "message"),
+    [
+        (rows(2), {"bits": 0}, ValueError, "bits"),
+        (rows(2), {"bits": "1"}, TypeError, "bits"),
+        (rows(2), {"method": "svd16"}, ValueError, "method must be one of diba"),
+        (rows(2), {"effort": "some"}, ValueError, "effort must be one of fast"),
+        (rows(2), {"epochs": -1}, ValueError, "epochs"),
+        (rows(2), {"jobs": 0}, ValueError, "jobs"),
+        (rows(2), {"rate": 0}, ValueError, "rate"),
+        (rows(2) + VOCABULARY, {}, ValueError, "ids must lie in"),
+        ([], {}, ValueError, "at least one row"),
+        ([[]], {}, ValueError, "at least one token"),
+        (["a text"], {}, ValueError, "tokenizer"),
+        (["a text", [1, 2]], {}, TypeError, "all strings"),
+    ],
+)
+def test_bad_input(dense, texts, options, error, message):
+    with pytest.raises(error, match=message):
+        networks.compress(dense, texts, **options)
+
+
+def test_a_network_is_asked_for():
+    with pytest.raises(TypeError, match="net must be a Network"):
+        networks.compress(np.eye(3), rows(2))
