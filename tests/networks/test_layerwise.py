@@ -382,3 +382,73 @@ def test_moments_of_two_inputs_give_those_of_the_targets(rng, kind, weighted):
     for name in ("zz", "tz", "tt", "count"):
         np.testing.assert_allclose(getattr(targets, name), getattr(straight, name), **near)
     assert squares == targets.tt
+
+
+class TestRidges:
+    """How far a target goes from the dense weights is chosen on batches that are held out."""
+
+    def run(self, rng, ridge, lost):
+        weights = {"l": rng.normal(size=(12, 24))}
+        x = rng.normal(size=(16, 10, 24))
+        first = [{"x": one, "h": np.zeros((10, 12))} for one in x]
+        other = [{"x": one, "h": lost(one, weights["l"])} for one in x]
+        made = compress_layers(
+            [lambda state, linear: linear("l", state["x"], added=state["h"])],
+            weights,
+            first,
+            lambda name, A, gram: fit_baseline("rtn", A, 12),
+            ridge=ridge,
+            hold_out=0.25,
+            refit=False,
+            compressed_batches=other,
+        )
+        return weights["l"], made.layers["l"].to_matrix().to_dense(), made.report[0]
+
+    def test_noise_of_the_residual_branch_moves_nothing(self, rng):
+        def lost(x, A):
+            return rng.normal(size=(len(x), len(A)))
+
+        state = rng.bit_generator.state
+        A, several, _ = self.run(rng, (0.01, 0.1, 1.0), lost)
+        rng.bit_generator.state = state
+        _, single, _ = self.run(rng, 0.01, lost)
+        assert np.linalg.norm(several - A) < 0.3 * np.linalg.norm(single - A)
+
+    def test_what_can_be_made_good_is(self, rng):
+        A, found, told = self.run(rng, (0.01, 0.1, 1.0), lambda x, A: -0.5 * x @ A.T)
+        assert np.linalg.norm(found - 1.5 * A) < 0.02 * np.linalg.norm(A)
+        assert told["output_snr_db"] > 30
+
+    def test_bad_ridges(self, rng):
+        for ridge, message in (((), "at least one"), ((0.1, 0.0), "ridge")):
+            with pytest.raises(ValueError, match=message):
+                self.run(rng, ridge, lambda x, A: np.zeros((len(x), len(A))))
+
+
+class TestIndependent:
+    """Without feedback layers depend on the dense network alone."""
+
+    def test_each_layer_is_what_it_is_alone(self, rng, data):
+        net = Network(rng)
+        made = compress_layers(
+            net.stages, net.weights, list(data), quick_codes, biases=net.biases, feedback=False
+        )
+        assert list(made.layers) == list(net.weights)
+        assert all(told["input_snr_db"] is None for told in made.report)
+        x = list(data)
+        for i, stage in enumerate(net.stages):
+            alone = compress_layers(
+                [stage],
+                {f"l{i}": net.weights[f"l{i}"]},
+                x,
+                quick_codes,
+                biases={f"l{i}": net.biases[f"l{i}"]},
+            )
+            one, other = (m.layers[f"l{i}"].to_matrix().to_dense() for m in (made, alone))
+            assert np.allclose(one, other, atol=1e-6)
+            A, b = net.weights[f"l{i}"], net.biases[f"l{i}"]
+            x = [np.maximum(each @ A.T + b, 0) for each in x]
+
+
+def quick_codes(name, A, gram):
+    return fit_baseline("rtn", A, 3)
