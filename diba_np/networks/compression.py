@@ -33,7 +33,7 @@ from diba_np.networks.importance import (
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
 from diba_np.search.factorization import factorize
-from diba_np.search.relaxation import EFFORTS
+from diba_np.search.options import EFFORTS
 
 Array = NDArray[Any]
 Compressed = DiBAFactors | ScalarQuantized
