@@ -154,7 +154,7 @@ def log_softmax(y: Array) -> Array:
 
 
 def sizes(net: Network) -> dict[str, float]:
-    """Return stored bits a weight of all matrices, and bytes of the whole network."""
+    """Return stored bits a weight of all matrices, and bytes of the whole as it is."""
     bits = weights = 0
     matrices = net.compressed
     for layer in matrices.values():
@@ -227,7 +227,9 @@ def one(
             return told | {"refused": str(error)}  # no code of so few bits
         seconds = time.process_time() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return told | sizes(small) | judge.scores(small) | {"cpu": seconds, "peak_gib": peak}
+        size = small.save(home / f"{folder.name}-{stage.replace(' ', '-')}.h5")
+        found = sizes(small) | judge.scores(small) | {"bytes": size}
+        return told | found | {"cpu": seconds, "peak_gib": peak}
 
     return make
 

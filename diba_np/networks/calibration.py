@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from diba_np.checks import check_count, digest
-from diba_np.networks.inputs import as_ids, as_mask, batches, padded
+from diba_np.checks import digest
+from diba_np.networks.inputs import as_ids, batches, padded
 from diba_np.networks.network import Network
+from diba_np.networks.texts import BATCH, LENGTH, Texts
 
 Array = NDArray[Any]
-Texts = str | Sequence[str] | Sequence[Sequence[int]] | ArrayLike
 
 
 class Calibration:
@@ -71,16 +71,16 @@ class Calibration:
         return digest(flat if self.mask is None else np.where(self.mask, flat, -1))
 
 
-def calibration(net: Network, texts: Texts, length: int = 128, tokens: int = 1024) -> Calibration:
+def calibration(
+    net: Network, texts: Texts, length: int = LENGTH, tokens: int = BATCH
+) -> Calibration:
     """Return what a network is to be fitted to.
 
     Parameters
     ----------
     net : Network
     texts : str, sequence of str, sequence of sequences of int, or array
-        Texts, token ids by rows, ids (S, T), or the arrays that patches are cut from. A decoder
-        reads texts joined and cut into rows of `length` tokens, an encoder one text a row, cut off
-        there.
+        As `Network.rows_of` takes them; or the arrays that patches are cut from, (S, ...) float.
     length : int, default 128
         Most tokens of a row that is made of texts.
     tokens : int, default 1024
@@ -95,42 +95,11 @@ def calibration(net: Network, texts: Texts, length: int = 128, tokens: int = 102
     TypeError, ValueError
         `texts` is of another kind, empty, or not what the network reads; texts need a tokenizer.
     """
-    check_count(length, "length", least=2)
-    if isinstance(texts, str):
-        texts = [texts]
     if isinstance(texts, np.ndarray) and texts.dtype.kind == "f":
         net.begin(texts[:1])
         return Calibration(texts, None, tokens)
-    if isinstance(texts, np.ndarray):
-        ids = as_ids(texts, net.config)
-        return Calibration(ids, as_mask(None, ids.shape), tokens)
-    rows: list[Sequence[int]] = list(texts)  # type: ignore[arg-type]
-    if not rows:
-        raise ValueError("texts must hold at least one row, got none")
-    if all(isinstance(row, str) for row in rows):
-        rows = _rows_of_texts(net, rows, length)  # type: ignore[arg-type]
-    elif any(isinstance(row, str) for row in rows):
-        raise TypeError("texts must be all strings or all rows of token ids, got both")
-    rows = [row for row in rows if len(row)]
-    if not rows:
-        raise ValueError("texts must hold at least one token, got none")
-    ids, mask = padded(rows, net.config.padding)
+    ids, mask = padded(net.rows_of(texts, length), net.config.padding)
     return Calibration(as_ids(ids, net.config), mask, tokens)
-
-
-def _rows_of_texts(net: Network, texts: Sequence[str], length: int) -> list[Sequence[int]]:
-    """Return texts as rows of tokens."""
-    if net.tokenizer is None:
-        raise ValueError("texts need a tokenizer, the network has none; give token ids")
-    special = not net.kind.decoder  # joined texts have none between them
-    rows: list[Sequence[int]] = [net.tokenizer.encode(text, special) for text in texts]
-    most = net.config.positions - net.config.first_position
-    length = min(length, most) if net.config.positions else length
-    if not net.kind.decoder:
-        return [row[:length] for row in rows]
-    joined = [token for row in rows for token in row]
-    cut: list[Sequence[int]] = [joined[at : at + length] for at in range(0, len(joined), length)]
-    return cut[:-1] if len(cut) > 1 and len(cut[-1]) < length else cut
 
 
 def iterate_batches(

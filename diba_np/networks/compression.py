@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 
 from diba_np.checks import check_count, check_number, digest
 from diba_np.files.parts import Parts
-from diba_np.layers.coded_linear import CodedLinear
-from diba_np.layers.linear import DiBALinear, Layer
-from diba_np.matrix.factors import DiBAFactors
+from diba_np.layers.linear import Layer
+from diba_np.layers.registry import as_layer
+from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.files import load
 from diba_np.methods import fit as fit_method
-from diba_np.methods.scalar import ScalarQuantized
 from diba_np.models.executors import Events, Runner
 from diba_np.models.plan import Curve, Task, allocate
-from diba_np.networks.calibration import Calibration, Texts, calibration, iterate_batches
+from diba_np.networks.calibration import Calibration, calibration, iterate_batches
 from diba_np.networks.distillation import distil
 from diba_np.networks.importance import (
     Importance,
@@ -32,11 +31,11 @@ from diba_np.networks.importance import (
 )
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
+from diba_np.networks.texts import LENGTH, Texts
 from diba_np.search.factorization import factorize
 from diba_np.search.options import EFFORTS
 
 Array = NDArray[Any]
-Compressed = DiBAFactors | ScalarQuantized
 
 # those whose matrices a layer can hold and train; "best" tries the first two on every matrix
 METHODS = ("diba", "gptq", "rtn", "sign", "bitat")
@@ -66,7 +65,7 @@ def compress(
     activations: bool = True,
     epochs: int = 1,
     rate: float = 2e-3,
-    length: int = 128,
+    length: int = LENGTH,
     calibrate: int | None = 8192,
     jobs: int = 1,
     threads: int | None = 1,
@@ -212,7 +211,7 @@ class Fit:
     bits: Mapping[str, float]
     outputs: Mapping[str, Array]
 
-    def __call__(self, name: str, A: Array, gram: Array | None) -> Compressed:
+    def __call__(self, name: str, A: Array, gram: Array | None) -> CompressedMatrix:
         """Return the compressed A (m, n), errors weighed by a Gram matrix (n, n) and outputs."""
         weights = self.outputs.get(name)
         if self.method != "best":
@@ -222,7 +221,7 @@ class Fit:
 
     def _fitted(
         self, method: str, name: str, A: Array, gram: Array | None, weights: Array | None
-    ) -> Compressed:
+    ) -> CompressedMatrix:
         if method == "diba":
             return factorize(
                 A,
@@ -235,8 +234,7 @@ class Fit:
                 threads=self.threads,
             )
         inputs = None if gram is None else np.linalg.cholesky(gram).T
-        made: Any = fit_method(method, A, self.bits[name], inputs, self.seed)
-        return made  # type: ignore[no-any-return]
+        return fit_method(method, A, self.bits[name], inputs, self.seed)
 
 
 def _error(E: Array, gram: Array | None, weights: Array | None) -> float:
@@ -419,9 +417,8 @@ class _Run:
     def _told(self, name: str, A: Array, made: Any) -> Layer:
         """Return a matrix as a layer with the dense network's bias; tell of it."""
         bias = self.net.biases[name] if name in self.net.biases else None
-        made_layer = DiBALinear if made.method == "diba" else CodedLinear
         self._tell({"name": name, "snr_db": made.snr(A), "output_snr_db": None}, made)
-        return made_layer(made, bias, self.net.dtype)
+        return as_layer(made, bias, self.net.dtype, name)
 
     def _layers(
         self, small: Network, matters: Mapping[str, Importance], fit: Fit

@@ -11,6 +11,7 @@ import pytest
 from small_networks import network
 
 from diba_np import networks
+from diba_np.cli.main import main
 from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import Teacher, matched, taught
 from diba_np.networks.importance import importance, load_importance, save_importance
@@ -249,7 +250,7 @@ def test_texts_of_a_decoder_are_joined_and_cut():
         (rows(2), {"jobs": 0}, ValueError, "jobs"),
         (rows(2), {"rate": 0}, ValueError, "rate"),
         (rows(2) + VOCABULARY, {}, ValueError, "ids must lie in"),
-        ([], {}, ValueError, "at least one row"),
+        ([], {}, ValueError, "at least one token"),
         ([[]], {}, ValueError, "at least one token"),
         (["a text"], {}, ValueError, "tokenizer"),
         (["a text", [1, 2]], {}, TypeError, "all strings"),
@@ -263,6 +264,31 @@ def test_bad_input(dense, texts, options, error, message):
 def test_a_network_is_asked_for():
     with pytest.raises(TypeError, match="net must be a Network"):
         networks.compress(np.eye(3), rows(2))
+
+
+def test_the_command_compresses_a_folder_with_texts(tmp_path, capsys):
+    net = decoder()
+    net.export(tmp_path / "folder")
+    np.save(tmp_path / "ids.npy", rows(16))
+    output = tmp_path / "small.h5"
+
+    def run(*more):
+        words = ["model", str(tmp_path / "folder"), "--texts", str(tmp_path / "ids.npy")]
+        words += ["--bits", "3", "--method", "gptq", "--quiet", "--json", "-o", str(output), *more]
+        return main(words), capsys.readouterr()
+
+    code, streams = run()
+    report = json.loads(streams.out)
+    assert code == 0
+    assert report["bits_per_weight"] <= 3
+    assert report["file_bytes"] == output.stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "ids.npy", "small.h5"]
+    small = networks.load(output)
+    direct = networks.compress(net, rows(16), bits=3, method="gptq")
+    assert np.allclose(small.logits(rows(2)), direct.logits(rows(2)), atol=1e-3)
+    code, streams = run("--force", "--include", "*")
+    assert code == 1
+    assert "--include is of weights alone" in streams.err
 
 
 def test_the_study_of_a_language_model_runs_and_goes_on(tmp_path, monkeypatch, capsys):
