@@ -86,6 +86,22 @@ def product_columns(b1, b2, d1, d2, d3, alpha, bias, X):
 product_columns_avx512 = product_columns
 
 
+def product_terms(terms, alpha, bias, x):
+    """The sum of `product` over terms (b1, b2, d1, d2, d3)."""
+    return np.sum([product(*t, alpha, np.zeros(len(t[2])), x) for t in terms], axis=0) + bias
+
+
+product_terms_avx512 = product_terms_avx2 = product_terms_portable = product_terms
+
+
+def product_terms_columns(terms, alpha, bias, X):
+    """`product_terms` of every column."""
+    return np.stack([product_terms(terms, alpha, bias, x) for x in X.T], axis=1)
+
+
+product_terms_columns_avx512 = product_terms_columns
+
+
 def transpose(a):
     """Entry by entry."""
     return np.array([[a[i, j] for i in range(len(a))] for j in range(a.shape[1])])

@@ -27,6 +27,7 @@ HELPERS = (
     "_permute",
     "_stack",
     "_neon",
+    "_terms",
 )  # compiled into the kernels of other files
 KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py")) + [
     PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name not in ("_ir", "_neon")

@@ -11,6 +11,7 @@ Layout of the tiles: ``kernels/layout.py``.
 from __future__ import annotations
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -18,6 +19,7 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import cache_lines  # _lookup.py e780d5b3414a
+from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py dae9825aeaeb
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
 # panels done at a time, in all threads together: more would leave the last-level cache
@@ -160,6 +162,32 @@ def _scale_lines(typingctx, source, source_step, n, scale, bias, target, target_
         before = _ir.load(builder, totals, vector, 64)
         (after,) = _ir.counted_loop(builder, n, [before], body)
         _ir.store(builder, after, totals, 64)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _add_lines(typingctx, source, n, scale, target):
+    """Add ``scale * line`` of `n` cache lines, one after the other, to those of the target."""
+    signature = types.void(types.intp, types.intp, scale, types.intp)
+    element, lanes = _element(scale)
+    vector = _ir.vector(element, lanes)
+
+    def codegen(context, builder, signature, args):
+        source, n, scale, target = args
+        scales = _ir.broadcast(builder, scale, vector)
+
+        def body(i, carried):
+            step = builder.mul(i, _ir.index(64))
+            line = _ir.load(builder, builder.add(source, step), vector, 64)
+            address = builder.add(target, step)
+            before = _ir.load(builder, address, vector, 64)
+            sums = builder.fadd(before, builder.fmul(line, scales))
+            _ir.store(builder, sums, address, 64)
+            return []
+
+        _ir.counted_loop(builder, n, [], body)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -339,4 +367,122 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out
             else:
                 start, stop = 32 * n_tiles2 * part // n_parts, 32 * n_tiles2 * (part + 1) // n_parts
                 _scatter(inner, d2, bias, start, stop, out, first, totals[part])
+    return totals.sum()
+
+
+@njit(fastmath=False)
+def _add_rows(panel, scale, start, stop, first, sums):
+    """Add ``scale * panel`` of some rows to the sums; with `first` they begin with that."""
+    if first:
+        sums[start:stop] = 0
+    for i in range(start, min(stop, scale.size)):
+        _add_lines(panel.ctypes.data + 64 * i, 1, scale[i], sums.ctypes.data + 64 * i)
+
+
+@njit(fastmath=False)
+def _largest_inner(starts):
+    """Return how many rows the first stage's result takes, of the term with most."""
+    rows = 0
+    for t in range(starts.shape[0] - 1):
+        rows = max(rows, 32 * (starts[t + 1, 1] - starts[t, 1]), starts[t + 1, 3] - starts[t, 3])
+    return rows
+
+
+@njit(fastmath=False)
+def _ones(size, like):
+    """Return ones. A function of its own: in a parallel one Numba would start its threads."""
+    return np.ones(size, dtype=like.dtype)
+
+
+@njit(fastmath=False)
+def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Multiply a sum of several DiBA factorizations by a matrix.
+
+    ``out = sum_t D1_t (B1_t - alpha) D2_t (B2_t - alpha) D3_t X + bias``; all floats are float32,
+    or all are float64. Columns are done by whole cache lines.
+
+    Parameters
+    ----------
+    x : (n, b), C-order
+        Columns past the last whole line are left out.
+    d3, tiles2, d2, tiles1, d1, starts
+        Those of all terms, see ``kernels/_terms.py``.
+    alpha : scalar of the same type
+    bias : (m,) or (0,)
+    n_parts : int
+        Ignored here; in the parallel twin the number of threads to plan for.
+    out : (m, b), C-order, overwritten up to the same column
+
+    Returns
+    -------
+    float
+        Finite only if all terms' ``D3_t X`` and first stages, and `out`, are, in these columns.
+
+    Notes
+    -----
+    Time as of `product_columns` with k the sum of all terms, and a pass over x and the sums for
+    each. The `_par` twin's `out` is bitwise equal. naive:
+    ``tests/naive.py::product_terms_columns``.
+    """
+    lanes, n_tiles1 = 64 // x.itemsize, -(-out.shape[0] // 32)
+    totals = cache_lines(1, 1, x)[0, 0]
+    totals[:] = 0
+    ones, n_inner = _ones(out.shape[0], x), _largest_inner(starts)
+    chunk = lanes * CHUNK_PANELS
+    for first in range(0, x.shape[1] // lanes * lanes, chunk):
+        n_panels = min(chunk, x.shape[1] - first) // lanes
+        panels = cache_lines(n_panels, 15 * tiles2.shape[1], x)
+        inner = cache_lines(n_panels, n_inner, x)
+        results = cache_lines(n_panels, 32 * n_tiles1, x)
+        sums = cache_lines(n_panels, 32 * n_tiles1, x)
+        for t in range(d3.shape[0]):
+            tiles, others = first_tiles(tiles2, starts, t), second_tiles(tiles1, starts, t)
+            scale = d2[starts[t, 0] : starts[t + 1, 0]]
+            _gather(x, first, d3[t], 0, panels.shape[1], panels, totals)
+            for p in range(n_panels):
+                _mix_panel(panels[p], tiles, 0, len(tiles), alpha, inner[p])
+                _scale_rows(scale, 0, _inner_rows(tiles, others), inner[p], totals)
+                _mix_panel(inner[p], others, 0, n_tiles1, alpha, results[p])
+                _add_rows(results[p], d1[t], 0, 32 * n_tiles1, t == 0, sums[p])
+        _scatter(sums, ones, bias, 0, 32 * n_tiles1, out, first, totals)
+    return totals.sum()
+
+
+@njit(fastmath=False, parallel=True)
+def product_terms_columns_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Do what `product_terms_columns` does, cut as `product_columns_par`, term after term."""
+    lanes, n_tiles1 = 64 // x.itemsize, -(-out.shape[0] // 32)
+    chunk = lanes * n_parts * max(1, CHUNK_PANELS // n_parts)
+    totals = cache_lines(1, max(CHUNK_PANELS, n_parts) * n_parts, x)[0]
+    totals[:] = 0
+    ones, n_inner = _ones(out.shape[0], x), _largest_inner(starts)
+    for first in range(0, x.shape[1] // lanes * lanes, chunk):
+        n_panels = min(chunk, x.shape[1] - first) // lanes
+        pieces = 1 if n_panels % n_parts == 0 else n_parts
+        panels = cache_lines(n_panels, 15 * tiles2.shape[1], x)
+        inner = cache_lines(n_panels, n_inner, x)
+        results = cache_lines(n_panels, 32 * n_tiles1, x)
+        sums = cache_lines(n_panels, 32 * n_tiles1, x)
+        for t in range(d3.shape[0]):
+            tiles, others = first_tiles(tiles2, starts, t), second_tiles(tiles1, starts, t)
+            scale = d2[starts[t, 0] : starts[t + 1, 0]]
+            n_rows, n_tiles2 = _inner_rows(tiles, others), len(tiles)
+            for part in numba.prange(n_parts):
+                size = panels.shape[1]
+                start, stop = size * part // n_parts, size * (part + 1) // n_parts
+                _gather(x, first, d3[t], start, stop, panels, totals[part])
+            for item in numba.prange(n_panels * pieces):
+                p, piece = item // pieces, item % pieces
+                start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
+                _mix_panel(panels[p], tiles, start, stop, alpha, inner[p])
+                last = n_rows if piece == pieces - 1 else 32 * stop
+                _scale_rows(scale, 32 * start, last, inner[p], totals[item])
+            for item in numba.prange(n_panels * pieces):
+                p, piece = item // pieces, item % pieces
+                start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
+                _mix_panel(inner[p], others, start, stop, alpha, results[p])
+                _add_rows(results[p], d1[t], 32 * start, 32 * stop, t == 0, sums[p])
+        for part in numba.prange(n_parts):
+            start, stop = 32 * n_tiles1 * part // n_parts, 32 * n_tiles1 * (part + 1) // n_parts
+            _scatter(sums, ones, bias, start, stop, out, first, totals[part])
     return totals.sum()

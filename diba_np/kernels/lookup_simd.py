@@ -20,6 +20,12 @@ from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
     zero_if_finite,
 )
 from diba_np.kernels._permute import AVX2, AVX512  # _permute.py b2d4e71cca30
+from diba_np.kernels._terms import (  # _terms.py dae9825aeaeb
+    first_tiles,
+    second_tiles,
+    term_inner,
+    term_inputs,
+)
 
 BLOCK_UNITS = 28  # units whose tables are built at a time: 10.5 KiB (AVX-512), 4 KiB (AVX2)
 
@@ -189,5 +195,149 @@ def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
             while q < n_parts:
                 start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
                 totals[q] += _mix_part_avx2(z, tiles1, start, stop, alpha, d1, bias, out)
+                q = take(counters)
+    return totals[0] + zero_if_finite(totals)
+
+
+@njit(fastmath=False)
+def _first_stages_avx512(inputs, tiles2, piece, n_pieces, alpha, d2, starts, z):
+    """Do a piece of the first stage of every term; return the sum of the inputs, or NaN."""
+    none = np.empty(0, dtype=inputs.dtype)
+    total = zero_if_finite(none)
+    for t in range(inputs.shape[0]):
+        tiles = first_tiles(tiles2, starts, t)
+        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
+        scale, part = d2[starts[t, 0] : starts[t + 1, 0]], z[starts[t, 3] : starts[t + 1, 3]]
+        total += _mix_part_avx512(inputs[t], tiles, start, stop, alpha, scale, none, part)
+    return total
+
+
+@njit(fastmath=False)
+def _second_stages_avx512(z, tiles1, piece, n_pieces, alpha, d1, starts, bias, out):
+    """Do a piece of the second stage of every term, each added to those before it.
+
+    Returns the sum of `z`, or NaN where a row's sum is not finite, with its scale or without.
+    """
+    total = zero_if_finite(out[:0])
+    start, stop = 0, 0
+    for t in range(d1.shape[0]):
+        tiles = second_tiles(tiles1, starts, t)
+        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
+        before = out if t else bias
+        part = z[starts[t, 3] : starts[t + 1, 3]]
+        total += _mix_part_avx512(part, tiles, start, stop, alpha, d1[t], before, out)
+    return total + zero_if_finite(out[32 * start : 32 * stop])
+
+
+@njit(fastmath=False)
+def _first_stages_avx2(inputs, tiles2, piece, n_pieces, alpha, d2, starts, z):
+    """Do a piece of the first stage of every term; return the sum of the inputs, or NaN."""
+    none = np.empty(0, dtype=inputs.dtype)
+    total = zero_if_finite(none)
+    for t in range(inputs.shape[0]):
+        tiles = first_tiles(tiles2, starts, t)
+        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
+        scale, part = d2[starts[t, 0] : starts[t + 1, 0]], z[starts[t, 3] : starts[t + 1, 3]]
+        total += _mix_part_avx2(inputs[t], tiles, start, stop, alpha, scale, none, part)
+    return total
+
+
+@njit(fastmath=False)
+def _second_stages_avx2(z, tiles1, piece, n_pieces, alpha, d1, starts, bias, out):
+    """Do a piece of the second stage of every term, each added to those before it.
+
+    Returns the sum of `z`, or NaN where a row's sum is not finite, with its scale or without.
+    """
+    total = zero_if_finite(out[:0])
+    start, stop = 0, 0
+    for t in range(d1.shape[0]):
+        tiles = second_tiles(tiles1, starts, t)
+        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
+        before = out if t else bias
+        part = z[starts[t, 3] : starts[t + 1, 3]]
+        total += _mix_part_avx2(part, tiles, start, stop, alpha, d1[t], before, out)
+    return total + zero_if_finite(out[32 * start : 32 * stop])
+
+
+@njit(fastmath=False)
+def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Multiply a sum of several DiBA factorizations by a vector.
+
+    ``out = sum_t d1_t * ((B1_t - alpha) (d2_t * ((B2_t - alpha) (d3_t * x)))) + bias``, the terms
+    added in their order.
+
+    Parameters
+    ----------
+    x : (n,) float32
+    d3, tiles2, d2, tiles1, d1, starts
+        Those of all terms, see ``kernels/_terms.py``.
+    alpha : float32
+    bias : (m,) or (0,) float32
+    n_parts : int
+        Ignored here; in the parallel twin the number of pieces that the rows are cut into.
+    out : (m,) float32, overwritten
+
+    Returns
+    -------
+    float32
+        Finite only if all ``d3_t * x``, all rows' sums of both stages, and `out` are.
+
+    Notes
+    -----
+    Time as of `product_avx512` with k the sum of all terms, and the tables of x once for each. The
+    `_par` twin is bitwise equal. naive: ``tests/naive.py::product_terms_avx512``.
+    """
+    inputs = term_inputs(x, d3, tiles2.shape[1])
+    z = term_inner(starts, x.dtype)
+    total = _first_stages_avx512(inputs, tiles2, 0, 1, alpha, d2, starts, z)
+    return total + _second_stages_avx512(z, tiles1, 0, 1, alpha, d1, starts, bias, out)
+
+
+@njit(fastmath=False, parallel=True)
+def product_terms_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Do what `product_terms_avx512` does, the output rows cut into `n_parts` pieces for threads."""
+    inputs = term_inputs(x, d3, tiles2.shape[1])
+    z = term_inner(starts, x.dtype)
+    totals = np.empty(n_parts, dtype=x.dtype)
+    counters = barrier()
+    for p in numba.prange(n_parts):
+        totals[p] = _first_stages_avx512(inputs, tiles2, p, n_parts, alpha, d2, starts, z)
+        if arrive(counters, n_parts):
+            q = take(counters)
+            while q < n_parts:
+                totals[q] += _second_stages_avx512(
+                    z, tiles1, q, n_parts, alpha, d1, starts, bias, out
+                )
+                q = take(counters)
+    return totals[0] + zero_if_finite(totals)
+
+
+@njit(fastmath=False)
+def product_terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Do what ``lookup_simd.product_terms_avx512`` does, with AVX2 alone.
+
+    naive: ``tests/naive.py::product_terms_avx2``.
+    """
+    inputs = term_inputs(x, d3, tiles2.shape[1])
+    z = term_inner(starts, x.dtype)
+    total = _first_stages_avx2(inputs, tiles2, 0, 1, alpha, d2, starts, z)
+    return total + _second_stages_avx2(z, tiles1, 0, 1, alpha, d1, starts, bias, out)
+
+
+@njit(fastmath=False, parallel=True)
+def product_terms_avx2_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Do what `product_terms_avx2` does, the output rows cut into `n_parts` pieces for threads."""
+    inputs = term_inputs(x, d3, tiles2.shape[1])
+    z = term_inner(starts, x.dtype)
+    totals = np.empty(n_parts, dtype=x.dtype)
+    counters = barrier()
+    for p in numba.prange(n_parts):
+        totals[p] = _first_stages_avx2(inputs, tiles2, p, n_parts, alpha, d2, starts, z)
+        if arrive(counters, n_parts):
+            q = take(counters)
+            while q < n_parts:
+                totals[q] += _second_stages_avx2(
+                    z, tiles1, q, n_parts, alpha, d1, starts, bias, out
+                )
                 q = take(counters)
     return totals[0] + zero_if_finite(totals)

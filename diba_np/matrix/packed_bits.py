@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -142,13 +143,20 @@ class PackedBits:
         if self._tiles is None:
             from diba_np.kernels import layout
 
-            tiles = layout.empty_tiles(*self.shape)
-            if self._words is None:
-                layout.tile_columns(self.T.words, tiles)
-            else:
-                layout.tile_rows(self._words, tiles)
-            self._tiles = tiles
+            self._tiles = self._write_tiles(layout.empty_tiles(*self.shape))
         return self._tiles
+
+    def _write_tiles(self, tiles: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Write the tiles to an array of zeros and return it."""
+        from diba_np.kernels import layout
+
+        if self._tiles is not None:
+            tiles[...] = self._tiles
+        elif self._words is None:
+            layout.tile_columns(self.T.words, tiles)
+        else:
+            layout.tile_rows(self._words, tiles)
+        return tiles
 
     @property
     def nbytes(self) -> int:
@@ -257,6 +265,32 @@ class PackedBits:
             dense = np.unpackbits(part, count=(stop - start) * columns, bitorder="little")
             words[start:stop] = _pack_rows(dense.reshape(stop - start, columns))
         return cls.from_words(words, columns)
+
+
+def joined_tiles(parts: Sequence[PackedBits]) -> NDArray[np.uint32]:
+    """Return the tiles of several packed matrices in one piece, of which each then holds its own.
+
+    Parameters
+    ----------
+    parts : sequence of PackedBits
+
+    Returns
+    -------
+    (units, 16) uint32
+        One matrix after the other, from a cache line on.
+    """
+    from diba_np.kernels import layout
+
+    shapes = [
+        (-(-rows // layout.TILE_ROWS), -(-columns // layout.UNIT_COLUMNS))
+        for rows, columns in (part.shape for part in parts)
+    ]
+    ends = np.cumsum([tiles * units for tiles, units in shapes]).tolist()
+    flat = layout.empty_tiles(1, layout.UNIT_COLUMNS * ends[-1])[0]
+    for part, shape, stop in zip(parts, shapes, ends, strict=True):
+        start = stop - shape[0] * shape[1]
+        part._tiles = part._write_tiles(flat[start:stop].reshape(*shape, 16))
+    return flat
 
 
 _POPCOUNT = np.array([bin(v).count("1") for v in range(256)], np.uint8)

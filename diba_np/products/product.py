@@ -69,7 +69,9 @@ _DENSE_BYTES = 64 << 20
 _LARGEST_ROUGHNESS = 240.0
 _LARGEST_ROUNDED_COLUMNS = {"avx512": 1_900_000, "neon": 1_000_000}
 
-_VECTOR_KERNELS = {
+Kernels = tuple[Any, ...]  # a kernel and its parallel twin
+
+_VECTOR_KERNELS: dict[str, Kernels] = {
     "portable": (lookup_portable.product_portable, lookup_portable.product_portable_par),
     "avx2": (lookup_simd.product_avx2, lookup_simd.product_avx2_par),
     "avx512": (lookup_simd.product_avx512, lookup_simd.product_avx512_par),
@@ -79,8 +81,11 @@ _ROUNDED_KERNELS = {
     "avx512": (lookup_int16.product_int16, lookup_int16.product_int16_par),
     "neon": (lookup_neon.product_neon_rounded, lookup_neon.product_neon_rounded_par),
 }
-_PANEL_KERNELS = (columns.product_columns, columns.product_columns_par)
-_COLUMN_KERNELS = (columns_simd.product_columns_avx512, columns_simd.product_columns_avx512_par)
+_PANEL_KERNELS: Kernels = (columns.product_columns, columns.product_columns_par)
+_COLUMN_KERNELS: Kernels = (
+    columns_simd.product_columns_avx512,
+    columns_simd.product_columns_avx512_par,
+)
 
 
 # -- kernel paths ----------------------------------------------------------------------------------
@@ -158,6 +163,8 @@ class Product:
     Where a dense product would be faster (over 3.4 bits a weight and very many columns) a matrix
     is multiplied through BLAS, by dense blocks of 64 MiB; its last digits are then BLAS's own.
     """
+
+    _panel_kernels, _column_kernels = _PANEL_KERNELS, _COLUMN_KERNELS
 
     def __init__(
         self,
@@ -256,7 +263,7 @@ class Product:
         x = self._checked(operand(x), 1)
         out = np.empty(self.shape[0], x.dtype)
         arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
-        kernels = _VECTOR_KERNELS[self._path_for(x.dtype)]
+        kernels = self._vector_kernels(x.dtype)
         total = run_kernel(kernels, self._parts(), self.weights, x, arguments, out)
         if not math.isfinite(total):
             self._mend(x[:, np.newaxis], out[:, np.newaxis])
@@ -319,7 +326,7 @@ class Product:
         whole = n_columns // lanes * lanes if panel_from <= lanes else 0
         if not whole:
             return self._run_columns(x, out, panel_from)
-        total = self._run_kernels(_PANEL_KERNELS, x, out)
+        total = self._run_kernels(self._panel_kernels, x, out)
         if whole < n_columns:
             result = np.empty((out.shape[0], n_columns - whole), out.dtype)
             rest = np.ascontiguousarray(x[:, whole:])
@@ -329,6 +336,9 @@ class Product:
 
     def _path_for(self, dtype: np.dtype[Any]) -> str:
         return self._path if dtype == _SINGLE else "portable"
+
+    def _vector_kernels(self, dtype: np.dtype[Any]) -> Kernels:
+        return _VECTOR_KERNELS[self._path_for(dtype)]
 
     def _panel_from(self, dtype: np.dtype[Any]) -> float:
         """Return from how many columns on a panel, a cache line of them, is the fastest way."""
@@ -347,15 +357,15 @@ class Product:
             panel = np.zeros((n, lanes), x.dtype)
             panel[:, :n_columns] = x
             result = np.empty((out.shape[0], lanes), x.dtype)
-            total = self._run_kernels(_PANEL_KERNELS, panel, result)
+            total = self._run_kernels(self._panel_kernels, panel, result)
             out[...] = result[:, :n_columns]
             return total
         if path == "avx512" and n_columns > 1:
-            return self._run_kernels(_COLUMN_KERNELS, x, out)
-        total = 0.0
+            return self._run_kernels(self._column_kernels, x, out)
+        total, kernels = 0.0, self._vector_kernels(x.dtype)
         products = np.empty((n_columns, out.shape[0]), out.dtype)
         for vector, product in zip(np.ascontiguousarray(x.T), products, strict=True):
-            total += self._run_kernels(_VECTOR_KERNELS[path], vector, product)
+            total += self._run_kernels(kernels, vector, product)
         out[...] = products.T
         return total
 
@@ -377,7 +387,8 @@ class Product:
         unit[indices, np.arange(indices.size)] = 1
         out = np.empty((self.shape[0], width), dtype)
         arguments = (*self._prepared(dtype)[:-1], np.empty(0, dtype))
-        run_kernel(_PANEL_KERNELS, self._parts(width), width * self.weights, unit, arguments, out)
+        work = width * self.weights
+        run_kernel(self._panel_kernels, self._parts(width), work, unit, arguments, out)
         return out[:, : indices.size]
 
     def _run_dense(self, x: Real, out: Real) -> float:
