@@ -50,10 +50,12 @@ def make_files(folder: Path) -> dict[str, Path]:
     rng = np.random.default_rng(0)
     A = (rng.normal(size=(18, 4)) @ rng.normal(size=(4, 14)) + rng.normal(size=(18, 14))) / 2
     f = dn.factorize(A, k=9, max_sweeps=5)
-    files = {name: folder / f"{name}.h5" for name in ("diba", "coded", "many", *methods.METHODS)}
+    files = {name: folder / f"{name}.h5" for name in ("diba", "coded", "terms", "many", *methods.METHODS)}
     biased = dn.DiBAFactors(f.d1, f.b1, f.d2 * 1e-20, f.b2, f.d3, record=f.record, bias=A[:, 0])
     biased.save(files["diba"])
     dn.factorize(A, k=9, max_sweeps=5, scale_bits=(4, 3, 5)).save(files["coded"])
+    terms = [f, dn.factorize(A - f.to_dense(), k=5, max_sweeps=5, scale_bits=3)]
+    dn.DiBAFactors.from_terms(terms, f.record, bias=A[:, 1]).save(files["terms"])
     for group, made in (("a", f), ("deep/er", f.T), ("b", methods.fit("rtn", A, 4))):
         made.save(files["many"], group=group)
     for name in methods.METHODS:
@@ -67,8 +69,13 @@ def make_files(folder: Path) -> dict[str, Path]:
 def facts_of(made: Any) -> str:
     """Return a digest of all that a compressed matrix says."""
     if isinstance(made, dn.DiBAFactors):
-        parts = [made.b1.words, made.b2.words, made.d1, made.d2, made.d3, made.bias]
-        told: dict[str, Any] = {"shift": made.shift, "scale_bits": made.scale_bits}
+        parts = [made.bias]
+        for term in made.terms:
+            parts += [term.b1.words, term.b2.words, term.d1, term.d2, term.d3]
+        told: dict[str, Any] = {
+            "shift": made.shift,
+            "scale_bits": [term.scale_bits for term in made.terms],
+        }
     else:
         told, arrays = made.to_datasets()
         parts = [arrays[name] for name in sorted(arrays)]

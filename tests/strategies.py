@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from diba_np import DiBAFactors
 
+_UP_TO_40 = st.integers(1, 40)
+
 # sizes around the ends of words, and small ones
 SIZES = st.one_of(st.integers(1, 12), st.sampled_from([63, 64, 65, 127, 128, 130]))
 
@@ -28,6 +30,21 @@ def factors(draw, sizes=SIZES):
     b1 = rng.integers(0, 2, (m, k))
     b2 = rng.integers(0, 2, (k, n))
     return DiBAFactors(d1, b1, d2, b2, d3, shift)
+
+
+@st.composite
+def sums(draw, sizes=_UP_TO_40):
+    """A sum of one to three terms, with a bias or without."""
+    first = draw(factors(sizes))
+    m, n = first.shape
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    terms = [first]
+    for k in draw(st.lists(sizes, max_size=2)):
+        d1, d2, d3 = (rng.normal(size=size) for size in (m, k, n))
+        b1, b2 = rng.integers(0, 2, (m, k)), rng.integers(0, 2, (k, n))
+        terms.append(DiBAFactors(d1, b1, d2, b2, d3, first.shift))
+    bias = rng.normal(size=m) if draw(st.booleans()) else None
+    return DiBAFactors.from_terms(terms, {"made": "here"}, bias=bias)
 
 
 @st.composite

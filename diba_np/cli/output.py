@@ -143,7 +143,12 @@ def size_report(made: DiBAFactors | CompressedMatrix) -> Report:
     m, n = made.shape
     report = {"m": m, "n": n, "method": made.method}
     if made.method == "diba":
-        report |= {"k": made.k, "shift": made.shift, "scale_bits": made.scale_bits}
+        widths = [term.scale_bits for term in made.terms]
+        report |= {"k": made.k, "shift": made.shift}
+        if len(widths) == 1:
+            report["scale_bits"] = widths[0]
+        else:
+            report |= {"scale_bits": widths, "terms": [term.k for term in made.terms]}
     return report | {
         "storage_bits": made.storage_bits(),
         "storage_breakdown": made.storage_breakdown(),
@@ -153,6 +158,8 @@ def size_report(made: DiBAFactors | CompressedMatrix) -> Report:
 
 
 def _widths(scale_bits: Any) -> str:
+    if isinstance(scale_bits, list):  # of each term
+        return ", ".join(_widths(own) for own in scale_bits)
     return "/".join(map(str, scale_bits)) if isinstance(scale_bits, tuple) else str(scale_bits)
 
 
@@ -162,7 +169,8 @@ def size_lines(report: Report) -> list[tuple[str, str]]:
     counted = f"{report['storage_bits']} bits"
     if report["method"] == "diba":
         shift = f" (shift {report['shift']:g})" if report["shift"] else ""
-        lines.append(("k", f"{report['k']}{shift}"))
+        terms = f" in terms of {', '.join(map(str, report['terms']))}" if "terms" in report else ""
+        lines.append(("k", f"{report['k']}{terms}{shift}"))
         counted += f", {_widths(report['scale_bits'])}-bit diagonals"
     else:
         lines.append(("method", report["method"]))

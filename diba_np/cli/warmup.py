@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from diba_np.machine.processors import resolve_threads
 from diba_np.matrix.factors import DiBAFactors
-from diba_np.matrix.packed_bits import PackedBits
+from diba_np.matrix.packed_bits import PackedBits, joined_tiles
 from diba_np.products.cpu import cache_folder, has_rounded, kernel_path
-from diba_np.products.product import run_each_kernel
+from diba_np.products.product import Product, run_each_kernel
 from diba_np.products.stack import Stack
+from diba_np.products.terms import run_each_kernel_of_sums
 from diba_np.search.factorization import factorize
 from diba_np.search.options import SOLVERS
 
@@ -41,7 +43,10 @@ def warm_up() -> dict[str, Any]:
     report: dict[str, Any] = {"path": kernel_path(), "rounded": has_rounded()}
     seconds: dict[str, float] = {}
     start = last = time.perf_counter()
-    for name in run_each_kernel(PackedBits(np.ones((1, 1)))):
+    bits = PackedBits(np.ones((1, 1)))
+    tiles = joined_tiles([bits])
+    sums = run_each_kernel_of_sums(Product(bits, bits), tiles, tiles)
+    for name in chain(run_each_kernel(bits), sums):
         now = time.perf_counter()
         seconds[name] = round(now - last, 3)
         last = now

@@ -162,7 +162,7 @@ def _second_stages(z, tiles1, piece, n_pieces, alpha, d1, starts, bias, out):
 
 @njit(fastmath=False)
 def product_terms_portable(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
-    """Do what ``lookup_simd.product_terms_avx512`` does, on any CPU; all floats float32, or all float64.
+    """Do what ``lookup_simd.product_terms_avx512`` does, on any CPU, in float32 or float64.
 
     naive: ``tests/naive.py::product_terms_portable``.
     """
@@ -174,7 +174,7 @@ def product_terms_portable(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n
 
 @njit(fastmath=False, parallel=True)
 def product_terms_portable_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
-    """Do what `product_terms_portable` does, the output rows cut into `n_parts` pieces for threads."""
+    """Do what `product_terms_portable` does, the output rows cut into `n_parts` pieces."""
     inputs = term_inputs(x, d3, tiles2.shape[1])
     z = term_inner(starts, x.dtype)
     totals = np.empty(n_parts, dtype=x.dtype)

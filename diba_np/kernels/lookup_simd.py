@@ -295,7 +295,7 @@ def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_p
 
 @njit(fastmath=False, parallel=True)
 def product_terms_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
-    """Do what `product_terms_avx512` does, the output rows cut into `n_parts` pieces for threads."""
+    """Do what `product_terms_avx512` does, the output rows cut into `n_parts` pieces."""
     inputs = term_inputs(x, d3, tiles2.shape[1])
     z = term_inner(starts, x.dtype)
     totals = np.empty(n_parts, dtype=x.dtype)
@@ -326,7 +326,7 @@ def product_terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_par
 
 @njit(fastmath=False, parallel=True)
 def product_terms_avx2_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
-    """Do what `product_terms_avx2` does, the output rows cut into `n_parts` pieces for threads."""
+    """Do what `product_terms_avx2` does, the output rows cut into `n_parts` pieces."""
     inputs = term_inputs(x, d3, tiles2.shape[1])
     z = term_inner(starts, x.dtype)
     totals = np.empty(n_parts, dtype=x.dtype)

@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.checks import check_count, check_number
 from diba_np.layers.linear import DiBALinear
 from diba_np.machine.pool import product_threads
-from diba_np.matrix.diagonals import DIAGONALS
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.progress import thinned
 from diba_np.training.losses import LOSSES, Loss
@@ -188,9 +187,7 @@ def retune(
         fit.layer = DiBALinear(result)
         after = fit.judge()
         if not after + fit.distance() <= before:
-            result = DiBAFactors(
-                f.d1, f.b1, f.d2, f.b2, f.d3, f.shift, record, grids=f.grids, bias=f.bias
-            )
+            result = f.with_record(record)
             after, result.record["retune"]["kept_step"] = before, 0
     result.record["retune"] |= {
         "loss_after": after,
@@ -239,6 +236,11 @@ class _Fit:
         self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
         return before
 
+    @property
+    def diagonals(self) -> list[str]:
+        """The names of the diagonals among the layer's parameters."""
+        return [name for name in self.layer.parameters if name != "bias"]
+
     def snapshot(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self.layer.parameters.items()}
 
@@ -270,7 +272,7 @@ class _Fit:
         if not self.weight:
             return 0.0
         total = 0.0
-        for name in DIAGONALS:
+        for name in self.diagonals:
             start = self.start[name]
             away = (self.layer.parameters[name] - start) / root_mean_square(start)
             total += float(np.mean(np.square(away, dtype=np.float64)))
@@ -298,7 +300,7 @@ class _Fit:
         solver = LeastSquares(self.layer.factors, data, self.weight)
         while True:
             solver.sweep()
-            for name in DIAGONALS:
+            for name in self.diagonals:
                 self.layer.parameters[name][...] = solver.d[name]
             if self.bias:
                 self.layer.parameters["bias"][...] = data.y_mean - solver.apply(data.x_mean)
@@ -360,7 +362,7 @@ class _Fit:
         )
 
     def trained(self) -> dict[str, Array]:
-        names = (*DIAGONALS, "bias") if self.bias else DIAGONALS
+        names = [*self.diagonals, "bias"] if self.bias else self.diagonals
         return {name: self.layer.parameters[name] for name in names}
 
     def add_gradient(self, x: Array, y: Array, share: float = 1.0) -> float:
@@ -373,7 +375,7 @@ class _Fit:
         """Add the gradient of `distance` and return its value."""
         if not self.weight:
             return 0.0
-        for name in DIAGONALS:
+        for name in self.diagonals:
             start = self.start[name]
             scale = 2.0 * self.weight / (start.size * root_mean_square(start) ** 2)
             self.layer.gradients[name] += scale * (self.layer.parameters[name] - start)

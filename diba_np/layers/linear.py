@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.matrix.diagonals import DIAGONALS, fit_grid, half_diagonals
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.terms import diagonal_names
 from diba_np.products.product import Product
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ def check_float(dtype: DTypeLike) -> np.dtype[Any]:
 class DiBALinear(Layer):
     """``y = d1 * (B1 (d2 * (B2 (d3 * x)))) + bias`` with gradients written by hand.
 
-    The binary matrices are frozen (DiBARD, arXiv 2605.05994). For a network of one's own: call
+    Of a factorization of several terms, the sum of that over its terms. The binary matrices are
+    frozen (DiBARD, arXiv 2605.05994). For a network of one's own: call
     `forward`, then `backward` with the loss's gradient; gradients add up until `zero_grad`.
     `diba_np.training.optimisers` has an optimiser and a loop.
 
@@ -226,7 +228,8 @@ class DiBALinear(Layer):
     Attributes
     ----------
     parameters : dict of str to ndarray
-        ``d1 (m,)``, ``d2 (k,)``, ``d3 (n,)``, ``bias (m,)``; to be changed in place.
+        ``d1 (m,)``, ``d2 (k,)``, ``d3 (n,)``, ``bias (m,)``; to be changed in place. Of several
+        terms ``d1.0`` to ``d3.0``, ``d1.1`` and so on.
     gradients : dict of str to ndarray
         The same shapes; sums over all samples since the last `zero_grad`.
     factors : DiBAFactors
@@ -263,12 +266,17 @@ class DiBALinear(Layer):
             raise ValueError(f'unpack must be True, False or "auto", got {unpack!r}')
         kind = check_float(dtype)
         m, n = factors.shape
-        parameters = {name: np.array(getattr(factors, name), kind) for name in DIAGONALS}
+        self._names = diagonal_names(factors)
+        parameters = {
+            own: np.array(getattr(term, name), kind)
+            for term, names in zip(factors.terms, self._names, strict=True)
+            for name, own in names.items()
+        }
         parameters["bias"] = np.array(check_bias(factors.bias if bias is None else bias, m), kind)
         super().__init__((m, n), parameters, kind)
         self.factors = factors
         self._unpack = unpack
-        self._mixing: dict[tuple[str, bool], Any] = {}
+        self._mixing: dict[tuple[int, str, bool], Any] = {}
 
     def unpacks(self, samples: int) -> bool:
         """Tell whether a batch of so many samples goes through BLAS."""
@@ -281,20 +289,21 @@ class DiBALinear(Layer):
         few, small = _FEW_BITS / math.sqrt(samples), _SMALL_K * samples**0.2
         return size <= _MOST_UNPACKED and (size <= few or k <= small)
 
-    def _mix(self, side: str, samples: Array) -> Array:
+    def _mix(self, term: int, side: str, samples: Array) -> Array:
         """Return ``samples (B - shift)^T`` for samples in rows; "b1.T" is the transpose of B1."""
         unpack = self.unpacks(len(samples))
-        if (side, unpack) not in self._mixing:
+        if (term, side, unpack) not in self._mixing:
             own = side[:2]
-            bits = getattr(self.factors, own)
+            bits = getattr(self.factors.terms[term], own)
             if unpack:
                 values = bits.to_dense().astype(self.dtype)
                 values -= self.factors.shift
-                self._mixing |= {(own, True): values.T, (f"{own}.T", True): values}
+                self._mixing[term, own, True] = values.T
+                self._mixing[term, f"{own}.T", True] = values
             else:
                 turned = bits.T if side.endswith(".T") else bits
-                self._mixing[side, False] = Product(turned, alpha=self.factors.shift)
-        mixing = self._mixing[side, unpack]
+                self._mixing[term, side, False] = Product(turned, alpha=self.factors.shift)
+        mixing = self._mixing[term, side, unpack]
         if unpack:
             product: Array = samples @ mixing
             return product
@@ -302,12 +311,16 @@ class DiBALinear(Layer):
         return rows
 
     def _forward(self, samples: Array) -> tuple[Array, Any]:
-        p = self.parameters
-        v = self._mix("b2", p["d3"] * samples)
-        t = self._mix("b1", p["d2"] * v)
-        y: Array = p["d1"] * t
+        p, kept = self.parameters, []
+        y: Any = None
+        for i, d in enumerate(self._names):
+            v = self._mix(i, "b2", p[d["d3"]] * samples)
+            t = self._mix(i, "b1", p[d["d2"]] * v)
+            part = p[d["d1"]] * t
+            y = part if y is None else y + part
+            kept.append((v, t))
         y += p["bias"]
-        return y, (v, t)
+        return y, kept
 
     def frozen(self) -> Callable[[ArrayLike], Array]:
         """Return what gives the outputs of many samples, until the parameters change.
@@ -318,21 +331,27 @@ class DiBALinear(Layer):
         f = self.factors
         if f.k * sum(self.shape) <= math.prod(self.shape):
             return self
-        d1, d2, d3, bias = (self.parameters[name] for name in (*DIAGONALS, "bias"))
-        b1, b2 = ((bits.to_dense() - f.shift).astype(self.dtype) for bits in (f.b1, f.b2))
-        return self._through(d3[:, None] * (b2.T @ (d2[:, None] * b1.T)) * d1, bias)
+        turned: Any = 0
+        for term, names in zip(f.terms, self._names, strict=True):
+            d1, d2, d3 = (self.parameters[names[name]] for name in DIAGONALS)
+            b1, b2 = ((bits.to_dense() - f.shift).astype(self.dtype) for bits in (term.b1, term.b2))
+            turned = turned + d3[:, None] * (b2.T @ (d2[:, None] * b1.T)) * d1
+        return self._through(turned, self.parameters["bias"])
 
     def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
-        v, t = kept
         p = self.parameters
-        r = self._mix("b1.T", p["d1"] * g)
-        e = self._mix("b2.T", p["d2"] * r)
-        self.gradients["d1"] += np.einsum("ij,ij->j", g, t)
-        self.gradients["d2"] += np.einsum("ij,ij->j", r, v)
-        self.gradients["d3"] += np.einsum("ij,ij->j", e, samples)
         self.gradients["bias"] += g.sum(axis=0)
-        e *= p["d3"]
-        return e
+        gx: Any = None
+        for i, (d, (v, t)) in enumerate(zip(self._names, kept, strict=True)):
+            r = self._mix(i, "b1.T", p[d["d1"]] * g)
+            e = self._mix(i, "b2.T", p[d["d2"]] * r)
+            self.gradients[d["d1"]] += np.einsum("ij,ij->j", g, t)
+            self.gradients[d["d2"]] += np.einsum("ij,ij->j", r, v)
+            self.gradients[d["d3"]] += np.einsum("ij,ij->j", e, samples)
+            e *= p[d["d3"]]
+            gx = e if gx is None else gx + e
+        result: Array = gx
+        return result
 
     def lookup(self, ids: Array) -> tuple[Array, Callable[[Array], None]]:
         """Return rows of the matrix, without bias, and what takes their gradient.
@@ -362,11 +381,11 @@ class DiBALinear(Layer):
         from diba_np.training.moments import LeastSquares
 
         solver = LeastSquares(self.factors, data)
-        solver.d = {name: self.parameters[name].astype(np.float64) for name in DIAGONALS}
+        solver.d = {name: self.parameters[name].astype(np.float64) for name in solver.d}
         for _ in range(_SWEEPS):
             solver.sweep()
-        for name in DIAGONALS:
-            self.parameters[name][...] = solver.d[name]
+        for name, values in solver.d.items():
+            self.parameters[name][...] = values
         self.parameters["bias"][...] = data.y_mean - solver.apply(data.x_mean)
 
     def rounded(self) -> DiBALinear:
@@ -392,16 +411,24 @@ class DiBALinear(Layer):
 
     def _stored(self, record: dict[str, Any], bias: Array | None) -> DiBAFactors:
         f, p = self.factors, self.parameters
-        grids = f.grids
-        if grids is None:
-            d1, d2, d3 = half_diagonals(p["d1"], p["d2"], p["d3"])
-        else:
-            moved = any(not np.array_equal(p[name], getattr(f, name)) for name in DIAGONALS)
-            if moved:
-                g1, g2, g3 = (
-                    fit_grid(p[name], np.ones(p[name].size), grid.bits)
-                    for name, grid in zip(DIAGONALS, grids, strict=True)
-                )
-                grids = g1, g2, g3
-            d1, d2, d3 = (grid.round(p[name]) for name, grid in zip(DIAGONALS, grids, strict=True))
-        return DiBAFactors(d1, f.b1, d2, f.b2, d3, f.shift, record, grids=grids, bias=bias)
+        terms = [
+            _rounded_term(term, {name: p[own] for name, own in names.items()})
+            for term, names in zip(f.terms, self._names, strict=True)
+        ]
+        return DiBAFactors.from_terms(terms, record, bias=bias)
+
+
+def _rounded_term(f: DiBAFactors, d: dict[str, Array]) -> DiBAFactors:
+    """Return a term with other diagonals, rounded to 16 bits or to codes of the old widths."""
+    grids = f.grids
+    if grids is None:
+        d1, d2, d3 = half_diagonals(d["d1"], d["d2"], d["d3"])
+    else:
+        if any(not np.array_equal(d[name], getattr(f, name)) for name in DIAGONALS):
+            g1, g2, g3 = (
+                fit_grid(d[name], np.ones(d[name].size), grid.bits)
+                for name, grid in zip(DIAGONALS, grids, strict=True)
+            )
+            grids = g1, g2, g3
+        d1, d2, d3 = (grid.round(d[name]) for name, grid in zip(DIAGONALS, grids, strict=True))
+    return DiBAFactors(d1, f.b1, d2, f.b2, d3, f.shift, grids=grids)

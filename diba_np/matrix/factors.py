@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar, overload
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,9 +16,11 @@ from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import Grids, ScaleBits, stored_scale_bits
 from diba_np.matrix.factors_format import payload, rebuild
-from diba_np.matrix.packed_bits import PackedBits
+from diba_np.matrix.packed_bits import PackedBits, joined_tiles
 from diba_np.matrix.registry import ADAPTATION, resolve
+from diba_np.matrix.terms import expander, single_terms
 from diba_np.products.product import Product
+from diba_np.products.terms import SumProduct
 
 Vector = NDArray[np.float32]
 
@@ -41,14 +43,18 @@ def _diagonal(values: ArrayLike, name: str, size: int) -> Vector:
     return single
 
 
-_FIXED = frozenset({"d1", "b1", "d2", "b2", "d3", "shift", "grids", "bias"})
+# of a single term; a sum of several has none of its own
+_OF_ONE_TERM = frozenset({"d1", "b1", "d2", "b2", "d3", "grids", "scale_bits"})
+_FIXED = _OF_ONE_TERM | {"shift", "bias", "_terms"}
 
 
 class DiBAFactors(CompressedMatrix):
     """A matrix as ``D1 (B1 - shift) D2 (B2 - shift) D3``: three diagonals, two 0/1 matrices.
 
     With ``shift=0`` this is DiBA (arXiv 2605.05994); ``shift=0.5`` is the +-1 alphabet on the same
-    bits. Immutable. It is a `scipy.sparse.linalg.LinearOperator` of dtype float32, so ``f @ x``,
+    bits. Several such terms, each with diagonals of its own, can be summed into one object
+    (`from_terms`); what is said below of ``d1`` to ``b2`` is then said of each of `terms`.
+    Immutable. It is a `scipy.sparse.linalg.LinearOperator` of dtype float32, so ``f @ x``,
     ``f.T @ y``, ``svds(f, 5)`` and ``lsqr(f, y)`` work; it pickles, and `save` keeps it in HDF5.
 
     Parameters
@@ -74,7 +80,9 @@ class DiBAFactors(CompressedMatrix):
     shape : (int, int)
         (m, n).
     k : int
-        Intermediate dimension.
+        Intermediate dimension; of several terms the sum.
+    terms : tuple of DiBAFactors
+        The factorizations of one term whose sum this is; of a single one itself.
     d1, d2, d3 : float32 vectors, read-only
     b1, b2 : PackedBits
     shift : float
@@ -84,6 +92,7 @@ class DiBAFactors(CompressedMatrix):
         Bits an entry of the diagonals takes in a file without loss: 16 or 32, or with grids the
         code widths of d1, d2 and d3.
     bias : (m,) float32 vector, read-only, or None
+        Of several terms, of their sum.
     nbytes : int
         Bytes of memory held now.
 
@@ -91,6 +100,8 @@ class DiBAFactors(CompressedMatrix):
     ------
     TypeError, ValueError
         An argument is of the wrong kind, shape or value; the message names it.
+    AttributeError
+        `d1`, `b1`, `d2`, `b2`, `d3`, `grids` or `scale_bits` is asked of several terms.
 
     Notes
     -----
@@ -116,6 +127,7 @@ class DiBAFactors(CompressedMatrix):
     """
 
     method: ClassVar[str] = "diba"
+    _terms: tuple[DiBAFactors, ...] = ()  # of a sum of several
     shape: tuple[int, int]
     T: DiBAFactors
     d1: Vector
@@ -162,21 +174,119 @@ class DiBAFactors(CompressedMatrix):
         self._flipped: DiBAFactors | None = None
         super().__init__((m, n), record=record)
 
+    @classmethod
+    def from_terms(
+        cls,
+        terms: Iterable[DiBAFactors],
+        record: dict[str, Any] | None = None,
+        *,
+        bias: ArrayLike | None = None,
+    ) -> DiBAFactors:
+        """Return the sum of several factorizations, each with diagonals of its own.
+
+        Parameters
+        ----------
+        terms : iterable of DiBAFactors
+            At least one, of one shape and shift and without a bias. Of those that are sums
+            themselves the terms are taken.
+        record : dict, optional
+            How the sum was made.
+        bias : (m,) array_like of float, optional
+
+        Returns
+        -------
+        DiBAFactors
+            `terms` in their order; of a single one it does not differ from an ordinary one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The terms are no factorizations, none, or do not fit each other.
+
+        Notes
+        -----
+        A product costs what it costs with one term of the same k, and a scaled copy of the operand
+        for each term.
+
+        Examples
+        --------
+        >>> f = DiBAFactors([1.0, 2.0], [[1], [1]], [3.0], [[1, 0]], [1.0, 1.0])
+        >>> g = DiBAFactors.from_terms([f, f])
+        >>> g.k, len(g.terms), g.terms[1].d2
+        (2, 2, array([3.], dtype=float32))
+        >>> g.to_dense()
+        array([[ 6.,  0.],
+               [12.,  0.]], dtype=float32)
+        """
+        single = single_terms(terms, cls)
+        if record is not None and not isinstance(record, dict):
+            raise TypeError(f"record must be a dict, got {type(record).__name__}")
+        if len(single) == 1:
+            f = single[0]
+            parts = (f.d1, f.b1, f.d2, f.b2, f.d3, f.shift)
+            return cls(*parts, f.record if record is None else record, grids=f.grids, bias=bias)
+        whole = cls.__new__(cls)
+        shape = single[0].shape
+        whole._terms = single
+        whole.shift = single[0].shift
+        whole.bias = None if bias is None else _diagonal(bias, "bias", shape[0])
+        whole._flipped = None
+        CompressedMatrix.__init__(whole, shape, record=record)
+        return whole
+
+    @property
+    def terms(self) -> tuple[DiBAFactors, ...]:
+        """The factorizations of one term whose sum this is; of a single one itself."""
+        return self._terms or (self,)
+
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FIXED and name in self.__dict__:
+        if name in _FIXED and (name in self.__dict__ or (name in _OF_ONE_TERM and self._terms)):
             raise AttributeError(f"{name} of a factorization is fixed; make another DiBAFactors")
         super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _OF_ONE_TERM and self._terms:
+                raise AttributeError(
+                    f"a sum of {len(self._terms)} terms has no {name} of its own: "
+                    f"read f.terms[0].{name}, f.terms[1].{name} and so on"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def with_record(self, record: dict[str, Any]) -> DiBAFactors:
+        """Return the same factorization with another record.
+
+        Parameters
+        ----------
+        record : dict
+
+        Returns
+        -------
+        DiBAFactors
+
+        Raises
+        ------
+        TypeError
+            `record` is no dict.
+        """
+        if self._terms:
+            return DiBAFactors.from_terms(self._terms, record, bias=self.bias)
+        parts = (self.d1, self.b1, self.d2, self.b2, self.d3, self.shift)
+        return DiBAFactors(*parts, record, grids=self.grids, bias=self.bias)
 
     # -- sizes ---------------------------------------------------------------------------------
 
     @property
     def k(self) -> int:
-        """Intermediate dimension."""
-        return self.b1.shape[1]
+        """Intermediate dimension; of several terms the sum."""
+        return sum(term.k for term in self._terms) if self._terms else self.b1.shape[1]
 
     @property
     def scale_bits(self) -> ScaleBits:
         """Bits an entry of the diagonals takes in a file: 16, 32, or three code widths."""
+        if self._terms:  # answered as for the diagonals
+            raise AttributeError("scale_bits")
         if self.grids is not None:
             return (self.grids[0].bits, self.grids[1].bits, self.grids[2].bits)
         return stored_scale_bits(self.d1, self.d2, self.d3)
@@ -184,7 +294,7 @@ class DiBAFactors(CompressedMatrix):
     def storage_bits(self, scale_bits: ScaleBits | None = None) -> int:
         """Return ``k (m + n) + scale_bits (m + k + n)``, everything that is stored.
 
-        A bias takes 32 bits an output more.
+        The diagonals of each term count. A bias takes 32 bits an output more.
 
         Parameters
         ----------
@@ -193,8 +303,10 @@ class DiBAFactors(CompressedMatrix):
             the grids too (`diba_np.matrix.budgets.storage_bits`).
         """
         m, n = self.shape
-        own = self.scale_bits if scale_bits is None else scale_bits
         bias = 0 if self.bias is None else 32 * m
+        if self._terms:
+            return sum(term.storage_bits(scale_bits) for term in self._terms) + bias
+        own = self.scale_bits if scale_bits is None else scale_bits
         return storage_bits(m, n, self.k, own) + bias
 
     def storage_breakdown(self) -> dict[str, int]:
@@ -218,13 +330,15 @@ class DiBAFactors(CompressedMatrix):
         held = 0
         for half in (self, self._flipped):
             if half is not None:
-                held += sum(part.nbytes for part in (half.d1, half.d2, half.d3, half.b1, half.b2))
+                for f in half.terms:
+                    held += sum(part.nbytes for part in (f.d1, f.d2, f.d3, f.b1, f.b2))
                 held += half._product.nbytes if "_product" in half.__dict__ else 0
         return held
 
     def truncate(self, k: int, A: ArrayLike | None = None) -> DiBAFactors:
         """Return the factorization by the first `k` components: coarser and smaller.
 
+        Of several terms the last are left off, and the one that `k` cuts is cut as a single one.
         `factorize` orders components by how much the squared error would rise without each.
 
         Parameters
@@ -255,19 +369,15 @@ class DiBAFactors(CompressedMatrix):
         """
         if check_count(k, "k") > self.k:
             raise ValueError(f"k must be at most {self.k}, got {k}")
-        b1, b2 = self.b1.to_dense()[:, :k], self.b2.to_dense()[:k]
+        left, parts = k, []
+        for f in self.terms:
+            if left:
+                size = min(left, f.k)
+                left -= size
+                b1, b2 = f.b1.to_dense()[:, :size], f.b2.to_dense()[:size]
+                parts.append(DiBAFactors(f.d1, b1, f.d2[:size], b2, f.d3, f.shift, grids=f.grids))
         record = {**self.record, "truncated_from": self.k}
-        coarse = DiBAFactors(
-            self.d1,
-            b1,
-            self.d2[:k],
-            b2,
-            self.d3,
-            self.shift,
-            record,
-            grids=self.grids,
-            bias=self.bias,
-        )
+        coarse = DiBAFactors.from_terms(parts, record, bias=self.bias)
         if A is None:
             return coarse
         adapted: DiBAFactors = resolve(ADAPTATION)(coarse, A)
@@ -280,20 +390,7 @@ class DiBAFactors(CompressedMatrix):
 
         It holds the right half (k, n), made once; a row then costs ``2 k n`` flops.
         """
-        largest = [float(np.abs(d).max()) or 1.0 for d in (self.d1, self.d2, self.d3)]
-        # where d2 d3 leaves float32's range the product with d1 may lie within
-        single = 1e-20 < largest[1] * largest[2] < 1e25
-        kind: Any = np.float32 if single else np.float64
-        right = (self.b2.to_dense() - kind(self.shift)) * self.d2[:, None].astype(kind)
-        right *= self.d3
-
-        def expand(rows: RowIndex) -> Vector:
-            left = self.b1[rows].to_dense() - kind(self.shift)
-            left *= self.d1[rows, None]
-            product: Vector = (left @ right).astype(np.float32, copy=False)
-            return product
-
-        return expand
+        return expander(self.terms)
 
     def to_dense(self) -> Vector:
         """Return the (m, n) float32 matrix."""
@@ -308,6 +405,10 @@ class DiBAFactors(CompressedMatrix):
 
     @functools.cached_property
     def _product(self) -> Product:
+        if self._terms:
+            tiles2 = joined_tiles([term.b2 for term in self._terms])
+            tiles1 = joined_tiles([term.b1 for term in self._terms])
+            return SumProduct([term._product for term in self._terms], tiles2, tiles1)
         return Product(
             self.b2, self.b1, d_in=self.d3, d_mid=self.d2, d_out=self.d1, alpha=self.shift
         )
@@ -402,6 +503,10 @@ class DiBAFactors(CompressedMatrix):
 
     def _adjoint(self) -> DiBAFactors:
         """Return the transpose ``D3 B2^T D2 B1^T D1``, itself a factorization; made once."""
+        if self._flipped is None and self._terms:
+            turned = [term._adjoint() for term in self._terms]
+            self._flipped = DiBAFactors.from_terms(turned, self.record)
+            self._flipped._flipped = self
         if self._flipped is None:
             self._flipped = DiBAFactors(
                 self.d3,
@@ -430,17 +535,28 @@ class DiBAFactors(CompressedMatrix):
         return rebuild(cls, contents)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._terms:
+            return _restore_sum, (self._terms, self.record, self.bias)
         arrays = (self.d1, self.b1, self.d2, self.b2, self.d3)
         return _restore, (*arrays, self.shift, self.record, self.grids, self.bias)
 
     def __repr__(self) -> str:
         m, n = self.shape
         shift = f", shift={self.shift:g}" if self.shift else ""
+        terms = f" in {len(self._terms)} terms" if self._terms else ""
         return (
-            f"DiBAFactors({m} x {n}, k={self.k}{shift}, {self.bits_per_weight:.4g} bits per weight)"
+            f"DiBAFactors({m} x {n}, k={self.k}{terms}{shift}, "
+            f"{self.bits_per_weight:.4g} bits per weight)"
         )
 
 
 def _restore(*state: Any) -> DiBAFactors:
     """Make the factorization that a pickle holds."""
     return DiBAFactors(*state[:-2], grids=state[-2], bias=state[-1])
+
+
+def _restore_sum(
+    terms: tuple[DiBAFactors, ...], record: dict[str, Any], bias: Vector | None
+) -> DiBAFactors:
+    """Make the sum of several terms that a pickle holds."""
+    return DiBAFactors.from_terms(terms, record, bias=bias)

@@ -286,7 +286,7 @@ def joined_tiles(parts: Sequence[PackedBits]) -> NDArray[np.uint32]:
         for rows, columns in (part.shape for part in parts)
     ]
     ends = np.cumsum([tiles * units for tiles, units in shapes]).tolist()
-    flat = layout.empty_tiles(1, layout.UNIT_COLUMNS * ends[-1])[0]
+    flat: NDArray[np.uint32] = layout.empty_tiles(1, layout.UNIT_COLUMNS * ends[-1])[0]
     for part, shape, stop in zip(parts, shapes, ends, strict=True):
         start = stop - shape[0] * shape[1]
         part._tiles = part._write_tiles(flat[start:stop].reshape(*shape, 16))

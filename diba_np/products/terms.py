@@ -37,7 +37,7 @@ class SumProduct(Product):
     ----------
     parts : sequence of Product
         At least one, each of two packed matrices and without a bias; one shape, alpha and path.
-    tiles2, tiles1 : (..., 16) uint32
+    tiles2, tiles1 : (units, 16) uint32
         The tiles of all first, and of all second packed matrices, one after the other in one piece.
 
     Raises
@@ -60,8 +60,8 @@ class SumProduct(Product):
         self.shape, self.alpha, self._path = parts[0].shape, parts[0].alpha, parts[0]._path
         self.weights = sum(part.weights for part in parts)
         self._inputs = sum(part._inputs for part in parts)
-        self._bits = ()
-        self._flat = tiles2, tiles1
+        n_units = -(-self.shape[1] // 15)
+        self._flat = tiles2.reshape(-1, n_units, 16), tiles1
         m, k = self.shape[0], 0
         starts = [(0, 0, 0, 0)]
         for part in parts:
@@ -99,7 +99,7 @@ class SumProduct(Product):
     def nbytes(self) -> int:
         """Bytes of the diagonals kept for the kernels; not those of the tiles."""
         kept = [array for prepared in self._arguments.values() for array in prepared]
-        own = sum(array.nbytes for array in kept if array.dtype != np.uint32)
+        own: int = sum(array.nbytes for array in kept if array.dtype != np.uint32)
         return own + sum(part.nbytes for part in self._terms)
 
     def vector_rounded(self, x: ArrayLike) -> Real:
@@ -116,9 +116,9 @@ def run_each_kernel_of_sums(product: Product, tiles2: Tiles, tiles1: Tiles) -> I
     Parameters
     ----------
     product : Product, (1, 1)
-    tiles2, tiles1 : (1, 1, 16) uint32
+    tiles2, tiles1 : (1, 16) uint32
     """
-    whole = SumProduct([product], tiles2, tiles1.reshape(-1, 16))
+    whole = SumProduct([product], tiles2, tiles1)
     single, double = np.dtype(np.float32), np.dtype(np.float64)
     uses: list[tuple[Kernels, np.dtype[Any], tuple[int, ...]]] = [
         (whole._vector_kernels(single), single, (1,)),

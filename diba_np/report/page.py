@@ -37,7 +37,9 @@ def _facts(made: Any, A: ArrayLike | None) -> list[tuple[str, str]]:
     facts = [("shape", f"{m} × {n}"), ("method", made.method)]
     if isinstance(made, DiBAFactors):
         alphabet = "0 and 1" if not made.shift else f"{-made.shift:g} and {1 - made.shift:g}"
-        facts += [("intermediate dimension k", str(made.k)), ("bits stand for", alphabet)]
+        sizes = ", ".join(str(term.k) for term in made.terms)
+        terms = f" in {len(made.terms)} terms of {sizes}" if len(made.terms) > 1 else ""
+        facts += [("intermediate dimension k", f"{made.k}{terms}"), ("bits stand for", alphabet)]
     ratio = made.storage_ratio()
     facts += [
         ("stored bits a weight", f"{made.bits_per_weight:.4f}"),

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import largest_magnitude, row_blocks
 from diba_np.matrix import quality
+from diba_np.matrix.diagonals import DIAGONALS
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.report.curves import check_matplotlib
 
@@ -184,6 +185,13 @@ def _error_panel(made: Any, A: NDArray[Any]) -> Panel:
     )
 
 
+def _joined(parts: list[PackedBits], axis: int) -> PackedBits:
+    """Return the bits of all terms side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return PackedBits(np.concatenate([bits.to_dense() for bits in parts], axis=axis))
+
+
 def _bits_panel(bits: PackedBits, name: str, sides: tuple[str, str]) -> Panel:
     values = cell_means(bits.shape, lambda rows: bits[rows].to_dense())
     share = 100 * bits.count() / (bits.shape[0] * bits.shape[1])
@@ -253,13 +261,15 @@ def _few_labels(value: float, _: int) -> str:
 
 def _diagonals_panel(made: DiBAFactors) -> Panel:
     spans = []
-    for vector in (made.d1, made.d2, made.d3):
-        size = np.sort(np.abs(vector.astype(np.float64)))[::-1]
-        spans.append(size / (np.sqrt(np.mean(size**2)) or 1.0))
+    for name in DIAGONALS:
+        sizes = [np.abs(getattr(term, name).astype(np.float64)) for term in made.terms]
+        units = [np.sqrt(np.mean(size**2)) or 1.0 for size in sizes]
+        scaled = [size / unit for size, unit in zip(sizes, units, strict=True)]
+        spans.append(np.sort(np.concatenate(scaled))[::-1])
 
     def draw(axes: Any) -> None:
         for values, name, colour, dash in zip(
-            spans, ("d1", "d2", "d3"), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=True
+            spans, DIAGONALS, (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=True
         ):
             share = 100 * (np.arange(values.size) + 0.5) / values.size
             shown = np.where(values > 1e-4, values, np.nan)
@@ -272,10 +282,11 @@ def _diagonals_panel(made: DiBAFactors) -> Panel:
         axes.grid(True)
         axes.legend()
 
-    ranges = [f"{name} {s[0]:.2f}" for name, s in zip(("d1", "d2", "d3"), spans, strict=True)]
+    ranges = [f"{name} {s[0]:.2f}" for name, s in zip(DIAGONALS, spans, strict=True)]
+    several = len(made.terms) > 1
     return Panel(
         "diagonals",
-        "The three diagonals",
+        f"The three diagonals of {len(made.terms)} terms" if several else "The three diagonals",
         "Magnitudes of the entries, sorted, in units of the root mean square of their diagonal. "
         f"Largest: {', '.join(ranges)}. A flat d2 means that all components matter alike.",
         draw,
@@ -376,8 +387,10 @@ def panels_of(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) 
     if min(made.shape) <= _LARGEST_SPECTRUM:
         panels.append(_spectrum_panel(made, reference))
     if isinstance(made, DiBAFactors):
-        panels.append(_bits_panel(made.b1, "B1", ("row", "component")))
-        panels.append(_bits_panel(made.b2, "B2", ("component", "column")))
+        b1 = _joined([term.b1 for term in made.terms], 1)
+        b2 = _joined([term.b2 for term in made.terms], 0)
+        panels.append(_bits_panel(b1, "B1", ("row", "component")))
+        panels.append(_bits_panel(b2, "B2", ("component", "column")))
         panels.append(_diagonals_panel(made))
     convergence = _convergence_panel(made.record)
     if convergence is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from diba_np.matrix.diagonals import DIAGONALS
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.terms import diagonal_names
 from diba_np.training.optimisers import root_mean_square
 
 Array = NDArray[Any]
@@ -160,7 +161,7 @@ def _with_ones(z: Array, t: Array) -> tuple[Array, Array]:
 
 
 class LeastSquares:
-    """Alternating closed forms of the three diagonals on `Moments`.
+    """Alternating closed forms of the diagonals on `Moments`, of one term after another.
 
     Parameters
     ----------
@@ -169,12 +170,24 @@ class LeastSquares:
     stay : float
         Weight, in units of the squared error per sample, of the mean squared distance of each
         diagonal from its start relative to its root mean square there.
+
+    Attributes
+    ----------
+    d : dict of str to (size,) float64
+        The diagonals by name, see `diba_np.matrix.terms.diagonal_names`.
     """
 
     def __init__(self, factors: DiBAFactors, data: Moments, stay: float = 0.0) -> None:
-        self.b1 = factors.b1.to_dense() - np.float64(factors.shift)
-        self.b2 = factors.b2.to_dense() - np.float64(factors.shift)
-        self.d = {name: getattr(factors, name).astype(np.float64) for name in DIAGONALS}
+        shift = np.float64(factors.shift)
+        self.bits = [
+            (term.b1.to_dense() - shift, term.b2.to_dense() - shift) for term in factors.terms
+        ]
+        self.names = diagonal_names(factors)
+        self.d = {
+            own: getattr(term, name).astype(np.float64)
+            for term, names in zip(factors.terms, self.names, strict=True)
+            for name, own in names.items()
+        }
         self.start = {name: value.copy() for name, value in self.d.items()}
         self.weights = {
             name: stay / (value.size * root_mean_square(value) ** 2)
@@ -197,23 +210,43 @@ class LeastSquares:
         near = normal + weight * np.eye(len(normal))
         self.d[name] = np.linalg.solve(near, right + pulled)
 
+    def _terms(self) -> Iterator[tuple[Array, Array, Array, Array, Array]]:
+        """Yield d1, B1, d2, B2 and d3 of each term."""
+        for (b1, b2), names in zip(self.bits, self.names, strict=True):
+            d1, d2, d3 = (self.d[names[name]] for name in DIAGONALS)
+            yield d1, b1, d2, b2, d3
+
     def apply(self, x: Array) -> Array:
         """Return ``A_hat x``."""
-        result: Array = self.d["d1"] * (self.b1 @ (self.d["d2"] * (self.b2 @ (self.d["d3"] * x))))
+        parts = [d1 * (b1 @ (d2 * (b2 @ (d3 * x)))) for d1, b1, d2, b2, d3 in self._terms()]
+        result: Array = sum(parts[1:], start=parts[0])
         return result
 
     def sweep(self) -> float:
-        """Solve d1, d2 and d3 once each; return the squared error per sample."""
-        b1, b2, data = self.b1, self.b2, self.data
-        v = (b2 * self.d["d3"]) @ data.xx  # (k, n): moments of v with x
-        vv = v @ (b2 * self.d["d3"]).T
-        vy = data.yx @ (b2 * self.d["d3"]).T  # (m, k)
-        t = b1 * self.d["d2"]
+        """Solve d1, d2 and d3 of each term once; return the squared error per sample."""
+        if len(self.bits) == 1:
+            return self.data.error(self._sweep_term(0, self.data.yx))
+        parts = [(d1[:, None] * b1 * d2) @ (b2 * d3) for d1, b1, d2, b2, d3 in self._terms()]
+        whole = np.sum(parts, axis=0)
+        for i, part in enumerate(parts):
+            whole -= part
+            whole += self._sweep_term(i, self.data.yx - whole @ self.data.xx)
+        return self.data.error(whole)
+
+    def _sweep_term(self, term: int, yx: Array) -> Array:
+        """Solve the diagonals of one term for targets of these moments; return its matrix."""
+        (b1, b2), names, xx = self.bits[term], self.names[term], self.data.xx
+        d3 = self.d[names["d3"]]
+        v = (b2 * d3) @ xx  # (k, n): moments of v with x
+        vv = v @ (b2 * d3).T
+        vy = yx @ (b2 * d3).T  # (m, k)
+        t = b1 * self.d[names["d2"]]
         normal, right = np.einsum("ik,ik->i", t @ vv, t), np.einsum("ik,ik->i", t, vy)
-        weight, pulled = self._pull("d1", float(normal.mean()))
-        self.d["d1"] = (right + pulled) / (normal + weight)
-        u = b1 * self.d["d1"][:, None]
-        self._solve("d2", (u.T @ u) * vv, np.einsum("ik,ik->k", u, vy))
-        q = (u * self.d["d2"]) @ b2  # (m, n)
-        self._solve("d3", (q.T @ q) * data.xx, np.einsum("ij,ij->j", q, data.yx))
-        return data.error(q * self.d["d3"])
+        weight, pulled = self._pull(names["d1"], float(normal.mean()))
+        self.d[names["d1"]] = (right + pulled) / (normal + weight)
+        u = b1 * self.d[names["d1"]][:, None]
+        self._solve(names["d2"], (u.T @ u) * vv, np.einsum("ik,ik->k", u, vy))
+        q = (u * self.d[names["d2"]]) @ b2  # (m, n)
+        self._solve(names["d3"], (q.T @ q) * xx, np.einsum("ij,ij->j", q, yx))
+        matrix: Array = q * self.d[names["d3"]]
+        return matrix

@@ -334,3 +334,41 @@ def test_bad_inputs(changed, error, words):
     }
     with pytest.raises(error, match=words):
         retune(**(good | changed))
+
+
+@pytest.mark.parametrize("method", ["als", "lbfgs", "adam"])
+def test_every_term_is_fitted(method, rng):
+    A = rng.normal(size=(12, 10))
+    first = factorize(A, k=9, max_sweeps=50, scale_bits=5)
+    second = factorize(A - first.to_dense(), k=8, max_sweeps=50)
+    f = DiBAFactors.from_terms([first, second], {"solver": "by hand"})
+    X, Y = samples(rng, A)
+    g = retune(f, X, Y, method=method, learning_rate=0.02, steps=60, patience=60)
+    for one, other in zip(f.terms, g.terms, strict=True):
+        assert (one.b1, one.b2, one.scale_bits) == (other.b1, other.b2, other.scale_bits)
+        assert not np.array_equal(one.d1, other.d1)
+    assert loss_of(g, X, Y) < 0.75 * loss_of(f, X, Y)
+    assert g.record["solver"] == "by hand"
+    kept = retune(
+        g, X, Y, method=method, callback=lambda step, loss: True, steps=1, learning_rate=9
+    )
+    assert loss_of(kept, X, Y) <= loss_of(g, X, Y) * (1 + 1e-9)
+
+
+def test_closed_forms_of_terms_lower_the_exact_squared_error(rng):
+    A = rng.normal(size=(9, 8))
+    first = factorize(A, k=6)
+    f = DiBAFactors.from_terms([first, factorize(A - first.to_dense(), k=5)])
+    X, Y = samples(rng, A, count=60)
+    solver = LeastSquares(f, moments([(X, Y)], False, np.zeros(9)))
+    layer = DiBALinear(f, dtype=np.float64)
+    last = np.mean(np.sum((layer.forward(X) - Y) ** 2, axis=1))
+    for _ in range(5):
+        error = solver.sweep()
+        for name, value in solver.d.items():
+            layer.parameters[name][...] = value
+        exact = np.mean(np.sum((layer.forward(X) - Y) ** 2, axis=1))
+        assert error == pytest.approx(exact, rel=1e-8)
+        assert exact <= last * (1 + 1e-9)
+        np.testing.assert_allclose(solver.apply(X[0]), layer.forward(X[0]), atol=1e-8)
+        last = exact

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import factors
+from strategies import factors, sums
 
 from diba_np import DiBAFactors, DiBALinear, factorize
 
 SMALL = st.integers(1, 7)
 
 
-@given(factors(SMALL), st.integers(0, 10**6))
+@given(factors(SMALL) | sums(SMALL), st.integers(0, 10**6))
 def test_forward_is_the_product_plus_bias(f, seed):
     rng = np.random.default_rng(seed)
     layer = DiBALinear(f, bias=rng.normal(size=f.shape[0]), dtype=np.float64)
@@ -21,7 +21,7 @@ def test_forward_is_the_product_plus_bias(f, seed):
     np.testing.assert_allclose(layer.forward(x[0, 0]), expected[0, 0], atol=1e-5)
 
 
-@given(factors(SMALL), st.integers(0, 10**6))
+@given(factors(SMALL) | sums(SMALL), st.integers(0, 10**6))
 def test_gradients_equal_central_differences(f, seed):
     rng = np.random.default_rng(seed)
     layer = DiBALinear(f, bias=rng.normal(size=f.shape[0]), dtype=np.float64)
@@ -181,3 +181,28 @@ def test_frozen_layers_give_the_same(rng, k):
     apply = layer.frozen()
     assert (apply is not layer) == (k * (20 + 30) > 20 * 30)
     np.testing.assert_allclose(apply(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_terms_have_parameters_of_their_own(rng):
+    A = rng.normal(size=(9, 8))
+    first = factorize(A, k=6, scale_bits=4)
+    f = DiBAFactors.from_terms([first, factorize(A - first.to_dense(), k=5)], {"a": 1})
+    for dtype, unpack in ((np.float32, True), (np.float32, False), (np.float64, "auto")):
+        layer = DiBALinear(f, bias=np.ones(9), dtype=dtype, unpack=unpack)
+        names = [f"{name}.{i}" for i in range(2) for name in ("d1", "d2", "d3")]
+        assert list(layer.parameters) == [*names, "bias"]
+        x = rng.normal(size=(6, 8))
+        expected = x @ f.to_dense().T.astype(float) + 1
+        np.testing.assert_allclose(layer.forward(x), expected, atol=1e-5)
+        np.testing.assert_allclose(layer.frozen()(x), expected, atol=1e-5)
+    same = layer.to_factors()
+    assert same.record == {"a": 1}
+    for one, other in zip(f.terms, same.terms, strict=True):
+        assert (one.b1, one.b2, one.scale_bits) == (other.b1, other.b2, other.scale_bits)
+        np.testing.assert_array_equal(one.d2, other.d2)
+    np.testing.assert_array_equal(same.bias, np.ones(9))
+    layer.parameters["d1.1"] *= 2
+    moved = layer.rounded().to_factors()
+    assert moved.terms[0].scale_bits == (4, 4, 4)
+    twice = f.terms[0].to_dense() + 2 * f.terms[1].to_dense()
+    np.testing.assert_allclose(moved.to_dense(), twice, atol=2e-3 * np.abs(twice).max())

@@ -59,8 +59,7 @@ def sum_product(terms, alpha, path=None):
         for (first, second), (_, _, d1, d2, d3) in zip(packed, terms, strict=True)
     ]
     tiles2, tiles1 = (joined_tiles([pair[i] for pair in packed]) for i in (0, 1))
-    n_units = -(-terms[0][1].shape[1] // 15)
-    return SumProduct(parts, tiles2.reshape(-1, n_units, 16), tiles1)
+    return SumProduct(parts, tiles2, tiles1)
 
 
 def dense_and_size(terms, alpha):

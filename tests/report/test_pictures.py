@@ -154,3 +154,12 @@ def test_other_methods_are_drawn_too(pair, tmp_path):
     made.save(tmp_path / "a.h5")
     names = [p.name for p in panels_of(load(tmp_path / "a.h5"), A)]
     assert names == ["matrix", "error", "spectrum", "storage"]
+
+
+def test_sums_of_terms_are_drawn(pair):
+    A, f = pair
+    both = type(f).from_terms([f, f.truncate(1)], f.record)
+    told = {p.name: p for p in panels_of(both, A)}
+    assert told["b1"].title == f"B1: {A.shape[0]} × {f.k + 1} bits"
+    assert told["diagonals"].title == "The three diagonals of 2 terms"
+    assert f"{f.k + 1} in 2 terms of {f.k}, 1" in html_report(both, A)
