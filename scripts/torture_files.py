@@ -50,7 +50,8 @@ def make_files(folder: Path) -> dict[str, Path]:
     rng = np.random.default_rng(0)
     A = (rng.normal(size=(18, 4)) @ rng.normal(size=(4, 14)) + rng.normal(size=(18, 14))) / 2
     f = dn.factorize(A, k=9, max_sweeps=5)
-    files = {name: folder / f"{name}.h5" for name in ("diba", "coded", "terms", "many", *methods.METHODS)}
+    kinds = ("diba", "coded", "terms", "many", *methods.METHODS)
+    files = {name: folder / f"{name}.h5" for name in kinds}
     biased = dn.DiBAFactors(f.d1, f.b1, f.d2 * 1e-20, f.b2, f.d3, record=f.record, bias=A[:, 0])
     biased.save(files["diba"])
     dn.factorize(A, k=9, max_sweeps=5, scale_bits=(4, 3, 5)).save(files["coded"])

@@ -166,7 +166,7 @@ def test_truncate_leaves_terms_off(two):
 
 
 def test_it_solves_and_stands_in_row_blocks(two, rng):
-    A, f = two
+    _, f = two
     b = f @ rng.normal(size=17)
     assert np.abs(f @ lsqr(f, b, atol=1e-10, btol=1e-10)[0] - b).max() < 1e-4
     blocks = RowBlocks([f, f.terms[0]])
