@@ -51,7 +51,6 @@ def warm_up() -> dict[str, Any]:
         seconds[name] = round(now - last, 3)
         last = now
     one = np.ones(1, np.float32)
-    bits = PackedBits(np.ones((1, 1)))
     Stack([DiBAFactors(one, bits, one, bits, one)])(one)
     now = time.perf_counter()
     seconds["stack"] = round(now - last, 3)

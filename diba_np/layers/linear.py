@@ -359,19 +359,23 @@ class DiBALinear(Layer):
         Cost: ``2 k n`` flops a row on unpacked bits where there are few, else a packed product.
         """
         p, flat = self.parameters, np.asarray(ids, np.intp).reshape(-1)
-        rows = self.factors.b1[flat].to_dense().astype(self.dtype)
-        rows -= self.factors.shift
-        scale = p["d1"][flat, None]
-        w = self._mix("b2.T", rows * scale * p["d2"])
+        parts = []
+        for i, (term, d) in enumerate(zip(self.factors.terms, self._names, strict=True)):
+            rows = term.b1[flat].to_dense().astype(self.dtype)
+            rows -= self.factors.shift
+            parts.append((rows, self._mix(i, "b2.T", rows * p[d["d1"]][flat, None] * p[d["d2"]])))
 
         def back(gradient: Array) -> None:
-            g = gradient.reshape(w.shape)
-            self.gradients["d3"] += np.einsum("ij,ij->j", g, w)
-            r = self._mix("b2", g * p["d3"]) * rows
-            self.gradients["d2"] += np.einsum("ij,ij->j", r, np.broadcast_to(scale, r.shape))
-            np.add.at(self.gradients["d1"], flat, r @ p["d2"])
+            for i, (d, (rows, w)) in enumerate(zip(self._names, parts, strict=True)):
+                g, scale = gradient.reshape(w.shape), p[d["d1"]][flat, None]
+                self.gradients[d["d3"]] += np.einsum("ij,ij->j", g, w)
+                r = self._mix(i, "b2", g * p[d["d3"]]) * rows
+                self.gradients[d["d2"]] += np.einsum("ij,ij->j", r, np.broadcast_to(scale, r.shape))
+                np.add.at(self.gradients[d["d1"]], flat, r @ p[d["d2"]])
 
-        return (w * p["d3"]).reshape(*np.shape(ids), -1), back
+        values = [w * p[d["d3"]] for (_, w), d in zip(parts, self._names, strict=True)]
+        found: Array = sum(values[1:], start=values[0])
+        return found.reshape(*np.shape(ids), -1), back
 
     def refit(self, data: Moments) -> None:
         """Solve for the diagonals by least squares on moments; the bias follows from the means.
