@@ -55,6 +55,11 @@ def layers(rng, m=5, n=4):
         "dense": DenseLinear(rng.normal(size=(m, n)), bias, np.float64, trained=True),
         "diba": dn.DiBALinear(dn.DiBAFactors(d1, b1, d2, b2, d3), bias, np.float64),
         "shifted": dn.DiBALinear(shifted, bias, np.float64),
+        "terms": dn.DiBALinear(
+            dn.DiBAFactors.from_terms([shifted, dn.DiBAFactors(-d1, 1 - b1, d2, b2, d3, 0.5)]),
+            bias,
+            np.float64,
+        ),
         "coded": CodedLinear(coded(rng, m, n), bias, np.float64),
     }
 
@@ -64,7 +69,7 @@ def values_of(layer):
     return (layer(np.eye(layer.shape[1])) - layer.parameters["bias"]).T
 
 
-KINDS = ["dense", "diba", "shifted", "coded"]
+KINDS = ["dense", "diba", "shifted", "terms", "coded"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
