@@ -44,8 +44,8 @@ def assert_same(f, g):
 @pytest.fixture
 def two(rng):
     A = rng.normal(size=(23, 17))
-    first = factorize(A, k=12, scale_bits=(8, 3, 4))
-    second = factorize(A - first.to_dense(), k=9)
+    first = factorize(A, k=12, scale_bits=(8, 3, 4), max_sweeps=20, threads=1)
+    second = factorize(A - first.to_dense(), k=9, max_sweeps=20, threads=1)
     return A, DiBAFactors.from_terms([first, second], {"a": 1})
 
 
