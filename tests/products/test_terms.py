@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from diba_np import PackedBits
 from diba_np.kernels import columns, columns_simd, lookup_portable, lookup_simd
-from diba_np.machine.pool import workers
+from diba_np.machine.pool import product_threads
 from diba_np.matrix.packed_bits import joined_tiles
 from diba_np.products import product as products
 from diba_np.products.cpu import available_paths
@@ -164,7 +164,7 @@ def test_the_same_result_for_any_number_of_threads(path, b, rng):
     x = rng.normal(size=(1536,) if b is None else (1536, b)).astype(np.float32)
     results = []
     for threads in (1, 2):
-        with workers(threads):
+        with product_threads(threads):
             _backoff.until = -math.inf
             results.append((f.vector if b is None else f.matrix)(x))
     np.testing.assert_array_equal(*results)
