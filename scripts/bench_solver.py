@@ -146,7 +146,9 @@ class Runs:
 
 
 def result(f: Any, A: np.ndarray) -> dict[str, Any]:
-    return {"k": f.k, "scale_bits": f.scale_bits, "snr": round(f.snr(A), 4)}
+    widths = [term.scale_bits for term in f.terms]
+    stored = widths[0] if len(widths) == 1 else widths
+    return {"k": f.k, "scale_bits": stored, "snr": round(f.snr(A), 4)}
 
 
 def search(

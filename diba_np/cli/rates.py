@@ -20,6 +20,7 @@ from diba_np.cli.output import (
     check_output,
     finite,
     load_array,
+    size_report,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run_sweep(args: argparse.Namespace) -> int:
             "target_bits": target,
             "bits_per_weight": f.bits_per_weight,
             "k": f.k,
-            "scale_bits": f.scale_bits,
+            "scale_bits": size_report(f)["scale_bits"],
             "snr_db": f.record["snr_db"],
             **({} if inputs is None else {"output_snr_db": f.record["output_snr_db"]}),
             "seconds": f.record["seconds"],
