@@ -433,7 +433,7 @@ def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_
         n_panels = min(chunk, x.shape[1] - first) // lanes
         panels = cache_lines(n_panels, 15 * tiles2.shape[1], x)
         inner = cache_lines(n_panels, n_inner, x)
-        results = cache_lines(n_panels, 32 * n_tiles1, x)
+        result = cache_lines(1, 32 * n_tiles1, x)[0]  # of one term and panel
         sums = cache_lines(n_panels, 32 * n_tiles1, x)
         for t in range(d3.shape[0]):
             tiles, others = first_tiles(tiles2, starts, t), second_tiles(tiles1, starts, t)
@@ -442,8 +442,8 @@ def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_
             for p in range(n_panels):
                 _mix_panel(panels[p], tiles, 0, len(tiles), alpha, inner[p])
                 _scale_rows(scale, 0, _inner_rows(tiles, others), inner[p], totals)
-                _mix_panel(inner[p], others, 0, n_tiles1, alpha, results[p])
-                _add_rows(results[p], d1[t], 0, 32 * n_tiles1, t == 0, sums[p])
+                _mix_panel(inner[p], others, 0, n_tiles1, alpha, result)
+                _add_rows(result, d1[t], 0, 32 * n_tiles1, t == 0, sums[p])
         _scatter(sums, ones, bias, 0, 32 * n_tiles1, out, first, totals)
     return totals.sum()
 

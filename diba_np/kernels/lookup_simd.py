@@ -32,6 +32,7 @@ BLOCK_UNITS = 28  # units whose tables are built at a time: 10.5 KiB (AVX-512), 
 _build_tables_avx512 = AVX512.make_build_tables()
 _build_tables_avx2 = AVX2.make_build_tables()
 _mix_4_tiles_avx512 = AVX512.make_mix_tiles(4)
+_mix_2_tiles_avx512 = AVX512.make_mix_tiles(2)
 _mix_1_tile_avx512 = AVX512.make_mix_tiles(1)
 _mix_2_tiles_avx2 = AVX2.make_mix_tiles(2)
 _mix_1_tile_avx2 = AVX2.make_mix_tiles(1)
@@ -60,6 +61,9 @@ def _mix_part_avx512(inputs, tiles, start, stop, alpha, scale, bias, out):
             if t + 4 <= stop:
                 _mix_4_tiles_avx512(source, 64 * n_units, table, width, target, 0)
                 t += 4
+            elif t + 2 <= stop:
+                _mix_2_tiles_avx512(source, 64 * n_units, table, width, target, 0)
+                t += 2
             else:
                 _mix_1_tile_avx512(source, 64 * n_units, table, width, target, 0)
                 t += 1

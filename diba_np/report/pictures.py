@@ -20,11 +20,11 @@ from diba_np.arrays import largest_magnitude, row_blocks
 from diba_np.matrix import quality
 from diba_np.matrix.diagonals import DIAGONALS
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.packed_bits import PackedBits
 from diba_np.report.curves import check_matplotlib
 
 if TYPE_CHECKING:
     from diba_np.matrix.base import CompressedMatrix
-    from diba_np.matrix.packed_bits import PackedBits
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; each line also has a dash
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.55"

@@ -65,10 +65,10 @@ def test_each_closed_form_lowers_the_exact_squared_error(f, seed):
     data = moments([(X[:20], Y[:20]), (X[20:], Y[20:])], True, np.zeros(f.shape[0]))
     solver = LeastSquares(f, data, 0.0)
 
+    (b1, b2) = solver.bits[0]
+
     def exact():
-        dense = (solver.d["d1"][:, None] * solver.b1 * solver.d["d2"]) @ (
-            solver.b2 * solver.d["d3"]
-        )
+        dense = (solver.d["d1"][:, None] * b1 * solver.d["d2"]) @ (b2 * solver.d["d3"])
         np.testing.assert_allclose(solver.apply(X[0]), dense @ X[0], atol=1e-9)
         difference = (X - X.mean(0)) @ dense.T - (Y - Y.mean(0))
         return float(np.sum(difference**2)) / 30
