@@ -212,7 +212,7 @@ def resize(name, array):
     ("change", "words"),
     [
         (put("format", "zip"), "attribute format: found 'zip', expected 'diba_np'"),
-        (put("format_version", 99), "format_version: found 99, expected at most 2"),
+        (put("format_version", 99), "format_version: found 99, expected at most 3"),
         (put("k", 6), "dataset b1: found"),
         (put("m", -1), "attribute m: found -1, expected a positive size"),
         (put("m", 2**62), "attribute m: found"),
