@@ -10,14 +10,15 @@ input; what is not used is never computed. Samples are flat: (S T, width) for S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import bert_kernels as kernels
 import numpy as np
-from scipy.special import erf
 
 from diba_np.layers.linear import Layer
+from diba_np.networks.blocks.activations import gelu
+from diba_np.networks.blocks.attention import attend as blocks_attend
+from diba_np.networks.blocks.layer_norm import LayerNorm
 from diba_np.training.optimisers import gather
 
 Array = np.ndarray
@@ -33,26 +34,8 @@ LINEAR = (
     "output.dense",
 )
 
-_HIDDEN = -1e9  # the score of padding
-
 
 # -- steps -----------------------------------------------------------------------------------------
-
-
-def gelu(x: Array) -> tuple[Array, Back]:
-    """Return ``x Phi(x)`` with the distribution function Phi of the normal law."""
-    x = np.ascontiguousarray(x)
-    density = x * x
-    density *= -0.5
-    np.exp(density, out=density)
-    y, slope = np.empty_like(x), np.empty_like(x)
-    if x.dtype == np.float32:
-        kernels.gelu(*(array.ravel() for array in (x, density, y, slope)))
-    else:
-        below = 0.5 * (1 + erf(x * np.sqrt(0.5)))
-        y[...] = x * below
-        slope[...] = below + x * density / np.sqrt(2 * np.pi)
-    return y, lambda gradient: gradient * slope
 
 
 def softmax(x: Array) -> Array:
@@ -74,33 +57,16 @@ def attend(q: Array, k: Array, v: Array, mask: Array, heads: int) -> tuple[Array
 
     Returns
     -------
-    (S T, width) array, and a function that gives the gradients of q, k and v stacked, (3, S T,
-    width).
+    (S T, width) array, and a function that gives the gradients of q, k and v, (S T, width) each.
     """
-    texts, tokens = mask.shape
+    rows = (x.reshape(*mask.shape, -1) for x in (q, k, v))
+    mixed, pull = blocks_attend(*rows, heads, mask=mask)
 
-    def split(x: Array) -> Array:
-        return x.reshape(texts, tokens, heads, -1).transpose(0, 2, 1, 3)
+    def back(gradient: Array) -> list[Array]:
+        parts = pull(gradient.reshape(mixed.shape))
+        return [part.reshape(gradient.shape) for part in parts]
 
-    def merge(x: Array) -> Array:
-        return x.transpose(0, 2, 1, 3).reshape(texts * tokens, -1)
-
-    q, k, v = split(q), split(k), split(v)
-    unit = q.dtype.type(1 / np.sqrt(q.shape[-1]))
-    p = q @ k.swapaxes(-1, -2)
-    kernels.below_the_most(p, unit, np.where(mask, 0, _HIDDEN).astype(p.dtype))
-    np.exp(p, out=p)
-    kernels.to_unit_sum(p.reshape(-1, tokens))
-
-    def back(gradient: Array) -> Array:
-        g = split(gradient)
-        gp = g @ v.swapaxes(-1, -2)
-        kernels.softmax_back(p.reshape(-1, tokens), unit, gp.reshape(-1, tokens))
-        return np.stack(
-            [merge(gp @ k), merge(gp.swapaxes(-1, -2) @ q), merge(p.swapaxes(-1, -2) @ g)]
-        )
-
-    return merge(p @ v), back
+    return mixed.reshape(q.shape), back
 
 
 # -- the network -----------------------------------------------------------------------------------
@@ -223,17 +189,14 @@ class Bert:
     def norm(self, name: str, x: Array) -> tuple[Array, Back]:
         """Return the layer norm called `name`."""
         scale, shift = f"{name}.LayerNorm.weight", f"{name}.LayerNorm.bias"
-        factor = self._vector(scale)
-        unit, y, inverse = np.empty_like(x), np.empty_like(x), np.empty(len(x), x.dtype)
-        epsilon = x.dtype.type(self.epsilon)
-        kernels.norm(x, factor, self._vector(shift), epsilon, unit, inverse, y)
+        block = LayerNorm(self._vector(scale), self._vector(shift), self.epsilon, self.dtype)
+        y, pull = block.forward(x)
 
         def back(gradient: Array) -> Array:
-            g, sums = np.empty_like(unit), [np.empty_like(factor) for _ in range(2)]
-            kernels.norm_back(gradient, factor, unit, inverse, g, *sums)
+            g = pull(gradient)
             if scale in self.own:
-                self._add(scale, sums[0])
-                self._add(shift, sums[1])
+                self._add(scale, block.gradients["weight"])
+                self._add(shift, block.gradients["bias"])
             return g
 
         return y, back
@@ -421,33 +384,3 @@ def random_tensors(
         made[f"{name}.LayerNorm.weight"] = 1 + rng.normal(size=width) / 4
         made[f"{name}.LayerNorm.bias"] = rng.normal(size=width) / 4
     return made
-
-
-# -- batches ---------------------------------------------------------------------------------------
-
-
-def padded(texts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-    """Return ids (S, T) and mask (S, T) of token lists, padded to the longest with 0."""
-    longest = max(len(tokens) for tokens in texts)
-    ids = np.zeros((len(texts), longest), np.int64)
-    mask = np.zeros(ids.shape, bool)
-    for row, tokens in enumerate(texts):
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = True
-    return ids, mask
-
-
-def batches(
-    texts: Sequence[Sequence[int]], tokens: int, chosen: Iterable[int] | None = None
-) -> Iterator[Array]:
-    """Yield places in `texts`, texts of like length together, about so many tokens a batch."""
-    places = range(len(texts)) if chosen is None else chosen
-    order = sorted(places, key=lambda i: len(texts[i]))
-    batch: list[int] = []
-    for i in order:
-        if batch and len(texts[i]) * (len(batch) + 1) > tokens:
-            yield np.array(batch)
-            batch = []
-        batch.append(i)
-    if batch:
-        yield np.array(batch)

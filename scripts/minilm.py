@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
-from bert import Array, Back, Bert, batches, padded
+from bert import Array, Back, Bert
 from sources import MINILM, VADER, read_arrays, read_member
+
+from diba_np.networks.inputs import batches, padded
 
 HEADS = 12
 TOKENS = 48  # longer sentences are cut

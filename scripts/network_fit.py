@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bert import Array, Back, Bert, batches, padded, softmax
+from bert import Array, Back, Bert, softmax
 
 import diba_np as dn
 from diba_np import methods
@@ -21,6 +21,7 @@ from diba_np.layers.registry import as_layer
 from diba_np.methods.random_bits import random_factors
 from diba_np.methods.scalar import ScalarQuantized
 from diba_np.models.file import ModelFactors, open_model
+from diba_np.networks.inputs import batches, padded
 from diba_np.networks.layerwise import compress_layers
 from diba_np.training.losses import cross_entropy
 

@@ -36,7 +36,7 @@ from typing import Any
 
 import network_fit as nf
 import numpy as np
-from bert import LINEAR, Array, Bert, batches
+from bert import LINEAR, Array, Bert
 from network_train import train
 from sources import cache_folder
 
@@ -44,6 +44,7 @@ import diba_np as dn
 from diba_np.layers.registry import as_layer
 from diba_np.machine.processors import processors
 from diba_np.models.executors import Runner
+from diba_np.networks.inputs import batches
 
 Chain = tuple[str, str, str]  # variant, method, ratio
 

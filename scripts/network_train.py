@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bert import Array, Bert, batches
+from bert import Array, Bert
 from network_fit import TOKENS, Task, write
 
+from diba_np.networks.inputs import batches
 from diba_np.training.optimisers import Adam
 
 

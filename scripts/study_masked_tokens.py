@@ -16,8 +16,10 @@ from typing import Any
 
 import network_fit as nf
 import numpy as np
-from bert import Array, Back, Bert, padded, random_tensors
+from bert import Array, Back, Bert, random_tensors
 from network_study import main
+
+from diba_np.networks.inputs import padded
 
 FIT, JUDGE = 6000, 1000  # rows
 LONGEST = 256  # tokens of a training row, as many as those that judge have

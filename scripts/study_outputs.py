@@ -21,11 +21,12 @@ from typing import Any
 
 import network_fit as nf
 import numpy as np
-from bert import Array, Back, Bert, batches
+from bert import Array, Back, Bert
 from scipy.optimize import brentq
 
 import diba_np as dn
 from diba_np.matrix.quality import decibels
+from diba_np.networks.inputs import batches
 
 WEIGHTS = ("no", "vector", "matrix")
 

@@ -150,6 +150,27 @@ class Config:
         return rows, columns
 
 
+# beginning of the first of ``architectures`` -> model_type, of older configurations without one
+_CLASSES = {
+    "DistilBert": "distilbert",
+    "Roberta": "roberta",
+    "Bert": "bert",
+    "GPT2": "gpt2",
+    "ViT": "vit",
+    "Llama": "llama",
+}
+
+
+def _type_of(source: Mapping[str, Any]) -> Any:
+    """Return the ``model_type`` of a configuration; older ones name a class alone."""
+    if source.get("model_type") is not None:
+        return source["model_type"]
+    classes = source.get("architectures") or [""]
+    return next(
+        (kind for start, kind in _CLASSES.items() if str(classes[0]).startswith(start)), None
+    )
+
+
 def kind_of(name: Any) -> Kind:
     """Return the kind that a configuration's ``model_type`` names.
 
@@ -184,7 +205,8 @@ def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config
     FormatError
         A setting is missing, or one that cannot be.
     """
-    kind = kind_of(source.get("model_type"))
+    source = {**source, "model_type": _type_of(source)}
+    kind = kind_of(source["model_type"])
     fields: dict[str, Any] = {}
     for name, place in kind.config.items():
         key, *default = (place,) if isinstance(place, str) else place

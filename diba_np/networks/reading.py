@@ -54,7 +54,9 @@ class FromEntry:
         return values if self._change is None else self._change(values)
 
 
-def load(path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32) -> Network:
+def load(
+    path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32, kind: str | None = None
+) -> Network:
     """Read a network: a folder in the Hugging Face layout, a GGUF file, or what `save` wrote.
 
     Parameters
@@ -64,6 +66,8 @@ def load(path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32) -> Netw
         texts, ``tokenizer.json``; a ``.gguf`` of the architecture llama or qwen2.
     dtype : {float32, float64}
         Of the arithmetic.
+    kind : str, optional
+        ``model_type`` of a folder whose configuration, an old one, names none.
 
     Returns
     -------
@@ -84,6 +88,8 @@ def load(path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32) -> Netw
     path = Path(path)
     if path.is_dir():
         config = read_json(path / CONFIG)
+        if kind is not None:
+            config["model_type"] = kind
         tensors = {entry.name: FromEntry(entry) for entry in open_source(path)}
         tokenizer = read_tokenizer(path)
     elif path.suffix.lower() == ".gguf":

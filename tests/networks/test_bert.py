@@ -10,6 +10,7 @@ from scipy.stats import norm
 import diba_np as dn
 from diba_np.layers.coded_linear import CodedLinear
 from diba_np.methods.scalar import ScalarQuantized
+from diba_np.networks.inputs import batches, padded
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -40,7 +41,7 @@ def net(rng):
     return made
 
 
-IDS, MASK = bert.padded([[1, 5, 3, 2], [4, 2], [7, 8, 6]])
+IDS, MASK = padded([[1, 5, 3, 2], [4, 2], [7, 8, 6]])
 
 
 def outputs(net, head):
@@ -125,7 +126,7 @@ def test_steps_in_single_precision_are_those_in_double():
 
 def test_batches_hold_like_lengths_and_every_row_once():
     texts = [[0] * length for length in (3, 9, 1, 4, 9, 2)]
-    made = list(bert.batches(texts, 12))
+    made = list(batches(texts, 12))
     assert sorted(np.concatenate(made)) == list(range(6))
     assert all(len(rows) * max(len(texts[i]) for i in rows) <= 12 for rows in made)
     assert [len(texts[i]) for rows in made for i in rows] == [1, 2, 3, 4, 9, 9]

@@ -164,6 +164,23 @@ def test_settings_that_contradict_the_tensors(kind, change, match):
         networks.build({**config_of(kind), **change}, tensors_of(kind, head))
 
 
+def test_older_configurations_name_a_class_alone():
+    config = config_of("bert", architectures=["BertForMaskedLM"])
+    del config["model_type"]
+    net = networks.build(config, tensors_of("bert"))
+    assert net.config.kind == net.config.source["model_type"] == "bert"
+
+
+def test_a_configuration_without_any_kind(tmp_path):
+    folder_of(tmp_path / "net", "bert")
+    config = config_of("bert")
+    del config["model_type"]
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="got None"):
+        networks.load(tmp_path / "net")
+    assert networks.load(tmp_path / "net", kind="bert").config.kind == "bert"
+
+
 def test_what_a_kind_does_otherwise():
     with pytest.raises(ValueError, match="must look at all tokens"):
         network("qwen2", use_sliding_window=True)

@@ -21,6 +21,7 @@ import study_sentences
 from network_train import Teacher, matched, train
 
 from diba_np.layers.registry import as_layer
+from diba_np.networks.inputs import batches
 
 STUDIES = (study_classes, study_masked_tokens, study_sentences)
 
@@ -94,7 +95,7 @@ def test_refitted_layers_bring_the_network_nearer_and_keep_their_bits(method):
 def test_importance_is_that_of_tokens_and_outputs(tmp_path):
     task = study_classes.made()
     net = task.network()
-    places = list(bert.batches(task.fit, 60, np.arange(24)))
+    places = list(batches(task.fit, 60, np.arange(24)))
     matters = nf.importance(net, task, places)
     masks = [task.read("fit", rows)[1].ravel() for rows in places]
     for name in net.encoder_names():
@@ -122,7 +123,7 @@ def test_importance_is_that_of_tokens_and_outputs(tmp_path):
 
 def test_errors_of_all_tokens_add_up_where_only_their_mean_is_read():
     task = study_sentences.made()
-    places = list(bert.batches(task.fit, 60, np.arange(24)))
+    places = list(batches(task.fit, 60, np.arange(24)))
     matters = nf.importance(task.network(), task, places)
     # of the last layer all tokens have one gradient but for their layer norms
     assert matters["encoder.layer.1.output.dense"].together > 0.9

@@ -186,6 +186,13 @@ def test_study_digits_smoke(tmp_path):
     assert run_script("study_digits.py", "--smoke", "--folder", str(tmp_path)) == told
 
 
+def test_bench_tokens_smoke():
+    rows = json.loads(run_script("bench_tokens.py", "--smoke", "--dense", "--json"))
+    assert [row["bits"] for row in rows] == [1, 2, 32]
+    assert rows[0]["bytes"] < rows[1]["bytes"] < rows[2]["bytes"]
+    assert all(row["prompt"] > 0 and row["tokens"] > 0 for row in rows)
+
+
 def test_bench_layer_smoke():
     told = run_script("bench_layer.py", "--smoke")
     assert told.count("\n| 64 × 48 |") == 2
