@@ -80,10 +80,12 @@ def factorize(
         With inputs, of the outputs for them.
     shift : float, default 0.0
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet; a bit b stands for ``b - shift``.
-    scale_bits : 16, 32, int from 2 to 8, three of them, or "auto"
+    scale_bits : 16, 32, int from 2 to 8, three of them, or "auto", optional
         Bits of an entry of the diagonals: a float, or a code on a logarithmic grid fitted to each
         diagonal (three ints: d1, d2, d3), to which bits and diagonals then adapt. Codes leave more
-        of the budget to k: +0.4 dB at 384x384 and 1 bit. "auto" chooses the widths.
+        of the budget to k: +0.4 dB at 384x384 and 1 bit. "auto" chooses the widths; it is the
+        default for the budgets `bits`, `ratio` and `snr`. With a given k, where codes have nothing
+        to win, and for the greedy solver the default is 16; with `init` it is that of `init`.
     solver : {"auto", "greedy"}
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
@@ -172,7 +174,7 @@ def factorize(
     Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at most
     50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
 
-    At 384x384 (MiniLM attention) and 1 stored bit with ``scale_bits="auto"``, strict, one thread:
+    At 384x384 (MiniLM attention) and 1 stored bit, strict, one thread:
     "fast" 6.21 dB (0.8 s), "balanced" 6.30 dB (1.3 s), "best" 6.44 dB (6.9 s); double binary
     factorization 5.98 dB (1.4 s).
 
@@ -194,12 +196,14 @@ def factorize(
     matrix = as_matrix(A)
     shape = (int(matrix.shape[0]), int(matrix.shape[1]))
     goal = check_number(value, "snr") if name == "snr" else None
+    _check_init(init, goal)
     asked = how.scales_for(name)
+    if init is not None and how.scale_bits is None:
+        asked = init.scale_bits
     auto = asked == "auto"
     # under "auto" the widths are chosen at about the right k, and then k for these widths
     scales: ScaleBits = _USUAL_WIDTHS if auto else asked
     size = 0 if goal is not None else budgets.intermediate_dimension(name, value, shape, scales)
-    _check_init(init, goal)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 

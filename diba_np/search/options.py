@@ -177,7 +177,7 @@ class SearchOptions:
         """Return `scale_bits`; the default depends on the budget: codes pay where bits count."""
         if self.scale_bits is not None:
             return self.scale_bits
-        return 16
+        return 16 if budget == "k" or self.greedy else "auto"
 
     def as_used(self) -> dict[str, Any]:
         """Return all options by name, defaults put in and what has no meaning None."""
