@@ -114,8 +114,8 @@ def factorize_model(
         For experts (e, m, n) also (e, n, n). One that is all zero is not used, with a warning.
     shift : float, default 0.0
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet.
-    scale_bits : 16, 32, int from 2 to 8, three of them, or "auto"
-        Bits of an entry of the diagonals, as for `diba_np.factorize`.
+    scale_bits : 16, 32, int from 2 to 8, three of them, or "auto", optional
+        Bits of an entry of the diagonals, as for `diba_np.factorize`; "auto" by default.
     solver, effort, max_sweeps, tol
         As for `diba_np.factorize`.
     seed : int, default 0

@@ -189,7 +189,7 @@ def factorize(
     >>> A = np.random.default_rng(0).standard_normal((64, 48))
     >>> f = factorize(A, bits=2.0)
     >>> f.shape, f.k, f.bits_per_weight <= 2.0
-    ((64, 48), 34, True)
+    ((64, 48), 49, True)
     """
     how = SearchOptions.from_keywords(options, "factorize")
     name, value = budgets.chosen({"k": k, "bits": bits, "ratio": ratio, "snr": snr})
