@@ -17,6 +17,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.search import relaxation as admm
+from diba_np.search.halves import Half, Scales, random_halves
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import Run
 from diba_np.search.state import update_d2
@@ -73,7 +74,7 @@ class _Rotated(ScaledTarget):
 class _Seen:
     """A coupled half as the other regresses on it: its basis in the rotated coordinates."""
 
-    def __init__(self, half: admm.Half, axis: _Axis) -> None:
+    def __init__(self, half: Half, axis: _Axis) -> None:
         self._half = half
         self._root = np.ascontiguousarray(axis.root.T, np.float32)
 
@@ -104,7 +105,7 @@ class CoupledSides:
         self,
         plain: ScaledTarget,
         axes: tuple[_Axis | None, _Axis | None],
-        halves: tuple[admm.Half, admm.Half],
+        halves: tuple[Half, Half],
     ) -> None:
         self.target = _Rotated(plain, *axes)
         self.halves = halves
@@ -125,7 +126,7 @@ class CoupledSides:
 
 def _coupled_half_step(
     target: Target,
-    half: admm.Half,
+    half: Half,
     other: Any,
     axis: _Axis,
     schedule: admm.Schedule,
@@ -163,7 +164,7 @@ def relax_coupled(
     rng: np.random.Generator,
     iterations: int,
     run: Run,
-    held: admm.Scales | None = None,
+    held: Scales | None = None,
 ) -> Outcome:
     """Find signs by ADMM under the weights of a target and read them out as bits.
 
@@ -196,9 +197,9 @@ def relax_coupled(
     sides: admm.Sides
     if target.is_coupled:
         left, right = (None if C is None else _Axis(C) for C in coupling)
-        sides = CoupledSides(plain, (left, right), admm.random_halves(target, k, rng, held))
+        sides = CoupledSides(plain, (left, right), random_halves(target, k, rng, held))
     else:
-        sides = admm.PlainSides(plain, admm.random_halves(plain, k, rng, held))
+        sides = admm.PlainSides(plain, random_halves(plain, k, rng, held))
     found = admm.iterate(
         sides, shift=shift, iterations=iterations, run=run, schedule=admm.Schedule()
     )

@@ -30,7 +30,7 @@ class Effort:
     moves, patience : int
         Of the walk over one row's bits in a round, see `sweep_tabu`.
     uneven : int
-        Iterations where the components are of uneven size, see `relaxation.are_uneven`.
+        Iterations where the components are of uneven size, see `halves.are_uneven`.
     also : str
         The effort whose iterations a second search then has; the better of both is taken. Such
         components grow apart in a long search, and balance badly at its end.

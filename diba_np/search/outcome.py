@@ -24,7 +24,7 @@ class Outcome:
     stages : list of int
         Components of each stage of the relaxation.
     uneven : bool
-        Whether components came out of uneven size, see `relaxation.are_uneven`.
+        Whether components came out of uneven size, see `halves.are_uneven`.
     settled : bool
         Whether no single flip improves what is stored.
     """

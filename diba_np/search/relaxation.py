@@ -24,7 +24,6 @@ the singular vectors, restarts, components set aside for the constant part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -35,13 +34,19 @@ from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
 from diba_np.machine.pool import Workers, mirror
+from diba_np.search.halves import (
+    Array,
+    Half,
+    Scales,
+    are_uneven,
+    random_halves,
+    read_out,
+    share_gauges,
+)
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import Run
-from diba_np.search.state import State, update_d2
+from diba_np.search.state import update_d2
 from diba_np.search.target import Target
-
-Array = NDArray[np.float32]
-Scales = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 BALANCE = 0.5  # weight of the constraints on u, v and tau; 0.25 ... 2 tie
 DAMPING = 0.7  # share of the new regression in the projected point
@@ -50,190 +55,6 @@ RIDGE_START, RIDGE_END = 1.25, 0.05  # on unit-norm columns, times the root of t
 SOFTNESS = 0.2  # share of the regression in the other factor, at the start; falls to 0
 LEAST_SHARE = 1e-8  # of the error, for the ridge
 REGAUGE_AT = 0.25  # share of the iterations after which components have found their sizes
-FEWEST = 16  # components that can balance
-UNEVEN = 1.3  # largest size over their mean from which gauges are shared out anew
-
-
-class Half:
-    """One binary factor in the ADMM: its projection, its dual and its regression.
-
-    Attributes
-    ----------
-    axis : int
-        Of the matrix: 0 for the left factor, 1 for the right.
-    Q : (rows, k) float32
-        Stands for the projection ``Z = sign(Q) * outer(p, q)`` and the scaled dual ``Q - Z``.
-    X : (rows, k) float32
-        The regression; from `make_basis` on what the other half regresses on, with columns of norm
-        one, until it is made anew.
-    p : (rows,) float32, unit norm
-    q : (k,) float32
-    gauge : (k,) float32
-        Signs by which the component enters the balance constraint.
-    held : (rows,) float32, unit norm, or None
-        What p stays at.
-    """
-
-    def __init__(
-        self,
-        axis: int,
-        rows: int,
-        gauge: Array,
-        rng: np.random.Generator,
-        workers: Workers,
-        held: NDArray[np.float64] | None = None,
-    ) -> None:
-        k = gauge.size
-        self.axis = axis
-        self.workers = workers
-        self.gauge = gauge
-        self.held = None
-        if held is not None:
-            self.held = (np.abs(held) / np.linalg.norm(held)).astype(np.float32)
-        self.p, self.q = np.zeros(rows, np.float32), np.ones(k, np.float32)
-        self.Q = rng.standard_normal((rows, k), dtype=np.float32)
-        self.X = np.zeros((rows, k), np.float32)
-        self._parts = np.empty((-(-rows // magnitudes.BLOCK), k), np.float32)
-        self.blend(slice(0, rows), self.X, 1.0)
-        self.project(None)
-
-        def sign(part: slice) -> None:
-            self.Q[part] = self.X[part] = np.copysign(np.outer(self.p[part], self.q), self.Q[part])
-
-        for block in self.row_blocks():
-            self._in_chunks(block, sign)
-
-    @property
-    def Z(self) -> Array:
-        """The projection, (rows, k) float32; made anew."""
-        signed: Array = np.copysign(np.outer(self.p, self.q), self.Q)
-        return signed
-
-    def pack(self, *names: str) -> dict[str, Array]:
-        """Return what the next iteration needs of this half."""
-        return {name: getattr(self, name) for name in ("Q", "p", "q", "gauge", *names)}
-
-    def unpack(self, kept: dict[str, Array]) -> None:
-        """Undo `pack`."""
-        for name, array in kept.items():
-            setattr(self, name, array)
-
-    def _in_chunks(self, rows: slice, work: Callable[[slice], None]) -> None:
-        """Call ``work(rows)`` side by side for runs of whole blocks of rows."""
-        size = rows.stop - rows.start
-        self.workers.by_chunks(
-            (size, self.q.size),
-            magnitudes.BLOCK,
-            lambda part: work(slice(rows.start + part.start, rows.start + part.stop)),
-        )
-
-    def _sums(self, rows: slice) -> Array:
-        """Return the partial sums over the blocks of some rows, a row for each."""
-        return self._parts[rows.start // magnitudes.BLOCK : -(-rows.stop // magnitudes.BLOCK)]
-
-    def row_blocks(self) -> list[slice]:
-        """Return the rows in blocks that memory is spared by taking one after another."""
-        return self.workers.row_blocks(*self.Q.shape)
-
-    def point(self, rows: slice, rho: float | np.float32, Y: Array) -> Array:
-        """Return ``rho (Z - dual) + Y`` for some rows."""
-        out = np.empty_like(Y)
-        magnitudes.regression_point(self.Q[rows], self.p[rows], self.q, np.float32(rho), Y, out)
-        return out
-
-    def blend(self, rows: slice, X: Array, damping: float) -> None:
-        """Blend a block of a regression and of Z into Q; p and q then await `project`."""
-        theta = np.float32(damping)
-
-        def work(part: slice) -> None:
-            own = X[part.start - rows.start : part.stop - rows.start]
-            magnitudes.blend_magnitudes(
-                own, self.Q[part], theta, self.q, self.p[part], self._sums(part)
-            )
-
-        self._in_chunks(rows, work)
-
-    def project(self, pin: Array | None) -> None:
-        """Make (p, q) the leading singular pair of ``|Q|``, by two warm-started power steps.
-
-        The first is done by `blend`. Where p is held, q is the best for it. With `pin` (gauge
-        products), q is rescaled on the two gauge classes so that tau vanishes.
-        """
-        if self.held is None:
-            self._normalise()
-            self._in_chunks(
-                slice(0, len(self.Q)),
-                lambda rows: magnitudes.power_magnitudes(
-                    self.Q[rows], self.q, self.p[rows], self._sums(rows)
-                ),
-            )
-            self._normalise()
-        else:
-            self.p[:] = self.held
-            self.q = self.workers.matmul(np.abs(self.Q).T, self.held[:, None])[:, 0]
-        if pin is not None:
-            plus, minus = float(self.q[pin > 0].sum()), float(self.q[pin < 0].sum())
-            if plus > 0 and minus > 0:
-                ratio = np.float32(np.sqrt(minus / plus))
-                self.q = np.where(pin > 0, self.q * ratio, self.q / ratio)
-
-    def _normalise(self) -> None:
-        norm = max(float(np.sqrt(self.p @ self.p)), 1e-30)
-        self.p /= np.float32(norm)
-        self.q = self._parts.sum(axis=0) / np.float32(norm)
-
-    def make_basis(self, softness: float) -> Array:
-        """Turn X into Z blended with X, its columns brought to norm one, and return it."""
-        share = np.float32(softness)
-        whole = slice(0, len(self.Q))
-        self._in_chunks(
-            whole,
-            lambda rows: magnitudes.soften(
-                self.Q[rows], self.p[rows], self.q, share, self.X[rows], self._sums(rows)
-            ),
-        )
-        norm = np.sqrt(self._parts.sum(axis=0))
-        factor = np.float32(1.0) / np.maximum(norm, np.float32(1e-30))
-
-        def scale(rows: slice) -> None:
-            self.X[rows] *= factor
-
-        self._in_chunks(whole, scale)
-        return self.X
-
-
-def gauges(k: int) -> tuple[Array, Array]:
-    """Return two sign vectors, each half -1 and their product half -1 (as nearly as k allows)."""
-    index = np.arange(k)
-    first = np.where(index % 4 < 2, 1.0, -1.0)
-    second = np.where(index % 2 < 1, 1.0, -1.0)
-    return first.astype(np.float32), second.astype(np.float32)
-
-
-def are_uneven(first: Half, second: Half) -> bool:
-    """Whether the sizes of the components are uneven, and there are enough that can balance.
-
-    On weights of networks they are even (largest 1.1 to 1.2 times the mean, a quarter of the way
-    into the search), on smooth matrices they are not.
-    """
-    size = first.q * second.q
-    return size.size >= FEWEST and bool(size.max() > UNEVEN * size.mean())
-
-
-def share_gauges(first: Half, second: Half) -> None:
-    """Give neighbours in size opposite gauges, where the sizes of the components are uneven.
-
-    Rows balance only if large components stand against others as large; by chance the largest of
-    a smooth matrix fall on one side (-2 dB). An eighth of the way into the ramps is too early:
-    while the ridge is high, one component may outgrow all others on its side (-1.5 dB).
-    """
-    if not are_uneven(first, second):
-        return
-    size = first.q * second.q
-    order = np.argsort(-size, kind="stable")
-    for half, pattern in ((first, (1, -1, -1, 1)), (second, (1, -1, 1, -1))):
-        half.gauge = np.empty_like(half.gauge)
-        half.gauge[order] = np.resize(np.array(pattern, np.float32), size.size)
 
 
 def _inverse(gram: Array, shift: float) -> Array:
@@ -361,20 +182,6 @@ def half_step(target: Target, half: Half, other: Any, schedule: Schedule, balanc
         schedule.share = min(1.0, max(share, LEAST_SHARE))
 
 
-def read_out(first: Half, second: Half, shift: float) -> State:
-    """Turn signs into bits: ``S1 = sign(Z1) diag(ga)``, likewise S2; d2 is not exact for them."""
-    bits1 = np.signbit(first.Q) == (first.gauge < 0)
-    bits2 = np.signbit(second.Q) == (second.gauge < 0)
-    return State(
-        d1=first.p.astype(np.float64),
-        b1=bits1.view(np.uint8),
-        d2=4.0 * (first.gauge * second.gauge * second.q).astype(np.float64),
-        b2=bits2.view(np.uint8),
-        d3=second.p.astype(np.float64),
-        shift=shift,
-    )
-
-
 class Sides(Protocol):
     """What the ADMM moves: two halves, and how each regresses on the other."""
 
@@ -398,16 +205,6 @@ class PlainSides:
 
     def move(self, axis: int, schedule: Schedule, balance: float) -> None:
         half_step(self.target, self.halves[axis], self.halves[1 - axis], schedule, balance)
-
-
-def random_halves(
-    target: Target, k: int, rng: np.random.Generator, held: Scales | None
-) -> tuple[Half, Half]:
-    """Return two halves of k components at random signs."""
-    ga, gb = gauges(k)
-    d1, d3 = held or (None, None)
-    first = Half(0, target.shape[0], ga, rng, target.workers, d1)
-    return first, Half(1, target.shape[1], gb, rng, target.workers, d3)
 
 
 def _position(first: Half, second: Half, at: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from diba_np.search import relaxation as admm
 from diba_np.search.coupled import relax_coupled
+from diba_np.search.halves import FEWEST, Scales
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import RELAXING, Run
 from diba_np.search.state import State, residuals, update_d2
@@ -30,7 +31,7 @@ ONCE, ONCE_COUPLED = 0.88, 0.72
 FIRST, MOST_FIRST = 0.7, 1.75  # share of the first of several stages, and its most bits a weight
 MOST_NEXT = 0.75  # of each of the others, in sqrt(m n)
 MOST_BITS = 2.75  # a weight, of any stage
-LEAST = 2 * admm.FEWEST  # components that are more than one stage
+LEAST = 2 * FEWEST  # components that are more than one stage
 
 
 def _most(share: float, shape: tuple[int, int]) -> float:
@@ -59,9 +60,9 @@ def stage_sizes(k: int, shape: tuple[int, int], once: float = ONCE) -> list[int]
     m, n = shape
     first = round(min(FIRST * k, MOST_FIRST * m * n / (m + n)))
     # no stage has fewer components than can balance
-    first = min(max(first, admm.FEWEST), k - admm.FEWEST)
+    first = min(max(first, FEWEST), k - FEWEST)
     rest = k - first
-    count = min(int(np.ceil(rest / _most(MOST_NEXT, shape))), max(1, rest // admm.FEWEST))
+    count = min(int(np.ceil(rest / _most(MOST_NEXT, shape))), max(1, rest // FEWEST))
     return [first, *(rest // count + (i < rest % count) for i in range(count))]
 
 
@@ -162,7 +163,7 @@ def relax_staged(
     sizes = stage_sizes(k, target.shape, ONCE_COUPLED if target.is_coupled else ONCE)
     stage = run.journal.stage
 
-    def relaxed(i: int, rest: Target, held: admm.Scales | None) -> Outcome:
+    def relaxed(i: int, rest: Target, held: Scales | None) -> Outcome:
         begin, end = (RELAXING * sum(sizes[:j]) / k for j in (i, i + 1))
         run.set_window(begin, end)
         how: dict[str, Any] = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diba_np import factorize
+from diba_np.search.halves import share_gauges
 from diba_np.search.options import EFFORTS
-from diba_np.search.relaxation import share_gauges
 
 
 def halves(size):

@@ -9,6 +9,7 @@ import diba_np as dn
 from diba_np.machine.pool import workers
 from diba_np.search import relaxation as admm
 from diba_np.search import stages as staged
+from diba_np.search.halves import FEWEST
 from diba_np.search.progress import Run
 from diba_np.search.state import State, squared_error
 from diba_np.search.target import Target
@@ -25,8 +26,8 @@ def test_sizes(k, m, n, once):
     most = min(once * np.sqrt(m * n), staged.MOST_BITS * m * n / (m + n))
     assert (len(sizes) == 1) == (k <= max(most, staged.LEAST))
     if len(sizes) > 1:
-        assert min(sizes) >= admm.FEWEST
-        assert sizes[0] <= max(admm.FEWEST, staged.MOST_FIRST * m * n / (m + n) + 1)
+        assert min(sizes) >= FEWEST
+        assert sizes[0] <= max(FEWEST, staged.MOST_FIRST * m * n / (m + n) + 1)
 
 
 def random_state(rng, m, n, k, shift):

@@ -18,6 +18,7 @@ from diba_np.search import coupled, relaxation
 from diba_np.search import weighted_target as activations
 from diba_np.search import weights as gram
 from diba_np.search.greedy import solve_greedy
+from diba_np.search.halves import Half, gauges
 from diba_np.search.moves import FixedFlips, JointFlips, Walks
 from diba_np.search.progress import Run
 from diba_np.search.state import State, squared_error, update_d2, update_row_scales
@@ -472,10 +473,8 @@ def test_the_coupled_half_solves_its_regression(left, rng):
         rotated = coupled._Rotated(plain, *((axis, None) if left else (None, axis)))
         rows = A.shape if left else A.shape[::-1]
         half, first = (
-            relaxation.Half(axis_, size, gauge, rng, pool)
-            for axis_, size, gauge in zip(
-                (0, 1) if left else (1, 0), rows, relaxation.gauges(6), strict=True
-            )
+            Half(axis_, size, gauge, rng, pool)
+            for axis_, size, gauge in zip((0, 1) if left else (1, 0), rows, gauges(6), strict=True)
         )
         schedule = relaxation.Schedule(1.0)  # penalty 1 in both inner steps
         points = []
