@@ -183,7 +183,7 @@ def relax_coupled(
     Returns
     -------
     Outcome
-        With d2 exact for the bits found.
+        With d2 exact for the bits outcome.
 
     Notes
     -----
@@ -200,10 +200,10 @@ def relax_coupled(
         sides = CoupledSides(plain, (left, right), random_halves(target, k, rng, held))
     else:
         sides = admm.PlainSides(plain, random_halves(plain, k, rng, held))
-    found = admm.iterate(
+    outcome = admm.iterate(
         sides, shift=shift, iterations=iterations, run=run, schedule=admm.Schedule()
     )
     del sides
-    plain.restore(found.state, target.unit)
-    update_d2(target, found.state)
-    return found
+    plain.restore(outcome.state, target.unit)
+    update_d2(target, outcome.state)
+    return outcome

@@ -38,6 +38,9 @@ from diba_np.search.weights import Weights, as_weights
 # of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
 _USUAL_WIDTHS: Widths = (4, 3, 4)
 
+# whose versions may change the bits found
+_DECIDING_PACKAGES = ("diba_np", "numpy", "scipy", "numba")
+
 # a rank-one fit this good needs no search for bits
 _EXACT_DB = 100.0
 
@@ -302,13 +305,15 @@ def _fingerprint(
         for bits in (init.b1, init.b2):
             sha.update(bits.words.data)
         start = sha.hexdigest()
-    found = versions()
+    installed = versions()
     return {
         **{f"{name} of A": value for name, value in source.items()},
         **settings,
         "init": start,
         **{f"{k} of the activations": v for k, v in (weights.facts if weights else {}).items()},
-        **{f"version of {name}": found[name] for name in ("diba_np", "numpy", "scipy", "numba")},
+        **{
+            f"version of {name}": installed[name] for name in ("diba_np", "numpy", "scipy", "numba")
+        },
     }
 
 

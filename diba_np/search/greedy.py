@@ -93,14 +93,14 @@ def solve_greedy(
         before, flips, done = error, 0, round_
         for side in state.sides:
             last = state.copy()
-            found = sweep(target, side, move)
+            count = sweep(target, side, move)
             update_row_scales(target, side)
             reached = update_d2(target, state)
             if reached > error + _ROUNDING * target.energy:
                 # rows that nearly cancel are judged by differences that rounding has eaten
                 state.take(last)
-                found, reached = 0, error
-            flips += found
+                count, reached = 0, error
+            flips += count
             error = reached
             history.append(error / energy)
         if run.step("greedy", round_, max_sweeps, k, error / energy):

@@ -78,9 +78,9 @@ class Half:
         """Return what the next iteration needs of this half."""
         return {name: getattr(self, name) for name in ("Q", "p", "q", "gauge", *names)}
 
-    def unpack(self, kept: dict[str, Array]) -> None:
+    def unpack(self, packed: dict[str, Array]) -> None:
         """Undo `pack`."""
-        for name, array in kept.items():
+        for name, array in packed.items():
             setattr(self, name, array)
 
     def _in_chunks(self, rows: slice, work: Callable[[slice], None]) -> None:

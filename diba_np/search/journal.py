@@ -72,8 +72,8 @@ class Journal:
             key = self._key()
             if key in self._done:
                 self._run.set_clock(self._done[key]["clock"])
-                kept: Result = _unpacked(self._done[key]["result"])
-                return kept
+                result: Result = _unpacked(self._done[key]["result"])
+                return result
             result = run()
             inner = f"{key}/"
             self._done = {k: v for k, v in self._done.items() if not k.startswith(inner)}
@@ -90,7 +90,7 @@ class Journal:
             return None
         self._loop = None
         self._run.set_clock(loop["clock"])
-        return loop["kept"]
+        return loop["position"]
 
     def keep(self, state: Callable[[], dict[str, Any]]) -> None:
         """Keep where a loop stands, if it is time to: called after every step.
@@ -98,7 +98,7 @@ class Journal:
         `state` returns arrays and what JSON holds; `resume` gives them back.
         """
         if self._store is not None and self._store.due():
-            loop = {"stage": self._key(), "kept": state(), "clock": self._run.clock()}
+            loop = {"stage": self._key(), "position": state(), "clock": self._run.clock()}
             self._store.write({"done": self._done, "loop": loop})
 
     def keep_done(self) -> None:

@@ -81,9 +81,9 @@ def sweep(
     rates = sorted({check_number(rate, "bits", above=0.0) for rate in given})
     if not rates:
         raise ValueError("bits must hold at least one rate, got none")
-    made = []
+    curve = []
     for rate in rates:
-        made.append(factorize(matrix, bits=rate, effort=effort, scale_bits=scale_bits, **options))
-        if callback is not None and callback(made[-1]):
+        curve.append(factorize(matrix, bits=rate, effort=effort, scale_bits=scale_bits, **options))
+        if callback is not None and callback(curve[-1]):
             break
-    return made
+    return curve

@@ -297,7 +297,7 @@ def relax(
     An iteration costs about ``4 m n k + 5 k^2 (m + n)`` flops and 4 inverses of order k.
     Memory: 2 arrays of (m + n) k float32 beside the target, 4 of order k, and blocks of rows.
     """
-    found = iterate(
+    outcome = iterate(
         PlainSides(target, random_halves(target, k, rng, held)),
         shift=shift,
         iterations=iterations,
@@ -305,5 +305,5 @@ def relax(
         schedule=schedule or Schedule(),
         uneven=uneven,
     )
-    update_d2(target, found.state)
-    return found
+    update_d2(target, outcome.state)
+    return outcome

@@ -95,18 +95,18 @@ def rest_of(target: Target, state: State) -> Target:
     return WeightedTarget(left_over, target.workers, target.weights)
 
 
-def _joined(target: Target, state: State, rest: Target, found: State) -> State:
+def _joined(target: Target, state: State, rest: Target, stage: State) -> State:
     """Return a state with the components of what was found for its rest; d2 is solved anew."""
     ratio = rest.unit / target.unit
-    for own, new in zip(state.sides, found.sides, strict=True):
+    for own, new in zip(state.sides, stage.sides, strict=True):
         ratio *= float(np.linalg.norm(new.scales) / np.linalg.norm(own.scales))
         # magnitudes were held: signs of scales go into the bits
         new.bits[own.scales < 0] ^= 1
     joined = replace(
         state,
-        b1=np.ascontiguousarray(np.hstack([state.b1, found.b1])),
-        b2=np.ascontiguousarray(np.hstack([state.b2, found.b2])),
-        d2=np.concatenate([state.d2, found.d2 * ratio]),
+        b1=np.ascontiguousarray(np.hstack([state.b1, stage.b1])),
+        b2=np.ascontiguousarray(np.hstack([state.b2, stage.b2])),
+        d2=np.concatenate([state.d2, stage.d2 * ratio]),
     )
     update_d2(target, joined)
     return joined
@@ -186,7 +186,7 @@ def relax_staged(
         rest = rest_of(target, whole.state)
         if rest.energy == 0 or run.stopped:
             break
-        found = relaxed(i, rest, (whole.state.d1, whole.state.d3))
-        joined = _joined(target, whole.state, rest, found.state)
-        whole = whole.followed_by(replace(found, state=joined))
+        later = relaxed(i, rest, (whole.state.d1, whole.state.d3))
+        joined = _joined(target, whole.state, rest, later.state)
+        whole = whole.followed_by(replace(later, state=joined))
     return replace(whole, state=_padded(whole.state, k))

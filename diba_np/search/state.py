@@ -138,12 +138,12 @@ def pack_loop(state: State, **at: Any) -> dict[str, Any]:
     return {**at, "state": pack_state(state)}
 
 
-def unpack_state(kept: dict[str, Any]) -> State:
+def unpack_state(packed: dict[str, Any]) -> State:
     """Undo `pack_state`."""
-    d2 = kept["d2"]
-    b1, b2 = (np.unpackbits(kept[name], axis=1, count=len(d2)) for name in ("b1", "b2"))
-    grids = kept["grids"] and tuple(LogGrid.from_pair(int(g[0]), g[1:]) for g in kept["grids"])
-    return State(kept["d1"], b1, d2, b2, kept["d3"], kept["shift"], grids)
+    d2 = packed["d2"]
+    b1, b2 = (np.unpackbits(packed[name], axis=1, count=len(d2)) for name in ("b1", "b2"))
+    grids = packed["grids"] and tuple(LogGrid.from_pair(int(g[0]), g[1:]) for g in packed["grids"])
+    return State(packed["d1"], b1, d2, b2, packed["d3"], packed["shift"], grids)
 
 
 def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
@@ -216,7 +216,7 @@ def sweep(target: Target, side: Side, move: Move, equations: Equations | None = 
 
 
 def update_row_scales(target: Target, side: Side, equations: Equations | None = None) -> None:
-    """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty.
+    """Set d1 (or d3) to its least-squares value, row by row; packed where the row is empty.
 
     Where weights couple a side, its scales are solved for as a whole.
     """

@@ -46,7 +46,7 @@ class Target:
         self.shape = (int(A.shape[0]), int(A.shape[1]))
         self.workers = workers
         self._streamed = workers.streamed or isinstance(A, np.memmap)
-        self._kept: dict[np.dtype[Any], NDArray[Any]] = {}
+        self._converted: dict[np.dtype[Any], NDArray[Any]] = {}
         largest = check_magnitude(A, "A")
         squares = 0.0
         for rows in row_blocks(self.shape, workers.entries):
@@ -86,12 +86,12 @@ class Target:
 
     def _whole(self, dtype: Any) -> NDArray[Any]:
         dtype = np.dtype(dtype)
-        if dtype not in self._kept:
-            kept = np.empty(self.shape, dtype)
+        if dtype not in self._converted:
+            whole = np.empty(self.shape, dtype)
             for rows in row_blocks(self.shape):
-                kept[rows] = self._part(rows, dtype)
-            self._kept[dtype] = kept
-        return self._kept[dtype]
+                whole[rows] = self._part(rows, dtype)
+            self._converted[dtype] = whole
+        return self._converted[dtype]
 
     def weighed_rows(
         self, make: Callable[[slice], NDArray[np.float64]]
