@@ -93,7 +93,7 @@ def test_only_scalar_codes_are_taken(rng):
 def test_random_bits_have_the_size_of_a_factorization_and_are_worse(rng, shift):
     A = rng.normal(size=(48, 40))
     made = random_factors(A, bits=2.0, shift=shift, seed=3)
-    found = factorize(A, bits=2.0, shift=shift)
+    found = factorize(A, bits=2.0, shift=shift, scale_bits=16)
     assert isinstance(made, DiBAFactors)
     assert (made.k, made.storage_bits()) == (found.k, found.storage_bits())
     assert 0.4 < made.b1.to_dense().mean() < 0.6

@@ -146,7 +146,7 @@ def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
 
     monkeypatch.setattr(model, "CHECKPOINT_EVERY", 1e-6)
     A = np.load("m.npz")["w0"]
-    options = {"effort": "fast", "threads": 1}
+    options = {"effort": "fast", "threads": 1, "scale_bits": 16}
     whole = dn.factorize(A, bits=2.0, **options)
     steps = []
     step = progress.Run.step

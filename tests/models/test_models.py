@@ -240,7 +240,7 @@ def test_a_curve_sees_what_a_few_rows_or_columns_hold(by, rng):
 
 def test_errors_relative_to_each_matrix(rng):
     arrays = {"large": rng.normal(size=(64, 64)), "small": rng.normal(size=(64, 64)) / 16}
-    how = {"bits": 2.0, "jobs": 1, "threads": 1, "effort": "fast"}
+    how = {"bits": 2.0, "jobs": 1, "threads": 1, "effort": "fast", "scale_bits": 16}
     with pytest.warns(UserWarning, match="1 of 2 matrices keep less than 1 dB, the first 'small'"):
         dn.factorize_model(arrays, **how)
     made = dn.factorize_model(arrays, allocation="relative", **how)

@@ -49,11 +49,23 @@ def test_greedy_reaches_what_single_flips_allow(attention):
 
 
 def test_a_budget_of_bits_holds_all_counted(attention):
-    f = factorize(attention, bits=1.0, max_sweeps=20)
+    f = factorize(attention, bits=1.0, scale_bits=16, max_sweeps=20)
     assert f.k == 172
     assert f.scale_bits == 16
     assert f.bits_per_weight <= 1.0
-    assert factorize(attention, ratio=1 / 32, max_sweeps=20).k == 172
+    assert factorize(attention, ratio=1 / 32, scale_bits=16, max_sweeps=20).k == 172
+
+
+def test_diagonals_are_coded_by_default_where_the_budget_counts_bits(attention):
+    part = attention[:96, :96]
+    for budget in ({"bits": 1.0}, {"ratio": 1 / 32}, {"snr": 5.0}):
+        f = factorize(part, max_sweeps=20, **budget)
+        auto = factorize(part, max_sweeps=20, scale_bits="auto", **budget)
+        assert isinstance(f.scale_bits, tuple) and f.b1 == auto.b1 and f.k == auto.k
+    assert factorize(part, k=30, max_sweeps=20).scale_bits == 16
+    assert factorize(part[:24, :20], bits=2.0, solver="greedy").scale_bits == 16
+    again = factorize(part, k=f.k, init=f, max_sweeps=20)
+    assert again.scale_bits == f.scale_bits and again.snr(part) >= f.snr(part) - 1e-6
 
 
 @pytest.mark.parametrize(("scale_bits", "least"), [((4, 3, 4), 6.25), ("auto", 6.25), (6, 6.1)])

@@ -51,16 +51,16 @@ def test_effort_rises_where_components_are_uneven():
     assert best.record["sweeps"] > EFFORTS["best"].iterations + EFFORTS["balanced"].uneven
     assert best.snr(smooth) >= balanced.snr(smooth)
     # iterations that were asked for are kept to
-    told = factorize(smooth, bits=2.0, max_sweeps=50)
+    told = factorize(smooth, k=46, max_sweeps=50)
     assert told.record["sweeps"] <= 50 + EFFORTS["balanced"].rounds + 2
 
 
 def test_even_components_take_no_longer(rng):
-    f = factorize(rng.standard_normal((96, 96)), bits=2.0)
+    f = factorize(rng.standard_normal((96, 96)), k=72)
     assert f.record["sweeps"] <= EFFORTS["balanced"].iterations + EFFORTS["balanced"].rounds + 2
 
 
 def test_history_is_that_of_the_search_that_was_kept():
     i = np.arange(64)
-    f = factorize(0.9 ** abs(i[:, None] - i), bits=2.0, effort="best")
+    f = factorize(0.9 ** abs(i[:, None] - i), k=40, effort="best")
     assert np.all(np.diff(f.record["objective_history"][:-1]) <= 1e-12)
