@@ -25,8 +25,11 @@ from diba_np.cli.output import (
 
 def run_factorize(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix, store it and report its sizes and quality."""
+    if not args.output and Path(args.matrix).exists() and not Path(args.matrix).is_file():
+        raise CommandError(f"{args.matrix}: is no file to write beside; name one with --output")
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
-    check_output(output, args.force, streams=False)
+    read = [args.matrix, args.inputs, args.output_weight]
+    check_output(output, args.force, streams=False, inputs=read)
     if args.checkpoint and Path(args.checkpoint).resolve() == output.resolve():
         raise CommandError(f"{output}: --checkpoint and --output must be two files")
     matrix = load_array(args.matrix, mapped=args.block_rows is not None)
@@ -145,7 +148,7 @@ def _write_rows(
 def run_retune(args: argparse.Namespace) -> int:
     """Refit the diagonals of a stored factorization to data."""
     output = Path(args.output)
-    check_output(output, args.force, streams=False)
+    check_output(output, args.force, streams=False, inputs=[args.inputs, args.targets])
     if args.group and output.exists() and output.samefile(args.file):
         raise CommandError(f"{output}: would replace the file with all its groups; name another")
     inputs, targets = load_array(args.inputs), load_array(args.targets)
@@ -188,7 +191,7 @@ def run_retune(args: argparse.Namespace) -> int:
 def run_reconstruct(args: argparse.Namespace) -> int:
     """Expand a stored matrix to a dense .npy."""
     output = Path(args.output)
-    check_output(output, args.force)
+    check_output(output, args.force, inputs=[args.file])
     from diba_np.matrix.files import load
 
     matrix = load(args.file, group=args.group)
@@ -223,7 +226,7 @@ def _shape_in_model(args: argparse.Namespace) -> tuple[int, ...] | None:
 def run_apply(args: argparse.Namespace) -> int:
     """Multiply the vectors of a .npy with a stored matrix."""
     output = Path(args.output)
-    check_output(output, args.force)
+    check_output(output, args.force, inputs=[args.file, args.inputs])
     inputs = load_array(args.inputs)
     from diba_np.arrays import row_blocks
     from diba_np.matrix.files import load

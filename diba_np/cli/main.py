@@ -24,9 +24,10 @@ from diba_np.cli.options import (
     share,
     within,
 )
-from diba_np.cli.output import FAILED, CommandError
+from diba_np.cli.output import FAILED, CommandError, in_options, sentence
 from diba_np.cli.parser import SHELLS, Parser, examples
 from diba_np.cli.signals import Terminated, interruptible
+from diba_np.cli.streams import BROKEN_PIPE, any_text, complain, drop
 
 OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
 
@@ -69,6 +70,10 @@ EXAMPLES = {
         "diba-np model folder --texts T.txt --bits 1.0 -o small.h5",
     ),
     **networks.EXAMPLES,
+    "export": (
+        "diba-np export model.h5 -o model.safetensors",
+        "diba-np export model.h5 -o folder",
+    ),
     "plot": ("diba-np plot A.h5 A.npy -o A.png", "diba-np plot A.h5 -o - > A.png"),
     "report": ("diba-np report A.h5 A.npy -o A.html",),
     "completion": (
@@ -87,7 +92,10 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
         "model", parents=parents, help="factorize every matrix of a model within one budget"
     )
     command.add_argument(
-        "source", metavar="SOURCE", help="a folder of .npy, an .npz, .safetensors or HDF5 file"
+        "source",
+        metavar="SOURCE",
+        help="a folder of .npy or of a Hugging Face model; a NumPy, safetensors, HDF5, GGUF, ONNX "
+        "or torch file; the index of shards",
     )
     command.add_argument("-o", "--output", metavar="OUT.h5", required=True, help="the model file")
     command.add_argument(
@@ -137,6 +145,27 @@ def _run_model(args: argparse.Namespace) -> int:
 
     args.effort = args.effort or ("balanced" if args.texts is None else "fast")
     return run_model(args) if args.texts is None else networks.run_compress(args)
+
+
+def _add_export(subcommands: Any, parents: list[Parser]) -> None:
+    command = subcommands.add_parser(
+        "export", parents=parents, help="write a model's arrays dense, for other software"
+    )
+    command.add_argument("file", metavar="MODEL.h5", help="what `diba-np model` wrote")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="a folder, or a name that ends with .safetensors or .npz",
+    )
+    command.set_defaults(run=_run_export)
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from diba_np.cli.models import run_export
+
+    return run_export(args)
 
 
 def build_parser() -> Parser:
@@ -190,6 +219,7 @@ def build_parser() -> Parser:
 
     _add_model(subcommands, [common, writes])
     networks.add_commands(subcommands, common, writes)
+    _add_export(subcommands, [common, writes])
 
     command = subcommands.add_parser("info", parents=[common, reads], help="what a file holds")
     command.set_defaults(run=factorizations.run_info)
@@ -333,13 +363,31 @@ def _left(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # a console may lack letters of a file's name; that is no reason to fail
-        sys.stdout.reconfigure(errors="backslashreplace")
+    with any_text():
+        status = _run(argv)
+        if sys.stdout is None or sys.stdout.closed:
+            return status
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            status = BROKEN_PIPE
+            drop(sys.stdout)
+        except OSError as error:
+            complain(f"error: standard output: {error.strerror}")
+            status = FAILED
+            drop(sys.stdout)
+        return status
+
+
+def _error(error: BaseException) -> str:
+    return f"error: {sentence(error)}"
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
 
     def note(message: Any, *_: Any, **__: Any) -> None:
-        sys.stderr.write(f"diba-np: note: {message}\n")
+        complain(f"note: {in_options(str(message))}")
 
     try:
         with interruptible(), warnings.catch_warnings():
@@ -348,7 +396,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(args.run(args))
     except KeyboardInterrupt as signalled:
         how = "terminated" if isinstance(signalled, Terminated) else "interrupted"
-        sys.stderr.write(f"diba-np: {how}, {_left(args)}\n")
-    except (CommandError, ValueError, TypeError, OSError, MemoryError) as error:
-        sys.stderr.write(f"diba-np: error: {error or type(error).__name__}\n")
+        complain(f"{how}, {_left(args)}")
+    except BrokenPipeError:
+        drop(sys.stdout)
+        return BROKEN_PIPE
+    except OSError as error:
+        of_stream = error.filename is None and error.strerror  # files of ours have names
+        complain(f"error: standard output: {error.strerror}" if of_stream else _error(error))
+        if of_stream:
+            drop(sys.stdout)
+    except (CommandError, ValueError, TypeError, MemoryError, ImportError) as error:
+        complain(_error(error))
     return FAILED

@@ -37,7 +37,12 @@ def _read_weights(path: str) -> dict[str, float]:
 def run_model(args: argparse.Namespace) -> int:
     """Factorize every matrix of a model into one file and report the totals."""
     output = Path(args.output)
-    check_output(output, args.force, streams=False)
+    read = [args.source, args.weights, args.grams]
+    check_output(output, args.force, streams=False, inputs=read)
+    if output.exists() and not output.is_file():
+        raise CommandError(f"{output}: is no file; a model is written to one")
+    if args.json_log and Path(args.json_log).resolve() == output.resolve():
+        raise CommandError(f"{output}: --json-log and --output must be two files")
     weights = _read_weights(args.weights) if args.weights else None
     from diba_np.models.factorization import factorize_model
 
@@ -61,7 +66,9 @@ def run_model(args: argparse.Namespace) -> int:
             **search_options(args, *SHARED),
         )
     except KeyboardInterrupt:
-        parts = output.with_name(output.name + ".parts")
+        from diba_np.files.atomic import beside
+
+        parts = beside(output, ".parts")
         kept = len(list(parts.glob("*.h5"))) if parts.is_dir() else 0
         if not kept and parts.is_dir():
             raise CommandError(f"interrupted; the plan is kept in {parts}") from None
@@ -74,6 +81,20 @@ def run_model(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     with model:
         report, lines = _totals(args.output, model)
+    emit(report, args.json, lines)
+    return DONE
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write every array of a model's file dense."""
+    output = Path(args.output)
+    check_output(output, args.force, streams=False, inputs=[args.file], folder=True)
+    from diba_np.models.file import open_model
+
+    with open_model(args.file) as model:
+        written = model.export(output)
+        report = {"output": str(output), "arrays": len(model), "bytes": written}
+        lines = [("arrays", str(len(model))), ("written", f"{output} ({written} bytes)")]
     emit(report, args.json, lines)
     return DONE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,17 +24,68 @@ _MAP_BYTES = 1 << 30
 
 Report = dict[str, Any]
 
+# names of arguments in messages of the library, which are options here
+_ARGUMENT = re.compile(
+    r"\b(group|include|exclude|grams|inputs|gram|output_weight|weights|bits|ratio|snr|min_size|"
+    r"allocation|threads|jobs|scale_bits|shift|seed|effort|checkpoint|restart|block_rows|solver)="
+    r'("[a-z]+")?'
+)
+
 
 class CommandError(Exception):
     """A sentence for the user; the command fails with it and writes nothing."""
+
+
+def has_standard_output() -> bool:
+    """Tell whether there is a standard output at all."""
+    return sys.stdout is not None and not getattr(sys.stdout, "closed", False)
+
+
+def sentence(error: BaseException) -> str:
+    """Return what an error says, in the words of the command line."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return in_options(text)
+
+
+def in_options(text: str) -> str:
+    """Return a message with arguments of Python as options.
+
+    >>> in_options('name one with group=; allocation="relative" counts (exclude)')
+    'name one with --group; --allocation relative counts (--exclude)'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        return f"--{name.replace('_', '-')}" + (f" {value[1:-1]}" if value else "")
+
+    return _ARGUMENT.sub(option, text).replace("(exclude)", "(--exclude)")
+
+
+def shown(text: str) -> str:
+    """Return a text for a terminal: what is no character to be seen becomes an escape.
+
+    >>> shown("a\\x1b[2Jb\\nc ü")
+    'a\\\\x1b[2Jb\\\\nc ü'
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def load_array(path: str, mapped: bool = False) -> Any:
     """Read a .npy file; refuse objects, archives and files shorter than they claim to be."""
     import numpy as np
 
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise CommandError(f"{path}: no such file")
+    if Path(path).is_dir():
+        raise CommandError(f"{path}: is a folder, expected one .npy")
+    if not Path(path).is_file():  # a pipe; it can be read once
+        from diba_np.sources.numpy_files import npy_of_bytes
+
+        return npy_of_bytes(Path(path).read_bytes(), path)
     try:
         # a map checks the size that the header claims against the file's; no memory is taken
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -52,25 +104,41 @@ def load_array(path: str, mapped: bool = False) -> Any:
     return array
 
 
-def check_output(path: Path, force: bool, streams: bool = True) -> None:
+def check_output(
+    path: Path,
+    force: bool,
+    streams: bool = True,
+    inputs: Sequence[str | None] = (),
+    folder: bool = False,
+) -> None:
     """Complain before the work about an output that could not be written.
 
-    `streams` tells whether the command can write to standard output.
+    `streams` tells whether the command can write to standard output, `inputs` are the files that
+    it reads, and with `folder` the output may be a folder.
     """
     if path == STANDARD_OUTPUT:
         if not streams:
             raise CommandError("-: this command writes to a file only; name one")
+        if not has_standard_output():
+            raise CommandError("standard output is closed; name a file")
         if sys.stdout.isatty():
             raise CommandError("standard output is a terminal; redirect it, or name a file")
         return
-    if path.is_dir():
-        raise CommandError(f"{path}: is a folder")
-    if path.exists() and not force:
+    from diba_np.files.atomic import is_stream, target_of
+
+    try:
+        if is_stream(path):  # nothing is replaced
+            return
+        final = path if folder and path.is_dir() else target_of(path)
+    except OSError as error:
+        raise CommandError(sentence(error)) from error
+    if not final.exists():
+        return
+    for name in filter(None, inputs):
+        if Path(name).exists() and Path(name).samefile(final):
+            raise CommandError(f"{path}: is also what is read ({name}); name another file")
+    if not force and not (final.is_dir() and not any(final.iterdir())):
         raise CommandError(f"{path}: exists; pass --force to replace it")
-    if not path.parent.is_dir():
-        raise CommandError(f"{path.parent}: no such folder")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise CommandError(f"{path.parent}: this folder cannot be written to")
 
 
 def check_drawing(picture: Path | None = None) -> None:
@@ -107,6 +175,7 @@ def emit(
     if as_json:
         print(json.dumps(finite(report)), file=stream)
         return
+    lines = [(shown(name), shown(text)) for name, text in lines]
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         print(f"{name:<{width}}  {text}", file=stream)
@@ -119,7 +188,8 @@ def write_file(output: Path, write: Callable[[Path], Any]) -> int:
     if output != STANDARD_OUTPUT:
         with atomic_path(output) as temporary:
             write(temporary)
-        return output.stat().st_size
+            size = temporary.stat().st_size
+        return size
     import shutil
     import tempfile
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from diba_np.methods.comparison import Row
 
 
-def _check_plot(name: str | None, force: bool) -> Path | None:
+def _check_plot(name: str | None, force: bool, inputs: Sequence[str | None]) -> Path | None:
     """Return the path of a picture that can be drawn and written, or None if none is wanted."""
     if not name:
         return None
-    check_output(Path(name), force, streams=False)
+    check_output(Path(name), force, streams=False, inputs=inputs)
     check_drawing(Path(name))
     return Path(name)
 
@@ -55,10 +55,10 @@ def _tell_progress(line: str) -> None:
 
 def run_sweep(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix at several rates: its rate-distortion curve."""
-    plot = _check_plot(args.plot, args.force)
+    plot = _check_plot(args.plot, args.force, [args.matrix, args.inputs])
     output = Path(args.output) if args.output else None
     if output is not None:
-        check_output(output, args.force, streams=False)
+        check_output(output, args.force, streams=False, inputs=[args.matrix, args.inputs])
         if plot is not None and plot.resolve() == output.resolve():
             raise CommandError(f"{output}: --plot and --output must be two files")
     matrix = load_array(args.matrix)
@@ -136,7 +136,7 @@ def _size(matrix: Any) -> str:
 
 def run_compare(args: argparse.Namespace) -> int:
     """Fit every method to a .npy matrix at equal bits."""
-    plot = _check_plot(args.plot, args.force)
+    plot = _check_plot(args.plot, args.force, [args.matrix, args.inputs])
     matrix = load_array(args.matrix)
     inputs = load_array(args.inputs) if args.inputs else None
     from dataclasses import asdict

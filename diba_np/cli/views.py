@@ -22,7 +22,7 @@ from diba_np.cli.output import (
 def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, str]:
     """Check where the output goes, then read: (output, stored matrix, A or None, title)."""
     output = Path(args.output) if args.output else Path(args.file).with_suffix(suffix)
-    check_output(output, args.force)
+    check_output(output, args.force, inputs=[args.file, args.matrix])
     check_drawing(output if suffix == ".png" else None)
     from diba_np.matrix.files import load
 

@@ -1,4 +1,9 @@
-"""Files that are at every moment as before or complete: written beside, flushed and renamed."""
+"""Files that are at every moment as before or complete: written beside, flushed and renamed.
+
+A link is written through: the file that it leads to is replaced, the link stays. The mode, owner
+and extended attributes of a replaced file are kept. What is no file (a pipe, a terminal, a null
+device) cannot be replaced: it gets the finished bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,11 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
+import stat
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +24,28 @@ PathLike = str | os.PathLike[str]
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _PROCESS = os.urandom(4).hex()  # tells this process from an earlier one of the same number
+
+_LONGEST_NAME = 64  # bytes of a name that its temporary files repeat; file systems allow 255 or 143
+
+_STREAMS = (stat.S_ISCHR, stat.S_ISFIFO)
+
+
+def beside(path: PathLike, suffix: str) -> Path:
+    """Return the path of a file that goes with another: its name and a suffix.
+
+    A name at the file system's limit is cut and ends with a digest of itself.
+    """
+    final = Path(path)
+    name = os.fsencode(final.name)
+    if len(name) + len(os.fsencode(suffix)) > 255:
+        cut = name[: 200 - len(os.fsencode(suffix))].decode("utf-8", "ignore")
+        return final.with_name(f"{cut}.{hashlib.sha256(name).hexdigest()[:16]}{suffix}")
+    return final.with_name(final.name + suffix)
+
+
+def _stem(final: Path) -> str:
+    name = os.fsencode(final.name)
+    return final.name if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()[:32]
 
 
 def _is_running(process: int) -> bool:
@@ -31,7 +61,7 @@ def _is_running(process: int) -> bool:
 def remove_leftovers(path: PathLike) -> None:
     """Remove the temporary files of `path` whose writers, processes of this host, were killed."""
     final = Path(path)
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.{_HOST}-(\d+)-([0-9a-f]+)\..*\.part")
+    pattern = re.compile(rf"\.{re.escape(_stem(final))}\.{_HOST}-(\d+)-([0-9a-f]+)\..*\.part")
     for name in os.listdir(final.parent):
         found = pattern.fullmatch(name)
         if found is None:
@@ -51,34 +81,138 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def _status(path: Path) -> os.stat_result | None:
+    """Return what a path leads to; None if there is nothing yet."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def target_of(path: PathLike) -> Path:
+    """Return the file that writing to a path writes: links are followed, also to no file yet.
+
+    Raises
+    ------
+    OSError
+        It can be written neither as a file nor as a stream: a folder, a disk, a socket, links in a
+        circle; or the folder that it lies in is not there, or cannot be written to.
+    """
+    given = Path(path)
+    try:
+        status = _status(given)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(given)) from error
+    if status is not None and any(kind(status.st_mode) for kind in _STREAMS):
+        return given
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        what = {stat.S_IFDIR: "a folder", stat.S_IFBLK: "a disk", stat.S_IFSOCK: "a socket"}
+        kind = what.get(stat.S_IFMT(status.st_mode), "no file")
+        raise OSError(f"{given}: is {kind}, expected the name of a file")
+    final = Path(os.path.realpath(given)) if given.is_symlink() else given
+    if not final.parent.is_dir():
+        raise OSError(f"{final.parent}: no such folder")
+    if not os.access(final.parent, os.W_OK | os.X_OK):
+        raise OSError(f"{final.parent}: this folder cannot be written to")
+    return final
+
+
+def is_stream(path: PathLike) -> bool:
+    """Tell whether a path leads to a pipe or a device, which get bytes and keep none."""
+    status = _status(Path(path))
+    return status is not None and any(kind(status.st_mode) for kind in _STREAMS)
+
+
+def _create(final: Path, old: os.stat_result | None) -> Path:
+    """Create an empty temporary file beside `final`; as private as the file that it replaces."""
+    prefix = f".{_stem(final)}.{_HOST}-{os.getpid()}-{_PROCESS}."
+    mode = 0o666 if old is None else 0o600  # a new file is as readable as any of the user's
+    while True:
+        name = final.with_name(f"{prefix}{os.urandom(4).hex()}.part")
+        try:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(final)) from error
+        return name
+
+
+def _keep_attributes(final: Path, old: os.stat_result, temporary: Path) -> None:
+    """Give a file owner, extended attributes and mode of the one that it replaces."""
+    for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
+        with suppress(OSError):  # only root may give files away
+            os.chown(temporary, owner, group)
+    with suppress(OSError, AttributeError):
+        for name in os.listxattr(final):
+            with suppress(OSError):
+                os.setxattr(temporary, name, os.getxattr(final, name))
+    os.chmod(temporary, stat.S_IMODE(old.st_mode))
+
+
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success flush it and rename it to `path`.
 
     On an exception, Ctrl-C included, the temporary file is removed and `path` is as it was. What a
-    killed writer has left is removed by the next one.
+    killed writer has left is removed by the next one. A pipe or a device gets the bytes of a
+    temporary file that lies elsewhere.
+
+    Raises
+    ------
+    OSError
+        As `target_of`; or writing fails.
+
+    Warns
+    -----
+    UserWarning
+        The file has other names (hard links), which keep the old contents.
     """
-    final = Path(path)
+    if is_stream(path):
+        with _streamed(Path(path)) as temporary:
+            yield temporary
+        return
+    final = target_of(path)
     remove_leftovers(final)
-    prefix = f".{final.name}.{_HOST}-{os.getpid()}-{_PROCESS}."
-    try:
-        handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(final)) from error
-    os.close(handle)
-    temporary = Path(name)
+    old = _status(final)
+    temporary = _create(final, old)
     try:
         yield temporary
         _flush(temporary)
-        # mkstemp makes private files; a result is as readable as any new file of the user's
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        if old is not None:
+            _keep_attributes(final, old, temporary)
         os.replace(temporary, final)
         with suppress(OSError):  # not every file system lets a folder be flushed
             _flush(final.parent)
+    except OSError as error:
+        unnamed = error.filename is None and error.errno is not None
+        if unnamed or error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(final)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+    if old is not None and old.st_nlink > 1:
+        warnings.warn(
+            f"{final}: other names of this file (hard links) keep what it was",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+@contextmanager
+def _streamed(path: Path) -> Iterator[Path]:
+    """Give a temporary path whose finished bytes are then written to a pipe or a device."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "stream"
+        temporary.touch()
+        yield temporary
+        try:
+            with temporary.open("rb") as source, path.open("wb", buffering=0) as target:
+                shutil.copyfileobj(source, target)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def reserve(path: PathLike, size: int, final: PathLike) -> None:

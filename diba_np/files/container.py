@@ -8,10 +8,13 @@ too, except for the heap of strings, whose sizes are checked before HDF5 reads t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +41,9 @@ _UNREADABLE = (
     ArithmeticError,
     MemoryError,
 )
+
+# what an operating system tells that has nothing to do with a file's contents
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE)
 
 # dataset -> (entries, dtype)
 Layout = dict[str, tuple[int, np.dtype[Any]]]
@@ -137,6 +143,8 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     if path.is_dir():
         raise FormatError(f"{path}: found a folder, expected an HDF5 file")
     status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(f"{path}: found a pipe or a device, expected an HDF5 file")
     _check_heaps(path, status.st_mtime_ns, status.st_size)
     try:
         with h5py.File(path, "r") as file:
@@ -144,7 +152,25 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     except (FormatError, PermissionError):
         raise
     except _UNREADABLE as error:
+        _pass_on(path, error)
         raise FormatError(f"{path}: not readable as HDF5 ({first_line(error)})") from error
+
+
+def _pass_on(path: Path, error: Exception) -> None:
+    """Raise OSError where it is not the file's contents that are wrong."""
+    text = str(error)
+    if "unable to lock file" in text or "already open for" in text:
+        hint = ""
+        if "consistency flags" in text:
+            hint = f", or was when a program crashed (h5clear -s {path} tells HDF5 that it is not)"
+        raise OSError(
+            f"{path}: is in use, another program has it open for writing{hint}"
+        ) from error
+    if isinstance(error, OSError) and error.filename is not None:
+        raise error  # not of HDF5
+    number = getattr(error, "errno", None)
+    if number in _OF_THE_SYSTEM:
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def member(place: h5py.Group, name: str) -> Any:
@@ -196,6 +222,14 @@ def first_line(error: Exception) -> str:
     return text[0] if text else type(error).__name__
 
 
+def _is_ours(place: h5py.Group) -> bool:
+    """Tell whether a group is, or was before it was damaged, a factorization."""
+    if "format" not in place.attrs:
+        return False
+    named = place.attrs["format"]
+    return (isinstance(named, str) and named == FORMAT) or "digest" in place.attrs
+
+
 def groups(path: PathLike) -> list[str]:
     """Return the names of all groups of a file that hold a matrix of ours; "" is the root."""
     found: list[str] = []
@@ -208,7 +242,7 @@ def groups(path: PathLike) -> list[str]:
             if address in seen:  # links can lead in circles
                 continue
             seen.add(address)
-            if "format" in place.attrs:
+            if _is_ours(place):
                 found.append(name)
             inside = [(item, member(place, item)) for item in place]
             named = [(f"{name}/{item}".lstrip("/"), made) for item, made in inside]
@@ -364,11 +398,17 @@ def read_container(
             if not isinstance(place, h5py.Group):
                 place = member(file, group_key(group))  # a model's file, a name with "/" in it
             if not isinstance(place, h5py.Group):
-                raise FormatError(f"{final}: group {group}: found {_names(file)}, expected it")
-        if "format" not in place.attrs:
+                there = _names(file)
+                if _is_ours(file):
+                    there = "one factorization, at its root; leave group= out"
+                raise FormatError(f"{final}: group {group}: found {there}, expected it")
+        if not _is_ours(place):
+            found = "none"
+            if "format" in place.attrs:
+                found = f"{place.attrs['format']!r} of another program"
             hint = "; name one with group=" if len(file) and group is None else ""
             raise FormatError(
-                f'{final}: attribute format: found none, expected "{FORMAT}" '
+                f'{final}: attribute format: found {found}, expected "{FORMAT}" '
                 f"(the file holds {_names(file)}{hint})"
             )
         return Reader(final, place).contents(layout)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import h5py
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
-from diba_np.files.atomic import PathLike, atomic_path, reserve
+from diba_np.files.atomic import PathLike, atomic_path, is_stream, reserve, target_of
 from diba_np.files.container import (
     FORMAT,
     check_group,
@@ -27,6 +28,7 @@ from diba_np.files.lock import FileLock
 
 # HDF5 1.10 and later read these files; its structures are compact and checksummed
 _LIBVER = ("v110", "v110")
+_LIBVER_OF_COPIES = ("v110", "latest")  # what is there may be newer
 
 _LARGEST_RECORD = 60_000  # bytes of JSON; an HDF5 attribute holds 64 KiB
 _HEADER = 16 * 1024  # bytes that HDF5's structures of one group may take
@@ -50,19 +52,40 @@ def _one_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _created(final: Path) -> Iterator[h5py.File]:
-    """Give a new HDF5 file that becomes `final` on success; see `_check_space`."""
+def _created(final: Path, old: Path | None = None) -> Iterator[tuple[h5py.File, list[int]]]:
+    """Give a new HDF5 file, or a copy of `old` to the byte, that becomes `final` on success.
+
+    The list gets the file's bytes when it is written. See `_check_space`.
+    """
+    size: list[int] = []
     with atomic_path(final) as temporary:
         try:
-            with h5py.File(temporary, "w", libver=_LIBVER) as file:
-                yield file
+            if old is None:
+                with h5py.File(temporary, "w", libver=_LIBVER) as file:
+                    yield file, size
+            else:
+                _copy_bytes(old, temporary, final)
+                with h5py.File(temporary, "r+", libver=_LIBVER_OF_COPIES) as file:
+                    yield file, size
         except RuntimeError as error:
             raise OSError(f"{final}: not written ({first_line(error)})") from error
         except OSError as error:
             if error.errno is None or error.filename is not None:
                 raise
-            # HDF5's own tells the address of its buffer and much else
+            # HDF5's own text names the address of its buffer and much else
             raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
+        size.append(temporary.stat().st_size)
+
+
+def _copy_bytes(old: Path, temporary: Path, final: Path) -> None:
+    """Copy a file that nobody writes to meanwhile."""
+    with open_file(old) as file:  # holds the lock that HDF5's writers ask for
+        free = file.mode == "r"  # as it was asked for, unless this very process writes to it
+        if free:
+            reserve(temporary, old.stat().st_size, final)
+            shutil.copyfile(old, temporary)
+    if not free:
+        raise OSError(f"{final}: is in use, this process has it open for writing")
 
 
 def _check_space(final: Path, file: h5py.File, count: int) -> None:
@@ -124,7 +147,8 @@ def write_container(
     Parameters
     ----------
     path : path-like
-        Replaced if it exists, except that with `group` its other groups are kept.
+        Replaced if it exists, except that with `group` all else in it is kept to the byte,
+        whoever wrote it: the group is added to a copy of the file, which then takes its place.
     attributes : dict
         ``format_version``, and strings, numbers, small arrays of numbers.
     arrays : dict
@@ -142,61 +166,87 @@ def write_container(
     Raises
     ------
     TypeError, ValueError
-        The record is not JSON or is too large for an attribute; `group` is no name.
+        The record is not JSON or is too large for an attribute; `group` is no name, or holds what
+        is not ours.
     FormatError
-        With `group`: `path` exists and is not an HDF5 file.
+        With `group`: `path` exists and is not an HDF5 file, or the group is reached by a link.
     OSError
-        The folder cannot be written.
+        The folder cannot be written, or the file is in use.
     """
     check_group(group)
     final = Path(path)
-    with _one_writer(final.parent) if group is not None else nullcontext(), _created(final) as file:
-        if group is not None and final.exists():
-            _check_space(final, file, final.stat().st_size)
-            with open_file(final) as old:
-                for name in old:
-                    if member(old, name) is None:
-                        raise FormatError(f"{final}: {name}: found a link, expected a group")
-                    _copy(old, name, file)
-                for name, value in old.attrs.items():
-                    file.attrs[name] = value
+    if group is None:
+        with _created(final) as (file, size):
+            _write(final, file, attributes, arrays, record)
+        return size[0]
+    if is_stream(final):
+        raise OSError(f"{final}: is no file, expected one that a group can be added to")
+    final = target_of(final)
+    with _one_writer(final.parent):
+        old = final if final.exists() and final.stat().st_size else None
+        if old is not None:
+            _check_group_is_free(final, group, arrays)
+        with _created(final, old) as (file, size):
+            _write(final, _emptied(file, group), attributes, arrays, record)
+    return size[0]
+
+
+def _check_group_is_free(final: Path, group: str, arrays: Iterable[str]) -> None:
+    """Complain unless a group can be written without a change to anything else of the file."""
+    with open_file(final) as file:
         place: h5py.Group = file
-        if group is not None:
-            place = _emptied(file, group, arrays)
-        _write(final, place, attributes, arrays, record)
-    return final.stat().st_size
+        parts = [part for part in group.split("/") if part]
+        for end, part in enumerate(parts, start=1):
+            name = "/".join(parts[:end])
+            link = place.get(part, getlink=True) if part in place or _is_link(place, part) else None
+            if link is None:
+                return
+            if not isinstance(link, h5py.HardLink):
+                raise FormatError(f"{final}: {name}: found a link, expected a group")
+            item = place[part]
+            if not isinstance(item, h5py.Group):
+                raise ValueError(
+                    f"group {group!r}: {name!r} is an array of another factorization, "
+                    "or of another program; name another group"
+                )
+            place = item
+        _check_ours(group, place, arrays)
 
 
-def _emptied(file: h5py.File, group: str, arrays: Iterable[str]) -> h5py.Group:
+def _is_link(place: h5py.Group, part: str) -> bool:
+    """Tell whether a name is there, also where it leads nowhere."""
+    return bool(place.id.links.exists(part.encode()))
+
+
+def _check_ours(group: str, place: h5py.Group, arrays: Iterable[str]) -> None:
+    """Complain about a group that holds more than a factorization and groups below it."""
+    ours = place.attrs.get("format") == FORMAT
+    for name in place:
+        inside = member(place, name)
+        if isinstance(inside, h5py.Group):
+            if name in arrays:
+                raise ValueError(
+                    f"group {group!r}: its array {name!r} is a group of the file already"
+                )
+        elif not ours or not isinstance(inside, h5py.Dataset):
+            raise ValueError(
+                f"group {group!r} holds {name!r} of another program; name another group"
+            )
+    if len(place.attrs) and not ours:
+        raise ValueError(
+            f"group {group!r} holds attributes of another program, the first "
+            f"{next(iter(place.attrs))!r}; name another group"
+        )
+
+
+def _emptied(file: h5py.File, group: str) -> h5py.Group:
     """Return a group without what `_write` writes; groups below it are others, and stay."""
-    parts = [part for part in group.split("/") if part]
-    for end in range(1, len(parts) + 1):
-        name = "/".join(parts[:end])
-        if name in file and not isinstance(file[name], h5py.Group):
-            raise ValueError(f"group {group!r}: {name!r} is an array of another factorization")
     place = file.require_group(group)
-    for name in [name for name in place if not isinstance(place[name], h5py.Group)]:
+    for name in [name for name in place if not isinstance(member(place, name), h5py.Group)]:
         del place[name]
     for name in list(place.attrs):
         del place.attrs[name]
-    for name in arrays:
-        if name in place:
-            raise ValueError(f"group {group!r}: its array {name!r} is a group of the file already")
     return place
-
-
-def _copy(source: h5py.Group, name: str, target: h5py.Group) -> None:
-    """Copy an object and all below it to another file."""
-    # HDF5 before 1.14 crashes on copying an object with more than eight attributes
-    source.copy(name, target, without_attrs=True)
-
-    def copy_attributes(path: str, item: h5py.Group | h5py.Dataset) -> None:
-        for key, value in item.attrs.items():
-            target[path].attrs[key] = value
-
-    copy_attributes(name, source[name])
-    if isinstance(source[name], h5py.Group):
-        source[name].visititems(lambda path, item: copy_attributes(f"{name}/{path}", item))
 
 
 def write_groups(
@@ -219,8 +269,8 @@ def write_groups(
     int
         The file's bytes.
     """
-    final = Path(path)
-    with _created(final) as file:
+    with _created(Path(path)) as (file, size):
+        final = Path(path)
         digests = {}
         for group, own, arrays, record in items:
             place = file.create_group(group)
@@ -229,4 +279,4 @@ def write_groups(
         for name, value in attributes.items():
             file.attrs[name] = value
         file.attrs["groups_digest"] = digest_of({"root": attributes, "groups": digests}, {})
-    return final.stat().st_size
+    return size[0]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diba_np.files.atomic import atomic_path
+from diba_np.files.atomic import atomic_path, beside
 from diba_np.files.lock import FileLock
 
 
@@ -31,7 +31,7 @@ class Parts:
     """
 
     def __init__(self, output: Path, fingerprint: dict[str, Any], restart: bool = False) -> None:
-        self.folder = output.with_name(output.name + ".parts")
+        self.folder = beside(output, ".parts")
         self._lock = self._acquire(output)
         try:
             self._check(json.loads(json.dumps(fingerprint)), restart)

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import check_count, check_number
 from diba_np.errors import FormatError
+from diba_np.files.atomic import is_stream, target_of
 from diba_np.files.checkpoint import Checkpoint
 from diba_np.files.parts import Parts
 from diba_np.machine.processors import processors, resolve_threads
@@ -207,8 +208,8 @@ def factorize_model(
         asked = check_count(threads, "threads")
         each = min(asked, each) if own else asked
     final = None if output is None else Path(output)
-    if final is not None and (final.is_dir() or not final.parent.is_dir()):
-        raise OSError(f"{final}: " + ("is a folder" if final.is_dir() else "no such folder"))
+    if final is not None:
+        _check_output(final, source)
 
     with ExitStack() as exits:
         log = None if json_log is None else Path(json_log)
@@ -243,6 +244,16 @@ def factorize_model(
         except Exception as error:
             events.tell("failed", error=str(error))
             raise
+
+
+def _check_output(final: Path, source: Source) -> None:
+    """Complain before the work about an output that could not be written, or that is the source."""
+    if is_stream(final):
+        raise OSError(f"{final}: is no file; a model is written to one")
+    found = target_of(final)
+    if isinstance(source, (str, os.PathLike)) and found.exists() and Path(source).exists():
+        if found.samefile(source):
+            raise ValueError(f"output must not be the source, got {final}")
 
 
 @dataclass(frozen=True)

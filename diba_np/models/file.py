@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from diba_np.checks import check_count
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
 from diba_np.files.container import group_key, read_groups, read_root
@@ -25,6 +26,8 @@ from diba_np.models.shapes import matrix_shape
 Made = DiBAFactors | CompressedMatrix
 
 CONTENTS = "model"
+
+SHARD_BYTES = 5 * 10**9  # what other software cuts its shards at
 
 ALIAS = "alias"  # in the place of a method, of a group that holds no more than a name
 
@@ -186,6 +189,39 @@ class ModelFactors(Mapping[str, Made]):
             for name in self
         )
         return write_model(path, items, self.record)
+
+    def export(self, path: PathLike, *, shard_bytes: int = SHARD_BYTES) -> int:
+        """Write every array dense, for other software; return the bytes written.
+
+        Parameters
+        ----------
+        path : path-like
+            A name that ends with .safetensors or .npz, or a folder: model.safetensors there, or
+            shards and their index as Hugging Face names them. A file is replaced whole; so is a
+            folder that is not there yet, in others the files of the same names.
+        shard_bytes : int, default 5e9
+            The most that one file of a folder holds, of more than one array.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            A name that the format cannot hold; `shard_bytes` below 1.
+        OSError
+            It cannot be written.
+
+        Notes
+        -----
+        Each array has the name, shape and type that it had in the source, bfloat16 and 8-bit
+        floats rounded to the nearest; .npz has neither and gets float32. Arrays under two names
+        are written twice. The memory is that of a block of rows.
+        """
+        from diba_np.models.export import export_model
+
+        return export_model(self, path, check_count(shard_bytes, "shard_bytes"))
 
 
 def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,6 +59,21 @@ def npy_entry(path: Path, name: str) -> Entry:
     return _entry(name, str(path), lambda: path.open("rb"), read)
 
 
+def npy_of_bytes(data: bytes, label: str) -> NDArray[Any]:
+    """Return the array of a .npy that came through a pipe; FormatError if it is none, or cut."""
+    with as_format_error(label, ".npy"):
+        file = io.BytesIO(data)
+        shape, dtype = _header(file)
+        if dtype.hasobject:
+            raise ValueError(_PICKLED)
+        size, held = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+        if size > held:
+            raise ValueError(f"{held} bytes for {shape} of {dtype}, expected {size}")
+        file.seek(0)
+        values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return values
+
+
 def open_npy(path: Path) -> list[Entry]:
     """Return the one array of a .npy, named like the file."""
     return [npy_entry(path, path.stem)]
@@ -86,10 +103,7 @@ def _member_reader(path: Path, member: str, label: str) -> Callable[[], NDArray[
                 shape, dtype = _header(file)  # type: ignore[arg-type]
                 if dtype.hasobject:
                     raise ValueError(_PICKLED)
-                count = 1
-                for side in shape:
-                    count *= int(side)
-                if count * dtype.itemsize > size:
+                if math.prod(shape) * dtype.itemsize > size:
                     raise ValueError(f"{size} bytes for {shape} of {dtype}")
             with archive.open(member) as file:
                 values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)

@@ -1,0 +1,190 @@
+"""Models written out dense: safetensors (one file, or a folder of shards) and .npz.
+
+One array after another and a block of rows at a time: the memory is that of a block.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.arrays import row_blocks
+from diba_np.files.atomic import PathLike, atomic_path, beside, reserve
+from diba_np.matrix.small_floats import SMALL_FLOATS, encode, value_type, word_type
+from diba_np.matrix.stored_array import StoredArray
+from diba_np.sources.safetensors import DTYPES, INDEX
+
+if TYPE_CHECKING:
+    from diba_np.models.file import ModelFactors
+
+_KINDS = {
+    word_type(dtype).str if dtype[0] in "<|" else dtype: kind for kind, dtype in DTYPES.items()
+}
+
+
+def export_model(model: ModelFactors, path: PathLike, shard_bytes: int) -> int:
+    """Write every array of a model dense; return the bytes written. See `ModelFactors.export`."""
+    final = Path(path)
+    if final.suffix.lower() == ".npz":
+        return _write_npz(model, final)
+    if final.suffix.lower() == ".safetensors":
+        return _write_safetensors(model, list(model), final)
+    if final.exists() and not final.is_dir():
+        raise ValueError(
+            f"{final}: expected a folder, or a name that ends with .safetensors or .npz"
+        )
+    return _write_folder(model, final, shard_bytes)
+
+
+def _little(dtype: str) -> str:
+    """Return the little-endian type of the same numbers, as safetensors has them."""
+    return dtype if dtype in SMALL_FLOATS else np.dtype(dtype).newbyteorder("<").str
+
+
+def _bytes_of(model: ModelFactors, name: str) -> int:
+    dtype = model.array_dtype(name)
+    return math.prod(model.array_shape(name)) * word_type(dtype).itemsize
+
+
+def _pieces(model: ModelFactors, name: str, dtype: str) -> Iterator[NDArray[Any]]:
+    """Yield an array's words in row order, a block of rows at a time."""
+    made = model[name]
+    if isinstance(made, StoredArray):
+        yield made.values
+        return
+    expand = made.row_expander()
+    for rows in row_blocks(made.shape):
+        block = expand(rows)
+        if dtype in SMALL_FLOATS:
+            yield encode(block, dtype)
+        else:
+            with np.errstate(over="ignore"):  # beyond float16's range lies its infinity
+                yield block.astype(value_type(dtype))
+
+
+def _write(model: ModelFactors, name: str, dtype: str, file: Any) -> None:
+    for piece in _pieces(model, name, dtype):
+        if piece.size:
+            file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+
+
+# -- safetensors -----------------------------------------------------------------------------------
+
+
+def _write_safetensors(model: ModelFactors, names: list[str], final: Path) -> int:
+    if "__metadata__" in names:
+        raise ValueError("an array named '__metadata__' cannot be written to safetensors")
+    # the widest first, so that each lies at a multiple of its own width
+    width = {name: word_type(model.array_dtype(name)).itemsize for name in names}
+    order = sorted(names, key=lambda name: -width[name])
+    places, at = {}, 0
+    for name in order:
+        places[name] = [at, at + _bytes_of(model, name)]
+        at = places[name][1]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name in names:
+        header[name] = {
+            "dtype": _KINDS[_little(model.array_dtype(name))],
+            "shape": list(model.array_shape(name)),
+            "data_offsets": places[name],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    size = 8 + len(text) + at
+    with atomic_path(final) as temporary:
+        reserve(temporary, size, final)
+        with temporary.open("r+b") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                _write(model, name, _little(model.array_dtype(name)), file)
+    return size
+
+
+def _shards(model: ModelFactors, shard_bytes: int) -> list[list[str]]:
+    """Share the names among files of at most that many bytes, or of one array."""
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name in model:
+        size = _bytes_of(model, name)
+        if shards[-1] and held + size > shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _write_folder(model: ModelFactors, final: Path, shard_bytes: int) -> int:
+    """Write a folder at once if there is none of that name, else its files one by one."""
+    if not final.parent.is_dir():
+        raise OSError(f"{final.parent}: no such folder")
+    if final.is_dir():
+        return _write_shards(model, final, shard_bytes)
+    temporary = beside(final, f".{secrets.token_hex(4)}.part")
+    temporary.mkdir()
+    try:
+        size = _write_shards(model, temporary, shard_bytes)
+        os.rename(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return size
+
+
+def _write_shards(model: ModelFactors, folder: Path, shard_bytes: int) -> int:
+    shards = _shards(model, shard_bytes)
+    count = len(shards)
+    if count == 1:
+        (folder / f"model{INDEX}").unlink(missing_ok=True)
+        return _write_safetensors(model, shards[0], folder / "model.safetensors")
+    size, places = 0, dict[str, str]()
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{count:05d}.safetensors"
+        size += _write_safetensors(model, names, folder / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(_bytes_of(model, name) for name in model)}}
+    text = json.dumps(index | {"weight_map": places}, indent=2)
+    with atomic_path(folder / f"model{INDEX}") as temporary:
+        temporary.write_text(text, "utf-8")
+    return size + len(text)
+
+
+# -- NumPy -----------------------------------------------------------------------------------------
+
+
+def _write_npz(model: ModelFactors, final: Path) -> int:
+    wrong = [name for name in model if "\0" in name]
+    if wrong:
+        raise ValueError(f"an archive's names hold no NUL, found the array {wrong[0]!r}")
+    size = 0
+    with atomic_path(final) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name in model:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    _write_npy(model, name, file)  # type: ignore[arg-type]
+        size = temporary.stat().st_size
+    return size
+
+
+def _write_npy(model: ModelFactors, name: str, file: BinaryIO) -> None:
+    dtype = model.array_dtype(name)
+    kind = value_type(dtype)
+    header = {"descr": kind.str, "fortran_order": False, "shape": model.array_shape(name)}
+    np.lib.format.write_array_header_1_0(file, header)
+    made = model[name]
+    if isinstance(made, StoredArray):
+        values = made.array if dtype in SMALL_FLOATS else made.values.view()
+        raw = np.ascontiguousarray(values.astype(kind, copy=False)).reshape(-1)
+        if raw.size:
+            file.write(raw.view(np.uint8).data)
+    else:
+        _write(model, name, kind.str if dtype in SMALL_FLOATS else dtype, file)
