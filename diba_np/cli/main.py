@@ -27,7 +27,7 @@ from diba_np.cli.options import (
 from diba_np.cli.output import FAILED, CommandError, in_options, sentence
 from diba_np.cli.parser import SHELLS, Parser, examples
 from diba_np.cli.signals import Terminated, interruptible
-from diba_np.cli.streams import BROKEN_PIPE, any_text, complain, drop
+from diba_np.cli.streams import BROKEN_PIPE, any_text, complain, drop, flushed
 
 OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
 
@@ -364,19 +364,10 @@ def _left(args: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     with any_text():
-        status = _run(argv)
-        if sys.stdout is None or sys.stdout.closed:
-            return status
         try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            status = BROKEN_PIPE
-            drop(sys.stdout)
-        except OSError as error:
-            complain(f"error: standard output: {error.strerror}")
-            status = FAILED
-            drop(sys.stdout)
-        return status
+            return int(flushed(_run(argv)))
+        except SystemExit as end:  # of --help, --version and wrong use
+            raise SystemExit(flushed(end.code)) from None
 
 
 def _error(error: BaseException) -> str:

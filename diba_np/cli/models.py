@@ -86,15 +86,23 @@ def run_model(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write every array of a model's file dense."""
+    """Write every array of a model's or a network's file dense."""
     output = Path(args.output)
     check_output(output, args.force, streams=False, inputs=[args.file], folder=True)
     from diba_np.models.file import open_model
+    from diba_np.networks.file import is_network
 
-    with open_model(args.file) as model:
-        written = model.export(output)
-        report = {"output": str(output), "arrays": len(model), "bytes": written}
-        lines = [("arrays", str(len(model))), ("written", f"{output} ({written} bytes)")]
+    if is_network(args.file):
+        from diba_np.networks.reading import load
+
+        folder = load(args.file).export(output)
+        report = {"network": args.file, "output": str(folder)}
+        lines = [("written", str(folder))]
+    else:
+        with open_model(args.file) as model:
+            written = model.export(output)
+            report = {"output": str(output), "arrays": len(model), "bytes": written}
+            lines = [("arrays", str(len(model))), ("written", f"{output} ({written} bytes)")]
     emit(report, args.json, lines)
     return DONE
 

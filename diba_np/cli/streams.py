@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
-from diba_np.cli.output import shown
+from diba_np.cli.output import FAILED, shown
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a tool that nobody reads any more
 
@@ -61,3 +61,19 @@ def complain(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         drop(sys.stderr)
+
+
+def flushed(status: Any) -> Any:
+    """Return an exit status, another one where standard output takes no more."""
+    if sys.stdout is None or sys.stdout.closed:
+        return status
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout)
+        return BROKEN_PIPE
+    except OSError as error:
+        complain(f"error: standard output: {error.strerror}")
+        drop(sys.stdout)
+        return FAILED
+    return status
