@@ -30,6 +30,8 @@ def run_factorize(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     read = [args.matrix, args.inputs, args.output_weight]
     check_output(output, args.force, streams=False, inputs=read)
+    if args.checkpoint and Path(args.checkpoint).exists() and not Path(args.checkpoint).is_file():
+        raise CommandError(f"{args.checkpoint}: is no file; a checkpoint is kept in one")
     if args.checkpoint and Path(args.checkpoint).resolve() == output.resolve():
         raise CommandError(f"{output}: --checkpoint and --output must be two files")
     matrix = load_array(args.matrix, mapped=args.block_rows is not None)

@@ -7,7 +7,6 @@ Results go to standard output, progress and warnings to standard error. Exit sta
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import warnings
 from collections.abc import Sequence

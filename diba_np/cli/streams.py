@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from diba_np.cli.output import FAILED, shown
 
-BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a tool that nobody reads any more
+BROKEN_PIPE = 128 + 13  # SIGPIPE: what a shell says of a tool that nobody reads any more
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ def _create(final: Path, old: os.stat_result | None) -> Path:
 def _keep_attributes(final: Path, old: os.stat_result, temporary: Path) -> None:
     """Give a file owner, extended attributes and mode of the one that it replaces."""
     for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
-        with suppress(OSError):  # only root may give files away
+        with suppress(OSError, AttributeError):  # only root may give files away
             os.chown(temporary, owner, group)
     with suppress(OSError, AttributeError):
         for name in os.listxattr(final):

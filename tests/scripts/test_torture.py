@@ -23,3 +23,11 @@ def test_bitat_study_smoke():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (row,) = json.loads(done.stdout)
     assert row["plain sign"] + 1 < row["ascending"] < row["descending + flips"]
+
+
+def test_outputs_of_every_kind_are_right_or_refused():
+    command = [sys.executable, str(SCRIPTS / "torture_outputs.py"), "--smoke", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    report = json.loads(done.stdout)
+    assert report["failures"] == []
+    assert len(report["cases"]) > 20
