@@ -361,7 +361,9 @@ def judge(kind: str, case: Case) -> str:
             outcome = case(place)
         after = place.listing()
         changed = [each for each, raw in place.before.items() if after.get(each) != raw]
-        left = [each.name for each in place.folder.rglob("*.part*")]
+        left = [each.name for each in place.folder.rglob("*.part")]
+        if case is not full_disk:  # there a model's finished parts wait for the next run
+            left += [each.name for each in place.folder.glob("*.parts")]
         if changed or left:
             return f"{outcome}; changed {changed}, left {left}"
         return outcome

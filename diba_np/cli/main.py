@@ -71,7 +71,7 @@ EXAMPLES = {
     **networks.EXAMPLES,
     "export": (
         "diba-np export model.h5 -o model.safetensors",
-        "diba-np export model.h5 -o folder",
+        "diba-np export small.h5 -o folder",
     ),
     "plot": ("diba-np plot A.h5 A.npy -o A.png", "diba-np plot A.h5 -o - > A.png"),
     "report": ("diba-np report A.h5 A.npy -o A.html",),
@@ -148,9 +148,11 @@ def _run_model(args: argparse.Namespace) -> int:
 
 def _add_export(subcommands: Any, parents: list[Parser]) -> None:
     command = subcommands.add_parser(
-        "export", parents=parents, help="write a model's arrays dense, for other software"
+        "export", parents=parents, help="write a model or network dense, for other software"
     )
-    command.add_argument("file", metavar="MODEL.h5", help="what `diba-np model` wrote")
+    command.add_argument(
+        "file", metavar="MODEL.h5", help="what `diba-np model` wrote, or a network"
+    )
     command.add_argument(
         "-o",
         "--output",

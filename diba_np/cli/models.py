@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diba_np.cli import networks
 from diba_np.cli.options import SHARED, search_options
 from diba_np.cli.output import (
     DONE,
@@ -86,23 +87,18 @@ def run_model(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write every array of a model's or a network's file dense."""
-    output = Path(args.output)
-    check_output(output, args.force, streams=False, inputs=[args.file], folder=True)
+    """Write every array of a model's file, or a network, dense."""
     from diba_np.models.file import open_model
     from diba_np.networks.file import is_network
 
-    if is_network(args.file):
-        from diba_np.networks.reading import load
-
-        folder = load(args.file).export(output)
-        report = {"network": args.file, "output": str(folder)}
-        lines = [("written", str(folder))]
-    else:
-        with open_model(args.file) as model:
-            written = model.export(output)
-            report = {"output": str(output), "arrays": len(model), "bytes": written}
-            lines = [("arrays", str(len(model))), ("written", f"{output} ({written} bytes)")]
+    path, output = Path(args.file), Path(args.output)
+    if path.is_dir() or path.suffix.lower() == ".gguf" or is_network(path):
+        return networks.run_export(args)
+    check_output(output, args.force, streams=False, inputs=[args.file], folder=True)
+    with open_model(args.file) as model:
+        written = model.export(output)
+        report = {"output": str(output), "arrays": len(model), "bytes": written}
+        lines = [("arrays", str(len(model))), ("written", f"{output} ({written} bytes)")]
     emit(report, args.json, lines)
     return DONE
 

@@ -32,7 +32,6 @@ EXAMPLES = {
         'diba-np generate small.h5 "Once" --tokens 200 --temperature 0.8 --seed 1',
     ),
     "embed": ("diba-np embed small.h5 texts.txt -o E.npy",),
-    "export": ("diba-np export small.h5 -o folder",),
 }
 
 _NETWORK = "a network: a folder with config.json, a .gguf, or a file of model --texts"
@@ -81,15 +80,6 @@ def add_commands(subcommands: Any, common: Any, writes: Any) -> None:
     command.add_argument("texts", metavar="T.txt", help="UTF-8, one text a line")
     command.add_argument("-o", "--output", metavar="E.npy", required=True, help="float32 (S, n)")
     command.set_defaults(run=run_embed)
-
-    command = subcommands.add_parser(
-        "export", parents=[common], help="write a network's dense weights for other software"
-    )
-    command.add_argument("network", metavar="NETWORK", help=_NETWORK)
-    command.add_argument(
-        "-o", "--output", metavar="FOLDER", required=True, help="new or empty; Hugging Face layout"
-    )
-    command.set_defaults(run=run_export)
 
 
 def _load(path: str) -> Any:
@@ -231,7 +221,7 @@ def run_embed(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write a network's dense weights as a folder in the Hugging Face layout."""
-    folder = _load(args.network).export(args.output)
+    folder = _load(args.file).export(args.output)
     size = _size(str(folder))
     lines = [("folder", f"{folder} ({size} bytes)")]
     emit({"output": str(folder), "bytes": size}, args.json, lines)
