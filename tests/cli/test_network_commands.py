@@ -130,3 +130,22 @@ def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     assert match in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_from_its_folder_to_another_folder(tmp_path, capsys, rng):
+    folder_of(tmp_path / "net", "llama")
+    (tmp_path / "net" / "tokenizer.json").write_text(words().text)
+    names = "abcdefghijklmno"
+    (tmp_path / "t.txt").write_text(" ".join(names[i] for i in rng.integers(0, 15, 600)))
+    source, out, text = (str(tmp_path / name) for name in ("net", "small.h5", "t.txt"))
+    line = ["model", source, "--texts", text, "--bits", "9", "-o", out, "--quiet", "--json"]
+    assert main(line) == 0
+    report = told(capsys)
+    assert report["file_bytes"] == Path(out).stat().st_size
+    assert not Path(f"{out}.parts").exists()
+    assert main(["evaluate", out, "--texts", text, "--against", source, "--json"]) == 0
+    assert told(capsys)["agreement"] > 0.3
+    assert main(["export", out, "-o", str(tmp_path / "dense"), "--json"]) == 0
+    ids = rng.integers(2, 19, (2, 9))
+    one, two = (networks.load(path).logits(ids) for path in (out, tmp_path / "dense"))
+    assert np.allclose(one, two, atol=1e-5 * np.abs(one).max())
