@@ -43,6 +43,9 @@ METHODS = ("diba", "gptq", "rtn", "sign", "bitat")
 # bits of the diagonals' entries: DiBARD moves them, and few bits would take back what it gained
 SCALE_BITS = 8
 
+# tokens of a batch: what the way back keeps of all layers is the largest thing in memory
+_BATCH = 512
+
 # of `compress_layers`: batches that choose how far the target goes from the dense weights
 HOLD_OUT = 0.125
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -158,7 +161,7 @@ def compress(
     check_number(rate, "rate", above=0.0)
     check_count(jobs, "jobs")
     check_count(seed, "seed", least=0)
-    data = calibration(net, texts, length)
+    data = calibration(net, texts, length, _BATCH)
     settings: dict[str, Any] = {
         "bits": bits,
         "method": method,
