@@ -66,6 +66,14 @@ def scale_bits(text: str) -> Any:
 scale_bits.__name__ = "scale bits"
 
 
+def terms(text: str) -> Any:
+    """Parse a number of terms, or auto."""
+    return text if text == "auto" else positive(int)(text)
+
+
+terms.__name__ = "number of terms"
+
+
 # options of a search that many matrices share, and those of a curve
 SHARED = ("shift", "scale_bits", "solver", "effort", "seed", "max_sweeps", "tol")
 SWEPT = (*SHARED, "time_limit", "threads")
@@ -75,6 +83,8 @@ def _type_of(rule: Any, name: str) -> Callable[[str], Any]:
     """Return what parses an option of a search by the rule of its field."""
     if name == "scale_bits":
         return scale_bits
+    if name == "terms":
+        return terms
     kind: type = rule["kind"]
     if rule["above"] is not None or (kind is int and rule["least"] == 1):
         return positive(kind)

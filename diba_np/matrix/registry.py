@@ -30,7 +30,7 @@ CLASSES: dict[str, tuple[str, str]] = {
 }
 
 # what adapts a truncated factorization to its matrix: a search, which stands above this folder
-ADAPTATION = ("search.refit", "adapt")
+ADAPTATION = ("search.terms", "adapt")
 
 
 def resolve(place: tuple[str, str]) -> Any:

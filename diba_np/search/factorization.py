@@ -18,6 +18,7 @@ from diba_np.files.checkpoint import EVERY, Checkpoint
 from diba_np.machine.pool import workers
 from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
+from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.quality import decibels
@@ -28,10 +29,19 @@ from diba_np.search.pilot import choose_widths, estimate_k
 from diba_np.search.polish import polish
 from diba_np.search.progress import Run, SearchState, thinned
 from diba_np.search.rank_one import rank_one, widened
-from diba_np.search.refit import factors_of, round_diagonals, state_of
+from diba_np.search.refit import round_diagonals, state_of, sum_of
 from diba_np.search.stages import relax_staged
 from diba_np.search.state import State, sort_components, squared_error
 from diba_np.search.target import Target
+from diba_np.search.terms import (
+    count_terms,
+    finish_terms,
+    search_terms,
+    spread_of,
+    sum_within,
+    term_sizes,
+    widths_of_terms,
+)
 from diba_np.search.weighted_target import WeightedTarget, reached_db, snr_facts
 from diba_np.search.weights import Weights, as_weights
 
@@ -89,6 +99,11 @@ def factorize(
         of the budget to k: +0.4 dB at 384x384 and 1 bit. "auto" chooses the widths; it is the
         default for the budgets `bits`, `ratio` and `snr`. With a given k, where codes have nothing
         to win, and for the greedy solver the default is 16; with `init` it is that of `init`.
+    terms : int or "auto", default 1
+        How many factorizations are summed, each with diagonals of its own and an equal share of k.
+        "auto" takes several only where ``scale_bits="auto"`` leaves the diagonals open, from about
+        1.7 bits on (2.7 for sides of 4:1, 3.3 with inputs): +1.2 dB at 384x384 and 4 bits. For
+        smooth matrices it also searches for one term, and keeps the better.
     solver : {"auto", "greedy"}
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
@@ -230,13 +245,22 @@ def factorize(
             }
             run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
-        if auto:
+        count = 1
+        if how.terms not in ("auto", 1) and (how.greedy or init is not None):
+            other = 'solver="greedy"' if how.greedy else "init="
+            raise ValueError(f"terms must be 1 with {other}, got {how.terms}")
+        if not how.greedy and init is None:
+            rate = near * sum(shape) / (shape[0] * shape[1])
+            count = _count(how, near, rate, shape, target, auto)
+        if auto and count == 1:
             scales = choose_widths(target, near, how.shift, how.seed)
             if goal is None:
                 size = budgets.intermediate_dimension(name, value, shape, scales)
         if init is not None:
             _check_init_size(init, shape, size, how.shift)
         search = _Search(target, how, scales, init, run)
+        if count > 1:
+            search.sum_of(count, auto, name, value)
         try:
             outcome = run.journal.stage(
                 "search",
@@ -245,7 +269,7 @@ def factorize(
         finally:
             run.close()
         outcome = run.journal.stage("finish", lambda: _finish(target, outcome, run, scales))
-        reached = snr_facts(target, outcome.state)
+        reached = snr_facts(target, *outcome.terms)
     source = {"sha256": source.get("sha256") or digest(matrix), **source}
     record = _record(how, outcome, run, reached, source, weights)
     if not record["converged"]:
@@ -259,7 +283,24 @@ def factorize(
         run.journal.keep_done()
     elif keeper is not None:
         keeper.remove()
-    return factors_of(outcome.state, target.unit, record)
+    return sum_of(outcome.terms, target.unit, record)
+
+
+def _count(
+    how: SearchOptions,
+    k: int,
+    rate: float,
+    shape: tuple[int, int],
+    target: Target,
+    auto: bool,
+) -> int:
+    """Return how many terms to search for."""
+    if how.terms != "auto":
+        if k and how.terms > k:
+            raise ValueError(f"terms must be at most k, got terms={how.terms} for k={k}")
+        return int(how.terms)
+    # with the diagonals as given a single term is what was asked for
+    return count_terms(rate, shape, spread_of(target), target.is_coupled) if auto else 1
 
 
 def _record(
@@ -329,6 +370,8 @@ def _entries(matrix: NDArray[Any], block_rows: int | None) -> int | None:
 def _check_init(init: Any, goal: float | None) -> None:
     if init is not None and not isinstance(init, DiBAFactors):
         raise TypeError(f"init must be a DiBAFactors, got {type(init).__name__}")
+    if init is not None and len(init.terms) > 1:
+        raise ValueError(f"init must be of a single term, got a sum of {len(init.terms)}")
     if init is not None and goal is not None:
         raise ValueError("init cannot be used with snr=, which tries several k")
 
@@ -366,9 +409,63 @@ class _Search:
         self.target, self.how, self.init, self.run = target, how, init, run
         self.scale_bits = scale_bits
         self.widths = scale_bits if isinstance(scale_bits, tuple) else None
+        self._terms: list[ScaleBits] = []  # bits of the diagonals of each, where there are several
+        self._auto = False
+        self._budget: tuple[str, Any] = ("", None)
+
+    def sum_of(self, count: int, auto: bool, name: str, value: Any) -> None:
+        """Search for so many terms from now on, with `auto` in code widths of their own.
+
+        `name` and `value` are the budget: where it counts bits, all terms together take no more.
+        """
+        coupled = self.target.is_coupled
+        self._terms = widths_of_terms(count, coupled) if auto else [self.scale_bits] * count
+        self._auto, self._budget = auto, (name, value)
 
     def at(self, k: int) -> Outcome:
         """Run the solver at one k."""
+        if not self._terms or k < len(self._terms):
+            return self._single(k)
+        target, how = self.target, self.how
+        simple = rank_one(target, how.shift)
+        if decibels(target.energy, squared_error(target, simple)) >= _EXACT_DB:
+            return self._single(self._single_size(k))
+        best = search_terms(target, self._sizes(k), self._terms, how, self.run)
+        # one set of diagonals may fit uneven components better
+        if best.uneven and how.terms == "auto" and not self.run.stopped:
+            other = self._single(self._single_size(k))
+            if not self.run.stopped:
+                round_diagonals(target, other.state, self.scale_bits)
+            sweeps = best.sweeps + other.sweeps
+            if squared_error(target, other.state) < squared_error(target, *best.terms):
+                best = other
+            best = replace(best, sweeps=sweeps)
+        return best
+
+    def _sizes(self, k: int) -> list[int]:
+        """Return the sizes of the terms for the budget, or in the bits of a single term of k."""
+        name, value = self._budget
+        m, n = self.target.shape
+        if name == "k":
+            return term_sizes(k, len(self._terms))
+        if name == "snr":
+            stored = storage_bits(m, n, k, self.scale_bits)
+        else:
+            stored = int(float(value) * m * n * (DENSE_BITS if name == "ratio" else 1))
+        return sum_within(stored, (m, n), self._terms)
+
+    def _single_size(self, k: int) -> int:
+        """Choose the code widths of a single term instead; return its k."""
+        if self._auto:
+            self.scale_bits = choose_widths(self.target, k, self.how.shift, self.how.seed)
+            self.widths = self.scale_bits if isinstance(self.scale_bits, tuple) else None
+        name, value = self._budget
+        if name == "snr":
+            return k
+        return budgets.intermediate_dimension(name, value, self.target.shape, self.scale_bits)
+
+    def _single(self, k: int) -> Outcome:
+        """Run the solver for a single term."""
         target, how, run = self.target, self.how, self.run
         start = None if self.init is None else state_of(self.init, target.unit, self.widths)
         if how.greedy:
@@ -435,21 +532,22 @@ class _Search:
 
         def rounded(k: int) -> Outcome:
             outcome = self.at(k)
-            round_diagonals(self.target, outcome.state, self.scale_bits)
+            if not outcome.others:
+                round_diagonals(self.target, outcome.state, self.scale_bits)
             return outcome
 
         def reach(k: int) -> float:
             best[k] = self.run.journal.stage(f"k={k}", lambda: rounded(k))
             if self.run.stopped:
                 raise _Ended
-            return reached_db(self.target, best[k].state)
+            return reached_db(self.target, *best[k].terms)
 
         shape, how = self.target.shape, self.how
         first, slope = estimate_k(self.target, goal, how.shift, how.seed)
         try:
             return best[budgets.smallest_k(reach, goal, shape, first, slope)]
         except _Ended:
-            reached = {k: reached_db(self.target, outcome.state) for k, outcome in best.items()}
+            reached = {k: reached_db(self.target, *outcome.terms) for k, outcome in best.items()}
             enough = [k for k in best if reached[k] >= goal]
             return best[min(enough) if enough else max(best, key=lambda k: reached[k])]
 
@@ -460,6 +558,8 @@ class _Ended(Exception):
 
 def _finish(target: Target, outcome: Outcome, run: Run, scale_bits: ScaleBits) -> Outcome:
     """Round what will be stored and flip what still improves, unless the time is up."""
+    if outcome.others:
+        return finish_terms(target, outcome, run)
     state = outcome.state
     round_diagonals(target, state, scale_bits)
     settled = not run.stopped and settle(target, state, run)

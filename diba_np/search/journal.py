@@ -113,7 +113,8 @@ class Journal:
 def _packed(result: Any) -> Any:
     """Return a result as arrays and what JSON holds."""
     if isinstance(result, Outcome):
-        return {"outcome": {**vars(result), "state": pack_state(result.state)}}
+        others = [pack_state(state) for state in result.others]
+        return {"outcome": {**vars(result), "state": pack_state(result.state), "others": others}}
     return {"state": pack_state(result)} if isinstance(result, State) else {"value": result}
 
 
@@ -121,5 +122,6 @@ def _unpacked(packed: Any) -> Any:
     """Undo `_packed`."""
     if "outcome" in packed:
         facts = dict(packed["outcome"])
+        facts["others"] = [unpack_state(state) for state in facts["others"]]
         return Outcome(unpack_state(facts.pop("state")), **facts)
     return unpack_state(packed["state"]) if "state" in packed else packed["value"]

@@ -83,7 +83,7 @@ class SearchOptions:
 
     Attributes
     ----------
-    shift, scale_bits, solver, effort, seed, max_sweeps, tol, time_limit, threads, block_rows
+    shift, scale_bits, terms, solver, effort, seed, max_sweeps, tol, time_limit, threads, block_rows
         As `diba_np.factorize` documents them. ``scale_bits=None`` stands for "auto" where the
         budget counts bits, and for 16 with a given k.
 
@@ -102,6 +102,10 @@ class SearchOptions:
         metavar="BITS",
         recorded=False,
     )
+    terms: Any = _option(
+        1, "how many terms are summed, each with diagonals of its own; auto: as many as pay", metavar="T",
+        recorded=False,
+    )  # fmt: skip
     solver: str = _option("auto", "auto, or greedy as published", choices=SOLVERS)
     effort: str = _option("balanced", "how long to search", choices=tuple(EFFORTS))
     seed: int = _option(0, "of the random start", kind=int, least=0)
@@ -210,6 +214,8 @@ def _checked(one: Any, value: Any) -> Any:
         return None
     if name == "scale_bits":
         return check_scales(value)
+    if name == "terms":
+        return value if value == "auto" else check_count(value, "terms")
     if rule["choices"]:
         if value not in rule["choices"]:
             raise ValueError(f"{name} must be one of {', '.join(rule['choices'])}, got {value!r}")

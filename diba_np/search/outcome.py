@@ -27,6 +27,8 @@ class Outcome:
         Whether components came out of uneven size, see `halves.are_uneven`.
     settled : bool
         Whether no single flip improves what is stored.
+    others : list of State
+        The further terms of a sum of which `state` is the first, see `diba_np.search.terms`.
     """
 
     state: State
@@ -36,6 +38,12 @@ class Outcome:
     stages: list[int] = field(default_factory=list)
     uneven: bool = False
     settled: bool = False
+    others: list[State] = field(default_factory=list)
+
+    @property
+    def terms(self) -> list[State]:
+        """All terms; mostly one."""
+        return [self.state, *self.others]
 
     def followed_by(self, later: Outcome) -> Outcome:
         """Return what the two solvers did, one after the other."""

@@ -77,6 +77,15 @@ def round_diagonals(
     state.d2 = round_half(d2, power_of_two(d2)).astype(np.float64) / target.unit
 
 
+def sum_of(
+    states: list[State], unit: float, record: dict[str, Any], bias: ArrayLike | None = None
+) -> DiBAFactors:
+    """Return the sum of terms in the same unit; of one state what `factors_of` returns."""
+    if len(states) == 1:
+        return factors_of(states[0], unit, record, bias)
+    return DiBAFactors.from_terms([factors_of(s, unit, {}) for s in states], record, bias=bias)
+
+
 def factors_of(
     state: State, unit: float, record: dict[str, Any], bias: ArrayLike | None = None
 ) -> DiBAFactors:

@@ -67,29 +67,33 @@ def stage_sizes(k: int, shape: tuple[int, int], once: float = ONCE) -> list[int]
 
 
 class _Rest(Target):
-    """What a state leaves over of a plain target."""
+    """What the sum of some states leaves over of a plain target."""
 
-    def __init__(self, target: Target, state: State) -> None:
-        self._target, self._state = target, state
-        other = state.right.scaled()
-        other *= state.d2 * target.unit
-        self._right = np.ascontiguousarray(other.T)
+    def __init__(self, target: Target, *states: State) -> None:
+        self._target, self._states = target, states
+        self._rights = []
+        for state in states:
+            other = state.right.scaled()
+            other *= state.d2 * target.unit
+            self._rights.append(np.ascontiguousarray(other.T))
         super().__init__(target.A, target.workers)
 
     def read(self, rows: slice) -> Any:
-        left = self._state.left.scaled(rows)
-        return self._target.read(rows) - self.workers.matmul(left, self._right)
+        found = self._target.read(rows)
+        for state, right in zip(self._states, self._rights, strict=True):
+            found = found - self.workers.matmul(state.left.scaled(rows), right)
+        return found
 
 
-def rest_of(target: Target, state: State) -> Target:
-    """Return what a state leaves over of a target, as a target of the same kind.
+def rest_of(target: Target, *states: State) -> Target:
+    """Return what the sum of some states leaves over of a target, as a target of the same kind.
 
     With weights the residual is held whole, ``8 m n`` bytes.
     """
     if not isinstance(target, WeightedTarget):
-        return _Rest(target, state)
+        return _Rest(target, *states)
     left_over = np.empty(target.shape)
-    for rows, _, E in residuals(target, state):
+    for rows, _, E in residuals(target, *states):
         left_over[rows] = E
     left_over *= target.unit
     return WeightedTarget(left_over, target.workers, target.weights)

@@ -143,7 +143,9 @@ def unpack_state(packed: dict[str, Any]) -> State:
     d2 = packed["d2"]
     b1, b2 = (np.unpackbits(packed[name], axis=1, count=len(d2)) for name in ("b1", "b2"))
     grids = packed["grids"] and tuple(LogGrid.from_pair(int(g[0]), g[1:]) for g in packed["grids"])
-    return State(packed["d1"], b1, d2, b2, packed["d3"], packed["shift"], grids)
+    # copies: a search changes diagonals in place, and the journal goes on holding these
+    d1, d2, d3 = (packed[name].copy() for name in ("d1", "d2", "d3"))
+    return State(d1, b1, d2, b2, d3, packed["shift"], grids)
 
 
 def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
@@ -319,22 +321,27 @@ def sort_components(target: Target, state: State) -> None:
     state.d2 = state.d2[order]
 
 
-def residuals(target: Target, state: State) -> Iterator[tuple[slice, Floats, Floats]]:
-    """Yield (rows, ``A[rows] / unit``, its residual), block by block."""
-    other = state.right.scaled()
-    other *= state.d2
-    right = np.ascontiguousarray(other.T)
-    del other
+def residuals(target: Target, *states: State) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Yield (rows, ``A[rows] / unit``, its residual for the sum of the states), block by block."""
+    rights = []
+    for state in states:
+        other = state.right.scaled()
+        other *= state.d2
+        rights.append(np.ascontiguousarray(other.T))
+        del other
     for rows, part in target.blocks(np.float64):
-        yield rows, part, part - target.workers.matmul(state.left.scaled(rows), right)
+        E = part
+        for state, right in zip(states, rights, strict=True):
+            E = E - target.workers.matmul(state.left.scaled(rows), right)
+        yield rows, part, E
 
 
-def squared_error(target: Target, state: State) -> float:
+def squared_error(target: Target, *states: State) -> float:
     """Return ``|A / unit - D1 B1 D2 B2 D3|_F^2`` from the residual itself, block by block.
 
-    With weights ``tr(W E H E^T)`` of that residual E.
+    Several states are summed. With weights ``tr(W E H E^T)`` of that residual E.
     """
-    return target.squares((rows, E) for rows, _, E in residuals(target, state))
+    return target.squares((rows, E) for rows, _, E in residuals(target, *states))
 
 
 def normalise(state: State) -> None:

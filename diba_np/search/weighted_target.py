@@ -201,15 +201,15 @@ class ScaledTarget(Target):
         state.d2 = state.d2 * (self.unit / unit)
 
 
-def snr_facts(target: Target, state: State) -> dict[str, float | None]:
-    """Return the SNRs of a state in dB for the record; None stands for an exact fit.
+def snr_facts(target: Target, *states: State) -> dict[str, float | None]:
+    """Return the SNRs of a sum of states in dB for the record; None stands for an exact fit.
 
     ``snr_db`` is that of the matrix itself. With a Gram matrix ``output_snr_db`` is that of the
     outputs for the inputs as given, neither shrunk nor weighted.
     """
     gram = target.gram if isinstance(target, WeightedTarget) else None
     signal, noise = np.zeros(2), np.zeros(2)
-    for _, part, residual in residuals(target, state):
+    for _, part, residual in residuals(target, *states):
         for total, E in ((signal, part), (noise, residual)):
             total[0] += np.vdot(E, E)
             if gram is not None:
@@ -220,9 +220,9 @@ def snr_facts(target: Target, state: State) -> dict[str, float | None]:
     return facts
 
 
-def reached_db(target: Target, state: State) -> float:
+def reached_db(target: Target, *states: State) -> float:
     """Return the SNR that ``snr=`` is about: of the outputs, or else of the (weighted) error."""
     if isinstance(target, WeightedTarget) and target.gram is not None:
-        output = snr_facts(target, state)["output_snr_db"]
+        output = snr_facts(target, *states)["output_snr_db"]
         return float("inf") if output is None else output
-    return decibels(target.energy, squared_error(target, state))
+    return decibels(target.energy, squared_error(target, *states))

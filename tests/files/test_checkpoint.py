@@ -50,9 +50,9 @@ def run(A, path=None, end_after=None, **options):
 
 
 def contents(f):
-    arrays = [f.d1, f.d2, f.d3, f.b1.words, f.b2.words]
+    arrays = [a for t in f.terms for a in (t.d1, t.d2, t.d3, t.b1.words, t.b2.words)]
     record = {name: value for name, value in f.record.items() if name != "seconds"}
-    return [a.tobytes() for a in arrays], f.grids, json.dumps(record)
+    return [a.tobytes() for a in arrays], [t.grids for t in f.terms], json.dumps(record)
 
 
 INPUTS = np.random.default_rng(5).normal(size=(90, N)) * np.linspace(0.2, 2.0, N)
@@ -73,6 +73,8 @@ CASES = {
     "output weight": {"k": 12, "output_weight": np.linspace(0.1, 3.0, M), "max_sweeps": 10},
     "stages": {"k": 64, "max_sweeps": 6, "scale_bits": 5},
     "stages of inputs": {"k": 64, "inputs": INPUTS, "max_sweeps": 4},
+    "terms": {"bits": 6.0, "terms": 2, "scale_bits": "auto", "max_sweeps": 6},
+    "terms of inputs": {"k": 64, "terms": 2, "inputs": INPUTS, "max_sweeps": 4, "scale_bits": 5},
     "greedy inputs": {"k": 8, "inputs": INPUTS, "solver": "greedy"},
 }
 

@@ -100,6 +100,12 @@ def test_a_package_is_fetched_once_and_refused_when_it_is_another(tmp_path, monk
         sources.fetch(other)
 
 
+def test_bench_terms_smoke():
+    out = run_script("bench_terms.py", "--smoke")
+    assert "| Gaussian | 3 | " in out
+    assert "| 40² | 2 | " in out
+
+
 def test_bench_solver_smoke():
     out = run_script("bench_solver.py", "--smoke")
     assert "| Gaussian | 48 × 40 | 2 |" in out
