@@ -103,9 +103,11 @@ class SearchOptions:
         recorded=False,
     )
     terms: Any = _option(
-        1, "how many terms are summed, each with diagonals of its own; auto: as many as pay", metavar="T",
+        1,
+        "how many terms are summed, each with diagonals of its own; auto: as many as pay",
+        metavar="T",
         recorded=False,
-    )  # fmt: skip
+    )
     solver: str = _option("auto", "auto, or greedy as published", choices=SOLVERS)
     effort: str = _option("balanced", "how long to search", choices=tuple(EFFORTS))
     seed: int = _option(0, "of the random start", kind=int, least=0)

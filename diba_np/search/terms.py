@@ -29,6 +29,7 @@ from diba_np.matrix.factors import DiBAFactors
 from diba_np.search import relaxation as admm
 from diba_np.search.coupled import relax_coupled
 from diba_np.search.greedy import settle
+from diba_np.search.halves import FEWEST
 from diba_np.search.options import SearchOptions
 from diba_np.search.outcome import Outcome
 from diba_np.search.polish import polish
@@ -105,7 +106,7 @@ def count_terms(
     least += FROM_SLOPE * abs(float(np.log2(m / n)))
     if coupled:
         least = max(least, FROM_COUPLED)
-    few = bits * m * n / (m + n) < 4 * admm.FEWEST
+    few = bits * m * n / (m + n) < 4 * FEWEST
     if bits < least or few or spread[1] < ORTHOGONAL:
         return 1
     return int(np.ceil(bits / MOST_BITS))
