@@ -52,12 +52,39 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
     return count
 
 
+def as_real(
+    values: ArrayLike, name: str, rule: str = "be an array of real numbers"
+) -> NDArray[Any]:
+    """Return `values` as an array of real numbers that NumPy itself knows.
+
+    Formats of the package ``ml_dtypes`` (bfloat16, float8, int4) become float32, which holds them
+    all, and longdouble float64; every other array comes back uncopied.
+
+    Raises
+    ------
+    TypeError
+        The entries are not real numbers: "`name` must `rule`, got dtype ...".
+    """
+    array = np.asanyarray(values)
+    dtype = array.dtype
+    if dtype.kind not in "buif" or dtype.itemsize > 8 or dtype.type.__module__ != "numpy":
+        if dtype.type.__module__ == "ml_dtypes" and np.can_cast(dtype, np.float32):
+            return array.astype(np.float32)
+        if dtype.kind == "f" and dtype.type.__module__ == "numpy":
+            with np.errstate(over="ignore"):  # infinity is what the caller looks for
+                return array.astype(np.float64)
+        raise TypeError(f"{name} must {rule}, got dtype {dtype}")
+    return array
+
+
 # magnitudes beyond these leave no room in float32 for the factors and their products
 _LARGEST, _SMALLEST = 1e35, 1e-35
 
 
 def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
     """Check that `A` is a real, finite, non-empty matrix; return it uncopied if it is an array.
+
+    Formats that NumPy does not know come back as float32 or float64, as `as_real` has it.
 
     Raises
     ------
@@ -77,8 +104,7 @@ def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
         raise ValueError(f"{name} must have no masked entries, got {count}")
     if not isinstance(matrix, np.memmap):
         matrix = np.asarray(matrix)  # numpy.matrix and others give blocks of another shape
-    if matrix.dtype.kind not in "buif":
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {matrix.dtype}")
+    matrix = as_real(matrix, name)
     if matrix.ndim != 2:
         raise ValueError(f"{name} must be 2-D, got shape {matrix.shape}")
     if 0 in matrix.shape:
@@ -96,6 +122,23 @@ def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
             entries = "entry" if count == 1 else "entries"
             raise ValueError(f"{name} contains {count} non-finite {entries}; first at {first}")
     return matrix
+
+
+def as_samples(X: ArrayLike, name: str, width: int) -> NDArray[Any]:
+    """Return samples as a matrix (N, width), one a row: leading axes are samples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `as_matrix`, or the last axis is not of that width.
+    """
+    samples: Any = X if hasattr(X, "tocsr") else np.asanyarray(X)
+    shape = tuple(samples.shape)
+    if len(shape) < 2 or shape[-1] != width:
+        raise ValueError(f"{name} must have shape (N, {width}), one sample a row, got {shape}")
+    if len(shape) > 2:  # a memory map in row order stays one
+        samples = samples.reshape(-1, width)
+    return as_matrix(samples, name)
 
 
 def check_magnitude(A: NDArray[Any], name: str) -> float:

@@ -337,6 +337,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         ("kernel path in use", report["path"] or "none"),
         ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
         ("threads", str(report["threads"])),
+        ("threading layer", report["threading_layer"] or "none"),
         ("cache", kept),
         *report["environment"].items(),
         *(("problem", problem) for problem in report["problems"]),

@@ -10,3 +10,7 @@ name that gives the same bits. Twins and instruction sets are written out, not m
 the cache tells functions apart by name, line and code, not by ``parallel=``, and a closure over
 compiled functions has another key in every process.
 """
+
+from diba_np.environment import check_variables
+
+check_variables()  # before Numba is imported, which fails on some without naming them

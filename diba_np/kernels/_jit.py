@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any, ClassVar
 
 import numba
 from numba.core import caching
+
+from diba_np.environment import jit_disabled
 
 # The only option that may depend on the environment: Numba's cache key does not hold the others.
 CACHE = os.environ.get("DIBA_NP_CACHE", "1") != "0"
@@ -78,16 +81,30 @@ def njit(*, fastmath: bool | set[str], parallel: bool = False) -> Callable[[Any]
     -------
     callable
         A decorator. Compiled code is cached on disk where a folder can be written, else not.
+        Where Numba is told not to compile, what it returns raises a ValueError that says so.
     """
 
     def decorate(function: Any) -> Any:
+        if numba.config.DISABLE_JIT:
+            return _refusing(function)
         compiled = numba.njit(
             fastmath=fastmath, parallel=parallel, nogil=True, error_model="numpy"
         )(function)
-        if CACHE and compiled is not function:  # the function itself under NUMBA_DISABLE_JIT
+        if CACHE:
             # no folder for the cache (RuntimeError, OSError): compile in every process
             with contextlib.suppress(RuntimeError, OSError):
                 compiled._cache = _Cache(function)
         return compiled
 
     return decorate
+
+
+def _refusing(function: Any) -> Any:
+    """Return the stand-in of a kernel that cannot be compiled."""
+
+    @functools.wraps(function)
+    def refuse(*arguments: Any) -> Any:
+        raise jit_disabled()
+
+    refuse.overloads, refuse.stats = {}, None  # type: ignore[attr-defined]
+    return refuse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 from numba.extending import intrinsic
 
+from diba_np.environment import absent_layer
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 
@@ -27,6 +28,27 @@ def _ask():
     return _get_num_threads()
 
 
+def load_threading_layer() -> None:
+    """Load the library behind Numba's parallel kernels.
+
+    Raises
+    ------
+    ValueError
+        There is none of the name that ``NUMBA_THREADING_LAYER`` asks for, or none at all.
+    """
+    try:
+        numba.get_num_threads()
+    except ValueError as error:
+        raise absent_layer(error) from None
+
+
+def layer_in_use() -> str:
+    """Return the name of Numba's threading layer here, loaded if it was not."""
+    load_threading_layer()
+    name: str = numba.threading_layer()
+    return name
+
+
 def number_of_threads() -> int:
     """Return what `numba.get_num_threads` returns.
 
@@ -37,6 +59,6 @@ def number_of_threads() -> int:
     """
     global _count  # noqa: PLW0603
     if _count is None:
-        numba.get_num_threads()  # loads the threading layer, which defines the function
+        load_threading_layer()  # which defines the function
         _count = _ask
     return int(_count())

@@ -56,12 +56,12 @@ def retune(
     Parameters
     ----------
     f : DiBAFactors, (m, n)
-    X : (N, n) array_like, or batches
-        Inputs, one sample a row. A memory map is read in blocks. Or, with `Y` left out, batches
+    X : (..., n) array_like, or batches
+        Inputs, one sample a row; leading axes are samples. A memory map is read in blocks. Or, with `Y` left out, batches
         ``(x, y)`` of any sizes: an iterable that can be iterated again, or a callable that returns
         an iterator. Every pass must give the same samples in the same order.
-    Y : (N, m) array_like, or (N,) of int for class labels
-        Targets of the outputs ``X A^T``, one sample a row.
+    Y : (..., m) array_like, or (...) of int for class labels
+        Targets of the outputs ``X A^T``, one for each sample.
     loss : {"mse", "cross_entropy"} or callable, default "mse"
         "mse" is the squared error summed over the outputs, "cross_entropy" that of the softmax
         with labels or probabilities `Y`; both are means over samples. A callable takes

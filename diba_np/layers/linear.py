@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from diba_np.checks import as_real
 from diba_np.matrix.diagonals import DIAGONALS, fit_grid, half_diagonals
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.terms import diagonal_names
@@ -109,9 +110,7 @@ class Layer:
 
     def _real(self, values: ArrayLike, name: str) -> Array:
         """Return real numbers in the dtype of the arithmetic."""
-        array = np.asarray(values)
-        if array.dtype.kind not in "buif":
-            raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        array = np.asarray(as_real(values, name, "hold real numbers"))
         return array.astype(self.dtype, copy=False)
 
     def twin(self: Own) -> Own:
@@ -186,10 +185,10 @@ class Layer:
 
 def check_bias(bias: ArrayLike | None, m: int) -> Array:
     """Return the start of a bias of m outputs, zeros for None."""
-    start = np.zeros(m) if bias is None else np.asarray(bias)
+    start = np.zeros(m) if bias is None else np.asarray(as_real(bias, "bias", "hold real numbers"))
     if start.shape != (m,):
         raise ValueError(f"bias must have shape ({m},), got {start.shape}")
-    if start.dtype.kind not in "buif" or not np.isfinite(start).all():
+    if not np.isfinite(start).all():
         raise ValueError("bias must hold finite real numbers")
     return start
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.kernels.threads import load_threading_layer
 from diba_np.machine.blas import single_threaded_blas
 from diba_np.machine.processors import resolve_threads, threads_for
 
@@ -166,6 +167,7 @@ def product_threads(threads: int | None) -> Iterator[None]:
     """Let packed products use so many threads meanwhile, and BLAS one."""
     import numba
 
+    load_threading_layer()
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(min(resolve_threads(threads), numba.config.NUMBA_NUM_THREADS))

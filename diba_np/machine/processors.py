@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from diba_np.checks import check_count
+from diba_np.environment import numba_threads
 
 # flops of a product from which a second thread saves more than waiting for each other costs
 _WORTH_A_THREAD = 5e7
@@ -49,9 +50,9 @@ def resolve_threads(threads: int | None) -> int:
     Raises
     ------
     TypeError, ValueError
-        `threads` is not a positive int.
+        `threads`, or ``NUMBA_NUM_THREADS``, is not a positive int.
     """
     if threads is None:
         available = processors()
-        return min(available, int(os.environ.get("NUMBA_NUM_THREADS", available)))
+        return min(available, numba_threads() or available)
     return check_count(threads, "threads")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import RowIndex
-from diba_np.checks import check_count, check_shift
+from diba_np.checks import as_real, check_count, check_shift
 from diba_np.files.container import Container
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
@@ -27,9 +27,7 @@ Vector = NDArray[np.float32]
 
 def _diagonal(values: ArrayLike, name: str, size: int) -> Vector:
     """Check one diagonal and return it as a read-only float32 vector."""
-    vector = np.asarray(values)
-    if vector.dtype.kind not in "buif":
-        raise TypeError(f"{name} must be a vector of real numbers, got dtype {vector.dtype}")
+    vector = as_real(values, name, "be a vector of real numbers")
     if vector.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},), got {vector.shape}")
     with np.errstate(over="ignore"):
@@ -105,8 +103,10 @@ class DiBAFactors(CompressedMatrix):
 
     Notes
     -----
-    A product with a float32 operand is computed and returned in float32, with any other real
-    operand in float64 (``np.result_type``), with a complex one on both parts. It is exact to the
+    A product is computed and returned in ``np.result_type(np.float32, x.dtype)``, at most float64:
+    in float32 for float32 and what it holds exactly (float16, bfloat16, bool, integers of up to 16
+    bits), in float64 for every other real operand, with a complex one on both parts. Objects are
+    refused. It is exact to the
     rounding of that type and the same for any number of threads (`numba.set_num_threads`).
     `matvec_rounded` is faster and less exact. NaN and infinity in the operand reach the result as
     in the dense product. The first product makes a copy of the bits in another order, the first
@@ -385,12 +385,13 @@ class DiBAFactors(CompressedMatrix):
 
     # -- dense ---------------------------------------------------------------------------------
 
-    def row_expander(self) -> Callable[[RowIndex], Vector]:
+    def row_expander(self, columns: RowIndex = slice(None)) -> Callable[[RowIndex], Vector]:
         """Return a function from a slice or vector of rows to those of the matrix, float32.
 
-        It holds the right half (k, n), made once; a row then costs ``2 k n`` flops.
+        It holds the right half (k, c) of the c `columns`, made once; a row then costs ``2 k c``
+        flops.
         """
-        return expander(self.terms)
+        return expander(self.terms, columns)
 
     def to_dense(self) -> Vector:
         """Return the (m, n) float32 matrix."""

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.checks import as_real
+
 WORD = 64
 
 # rows a block in conversions; a multiple of 64 so that blocks end on words of the transpose
@@ -67,9 +69,7 @@ class PackedBits:
             self.shape, self._words, self._tiles = bits.shape, bits._words, bits._tiles
             self._transpose = bits.T
             return
-        dense = np.asarray(bits)
-        if dense.dtype.kind not in "buif":
-            raise TypeError(f"bits must be an array of 0 and 1, got dtype {dense.dtype}")
+        dense = np.asarray(as_real(bits, "bits", "be an array of 0 and 1"))
         if dense.ndim != 2:
             raise ValueError(f"bits must be 2-D, got shape {dense.shape}")
         if 0 in dense.shape:

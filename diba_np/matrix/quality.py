@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import largest_magnitude, row_blocks
+from diba_np.checks import as_real, as_samples
 
 
 def _as_real(A: ArrayLike, name: str) -> NDArray[Any]:
     """Return an array of real numbers; subclasses that slice in their own way become plain."""
-    array = np.asanyarray(A)
-    if array.dtype.kind not in "buif":
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
+    array = as_real(A, name)
     return array if isinstance(array, np.memmap) else np.asarray(array)
 
 
@@ -97,8 +96,8 @@ def output_snr_db(A: ArrayLike, A_hat: Any, X: ArrayLike) -> float:
         The reference.
     A_hat : (m, n) array_like
         The approximation; a `DiBAFactors` is expanded.
-    X : (N, n) array_like
-        Inputs, one sample a row.
+    X : (..., n) array_like
+        Inputs, one sample a row; leading axes are samples.
 
     Returns
     -------
@@ -117,17 +116,14 @@ def output_snr_db(A: ArrayLike, A_hat: Any, X: ArrayLike) -> float:
     >>> output_snr_db([[1.0, 2.0]], [[1.0, 1.9]], [[1.0, 0.0]])
     inf
     """
-    reference, inputs = _as_real(A, "A"), _as_real(X, "X")
+    reference = _as_real(A, "A")
     dense = A_hat.to_dense() if hasattr(A_hat, "to_dense") else A_hat
     approximation = _as_real(dense, "A_hat")
     if reference.ndim != 2 or reference.shape != approximation.shape:
         raise ValueError(
             f"A and A_hat must be 2-D of one shape, got {reference.shape} and {approximation.shape}"
         )
-    if inputs.ndim != 2 or inputs.shape[1] != reference.shape[1]:
-        raise ValueError(
-            f"X must have shape (N, {reference.shape[1]}), one sample a row, got {inputs.shape}"
-        )
+    inputs = as_samples(X, "X", reference.shape[1])
     unit = largest_magnitude(reference) or 1.0
     a = reference.astype(np.float64) / unit
     e = a - approximation.astype(np.float64) / unit

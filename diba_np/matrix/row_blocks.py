@@ -50,13 +50,14 @@ class RowBlocks(CompressedMatrix):
         """Return the matrix as (m, n) float32."""
         return np.concatenate([block.to_dense() for block in self.blocks])
 
-    def row_expander(self) -> Callable[[RowIndex], Array]:
+    def row_expander(self, columns: RowIndex = slice(None)) -> Callable[[RowIndex], Array]:
         """Return a function from a slice or vector of rows to those of the matrix, float32."""
-        starts, expanders = self.starts, [block.row_expander() for block in self.blocks]
+        starts, expanders = self.starts, [block.row_expander(columns) for block in self.blocks]
+        width = len(np.arange(self.shape[1])[columns])
 
         def rows(wanted: RowIndex) -> Array:
             index = np.arange(self.shape[0])[wanted]
-            found = np.empty((len(index), self.shape[1]), np.float32)
+            found = np.empty((len(index), width), np.float32)
             for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True):
                 mine = np.flatnonzero((start <= index) & (index < stop))
                 if mine.size:

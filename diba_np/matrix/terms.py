@@ -55,10 +55,13 @@ def diagonal_names(factors: DiBAFactors) -> list[dict[str, str]]:
     return [{name: f"{name}.{i}" for name in DIAGONALS} for i in range(len(factors.terms))]
 
 
-def expander(terms: Terms) -> Callable[[RowIndex], NDArray[np.float32]]:
+def expander(
+    terms: Terms, columns: RowIndex = slice(None)
+) -> Callable[[RowIndex], NDArray[np.float32]]:
     """Return a function from a slice or vector of rows to those of the sum.
 
-    It holds the right halves (k, n); a row then costs ``2 k n`` flops in one product.
+    Of their entries those in the c `columns`. It holds the right halves (k, c); a row then costs
+    ``2 k c`` flops in one product.
     """
     kind: Any = np.float32
     for f in terms:
@@ -69,8 +72,8 @@ def expander(terms: Terms) -> Callable[[RowIndex], NDArray[np.float32]]:
     shift = kind(terms[0].shift)
     halves = []
     for f in terms:
-        half = (f.b2.to_dense() - shift) * f.d2[:, None].astype(kind)
-        half *= f.d3
+        half = (f.b2.to_dense()[:, columns] - shift) * f.d2[:, None].astype(kind)
+        half *= f.d3[columns]
         halves.append(half)
     right = halves[0] if len(halves) == 1 else np.concatenate(halves)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np import methods
-from diba_np.checks import check_count
+from diba_np.checks import as_matrix, as_samples, check_count
 from diba_np.machine.blas import threads_of_children
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import snr_db
@@ -139,10 +139,10 @@ def compare(
     jobs = check_count(jobs, "jobs")
     for rate in rates:
         check_problem(A, rate, inputs, seed)
-    matrix = np.asarray(A)
+    matrix = as_matrix(A)
     train = test = None
     if inputs is not None:
-        samples = np.asarray(inputs)
+        samples = as_samples(inputs, "inputs", matrix.shape[1])
         if len(samples) < 4:
             raise ValueError(
                 f"inputs must have at least 4 rows to hold some out, got {len(samples)}"

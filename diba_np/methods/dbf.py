@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_matrix, check_count
+from diba_np.checks import as_matrix, as_samples, check_count
 from diba_np.machine.pool import workers
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF
@@ -87,9 +87,7 @@ def dbf(
 
 def _norms(inputs: ArrayLike, n: int) -> NDArray[np.float64]:
     """Return the norms of the input channels over their root mean square, none too small."""
-    X = as_matrix(inputs, "inputs")
-    if X.shape[1] != n:
-        raise ValueError(f"inputs must have {n} columns, got {X.shape[1]}")
+    X = as_samples(inputs, "inputs", n)
     norms = np.linalg.norm(X.astype(np.float64), axis=0)
     weights: NDArray[np.float64] = norms / (np.sqrt(np.mean(norms**2)) or 1.0)
     return weights.clip(_LEAST_WEIGHT)

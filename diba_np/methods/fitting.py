@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diba_np.checks import as_matrix, check_count, check_number
+from diba_np.checks import as_matrix, as_samples, check_count, check_number
 from diba_np.matrix.base import Array
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def check_problem(
         check_count(seed, "seed", least=0)
     X = None
     if inputs is not None:
-        X = np.ascontiguousarray(as_matrix(inputs, "inputs"), np.float64)
-        if X.shape[1] != A.shape[1]:
-            raise ValueError(f"inputs must have {A.shape[1]} columns, got {X.shape[1]}")
+        X = np.ascontiguousarray(as_samples(inputs, "inputs", A.shape[1]), np.float64)
     peak = float(np.max(np.abs(A)))
     scale = peak * float(np.sqrt(np.mean((A / peak) ** 2))) if peak > 0.0 else 1.0
     return Problem(A / scale, scale, number, X, seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.checks import as_real
 from diba_np.files.atomic import atomic_path
 from diba_np.layers.linear import Layer
 
@@ -50,9 +51,7 @@ def as_floats(x: ArrayLike) -> Array:
     TypeError
         `x` does not hold real numbers.
     """
-    x = np.asarray(x)
-    if x.dtype.kind not in "buif":
-        raise TypeError(f"a layer must read real numbers, got dtype {x.dtype}")
+    x = np.asarray(as_real(x, "what a layer reads", "be real numbers"))
     return x.astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64, copy=False)
 
 
@@ -300,10 +299,10 @@ def _named(state: State) -> dict[str, Array]:
 
 
 def _save_state(path: Path, state: State) -> None:
-    arrays = _named(state)
-    for name, array in arrays.items():
-        if array.dtype.kind not in "buif":
-            raise TypeError(f"a state must hold arrays of numbers, got {array.dtype} as {name}")
+    arrays = {
+        name: as_real(array, f"a state's {name}", "hold numbers")
+        for name, array in _named(state).items()
+    }
     with open(path, "wb") as file:  # one array after the other: an .npz would sum them up too
         for array in (np.array(list(arrays)), *arrays.values()):
             np.save(file, array, allow_pickle=False)

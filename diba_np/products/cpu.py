@@ -91,5 +91,6 @@ def permutes_as_it_loads() -> bool:
 
 def cache_folder() -> str | None:
     """Return the folder of cached compiled code, outside the package; None if there is no cache."""
-    folder: str | None = lookup_portable.product_portable.stats.cache_path
+    stats = lookup_portable.product_portable.stats  # None where Numba compiles nothing
+    folder: str | None = stats and stats.cache_path
     return folder

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.checks import as_real
 from diba_np.kernels import (
     columns,
     columns_simd,
@@ -104,9 +105,7 @@ def operand(x: ArrayLike) -> Real:
     """
     if type(x) is np.ndarray and x.dtype == _SINGLE and x.flags.carray:
         return x  # the common case, in a fraction of the time
-    array = np.asarray(x)
-    if array.dtype.kind not in "buif":
-        raise TypeError(f"the operand must hold real numbers, got dtype {array.dtype}")
+    array = np.asarray(as_real(x, "the operand", "hold real numbers"))
     dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
     if array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous:
         return transposed(array.T)

@@ -11,7 +11,7 @@ import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import largest_magnitude, row_blocks
-from diba_np.checks import as_matrix, digest
+from diba_np.checks import as_matrix, as_real, as_samples, digest
 from diba_np.machine.pool import Workers
 
 Floats = NDArray[np.float64]
@@ -98,8 +98,8 @@ def as_weights(
 
     Parameters
     ----------
-    inputs : (N, n) array_like, optional
-        One sample a row; a memory map is read in row blocks.
+    inputs : (..., n) array_like, optional
+        One sample a row, leading axes are samples; a memory map is read in row blocks.
     gram : (n, n) array_like, optional
         Symmetric and positive semidefinite, to rounding in float32.
     output_weight : (m,) or (m, m) array_like, optional
@@ -124,11 +124,7 @@ def as_weights(
     H = None
     shrinkage = LEAST_SHRINKAGE
     if inputs is not None:
-        X = as_matrix(inputs, "inputs")
-        if X.shape[1] != n:
-            raise ValueError(
-                f"inputs must have shape (N, {n}), one sample a row, got {tuple(X.shape)}"
-            )
+        X = as_samples(inputs, "inputs", n)
         if len(X) < n:
             warnings.warn(
                 f"inputs has {len(X)} rows for {n} channels: too few to tell all their "
@@ -141,14 +137,14 @@ def as_weights(
         facts |= {"from": "inputs", "rows": len(X), "sha256": digest(X)}
     elif gram is not None:
         H = _check_gram(as_matrix(gram, "gram"), n)
-        facts |= {"from": "gram", "rows": None, "sha256": digest(np.asarray(gram))}
+        facts |= {"from": "gram", "rows": None, "sha256": digest(as_matrix(gram, "gram"))}
     if H is not None:
         facts |= {"shrinkage": shrinkage, "ridge": RIDGE}
         H = _normalised(H, facts)
     outputs = output_gram = None
     if output_weight is not None:
         given = _check_output_weight(output_weight, m)
-        as_given = given[:, None] if given.ndim == 1 else np.asarray(output_weight)
+        as_given = given[:, None] if given.ndim == 1 else as_matrix(output_weight, "output_weight")
         facts["output_weight_sha256"] = digest(as_given)
         if given.ndim == 1:
             outputs = given / given.mean()
@@ -218,8 +214,7 @@ def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
         given = np.asanyarray(output_weight)
     except ValueError as error:
         raise ValueError(f"output_weight must be a vector or matrix: {error}") from None
-    if given.dtype.kind not in "buif":
-        raise TypeError(f"output_weight must be an array of real numbers, got dtype {given.dtype}")
+    given = as_real(given, "output_weight")
     if given.shape not in ((m,), (m, m)):
         raise ValueError(
             f"output_weight must have shape ({m},) or ({m}, {m}), got {tuple(given.shape)}"

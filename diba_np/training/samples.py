@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_matrix
+from diba_np.checks import as_samples
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
@@ -76,25 +76,25 @@ def open_samples(
 def _check_pair(X: ArrayLike, Y: ArrayLike, shape: tuple[int, int], labels: bool) -> Pair:
     """Check kinds, shapes and finiteness; labels also against the outputs."""
     m, n = shape
-    inputs = as_matrix(X, "X")
-    if inputs.shape[1] != n:
-        raise ValueError(f"X must have shape (N, {n}), got {inputs.shape}")
-    targets = np.asanyarray(Y)
-    if labels and targets.ndim == 1:
+    inputs = as_samples(X, "X", n)
+    leading, targets = np.shape(X)[:-1], np.asanyarray(Y)
+    given = targets.shape
+    if labels and given and (targets.ndim == 1 or given == leading):
         if targets.dtype.kind not in "iu":
             raise TypeError(f"Y must hold class labels as ints, got dtype {targets.dtype}")
+        targets = targets.reshape(-1)
         if len(targets) and not 0 <= targets.min() <= targets.max() < m:
             raise ValueError(
                 f"Y must hold labels in [0, {m}), got {targets.min()}..{targets.max()}"
             )
     else:
-        targets = as_matrix(targets, "Y")
-        if targets.shape[1] != m:
-            raise ValueError(f"Y must have shape (N, {m}), got {targets.shape}")
+        targets, given = as_samples(targets, "Y", m), given[:-1]
         if labels and len(targets) and targets.min() < 0:
             raise ValueError(f"Y must hold probabilities, got {targets.min():g}")
     if len(targets) != len(inputs):
         raise ValueError(f"X and Y must hold as many samples, got {len(inputs)} and {len(targets)}")
+    if len(leading) > 1 and len(given) > 1 and given != leading:
+        raise ValueError(f"X and Y must have the same leading axes, got {leading} and {given}")
     return inputs, targets
 
 

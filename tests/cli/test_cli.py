@@ -173,7 +173,7 @@ def test_retune_and_its_bias_in_apply(here, capsys, rng):
     assert load("B.h5").bias is None
     np.save("Y.npy", np.ones((3, 3)))
     status, _, err = run(capsys, *args, "--force")
-    assert (status, "Y must have shape (N, 20), got (3, 3)" in err) == (1, True)
+    assert (status, "Y must have shape (N, 20), one sample a row, got (3, 3)" in err) == (1, True)
 
 
 def test_verify(here, capsys, rng):

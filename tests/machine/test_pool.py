@@ -37,7 +37,7 @@ def test_settings_are_restored_also_after_an_error():
     code = (
         "from diba_np.machine.blas import _blas_controls\n"
         "from diba_np.machine.pool import workers\n"
-        "blas = _blas_controls()\n"
+        "blas, _ = _blas_controls()\n"
         "for set_threads, _ in blas:\n"
         "    set_threads(2)\n"
         "try:\n"
