@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.checks import as_real
-from diba_np.matrix.diagonals import DIAGONALS, fit_grid, half_diagonals
+from diba_np.matrix.diagonals import (
+    DIAGONALS,
+    SINGLE,
+    fit_grid,
+    half_diagonals,
+    warn_of_zeros,
+)
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.terms import diagonal_names
 from diba_np.products.product import Product
@@ -422,9 +428,11 @@ class DiBALinear(Layer):
 
 
 def _rounded_term(f: DiBAFactors, d: dict[str, Array]) -> DiBAFactors:
-    """Return a term with other diagonals, rounded to 16 bits or to codes of the old widths."""
+    """Return a term with other diagonals, of as many bits as it had: 16, 32 or codes."""
     grids = f.grids
-    if grids is None:
+    if grids is None and f.scale_bits == SINGLE:
+        d1, d2, d3 = (d[name].astype(np.float32) for name in DIAGONALS)
+    elif grids is None:
         d1, d2, d3 = half_diagonals(d["d1"], d["d2"], d["d3"])
     else:
         if any(not np.array_equal(d[name], getattr(f, name)) for name in DIAGONALS):
@@ -434,4 +442,6 @@ def _rounded_term(f: DiBAFactors, d: dict[str, Array]) -> DiBAFactors:
             )
             grids = g1, g2, g3
         d1, d2, d3 = (grid.round(d[name]) for name, grid in zip(DIAGONALS, grids, strict=True))
+    for name, rounded in (("d1", d1), ("d3", d3)):
+        warn_of_zeros(name, d[name], rounded)
     return DiBAFactors(d1, f.b1, d2, f.b2, d3, f.shift, grids=grids)

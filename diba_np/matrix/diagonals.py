@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,8 +22,12 @@ ScaleBits = int | Widths
 
 LEAST_CODE, MOST_CODE = 2, 8
 
-# magnitudes under this share of the largest are taken for zero where a grid is fitted
-_ZERO = 1e-5
+# magnitudes under this share of the largest are rounding errors of zeros where a grid is fitted
+_ZERO = 1e-12
+
+# Half precision holds powers of two from the first on with all its bits, and nothing above the
+# second. A diagonal whose entries lie further apart than from 1 down to the first is moved up.
+_LEAST_NORMAL, _MOST_POWER = -14, 14
 
 
 def power_of_two(vector: NDArray[np.floating]) -> float:
@@ -38,6 +43,40 @@ def round_half(vector: NDArray[np.floating], scale: float = 1.0) -> Vector:
     return (scaled.astype(np.float16).astype(np.float64) * scale).astype(np.float32)
 
 
+def _exponents(vector: NDArray[np.floating]) -> tuple[int, int]:
+    """Return the exponents of the least and of the largest magnitude that is not zero.
+
+    The largest as half precision rounds it, so that rounding again finds the same.
+    """
+    size = np.abs(np.asarray(vector, np.float64))
+    size = size[size > 0]
+    if not size.size:
+        return 0, 0
+    least, largest = np.floor(np.log2([size.min(), size.max()]))
+    carried = float(np.float16(size.max() / 2.0**largest)) >= 2.0
+    return int(least), int(largest) + carried
+
+
+def half_scale(vector: NDArray[np.floating]) -> float:
+    """Return the power of two over which half precision holds a vector.
+
+    That of `power_of_two`, or 2^14 times less where small entries would lose digits over it: 12
+    decades are held then, 9 of them with 11 bits.
+    """
+    least, largest = _exponents(vector)
+    return float(2.0 ** (largest if least - largest >= _LEAST_NORMAL else largest - _MOST_POWER))
+
+
+def half_shift(vector: NDArray[np.floating]) -> int:
+    """Return by how many powers of two a diagonal is to be moved up before rounding it to half.
+
+    0 where half precision holds all entries with 11 bits; else as many as the least entry needs
+    and the largest allows.
+    """
+    least, largest = _exponents(vector)
+    return max(0, min(_LEAST_NORMAL - least, _MOST_POWER - largest))
+
+
 def stored_scale_bits(d1: Vector, d2: Vector, d3: Vector) -> int:
     """Return 16 if half precision keeps the three diagonals exactly, else 32.
 
@@ -45,7 +84,7 @@ def stored_scale_bits(d1: Vector, d2: Vector, d3: Vector) -> int:
     """
     exact = (
         np.array_equal(round_half(d1), d1)
-        and np.array_equal(round_half(d2, power_of_two(d2)), d2)
+        and np.array_equal(round_half(d2, half_scale(d2)), d2)
         and np.array_equal(round_half(d3), d3)
     )
     return HALF if exact else SINGLE
@@ -56,14 +95,36 @@ def half_diagonals(
 ) -> tuple[Vector, Vector, Vector]:
     """Return the diagonals as 16 bits hold them, the magnitudes of d1 and d3 moved into d2.
 
-    They are moved by the powers of two next to the means: what has been rounded once stays as it
-    is.
+    They are moved by the powers of two next to the means, and up where they span so many decades
+    that small entries would be lost (`half_shift`): what has been rounded once stays as it is.
     """
     d1, d2, d3 = (np.array(d, np.float64) for d in (d1, d2, d3))
-    means = (float(np.abs(outer).mean()) or 1.0 for outer in (d1, d3))
-    unit1, unit3 = (2.0 ** np.round(np.log2(mean)) for mean in means)
-    d2 *= unit1 * unit3
-    return round_half(d1 / unit1), round_half(d2, power_of_two(d2)), round_half(d3 / unit3)
+    for outer in (d1, d3):
+        unit = 2.0 ** np.round(np.log2(float(np.abs(outer).mean()) or 1.0))
+        unit /= 2.0 ** half_shift(outer / unit)
+        outer /= unit
+        d2 *= unit
+    return round_half(d1), round_half(d2, half_scale(d2)), round_half(d3)
+
+
+_ENTRIES = {"d1": "the rows", "d2": "the components", "d3": "the columns"}
+
+
+def warn_of_zeros(name: str, before: NDArray[np.floating], after: NDArray[np.floating]) -> None:
+    """Warn where entries of a diagonal that are not zero were rounded to zero.
+
+    Warns
+    -----
+    UserWarning
+    """
+    lost = np.flatnonzero((np.asarray(before) != 0) & (np.asarray(after) == 0))
+    if lost.size:
+        warnings.warn(
+            f"{name} spans too many decades for its bits: {lost.size} of {_ENTRIES[name]} become "
+            f"zero, the first at {int(lost[0])}; use scale_bits=32",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from diba_np.matrix.diagonals import (
     MOST_CODE,
     SINGLE,
     LogGrid,
+    half_scale,
     pack_codes,
-    power_of_two,
     unpack_codes,
 )
 from diba_np.matrix.packed_bits import PackedBits
@@ -79,7 +79,7 @@ def payload(factors: DiBAFactors) -> tuple[dict[str, Any], dict[str, NDArray[Any
         for name, grid in zip(DIAGONALS, factors.grids, strict=True):
             arrays[name] = pack_codes(grid.encode(getattr(factors, name)), grid.bits)
     elif isinstance(bits, int):
-        scale = power_of_two(factors.d2) if bits == HALF else 1.0
+        scale = half_scale(factors.d2) if bits == HALF else 1.0
         attributes |= {"format_version": PLAIN_VERSION, "scale_bits": bits, "scale": scale}
         arrays["d1"] = factors.d1.astype(_DTYPES[bits])
         arrays["d2"] = (factors.d2.astype(np.float64) / scale).astype(_DTYPES[bits])

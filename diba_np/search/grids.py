@@ -19,7 +19,8 @@ def _one_by_one(H: Floats, r: Floats, values: Floats) -> Floats:
     Each entry is rounded from its best value given those before it, all later ones still free.
     With ``H = M^T M`` and M lower triangular that value is one dot product.
     """
-    ridge = 1e-6 * np.diag(H) + 1e-9 * float(np.trace(H)) / len(H) + np.finfo(float).tiny
+    own = np.diag(H)  # entries may be in units of their own
+    ridge = np.where(own > 0, 1e-6 * own, 1e-9 * float(own.mean()) + np.finfo(float).tiny)
     regular = H + np.diag(ridge)
     solved = scipy.linalg.cho_solve((scipy.linalg.cholesky(regular, lower=True), True), r)
     order = np.argsort(-np.abs(solved), kind="stable")

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix
 from diba_np.machine.pool import workers
-from diba_np.matrix.diagonals import SINGLE, ScaleBits, Widths, power_of_two, round_half
+from diba_np.matrix.diagonals import SINGLE, ScaleBits, Widths, half_scale, half_shift, round_half
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.search.options import EFFORTS
@@ -70,11 +70,13 @@ def round_diagonals(
         update_d2(target, state)
         state.d2 = (state.d2 * target.unit).astype(np.float32).astype(np.float64) / target.unit
         return
-    state.d1 = round_half(state.d1).astype(np.float64)
-    state.d3 = round_half(state.d3 / columns).astype(np.float64) * columns
+    up1, up3 = 2.0 ** half_shift(state.d1), 2.0 ** half_shift(state.d3 / columns)
+    state.d1 = round_half(state.d1 * up1).astype(np.float64)
+    state.d3 = round_half(state.d3 * up3 / columns).astype(np.float64) * columns
+    state.d2 = state.d2 / (up1 * up3)
     update_d2(target, state)
     d2 = state.d2 * target.unit
-    state.d2 = round_half(d2, power_of_two(d2)).astype(np.float64) / target.unit
+    state.d2 = round_half(d2, half_scale(d2)).astype(np.float64) / target.unit
 
 
 def sum_of(

@@ -29,12 +29,12 @@ from diba_np.search.state import (
     squared_error,
 )
 from diba_np.search.target import Target
-from diba_np.search.weights import Floats, Weights
+from diba_np.search.weights import Floats, Weights, middling
 
 # columns whose gradient is made by one matrix product; in between it is passed on, O(k) a pair
 BLOCK = 64
 
-# the surrogate's scales stay within this share of their root mean square
+# the surrogate's scale of an output whose weight is zero, beside that of a middling one
 _LEAST_SCALE = 1e-2
 
 
@@ -150,12 +150,16 @@ class WeightedTarget(Target):
             if error(rounded) <= error(scales):
                 scales[:] = rounded
             return
-        largest = max(float(np.diag(normal).max(initial=0.0)), np.finfo(np.float64).tiny)
-        empty = np.diag(normal) <= 1e-12 * largest
-        ridged = normal + 1e-12 * largest * np.eye(len(normal))
-        _, solved, failed = scipy.linalg.lapack.dposv(ridged, right, lower=1)
+        # in units of each channel, so that thresholds mean the same for all
+        units = np.sqrt(np.diag(gram))
+        even = normal / units[:, None] / units
+        largest = max(float(np.diag(even).max(initial=0.0)), np.finfo(np.float64).tiny)
+        empty = np.diag(even) <= 1e-12 * largest
+        even[np.diag_indices_from(even)] += 1e-12 * largest
+        _, solved, failed = scipy.linalg.lapack.dposv(even, right / units, lower=1)
         if failed:
             return
+        solved /= units
         solved[empty] = scales[empty]
         if np.isfinite(solved).all() and error(solved) <= error(scales):
             scales[:] = solved
@@ -178,10 +182,9 @@ class WeightedTarget(Target):
         m, n = self.shape
         w = np.diag(self.W) if self.W is not None else self.w
         rows = np.ones(m) if w is None else np.sqrt(w)
+        rows[rows == 0] = _LEAST_SCALE * middling(rows)
         columns = np.ones(n) if self.H is None else np.sqrt(np.diag(self.H))
-        return ScaledTarget(
-            self.A, self.workers, np.maximum(rows, _LEAST_SCALE), np.maximum(columns, _LEAST_SCALE)
-        )
+        return ScaledTarget(self.A, self.workers, rows, columns)
 
 
 class ScaledTarget(Target):

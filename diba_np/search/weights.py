@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 # MiniLM's inputs: N / n = 3 likes 0.1 ... 0.3, 20 likes 0.01 ... 0.1, 36 likes 0.01
 SHRINKAGE, LEAST_SHRINKAGE, MOST_SHRINKAGE = 0.5, 0.01, 0.5
 
-# what every channel gets on top, in means of the diagonal
+# what every channel gets on top, as a share of its own mean square: no unit of a channel counts
 RIDGE = 1e-4
 
 # asymmetry and negative eigenvalues up to these shares of the trace pass for rounding in float32
@@ -67,7 +67,7 @@ class Weights:
         return replace(self, gram=gram, outputs=outputs, output_gram=output_gram)
 
     def regularised(self) -> Floats | None:
-        """Return ``(1 - a) H + a diag(H) + RIDGE I`` with the shrinkage a; positive definite."""
+        """Return ``(1 - a) H + (a + RIDGE) diag(H)`` with the shrinkage a; positive definite."""
         return None if self.gram is None else _shrunk(self.gram, self.shrinkage)
 
 
@@ -156,10 +156,22 @@ def as_weights(
 
 
 def _shrunk(H: Floats, share: float) -> Floats:
-    """Return ``(1 - share) H + share diag(H) + RIDGE I``; positive definite."""
+    """Return ``(1 - share) H + (share + RIDGE) diag(H)``; positive definite.
+
+    In the same units as H, whatever those of single channels; one that is always zero gets the
+    ridge of a channel of middling size.
+    """
     shrunk = (1.0 - share) * H
-    shrunk[np.diag_indices_from(shrunk)] = np.maximum(np.diag(H), 0.0) + RIDGE
+    own = np.maximum(np.diag(H), 0.0)
+    shrunk[np.diag_indices_from(shrunk)] = np.where(
+        own > 0, (1.0 + RIDGE) * own, RIDGE * middling(own)
+    )
     return shrunk
+
+
+def middling(weights: Floats) -> float:
+    """Return the geometric mean of the weights that are not zero."""
+    return float(np.exp(np.mean(np.log(weights[weights > 0]))))
 
 
 def _check_gram(given: NDArray[Any], n: int, name: str = "gram") -> Floats:
