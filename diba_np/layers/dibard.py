@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,10 @@ from diba_np.training.samples import Pair, Samples, Source, open_samples
 Array = NDArray[Any]
 
 METHODS = ("als", "lbfgs", "adam")
+
+# With few samples the diagonals stay near their start: as if each were known beforehand to this
+# share of its size. `stay` is then at least the square of its inverse over the samples.
+_KNOWN_TO = 0.1
 
 
 def retune(
@@ -57,9 +62,9 @@ def retune(
     ----------
     f : DiBAFactors, (m, n)
     X : (..., n) array_like, or batches
-        Inputs, one sample a row; leading axes are samples. A memory map is read in blocks. Or, with `Y` left out, batches
-        ``(x, y)`` of any sizes: an iterable that can be iterated again, or a callable that returns
-        an iterator. Every pass must give the same samples in the same order.
+        Inputs, one sample a row; leading axes are samples. A memory map is read in blocks. Or, with
+        `Y` left out, batches ``(x, y)`` of any sizes: an iterable that can be iterated again, or a
+        callable that returns an iterator. Every pass must give the same samples in the same order.
     Y : (..., m) array_like, or (...) of int for class labels
         Targets of the outputs ``X A^T``, one for each sample.
     loss : {"mse", "cross_entropy"} or callable, default "mse"
@@ -86,9 +91,13 @@ def retune(
     stay : float, default 0.0
         Weight on staying near the start. The objective is the loss plus `stay` times the loss at
         the start times the squared distance: of each diagonal relative to its root mean square at
-        the start, a mean over its entries, summed over the three.
+        the start, a mean over its entries, summed over the three. With fewer samples N to fit than
+        channels it is at least ``100 (1 / N - 1 / n)``: as if each entry were known beforehand to a
+        tenth. Of the bias als then takes the share that exceeds its noise; for the other methods
+        its distance counts too, relative to the outputs' root mean square.
     validation : float, default 0.1
-        Share of the samples that is held out and decides which step is kept; 0 judges on all.
+        Share of the samples, at least one of two or more, that is held out and decides which step
+        is kept; 0 judges on all.
     patience : int, default 5
         Steps without a better objective on what judges after which the fit ends.
     seed : int, default 0
@@ -100,7 +109,7 @@ def retune(
     Returns
     -------
     DiBAFactors
-        The same bits; diagonals rounded to 16 bits, or to codes of as many bits as they had. On the
+        The same bits; diagonals of as many bits as they had: 16, 32, or codes. On the
         samples that judge its objective is never above that of `f`. ``record["retune"]`` tells the
         settings, the losses, the history and the seconds.
 
@@ -108,6 +117,12 @@ def retune(
     ------
     TypeError, ValueError
         An argument is of the wrong kind, value or shape.
+
+    Warns
+    -----
+    UserWarning
+        There are fewer samples to fit than channels; or a diagonal spans so many decades that
+        entries become zero in the bits they have.
 
     Notes
     -----
@@ -140,6 +155,7 @@ def retune(
     size = check_count(batch_size, "batch_size")
     rng = np.random.default_rng(check_count(seed, "seed", least=0))
     samples = open_samples(X, Y, f.shape, loss == "cross_entropy", float(validation), size, seed)
+    few = _few(samples, f.shape)
     fit = _Fit(
         layer=DiBALinear(f),
         samples=samples,
@@ -154,12 +170,13 @@ def retune(
     )
     started = time.monotonic()
     with product_threads(threads):
-        before = fit.begin(float(stay))
+        before = fit.begin(max(float(stay), few), few > 0, holds_bias=chosen != "als")
         if chosen == "adam":
             fit.adam(rng)
         else:
             {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
         fit.restore(fit.kept)
+        away = fit.distance()  # rounding may move magnitudes from one diagonal to another
         # of the diagonals before, and of the weights
         stale = ("snr_db", "output_snr_db")
         record = {name: value for name, value in f.record.items() if name not in stale} | {
@@ -171,7 +188,7 @@ def retune(
                 "held_out": samples.held_count,
                 "steps": fit.done,
                 "kept_step": fit.kept_step,
-                "stay": float(stay),
+                "stay": max(float(stay), few),
                 "seed": seed,
                 "history": thinned(fit.history),
                 "loss_before": before,
@@ -186,7 +203,7 @@ def retune(
         # judged again as rounded; the start is kept where rounding would make it worse than that
         fit.layer = DiBALinear(result)
         after = fit.judge()
-        if not after + fit.distance() <= before:
+        if not after + away <= before:
             result = f.with_record(record)
             after, result.record["retune"]["kept_step"] = before, 0
     result.record["retune"] |= {
@@ -194,6 +211,24 @@ def retune(
         "seconds": round(time.monotonic() - started, 3),
     }
     return result
+
+
+def _few(samples: Samples, shape: tuple[int, int]) -> float:
+    """Return the least `stay` for so few samples, 0 from as many as channels on; warn if few.
+
+    Each diagonal is taken for normal about its start, `_KNOWN_TO` wide, and the loss at the start
+    for the noise of the outputs: the posterior's weight falls as 1 / N.
+    """
+    count, (m, n) = samples.fit_count, shape
+    if count >= n:
+        return 0.0
+    warnings.warn(
+        f"X has {count} samples to fit for {n} channels: too few to tell all their correlations, "
+        "so the diagonals stay near their start",
+        UserWarning,
+        stacklevel=3,
+    )
+    return (1.0 / count - 1.0 / n) / _KNOWN_TO**2
 
 
 def _check_loss(loss: Any) -> tuple[Loss, str]:
@@ -219,7 +254,9 @@ class _Fit:
     patience: int
     callback: Callable[[int, float], Any] | None
     weight: float = 0.0  # of the distance, in units of the loss
+    few: bool = False  # whether samples are too few to trust their means
     start: dict[str, Array] = field(default_factory=dict)
+    units: dict[str, float] = field(default_factory=dict)  # of the distance of what is held
     best: float = np.inf
     kept: dict[str, Array] = field(default_factory=dict)
     kept_step: int = 0
@@ -227,13 +264,21 @@ class _Fit:
     history: list[float] = field(default_factory=list)
     _waited: int = 0
 
-    def begin(self, stay: float) -> float:
-        """Judge and remember the start; return its loss."""
+    def begin(self, stay: float, few: bool, holds_bias: bool) -> float:
+        """Judge and remember the start; return its loss.
+
+        Where samples are few the bias is held as well, unless what fits it sees to that.
+        """
+        self.few = few
+        if few and holds_bias and self.bias:
+            outputs = np.concatenate([self.layer(x) for x, _ in self.samples.judging()])
+            self.units["bias"] = root_mean_square(outputs)
         before = self.judge()
         if not math.isfinite(before):
             raise ValueError(f"the loss must be finite at the start, got {before:g}")
         self.weight = stay * (abs(before) or 1.0) if stay else 0.0
         self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
+        self.units |= {name: root_mean_square(self.start[name]) for name in self.diagonals}
         return before
 
     @property
@@ -268,13 +313,12 @@ class _Fit:
         return total / count
 
     def distance(self) -> float:
-        """Return the weighted squared distance of the diagonals from the start."""
+        """Return the weighted squared distance from the start of what is held there."""
         if not self.weight:
             return 0.0
         total = 0.0
-        for name in self.diagonals:
-            start = self.start[name]
-            away = (self.layer.parameters[name] - start) / root_mean_square(start)
+        for name, unit in self.units.items():
+            away = (self.layer.parameters[name] - self.start[name]) / unit
             total += float(np.mean(np.square(away, dtype=np.float64)))
         return self.weight * total
 
@@ -298,14 +342,31 @@ class _Fit:
         offset = np.zeros_like(own) if self.bias else own
         data = moments(self.samples.fitted(), self.bias, offset)
         solver = LeastSquares(self.layer.factors, data, self.weight)
+        # of the start, about the mean: that of the fit would be too small
+        noise = data.error(self.layer.factors.to_dense().astype(np.float64))
         while True:
             solver.sweep()
             for name in self.diagonals:
                 self.layer.parameters[name][...] = solver.d[name]
             if self.bias:
-                self.layer.parameters["bias"][...] = data.y_mean - solver.apply(data.x_mean)
+                moved = data.y_mean - solver.apply(data.x_mean) - own
+                self.layer.parameters["bias"][...] = own + moved * self._trust(moved, noise)
             if self.ended():
                 return
+
+    def _trust(self, moved: Array, noise: float) -> float:
+        """Return the share of a bias to believe: James and Stein's, where samples are few.
+
+        `noise` is the squared error of a sample about the mean, `moved` the step of the bias.
+        """
+        if not self.few:
+            return 1.0
+        free = self.samples.fit_count - 1
+        square = float(moved @ moved)
+        if not free or not square:
+            return 0.0
+        # of few samples the noise itself is known badly: then it has to be exceeded by far
+        return max(0.0, 1.0 - noise * (1.0 + 4.0 / free) / (free * square))
 
     def adam(self, rng: np.random.Generator) -> None:
         """Train on minibatches."""
@@ -375,9 +436,9 @@ class _Fit:
         """Add the gradient of `distance` and return its value."""
         if not self.weight:
             return 0.0
-        for name in self.diagonals:
+        for name, unit in self.units.items():
             start = self.start[name]
-            scale = 2.0 * self.weight / (start.size * root_mean_square(start) ** 2)
+            scale = 2.0 * self.weight / (start.size * unit**2)
             self.layer.gradients[name] += scale * (self.layer.parameters[name] - start)
         return self.distance()
 

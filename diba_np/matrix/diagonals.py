@@ -99,11 +99,11 @@ def half_diagonals(
     that small entries would be lost (`half_shift`): what has been rounded once stays as it is.
     """
     d1, d2, d3 = (np.array(d, np.float64) for d in (d1, d2, d3))
+    units = []
     for outer in (d1, d3):
         unit = 2.0 ** np.round(np.log2(float(np.abs(outer).mean()) or 1.0))
-        unit /= 2.0 ** half_shift(outer / unit)
-        outer /= unit
-        d2 *= unit
+        units.append(unit / 2.0 ** half_shift(outer / unit))
+    d1, d2, d3 = d1 / units[0], d2 * units[0] * units[1], d3 / units[1]
     return round_half(d1), round_half(d2, half_scale(d2)), round_half(d3)
 
 

@@ -110,7 +110,8 @@ class _Arrays(Samples):
         self.x, self.y, self.batch_size = x, y, batch_size
         self.count = len(x)
         order = np.random.default_rng(seed).permutation(self.count)
-        self.held_count = min(round(validation * self.count), self.count - 1)
+        least = 1 if validation and self.count > 1 else 0
+        self.held_count = min(max(round(validation * self.count), least), self.count - 1)
         held, fit = order[: self.held_count], order[self.held_count :]
         self._fit = np.sort(fit)
         self._held = np.sort(held) if self.held_count else self._fit
@@ -137,23 +138,24 @@ class _Batches(Samples):
         self.source, self.shape, self.labels = source, shape, labels
         self.validation, self.seed = validation, seed
         self.count = self.held_count = self.steps = 0
-        for x, _, held in self._pass():
-            self.count += len(x)
-            self.held_count += int(held.sum())
-            self.steps += not held.all()
+        self._limit = validation  # samples that drew less are held out
+        drawn = [numbers for _, _, numbers in self._pass()]
+        self.count = sum(len(numbers) for numbers in drawn)
         if self.count == 0:
             raise ValueError("X must yield at least one batch, got none")
-        if self.held_count == self.count or (validation and not self.held_count):
-            raise ValueError(
-                f"validation must leave samples on both sides, got {self.held_count} of "
-                f"{self.count} held out"
-            )
+        if validation and self.count > 1:  # at least one of two or more, and not all
+            order = np.sort(np.concatenate(drawn))
+            self._limit = min(max(validation, np.nextafter(order[0], 1.0)), order[-1])
+        elif self.count == 1:
+            self._limit = 0.0
+        self.held_count = sum(int((numbers < self._limit).sum()) for numbers in drawn)
+        self.steps = sum(not (numbers < self._limit).all() for numbers in drawn)
         self._complete = True
 
     _complete = False
 
-    def _pass(self) -> Iterator[tuple[Array, Array, NDArray[np.bool_]]]:
-        """Yield (x, y, which rows are held out); the same rows at every pass."""
+    def _pass(self) -> Iterator[tuple[Array, Array, NDArray[np.float64]]]:
+        """Yield (x, y, a number in [0, 1) for each row); the same numbers at every pass."""
         seen = 0
         for at, pair in enumerate(self.source() if callable(self.source) else self.source):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -162,19 +164,21 @@ class _Batches(Samples):
             x, y = _check_pair(inputs, targets, self.shape, self.labels)
             drawn = np.random.default_rng([self.seed, at]).random(len(x))
             seen += len(x)
-            yield x, y, drawn < self.validation
+            yield x, y, drawn
         if self._complete and seen != self.count:
             raise ValueError(
                 f"X must yield the same samples at every pass, got {self.count} and then {seen}"
             )
 
     def fitted(self, rng: np.random.Generator | None = None) -> Iterator[Pair]:
-        for x, y, held in self._pass():
+        for x, y, drawn in self._pass():
+            held = drawn < self._limit
             if not held.all():
                 yield _taken(x, y, ~held)
 
     def judging(self) -> Iterator[Pair]:
-        for x, y, held in self._pass():
+        for x, y, drawn in self._pass():
+            held = drawn < self._limit
             rows = held if self.held_count else ~held
             if rows.any():
                 yield _taken(x, y, rows)
