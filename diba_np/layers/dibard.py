@@ -219,7 +219,7 @@ def _few(samples: Samples, shape: tuple[int, int]) -> float:
     Each diagonal is taken for normal about its start, `_KNOWN_TO` wide, and the loss at the start
     for the noise of the outputs: the posterior's weight falls as 1 / N.
     """
-    count, (m, n) = samples.fit_count, shape
+    count, n = samples.fit_count, shape[1]
     if count >= n:
         return 0.0
     warnings.warn(
