@@ -42,7 +42,7 @@ from diba_np.search.terms import (
     term_sizes,
     widths_of_terms,
 )
-from diba_np.search.weighted_target import WeightedTarget, reached_db, snr_facts
+from diba_np.search.weighted_target import Lost, WeightedTarget, reached_db, snr_facts
 from diba_np.search.weights import Weights, as_weights
 
 # of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
@@ -179,8 +179,8 @@ def factorize(
     ConvergenceWarning
         `max_sweeps` or `time_limit` ended the search before its own end condition.
     UserWarning
-        `inputs` has fewer rows than channels, there are channels that are always zero, or the
-        checkpoint cannot be written.
+        `inputs` has fewer rows than channels, there are channels that are always zero, the
+        checkpoint cannot be written, or rows or columns of A are lost: zero, or far too large.
 
     Notes
     -----
@@ -190,7 +190,8 @@ def factorize(
     stage on, or ``20 m n`` with weights. With inputs about ``48 n^2`` bytes and ``n^3`` flops more,
     with a matrix `output_weight` ``48 m^2`` and ``m^3``; A is then held whole in float64. Their
     Gram matrix is shrunk towards its diagonal, by the share ``n / (2 N)`` (at least 1 %, at most
-    50 %; 1 % with `gram`), and 1e-4 of the mean of its diagonal is added to every channel.
+    50 %; 1 % with `gram`), and 1e-4 of its own mean square is added to every channel: the units of
+    channels do not count.
 
     At 384x384 (MiniLM attention) and 1 stored bit, strict, one thread:
     "fast" 6.21 dB (0.8 s), "balanced" 6.30 dB (1.3 s), "best" 6.44 dB (6.9 s); double binary
@@ -269,7 +270,8 @@ def factorize(
         finally:
             run.close()
         outcome = run.journal.stage("finish", lambda: _finish(target, outcome, run, scales))
-        reached = snr_facts(target, *outcome.terms)
+        lost = Lost(shape)
+        reached = snr_facts(target, *outcome.terms, lost=lost)
     source = {"sha256": source.get("sha256") or digest(matrix), **source}
     record = _record(how, outcome, run, reached, source, weights)
     if not record["converged"]:
@@ -279,6 +281,9 @@ def factorize(
             ConvergenceWarning,
             stacklevel=2,
         )
+    sentence = lost.sentence(plain=weights is None)
+    if sentence:
+        warnings.warn(sentence, UserWarning, stacklevel=2)
     if isinstance(checkpoint, Checkpoint):
         run.journal.keep_done()
     elif keeper is not None:

@@ -119,6 +119,7 @@ def _row_losses(target: Target, side: Side) -> dict[int, float]:
     scales, values = side.scales, side.values()
     gram, _ = normal_equations(target, side)
     weights = np.maximum(np.einsum("ik,ik->i", values, values @ gram), 0.0)
+    weights = weights * target.entry_weights(side.axis)
     losses = {}
     for width in range(LEAST_CODE, MOST_CODE + 1):
         grid = fit_grid(scales, weights, width)

@@ -296,7 +296,7 @@ def fit_grids(target: Target, state: State, widths: Widths) -> float:
     for side in state.sides:
         equations = normal_equations(target, side)
         update_row_scales(target, side, equations)
-        weights = row_forms(target, side, equations[0])
+        weights = row_forms(target, side, equations[0]) * target.entry_weights(side.axis)
         del equations  # the other side's need the room
         grid = fit_grid(side.scales, np.maximum(weights, 0.0), widths[2 * side.axis])
         side.scales[:] = grid.round(side.scales)

@@ -125,6 +125,10 @@ class Target:
         """Move over one side whose rows or columns are coupled; return the flips."""
         raise NotImplementedError
 
+    def entry_weights(self, axis: int) -> Any:
+        """Return the weight of each row (axis 0) or column of the error by itself; 1.0 for none."""
+        return 1.0
+
     def solve_coupled(self, side: Any, equations: Any = None) -> None:
         """Solve for d1 or d3 where the rows or columns are coupled."""
         raise NotImplementedError

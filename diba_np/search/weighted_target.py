@@ -37,6 +37,9 @@ BLOCK = 64
 # the surrogate's scale of an output whose weight is zero, beside that of a middling one
 _LEAST_SCALE = 1e-2
 
+# energy of an error beside that of its row from which on the row counts as lost: worse than zero
+_JUNK = 4.0
+
 
 class WeightedTarget(Target):
     """A matrix together with the weights of its errors.
@@ -74,6 +77,12 @@ class WeightedTarget(Target):
 
     def coupling(self, axis: int) -> Floats | None:
         return self.H if axis else self.W
+
+    def entry_weights(self, axis: int) -> Any:
+        coupled = self.coupling(axis)
+        if coupled is not None:
+            return np.diag(coupled)
+        return 1.0 if axis or self.w is None else self.w
 
     def weighed_rows(
         self, make: Callable[[slice], Floats]
@@ -204,15 +213,59 @@ class ScaledTarget(Target):
         state.d2 = state.d2 * (self.unit / unit)
 
 
-def snr_facts(target: Target, *states: State) -> dict[str, float | None]:
+class Lost:
+    """Rows and columns of a matrix that a state loses: zero, or many times what they were.
+
+    Attributes
+    ----------
+    energies : list of (3,) rows of float64
+        Of each row: its energy, that of what it became, and that of the error; then of columns.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.energies = [np.zeros((3, size)) for size in shape]
+
+    def add(self, rows: slice, part: Floats, residual: Floats) -> None:
+        """Take in rows of the matrix and their residual."""
+        for i, array in enumerate((part, part - residual, residual)):
+            squares = np.square(array)
+            self.energies[0][i, rows] = squares.sum(axis=1)
+            self.energies[1][i] += squares.sum(axis=0)
+
+    def sentence(self, plain: bool) -> str | None:
+        """Return what to warn of, if anything; `plain`: the error is that of the matrix itself.
+
+        Under weights an error larger than a row may be the smaller one as they see it.
+        """
+        counts = []
+        for name, (before, after, error) in zip(("row", "column"), self.energies, strict=True):
+            lost = (before > 0) & ((after == 0) | (plain & (error > _JUNK * before)))
+            at = np.flatnonzero(lost)
+            if at.size:
+                counts.append(f"{at.size} {name}{'s' * (at.size > 1)} (the first {int(at[0])})")
+        if not counts:
+            return None
+        return (
+            f"A loses {' and '.join(counts)}: zero or far too large in the result, for being too "
+            "small beside the others at this budget; give more bits, scale_bits=32, or an "
+            "output_weight= that evens rows out"
+        )
+
+
+def snr_facts(
+    target: Target, *states: State, lost: Lost | None = None
+) -> dict[str, float | None]:
     """Return the SNRs of a sum of states in dB for the record; None stands for an exact fit.
 
-    ``snr_db`` is that of the matrix itself. With a Gram matrix ``output_snr_db`` is that of the
-    outputs for the inputs as given, neither shrunk nor weighted.
+    `lost` takes in what the same pass tells about rows and columns. ``snr_db`` is that of the
+    matrix itself. With a Gram matrix ``output_snr_db`` is that of the outputs for the inputs as
+    given, neither shrunk nor weighted.
     """
     gram = target.gram if isinstance(target, WeightedTarget) else None
     signal, noise = np.zeros(2), np.zeros(2)
-    for _, part, residual in residuals(target, *states):
+    for rows, part, residual in residuals(target, *states):
+        if lost is not None:
+            lost.add(rows, part, residual)
         for total, E in ((signal, part), (noise, residual)):
             total[0] += np.vdot(E, E)
             if gram is not None:
