@@ -264,7 +264,7 @@ class _Fit:
     history: list[float] = field(default_factory=list)
     _waited: int = 0
 
-    def begin(self, stay: float, few: bool, holds_bias: bool) -> float:
+    def begin(self, stay: float, few: bool = False, holds_bias: bool = False) -> float:
         """Judge and remember the start; return its loss.
 
         Where samples are few the bias is held as well, unless what fits it sees to that.

@@ -15,6 +15,7 @@ from diba_np.networks.stages import (
     Batches,
     Linear,
     State,
+    check_finite,
     dense_linear,
     file_name,
     iterate,
@@ -81,10 +82,13 @@ def capture(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 kept = np.lib.format.open_memmap(path, "w+", np.float32, (rows, n))
             found[name] = Captured(np.zeros((n, n)), np.zeros(n), 0, kept)
-        found[name].add(read_rows(x, keep).x, rng)
+        read = read_rows(x, keep)
+        check_finite(name, at, read, "dense")
+        found[name].add(read.x, rng)
         return y
 
-    for batch in iterate(batches):
+    at = 0
+    for at, batch in enumerate(iterate(batches)):  # noqa: B007  # `linear` names it
         forward(batch, linear)
     for name, each in found.items():
         if not each.count:

@@ -29,8 +29,10 @@ from diba_np.matrix.quality import decibels, snr_db
 from diba_np.models.executors import Runner
 from diba_np.networks.stages import (
     Batches,
+    Read,
     Stage,
     States,
+    check_finite,
     dense_linear,
     file_name,
     groups_of,
@@ -327,6 +329,7 @@ def _capture(
         judges = every > 1 and at % every == every - 1
         for name, pair in pairs.items():
             x, z = one[name], other[name]
+            _check_pair(name, at, x, z)
             missing = None
             if x.added is not None and z.added is not None:
                 missing = x.added - z.added
@@ -345,6 +348,19 @@ def _capture(
         if not pair.held.targets.count:
             pair.held = pair.fit
     return pairs
+
+
+def _check_pair(name: str, batch: int, x: Read, z: Read) -> None:
+    """Check what a layer reads in the dense (x) and the compressed network (z) in one batch."""
+    check_finite(name, batch, x, "dense")
+    check_finite(name, batch, z, "compressed")
+    masks = [np.ones(len(read.x), bool) if read.chosen is None else read.chosen for read in (x, z)]
+    if x.x.shape != z.x.shape or not np.array_equal(*masks):
+        raise ValueError(
+            f"{name!r} must read the same rows in both networks, but its keep= differs in batch "
+            f"{batch}: {len(x.x)} rows count in the dense network, {len(z.x)} in the compressed "
+            "one; a layer whose rows are routed needs one mask for both"
+        )
 
 
 def _effective(
@@ -395,6 +411,11 @@ def _compress(
     if share > 0:
         gram = (1 - share) * gram + share * np.diag(np.diag(gram))
     made = fit(name, target, gram)
+    if not isinstance(made, (DiBAFactors, ScalarQuantized)):
+        raise TypeError(
+            f"fit must return a DiBAFactors or a ScalarQuantized for {name!r}, got "
+            f"{type(made).__name__}"
+        )
     if tuple(made.shape) != A.shape:
         raise ValueError(f"fit must return shape {A.shape} for {name!r}, got {made.shape}")
     own = np.zeros(len(A)) if bias is None else bias

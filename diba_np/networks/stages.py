@@ -36,11 +36,14 @@ class Read:
         Which rows count, or how much each does.
     added : (N, m) array or None
         What the network adds to the outputs.
+    chosen : bool array or None
+        Which rows of all that were given these are; None for all.
     """
 
     x: Array
     keep: Array | None
     added: Array | None
+    chosen: Array | None = None
 
 
 def as_floats(x: ArrayLike) -> Array:
@@ -72,7 +75,20 @@ def read_rows(x: ArrayLike, keep: ArrayLike | None, added: ArrayLike | None = No
         raise ValueError("keep must be a mask, or finite weights that are not negative")
     chosen = weights != 0
     left = None if weights.dtype == bool else weights[chosen]
-    return Read(rows[chosen], left, None if more is None else more[chosen])
+    return Read(rows[chosen], left, None if more is None else more[chosen], chosen)
+
+
+def check_finite(name: str, batch: int, read: Read, network: str) -> None:
+    """Check that a layer reads finite numbers; ValueError that names it, the batch and the row."""
+    for array, what in ((read.x, "reads"), (read.added, "is added to")):
+        if array is None or np.isfinite(array).all():
+            continue
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        kind = "NaN" if np.isnan(array).any() else "infinity"
+        raise ValueError(
+            f"{name!r} {what} {kind} in batch {batch} of the {network} network, in row {row} of "
+            "those that count; states must be finite"
+        )
 
 
 def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Linear:

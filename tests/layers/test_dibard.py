@@ -233,7 +233,6 @@ def test_all_samples_as_batches_give_what_arrays_give(problem):
         ([], ValueError, "must yield at least one batch, got none"),
         ([np.ones((4, 3))], TypeError, r"must yield pairs \(x, y\), got a ndarray"),
         ([(np.ones((4, 5)), np.ones((4, 2)))], ValueError, r"X must have shape \(N, 3\)"),
-        ([(np.ones((1, 3)), np.ones((1, 2)))], ValueError, "must leave samples on both sides"),
     ],
 )
 def test_bad_batches(source, error, words):
@@ -304,8 +303,8 @@ def test_same_seed_same_result_and_the_callback_ends(problem):
     ("changed", "error", "words"),
     [
         ({"f": 3}, TypeError, "f must be a DiBAFactors, got int"),
-        ({"X": np.ones((4, 5))}, ValueError, r"X must have shape \(N, 3\), got \(4, 5\)"),
-        ({"Y": np.ones((4, 5))}, ValueError, r"Y must have shape \(N, 2\), got \(4, 5\)"),
+        ({"X": np.ones((4, 5))}, ValueError, r"X must have .*\(N, 3\), .* got \(4, 5\)"),
+        ({"Y": np.ones((4, 5))}, ValueError, r"Y must have .*\(N, 2\), .* got \(4, 5\)"),
         ({"Y": np.ones((5, 2))}, ValueError, "as many samples, got 4 and 5"),
         ({"X": np.full((4, 3), np.nan)}, ValueError, "X contains 12 non-finite entries"),
         ({"loss": "hinge"}, ValueError, "loss must be a callable or one of mse, cross_entropy"),
