@@ -132,7 +132,7 @@ def as_samples(X: ArrayLike, name: str, width: int) -> NDArray[Any]:
     TypeError, ValueError
         As `as_matrix`, or the last axis is not of that width.
     """
-    samples: Any = X if hasattr(X, "tocsr") else np.asanyarray(X)
+    samples: Any = X if hasattr(X, "tocsr") else as_real(X, name)
     shape = tuple(samples.shape)
     if len(shape) < 2 or shape[-1] != width:
         raise ValueError(f"{name} must have shape (N, {width}), one sample a row, got {shape}")

@@ -66,6 +66,8 @@ def floor_of(module):
     """The number of a module's floor, the highest 0."""
     _, _, place = module.partition(".")
     name = place.partition(".")[0]
+    if name == "testing":  # for users' tests, above all; nothing imports it
+        return -1
     floors = FOLDERS + ROOT
     assert name in floors, f"{module} is in no folder of the house"
     return floors.index(name)

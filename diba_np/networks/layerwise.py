@@ -354,8 +354,10 @@ def _check_pair(name: str, batch: int, x: Read, z: Read) -> None:
     """Check what a layer reads in the dense (x) and the compressed network (z) in one batch."""
     check_finite(name, batch, x, "dense")
     check_finite(name, batch, z, "compressed")
-    masks = [np.ones(len(read.x), bool) if read.chosen is None else read.chosen for read in (x, z)]
-    if x.x.shape != z.x.shape or not np.array_equal(*masks):
+    one, other = (
+        np.ones(len(read.x), bool) if read.chosen is None else read.chosen for read in (x, z)
+    )
+    if x.x.shape != z.x.shape or not np.array_equal(one, other):
         raise ValueError(
             f"{name!r} must read the same rows in both networks, but its keep= differs in batch "
             f"{batch}: {len(x.x)} rows count in the dense network, {len(z.x)} in the compressed "

@@ -246,9 +246,9 @@ class Lost:
         if not counts:
             return None
         return (
-            f"A loses {' and '.join(counts)}: zero or far too large in the result, for being too "
-            "small beside the others at this budget; give more bits, scale_bits=32, or an "
-            "output_weight= that evens rows out"
+            f"A loses {' and '.join(counts)}: zero or far too large in the result, for want of "
+            "components or of range; give more bits, scale_bits=32, or an output_weight= that "
+            "evens rows out"
         )
 
 

@@ -12,7 +12,7 @@ from diba_np import environment
 RUNS = {
     "factorize": "dn.factorize(np.eye(4), k=2)",
     "product": "dn.load(golden) @ np.ones(dn.load(golden).shape[1])",
-    "retune": "dn.retune(dn.load(golden), *[np.ones((4, s)) for s in dn.load(golden).shape[::-1]])",
+    "doctor": "from diba_np.products.cpu import cache_folder; dn.PackedBits(np.eye(2)).tiles",
 }
 FAULTS = {
     "NUMBA_NUM_THREADS": ["abc", "0", "-2", "1.5", "100000"],

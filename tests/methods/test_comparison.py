@@ -88,7 +88,7 @@ def test_methods_are_fitted_to_some_inputs_and_judged_on_the_others(problem, met
         ({"jobs": 0}, ValueError, "jobs must be at least 1"),
         ({"jobs": 1.5}, TypeError, "jobs must be an int"),
         ({"inputs": np.ones((3, 40))}, ValueError, "at least 4 rows"),
-        ({"inputs": np.ones((9, 4))}, ValueError, "inputs must have 40 columns"),
+        ({"inputs": np.ones((9, 4))}, ValueError, r"inputs must have shape \(N, 40\)"),
     ],
 )
 def test_bad_arguments(problem, kwargs, error, text):

@@ -134,7 +134,7 @@ def test_odd_matrices_work_or_say_why(label, A):
         ({"bits": True}, TypeError, "bits must be a number"),
         ({"bits": 0}, ValueError, "bits must be finite and above 0"),
         ({"bits": np.inf}, ValueError, "bits must be finite and above 0"),
-        ({"inputs": np.zeros((4, 3))}, ValueError, "inputs must have 2 columns"),
+        ({"inputs": np.zeros((4, 3))}, ValueError, r"inputs must have shape \(N, 2\)"),
         ({"inputs": np.full((4, 2), np.inf)}, ValueError, "inputs contains 8 non-finite"),
         ({"seed": "x"}, TypeError, "seed must be an int"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),

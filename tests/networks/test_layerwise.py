@@ -323,7 +323,9 @@ def test_integers_are_read_as_the_same_floats(rng):
     for told in reports[0] + reports[1]:
         del told["seconds"]
     assert reports[0] == reports[1]
-    with pytest.raises(TypeError, match="a layer must read real numbers, got dtype complex128"):
+    with pytest.raises(
+        TypeError, match="what a layer reads must be real numbers, got dtype complex128"
+    ):
         compress_layers(net.stages, net.weights, [counts[0] * 1j], quick)
 
 

@@ -93,5 +93,5 @@ def test_rows_that_are_lost_are_named():
 
 
 def test_an_ordinary_matrix_warns_of_nothing(problem, recwarn):
-    dn.factorize(problem[0], bits=1.0)
+    dn.factorize(problem[0], k=24)
     assert not recwarn.list

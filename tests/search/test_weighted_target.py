@@ -404,7 +404,7 @@ SKEW[1, 4] = 0.5
             ValueError,
             r"inputs must have shape \(N, 6\), one sample a row, got \(6",
         ),
-        ({"inputs": X[0]}, ValueError, r"inputs must be 2-D, got shape \(6,\)"),
+        ({"inputs": X[0]}, ValueError, r"inputs must have shape \(N, 6\), .* got \(6,\)"),
         ({"inputs": X[:0]}, ValueError, r"inputs must have rows and columns, got shape \(0, 6\)"),
         ({"inputs": "x"}, TypeError, "inputs must be an array of real numbers"),
         ({"inputs": X * 1j}, TypeError, "inputs must be an array of real numbers, got dtype comp"),
