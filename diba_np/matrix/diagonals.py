@@ -107,7 +107,7 @@ def half_diagonals(
     return round_half(d1), round_half(d2, half_scale(d2)), round_half(d3)
 
 
-_ENTRIES = {"d1": "the rows", "d2": "the components", "d3": "the columns"}
+_ENTRIES = {"d1": "the rows", "d3": "the columns"}
 
 
 def warn_of_zeros(name: str, before: NDArray[np.floating], after: NDArray[np.floating]) -> None:
