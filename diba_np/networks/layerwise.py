@@ -413,10 +413,9 @@ def _compress(
     if share > 0:
         gram = (1 - share) * gram + share * np.diag(np.diag(gram))
     made = fit(name, target, gram)
-    if not isinstance(made, (DiBAFactors, ScalarQuantized)):
+    if not isinstance(made, CompressedMatrix):
         raise TypeError(
-            f"fit must return a DiBAFactors or a ScalarQuantized for {name!r}, got "
-            f"{type(made).__name__}"
+            f"what fit returns must be a compressed matrix, got {type(made).__name__} for {name!r}"
         )
     if tuple(made.shape) != A.shape:
         raise ValueError(f"fit must return shape {A.shape} for {name!r}, got {made.shape}")
