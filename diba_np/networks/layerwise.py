@@ -415,7 +415,7 @@ def _compress(
     made = fit(name, target, gram)
     if not isinstance(made, CompressedMatrix):
         raise TypeError(
-            f"what fit returns must be a compressed matrix, got {type(made).__name__} for {name!r}"
+            f"what fit returns must be a matrix of a method, got {type(made).__name__} for {name!r}"
         )
     if tuple(made.shape) != A.shape:
         raise ValueError(f"fit must return shape {A.shape} for {name!r}, got {made.shape}")
