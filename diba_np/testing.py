@@ -174,7 +174,10 @@ def _check_products(f: DiBAFactors) -> None:
     b1, b2 = (bits.to_dense().astype(np.float64) - f.shift for bits in (f.b1, f.b2))
     d1, d2, d3 = (d.astype(np.float64) for d in (f.d1, f.d2, f.d3))
     left, right = d1[:, None] * b1 * d2, b2 * d3
-    dense, sizes = left @ right, np.abs(left) @ np.abs(right)
+    dense = left @ right
+    # terms as products add them up: those of the bits, and those of the shift
+    larger1, larger2 = (bits.to_dense().astype(np.float64) + f.shift for bits in (f.b1, f.b2))
+    sizes = (np.abs(d1)[:, None] * larger1 * np.abs(d2)) @ (larger2 * np.abs(d3))
     _check(_near(f.to_dense(), dense, sizes, 1e-5), "to_dense must be D1 B1 D2 B2 D3")
     rng = np.random.default_rng(0)
     for operator, exact, size in ((f, dense, sizes), (f.T, dense.T, sizes.T)):

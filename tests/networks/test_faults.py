@@ -60,5 +60,5 @@ def test_masks_that_differ_between_the_networks_are_named(network):
 
 def test_a_fit_that_returns_nothing_is_named(network):
     weights, batches = network
-    with pytest.raises(TypeError, match="what fit returns must be .* got NoneType for 'a'"):
+    with pytest.raises(TypeError, match=r"what fit returns must be .* got NoneType for 'a'"):
         compress_layers([stage], weights, batches, lambda *_: None)
