@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix
+from diba_np.matrix.diagonals import DIAGONALS
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.files import load
 from diba_np.matrix.packed_bits import WORD, PackedBits
@@ -135,19 +136,11 @@ def assert_factorization(f: DiBAFactors, A: ArrayLike, *, bits: float | None = N
     Cost: a dense copy in float64, ``O(k m n)`` flops, and a temporary file.
     """
     matrix = as_matrix(A)
-    (m, n), k = matrix.shape, f.k
+    m, n = matrix.shape
     _check(f.shape == (m, n), f"shape must be {(m, n)}, is {f.shape}")
-    sizes = {"d1": m, "d2": k, "d3": n}
-    for name, size in sizes.items():
-        d = getattr(f, name)
-        _check(d.shape == (size,) and d.dtype == np.float32, f"{name} must be ({size},) float32")
-        _check(bool(np.isfinite(d).all()), f"{name} must be finite")
-    for name, shape in (("b1", (m, k)), ("b2", (k, n))):
-        bits_of = getattr(f, name)
-        _check(bits_of.shape == shape, f"{name} must have shape {shape}, has {bits_of.shape}")
-        tail = shape[1] % WORD
-        over = bits_of.words[:, -1] >> np.uint64(tail) if tail else np.zeros(1, np.uint64)
-        _check(not over.any(), f"{name} must have zero bits behind its last column")
+    _check(f.k == sum(term.k for term in f.terms), "k must be the sum over the terms")
+    for term in f.terms:
+        _check_parts(term, m, n)
     _check_products(f)
     stored = f.k * (m + n)
     _check(f.storage_bits() >= stored, f"storage_bits must be at least {stored}")
@@ -160,24 +153,43 @@ def assert_factorization(f: DiBAFactors, A: ArrayLike, *, bits: float | None = N
         f.save(path)
         again = load(path)
     _check(isinstance(again, DiBAFactors), "load must return a DiBAFactors")
-    for name in (*sizes, "bias"):
-        one, other = getattr(f, name), getattr(again, name)
-        _check(np.array_equal(one, other), f"{name} must come back from a file as it was")
-    for name in ("b1", "b2"):
-        one, other = getattr(f, name).words, getattr(again, name).words
-        _check(np.array_equal(one, other), f"{name} must come back from a file as it was")
+    own, loaded = np.asarray(f.bias), np.asarray(again.bias)
+    _check(np.array_equal(own, loaded), "bias must come back from a file as it was")
+    _check(len(f.terms) == len(again.terms), "as many terms must come back from a file")
+    for one, other in zip(f.terms, again.terms, strict=True):
+        for name in DIAGONALS:
+            same = np.array_equal(getattr(one, name), getattr(other, name))
+            _check(same, f"{name} must come back from a file as it was")
+        for name in ("b1", "b2"):
+            same = np.array_equal(getattr(one, name).words, getattr(other, name).words)
+            _check(same, f"{name} must come back from a file as it was")
     _check(again.snr(matrix) == f.snr(matrix), "snr must be the same after a file")
+
+
+def _check_parts(f: DiBAFactors, m: int, n: int) -> None:
+    """Check shapes, dtypes and padding of one term."""
+    for name, size in zip(DIAGONALS, (m, f.k, n), strict=True):
+        d = getattr(f, name)
+        _check(d.shape == (size,) and d.dtype == np.float32, f"{name} must be ({size},) float32")
+        _check(bool(np.isfinite(d).all()), f"{name} must be finite")
+    for name, shape in (("b1", (m, f.k)), ("b2", (f.k, n))):
+        bits = getattr(f, name)
+        _check(bits.shape == shape, f"{name} must have shape {shape}, has {bits.shape}")
+        tail = shape[1] % WORD
+        over = bits.words[:, -1] >> np.uint64(tail) if tail else np.zeros(1, np.uint64)
+        _check(not over.any(), f"{name} must have zero bits behind its last column")
 
 
 def _check_products(f: DiBAFactors) -> None:
     """Check products against float64 arithmetic on the unpacked parts."""
-    b1, b2 = (bits.to_dense().astype(np.float64) - f.shift for bits in (f.b1, f.b2))
-    d1, d2, d3 = (d.astype(np.float64) for d in (f.d1, f.d2, f.d3))
-    left, right = d1[:, None] * b1 * d2, b2 * d3
-    dense = left @ right
-    # terms as products add them up: those of the bits, and those of the shift
-    larger1, larger2 = (bits.to_dense().astype(np.float64) + f.shift for bits in (f.b1, f.b2))
-    sizes = (np.abs(d1)[:, None] * larger1 * np.abs(d2)) @ (larger2 * np.abs(d3))
+    dense, sizes = np.zeros(f.shape), np.zeros(f.shape)
+    for term in f.terms:
+        b1, b2 = (bits.to_dense().astype(np.float64) for bits in (term.b1, term.b2))
+        d1, d2, d3 = (d.astype(np.float64) for d in (term.d1, term.d2, term.d3))
+        dense += (d1[:, None] * (b1 - f.shift) * d2) @ ((b2 - f.shift) * d3)
+        # terms as products add them up: those of the bits, and those of the shift
+        larger1, larger2 = np.abs(d1)[:, None] * (b1 + f.shift), (b2 + f.shift) * np.abs(d3)
+        sizes += (larger1 * np.abs(d2)) @ larger2
     _check(_near(f.to_dense(), dense, sizes, 1e-5), "to_dense must be D1 B1 D2 B2 D3")
     rng = np.random.default_rng(0)
     for operator, exact, size in ((f, dense, sizes), (f.T, dense.T, sizes.T)):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
+from strategies import sums
 
 import diba_np as dn
 from diba_np.testing import assert_factorization, factorizations, matrices, packed_bits
@@ -14,6 +15,12 @@ from diba_np.testing import assert_factorization, factorizations, matrices, pack
 @given(f=factorizations())
 @settings(max_examples=25)
 def test_every_drawn_factorization_holds(f):
+    assert_factorization(f, f.to_dense())
+
+
+@given(f=sums())
+@settings(max_examples=10)
+def test_every_sum_holds(f):
     assert_factorization(f, f.to_dense())
 
 
