@@ -252,9 +252,7 @@ class Lost:
         )
 
 
-def snr_facts(
-    target: Target, *states: State, lost: Lost | None = None
-) -> dict[str, float | None]:
+def snr_facts(target: Target, *states: State, lost: Lost | None = None) -> dict[str, float | None]:
     """Return the SNRs of a sum of states in dB for the record; None stands for an exact fit.
 
     `lost` takes in what the same pass tells about rows and columns. ``snr_db`` is that of the
