@@ -410,7 +410,7 @@ def test_doctor_tells_what_a_report_needs_and_what_is_wrong(here):
     assert report["environment"]["NUMBA_CACHE_DIR"] == cache["NUMBA_CACHE_DIR"]
     done = doctor(**cache, DIBA_NP_KERNEL="abacus")
     assert done.returncode == 1
-    assert "DIBA_NP_KERNEL must be one of portable, avx2, avx512, got 'abacus'" in done.stdout
+    assert "DIBA_NP_KERNEL must be one of portable, avx2, avx512, neon, got 'abacus'" in done.stdout
     assert "numpy" in done.stdout
 
 
