@@ -19,7 +19,7 @@ from diba_np.machine.pool import workers
 from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
-from diba_np.matrix.diagonals import ScaleBits, Widths
+from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.quality import decibels
 from diba_np.search.greedy import settle, solve_greedy
@@ -269,6 +269,8 @@ def factorize(
             )
         finally:
             run.close()
+        if count > 1 and auto and not (outcome.others or outcome.state.grids or run.stopped):
+            scales = HALF  # a single term was better, and no code fine enough for it
         outcome = run.journal.stage("finish", lambda: _finish(target, outcome, run, scales))
         lost = Lost(shape)
         reached = snr_facts(target, *outcome.terms, lost=lost)

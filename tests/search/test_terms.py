@@ -128,6 +128,14 @@ def test_smooth_matrices_keep_the_better_way():
         assert best.snr(A) >= other.snr(A) - 1e-6
 
 
+def test_a_single_term_of_16_bits_stays_as_it_is(rng):
+    rows, columns = (np.exp(1.5 * rng.normal(size=s)) for s in ((128, 1), 128))
+    A = rng.normal(size=(128, 128)) * rows * columns
+    how = {"bits": 2.0, "scale_bits": "auto", **QUICK}
+    one, best = factorize(A, terms=1, **how), factorize(A, terms="auto", **how)
+    assert best.snr(A) >= one.snr(A) - 1e-6
+
+
 def test_a_goal_in_decibels(uneven):
     f = factorize(uneven, snr=14.0, scale_bits="auto", terms=2, **QUICK)
     assert len(f.terms) == 2
