@@ -16,6 +16,7 @@ import diba_np as dn
 from diba_np.files.parts import Parts
 from diba_np.models.executors import Runner
 from diba_np.models.file import open_model
+from diba_np.models.run import factorize_rows
 
 CODE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 CODE += "from diba_np.cli.main import main; raise SystemExit(main())"
@@ -141,7 +142,7 @@ def test_parts_stay_for_the_same_run_and_go_for_another(here):
 
 
 def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
-    from diba_np.models import factorization as model
+    from diba_np.models import run as model
     from diba_np.search import progress
 
     monkeypatch.setattr(model, "CHECKPOINT_EVERY", 1e-6)
@@ -160,17 +161,17 @@ def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
     monkeypatch.setattr(progress.Run, "step", stop)
     path = here / "0.checkpoint"
     with pytest.raises(KeyboardInterrupt):
-        model.factorize_rows(A, 2.0, None, options, str(path))
+        factorize_rows(A, 2.0, None, options, str(path))
     assert path.exists()
     state = path.read_bytes()
     before = len(steps)
-    found = model.factorize_rows(A, 2.0, None, options, str(path))
+    found = factorize_rows(A, 2.0, None, options, str(path))
     inside = len(steps) - before
     assert found.b1 == whole.b1 and found.b2 == whole.b2
     # damaged: anew, with the same result
     path.write_bytes(state[: len(state) // 2])
     before = len(steps)
-    found = model.factorize_rows(A, 2.0, None, options, str(path))
+    found = factorize_rows(A, 2.0, None, options, str(path))
     assert found.b1 == whole.b1 and len(steps) - before > inside
 
 

@@ -1,0 +1,390 @@
+"""One run over a model: its settings, its searches, the parts that are kept, the result."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.errors import FormatError
+from diba_np.files.checkpoint import Checkpoint
+from diba_np.files.parts import Parts
+from diba_np.machine.versions import versions
+from diba_np.matrix import quality
+from diba_np.matrix.diagonals import ScaleBits
+from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.row_blocks import stack
+from diba_np.matrix.stored_array import StoredArray
+from diba_np.models.executors import Events, Runner
+from diba_np.models.file import Alias, Item, Made, ModelFactors, open_model, write_model
+from diba_np.models.grams import Grams
+from diba_np.models.plan import (
+    ALLOCATIONS,
+    Curve,
+    Scan,
+    Task,
+    allocate,
+    sample_curve,
+)
+from diba_np.models.shapes import matrix_view
+from diba_np.search.factorization import factorize
+from diba_np.search.options import SearchOptions
+from diba_np.sources.entry import Entry
+
+CHECKPOINT = "checkpoint"  # suffix of the file with a search's state
+CHECKPOINT_EVERY = 20.0  # seconds
+
+MOST_NAMED = 3  # arrays in a message
+
+_LOST = 1.0  # dB under which next to nothing of a matrix is left
+_MOST_RECORDED = 20  # kept or omitted arrays in the record: an attribute has its limits
+_MOST_TOLD = 40  # characters of a name in a line of progress
+
+# of a search: what has a meaning for many matrices
+OPTIONS = ("shift", "scale_bits", "solver", "effort", "seed", "max_sweeps", "tol")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked arguments that decide about the result."""
+
+    bits: float
+    allocation: str
+    search: SearchOptions
+
+    def __post_init__(self) -> None:
+        if self.allocation not in ALLOCATIONS:
+            known = ", ".join(ALLOCATIONS)
+            raise ValueError(f"allocation must be one of {known}, got {self.allocation!r}")
+
+    def facts(self) -> dict[str, Any]:
+        """Return all of it as JSON holds it."""
+        used = self.search.as_used()
+        return (
+            {"bits": self.bits, "allocation": self.allocation}
+            | {name: used[name] for name in OPTIONS}
+            | {"scale_bits": self.search.scales_for("bits")}
+        )
+
+    @property
+    def counted_scale_bits(self) -> ScaleBits:
+        """What the plan counts with: under "auto" the most that a choice can be."""
+        asked: ScaleBits | str = self.search.scales_for("bits")
+        return 16 if isinstance(asked, str) else asked
+
+
+class ModelRun:
+    """One run: reads rows, has them factorized, keeps parts, writes the result."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        entries: Sequence[Entry],
+        found: Scan,
+        grams: Grams,
+        threads: int,
+        events: Events,
+        weighted: bool,
+    ) -> None:
+        self.weighted = weighted  # whether the caller told what errors count
+        self.settings, self.matrices, self.tasks = settings, found.matrices, found.tasks
+        self.omitted = found.omitted
+        self.shapes = {matrix.name: matrix.shape for matrix in found.matrices}
+        self.entries = {entry.name: entry for entry in entries}
+        self.grams, self.threads, self.events = grams, threads, events
+        self.parts: Parts | None = None
+        self.made: dict[int, DiBAFactors] = {}
+        self.started = time.monotonic()
+
+    def fingerprint(self, weights: Mapping[str, float]) -> dict[str, Any]:
+        """Return what the result depends on."""
+        arrays = [[m.name, list(m.shape), m.dtype, m.kept, m.sha256] for m in self.matrices]
+        grams = {
+            name: hashlib.sha256(np.ascontiguousarray(gram).data).hexdigest()
+            for name, gram in self.grams.given.items()
+        }
+        grams |= dict.fromkeys(self.grams.nothing, "zero")
+        return {
+            **self.settings.facts(),
+            "arrays": arrays,
+            "weights": dict(weights),
+            "grams": grams,
+        } | versions()
+
+    def rows(self, task: Task) -> NDArray[Any]:
+        """Return what a task factorizes."""
+        # a plain array, as a process gets it: the sums over a memory map are cut otherwise
+        return np.asarray(matrix_view(self.entries[task.name].read())[task.start : task.stop])
+
+    def gram(self, task: Task) -> NDArray[Any] | None:
+        """Return the Gram matrix of what a task's rows read, if there is one."""
+        return self.grams.of(task.name, task.start, self.shapes[task.name])
+
+    def _plan(self, size: int, kept: int) -> tuple[int, ScaleBits]:
+        """Return the bits for the matrices; ValueError where they do not pay for one component."""
+        budget = math.floor(self.settings.bits * size) - kept
+        counted_scale_bits = self.settings.counted_scale_bits
+        try:
+            allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
+        except ValueError as error:
+            if not kept:
+                raise
+            named = ", ".join(
+                f"{name!r} {tuple(shape)} {why} {bits} bits"
+                for name, shape, why, bits in self._largest_kept()[:MOST_NAMED]
+            )
+            raise ValueError(
+                f"{error}; kept: {named}; leave them out by their names (exclude)"
+            ) from error
+        return budget, counted_scale_bits
+
+    def _largest_kept(self) -> list[list[Any]]:
+        """Return (name, shape, why, bits) of what is kept and counts, the largest first."""
+        kept = [m for m in self.matrices if m.kept and m.counted and m.alias_of is None]
+        kept.sort(key=lambda matrix: (-matrix.kept_bits, matrix.name))
+        return [[m.name, list(m.shape), m.kept, m.kept_bits] for m in kept[:_MOST_RECORDED]]
+
+    def all(self, runner: Runner, final: Path | None) -> ModelFactors:
+        """Run everything."""
+        counted = [m for m in self.matrices if m.counted and m.alias_of is None]
+        kept = sum(matrix.kept_bits for matrix in counted if matrix.kept)
+        size = sum(matrix.size for matrix in counted)
+        budget, counted_scale_bits = self._plan(size, kept)
+        self.events.tell(
+            "start",
+            arrays=len(self.matrices),
+            matrices=len({task.name for task in self.tasks}),
+            tasks=len(self.tasks),
+            weights=size,
+            kept_bits=kept,
+            budget_bits=budget,
+            kept=self._largest_kept(),
+            omitted=[[each.name, each.why] for each in self.omitted[:_MOST_RECORDED]],
+        )
+        curves = self._curves(runner) if self.settings.allocation != "uniform" else None
+        shares = allocate(self.tasks, curves, budget, counted_scale_bits)
+        self.events.tell("budget", bits=sum(shares))
+        self._solve(runner, shares)
+        self._warn_of_losses()
+        record = self._record(size, kept)
+        if final is None:
+            model = ModelFactors.of(self._items(), record)
+        else:
+            write_model(final, self._items(), record)
+            if self.parts is not None:
+                self.parts.finish()
+            model = open_model(final)
+        self.events.tell("done", **{k: v for k, v in record.items() if np.isscalar(v)})
+        return model
+
+    def _curves(self, runner: Runner) -> list[Curve]:
+        """Return the curve of every task, those of an earlier run included."""
+        known = self.parts.read("curves") if self.parts is not None else None
+        found = {} if known is None else {int(number): Curve(*map(tuple, c)) for number, c in known}
+
+        def arguments(task: Task) -> tuple[Any, ...]:
+            gram = self.gram(task)
+            threads = self.threads
+            return (
+                self.rows(task),
+                gram,
+                self.settings.search.shift,
+                self.settings.search.seed,
+                threads,
+            )
+
+        missing = [task for task in self.tasks if task.number not in found]
+        for task, curve in runner.run(sample_curve, missing, arguments):
+            found[task.number] = curve
+            self.events.tell("curve", name=task.name, row=task.start, errors=curve.errors)
+            self.events.show(0, len(self.tasks), f"planning {len(found)} of {len(self.tasks)}")
+        if self.parts is not None and missing:
+            points = [[number, [c.rates, c.errors]] for number, c in sorted(found.items())]
+            self.parts.write("curves", points)
+        return [found[task.number] for task in self.tasks]
+
+    def _solve(self, runner: Runner, shares: Sequence[int]) -> None:
+        """Factorize every task that is not yet, the longest first."""
+        work = {task.number: _work(task, shares[task.number]) for task in self.tasks}
+        left = {name: 0 for name in (task.name for task in self.tasks)}
+        for task in self.tasks:
+            left[task.name] += 1
+        self.bits = 0
+        missing = []
+        for task in self.tasks:
+            kept = None if self.parts is None else self._finished(task)
+            if kept is None:
+                missing.append(task)
+            else:
+                self._take(task, kept, left, None, resumed=True)
+        missing.sort(key=lambda task: (-work[task.number], task.number))
+        self.events.expect(sum(work[task.number] for task in missing))
+
+        def arguments(task: Task) -> tuple[Any, ...]:
+            # half a bit keeps the division from costing a component
+            rate = (shares[task.number] + 0.5) / math.prod(task.shape)
+            options = {
+                **{name: getattr(self.settings.search, name) for name in OPTIONS},
+                "threads": self.threads,
+            }
+            # other machines may not see the folder
+            near = self.parts is not None and not runner.foreign
+            path = str(self.parts.path(task.number, CHECKPOINT)) if near and self.parts else None
+            return (self.rows(task), rate, self.gram(task), options, path)
+
+        for task, factors in runner.run(factorize_rows, missing, arguments):
+            if self.parts is not None:
+                factors.save(self.parts.path(task.number))
+                self.parts.path(task.number, CHECKPOINT).unlink(missing_ok=True)
+            self._take(task, factors, left, self.events.advance(work[task.number]))
+
+    def _take(
+        self,
+        task: Task,
+        factors: DiBAFactors,
+        left: dict[str, int],
+        seconds_left: float | None,
+        resumed: bool = False,
+    ) -> None:
+        """Count a task as done and tell about it."""
+        if self.parts is None:
+            self.made[task.number] = factors
+        left[task.name] -= 1
+        self.bits += factors.storage_bits()
+        done = sum(not count for count in left.values())
+        facts = {
+            "name": task.name,
+            "row": task.start,
+            "shape": task.shape,
+            "k": factors.k,
+            "bits": factors.storage_bits(),
+            "snr_db": factors.record["snr_db"],
+            "search_seconds": factors.record["seconds"],
+            "resumed": resumed,
+            "seconds_left": None if seconds_left is None else round(seconds_left, 1),
+        }
+        self.events.tell("part" if left[task.name] else "matrix", **facts, matrices_done=done)
+        snr = facts["snr_db"]
+        text = f"...{task.name[-_MOST_TOLD:]}" if len(task.name) > _MOST_TOLD else task.name
+        text += "" if task.whole else f" rows {task.start} to {task.stop - 1}"
+        text += ": exact" if snr is None else f": {snr:.2f} dB"
+        eta = "" if seconds_left is None else f", {seconds_left:.0f} s left"
+        self.events.show(done, len(left), f"{self.bits / 1e6:.2f} Mbit{eta}; {text}")
+
+    def _finished(self, task: Task) -> DiBAFactors | None:
+        """Return what an earlier run kept of a task; None if that is nothing, or not whole."""
+        if self.parts is None:
+            return None
+        try:
+            return DiBAFactors.load(self.parts.path(task.number))
+        except (FileNotFoundError, FormatError):
+            return None
+
+    def _factors(self, task: Task) -> DiBAFactors:
+        found = self.made.get(task.number) if self.parts is None else self._finished(task)
+        if found is None:
+            raise OSError(f"the finished part of {task.name} is gone")
+        return found
+
+    def _items(self) -> Iterator[Item]:
+        by_name: dict[str, list[Task]] = {}
+        for task in self.tasks:
+            by_name.setdefault(task.name, []).append(task)
+        for matrix in self.matrices:
+            made: Made | Alias
+            if matrix.alias_of is not None:
+                yield matrix.name, matrix.shape, matrix.dtype, Alias(matrix.alias_of)
+                continue
+            dtype = matrix.dtype
+            if matrix.kept:
+                array = self.entries[matrix.name].read()
+                made = stored = StoredArray.of(array, matrix.dtype, {"kept": matrix.kept})
+                dtype = stored.array_dtype
+            else:
+                tasks = by_name[matrix.name]
+                blocks = [self._factors(task) for task in tasks]
+                made = blocks[0] if tasks[0].whole else stack(blocks, [t.energy for t in tasks])
+                made.record["source"] = {
+                    **blocks[0].record["source"],
+                    "shape": list(made.shape),
+                    "sha256": matrix.sha256,
+                }
+            yield matrix.name, matrix.shape, dtype, made
+
+    def _warn_of_losses(self) -> None:
+        """Warn of matrices that a shared budget leaves next to nothing of."""
+        if self.settings.allocation != "shared" or self.grams.given or self.weighted:
+            return
+        reached, lost = set(), []
+        for task in self.tasks:
+            factors = self._factors(task)
+            snr, few = factors.record["snr_db"], factors.bits_per_weight < self.settings.bits / 2
+            if few and snr is not None and snr < _LOST and task.name not in lost:
+                lost.append(task.name)
+            reached.add(task.name)
+        if lost:
+            warnings.warn(
+                f"{len(lost)} of {len(reached)} matrices keep less than {_LOST:g} dB, the first "
+                f"{lost[0]!r}: their entries are small beside those of others, which get the bits; "
+                'allocation="relative" counts errors relative to each matrix',
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _record(self, size: int, kept: int) -> dict[str, Any]:
+        noise = 0.0
+        seconds = 0.0
+        for task in self.tasks:
+            record = self._factors(task).record
+            reached = record.get("output_snr_db", record["snr_db"])
+            noise += 0.0 if reached is None else task.energy / 10 ** (reached / 10)
+            seconds += record["seconds"]
+        snr = quality.decibels(sum(task.energy for task in self.tasks), noise)
+        return {
+            **self.settings.facts(),
+            "factorized": len({task.name for task in self.tasks}),
+            "kept": sum(bool(matrix.kept) for matrix in self.matrices),
+            "kept_arrays": self._largest_kept(),
+            "shared": sum(matrix.alias_of is not None for matrix in self.matrices),
+            "omitted": [[each.name, each.why[:200]] for each in self.omitted[:_MOST_RECORDED]],
+            "counted_weights": size,
+            "counted_bits": self.bits + kept,
+            "weighted_error": noise,
+            "snr_db": snr if math.isfinite(snr) else None,
+            "search_seconds": round(seconds, 3),
+            "wall_seconds": round(time.monotonic() - self.started, 3),
+            "versions": versions(),
+        }
+
+
+def _work(task: Task, bits: int) -> float:
+    """Return about how long a search takes, in flops of a fixed number of iterations."""
+    m, n = task.shape
+    k = bits / (m + n)
+    return m * n * k + 1.5 * k * k * (m + n)
+
+
+def factorize_rows(
+    A: NDArray[Any],
+    bits: float,
+    gram: NDArray[Any] | None,
+    options: dict[str, Any],
+    checkpoint: str | None = None,
+) -> DiBAFactors:
+    """Factorize one task's rows; what an executor is given."""
+    if checkpoint is None:
+        return factorize(A, bits=bits, gram=gram, **options)
+    keeper = Checkpoint(checkpoint, CHECKPOINT_EVERY)
+    try:
+        return factorize(A, bits=bits, gram=gram, **options, checkpoint=keeper)
+    except FormatError:
+        keeper.remove()  # damaged: the search begins anew, with the same result
+        return factorize(A, bits=bits, gram=gram, **options, checkpoint=keeper)
