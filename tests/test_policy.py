@@ -132,6 +132,8 @@ def test_the_tests_mirror_the_package():
     here = Path(__file__).parent
     folders = {path.name for path in here.iterdir() if list(path.glob("test_*.py"))}
     assert set(FOLDERS) | {"scripts"} == folders
+    names = sorted(path.name for path in here.rglob("test_*.py"))
+    assert len(names) == len(set(names)), "pytest takes files of one name for one module"
 
 
 def jitted(path):
