@@ -28,7 +28,7 @@ Report = dict[str, Any]
 _ARGUMENT = re.compile(
     r"\b(group|include|exclude|grams|inputs|gram|output_weight|weights|bits|ratio|snr|min_size|"
     r"allocation|threads|jobs|scale_bits|shift|seed|effort|checkpoint|restart|block_rows|solver)="
-    r'("[a-z]+")?'
+    r'("[a-z]+"|\d+)?'
 )
 
 
@@ -52,13 +52,13 @@ def sentence(error: BaseException) -> str:
 def in_options(text: str) -> str:
     """Return a message with arguments of Python as options.
 
-    >>> in_options('name one with group=; allocation="relative" counts (exclude)')
-    'name one with --group; --allocation relative counts (--exclude)'
+    >>> in_options('name one with group=; allocation="relative" counts (exclude), scale_bits=32')
+    'name one with --group; --allocation relative counts (--exclude), --scale-bits 32'
     """
 
     def option(found: re.Match[str]) -> str:
         name, value = found.groups()
-        return f"--{name.replace('_', '-')}" + (f" {value[1:-1]}" if value else "")
+        return f"--{name.replace('_', '-')}" + (" " + value.strip('"') if value else "")
 
     return _ARGUMENT.sub(option, text).replace("(exclude)", "(--exclude)")
 

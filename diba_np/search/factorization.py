@@ -15,6 +15,7 @@ from diba_np.checks import as_matrix, check_number, digest
 from diba_np.errors import ConvergenceWarning
 from diba_np.files.atomic import PathLike
 from diba_np.files.checkpoint import EVERY, Checkpoint
+from diba_np.machine.blas import blas_problem
 from diba_np.machine.pool import workers
 from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
@@ -162,7 +163,8 @@ def factorize(
         Its diagonals are rounded to what a file holds (`scale_bits`). Its `record` tells solver,
         effort, seed, sweeps, components of each stage, seconds, SNR, the history of the relative
         squared error, the SHA-256 of A and versions; with inputs also their SHA-256, number of rows
-        and the SNR of the outputs.
+        and the SNR of the outputs. ``zero_rows`` and ``zero_columns`` count those that are not zero
+        in A and came out as zero. ``blas`` is there where BLAS could not be held at one thread.
 
     Raises
     ------
@@ -180,7 +182,8 @@ def factorize(
         `max_sweeps` or `time_limit` ended the search before its own end condition.
     UserWarning
         `inputs` has fewer rows than channels, there are channels that are always zero, the
-        checkpoint cannot be written, or rows or columns of A are lost: zero, or far too large.
+        checkpoint cannot be written, or rows or columns of A that are small beside the others are
+        lost: zero, or far too large.
 
     Notes
     -----
@@ -273,7 +276,7 @@ def factorize(
             scales = HALF  # a single term was better, and no code fine enough for it
         outcome = run.journal.stage("finish", lambda: _finish(target, outcome, run, scales))
         lost = Lost(shape)
-        reached = snr_facts(target, *outcome.terms, lost=lost)
+        reached = snr_facts(target, *outcome.terms, lost=lost) | lost.counts()
     source = {"sha256": source.get("sha256") or digest(matrix), **source}
     record = _record(how, outcome, run, reached, source, weights)
     if not record["converged"]:
@@ -322,6 +325,7 @@ def _record(
 
     `reached` are its SNRs, `source` says which matrix it is of.
     """
+    problem = blas_problem()
     return {
         **how.record(),
         "sweeps": outcome.sweeps,
@@ -334,6 +338,7 @@ def _record(
         "objective_history": thinned(outcome.history),
         "source": source,
         **({} if weights is None else {"activations": weights.facts}),
+        **({"blas": problem} if problem else {}),
         "versions": versions(),
     }
 

@@ -40,6 +40,9 @@ _LEAST_SCALE = 1e-2
 # energy of an error beside that of its row from which on the row counts as lost: worse than zero
 _JUNK = 4.0
 
+# energy of a row beside the mean of all under which it can be lost for want of range
+_SMALL = 1e-3
+
 
 class WeightedTarget(Target):
     """A matrix together with the weights of its errors.
@@ -232,23 +235,32 @@ class Lost:
             self.energies[0][i, rows] = squares.sum(axis=1)
             self.energies[1][i] += squares.sum(axis=0)
 
+    def counts(self) -> dict[str, int]:
+        """Return how many rows and columns that are not zero came out as zero."""
+        names = ("zero_rows", "zero_columns")
+        return {
+            name: int(((before > 0) & (after == 0)).sum())
+            for name, (before, after, _) in zip(names, self.energies, strict=True)
+        }
+
     def sentence(self, plain: bool) -> str | None:
         """Return what to warn of, if anything; `plain`: the error is that of the matrix itself.
 
-        Under weights an error larger than a row may be the smaller one as they see it.
+        Of rows that are small beside the others: what few components leave of an ordinary row is
+        what the SNR tells, and `counts`. Under weights an error larger than a row may be the
+        smaller one as they see it.
         """
-        counts = []
+        parts = []
         for name, (before, after, error) in zip(("row", "column"), self.energies, strict=True):
-            lost = (before > 0) & ((after == 0) | (plain & (error > _JUNK * before)))
-            at = np.flatnonzero(lost)
+            small = (before > 0) & (before < _SMALL * before.mean())
+            at = np.flatnonzero(small & ((after == 0) | (plain & (error > _JUNK * before))))
             if at.size:
-                counts.append(f"{at.size} {name}{'s' * (at.size > 1)} (the first {int(at[0])})")
-        if not counts:
+                parts.append(f"{at.size} {name}{'s' * (at.size > 1)} (the first {int(at[0])})")
+        if not parts:
             return None
         return (
-            f"A loses {' and '.join(counts)}: zero or far too large in the result, for want of "
-            "components or of range; give more bits, scale_bits=32, or an output_weight= that "
-            "evens rows out"
+            f"A loses {' and '.join(parts)}, small beside the others: zero or far too large in the "
+            "result; give more bits, scale_bits=32, or an output_weight= that evens rows out"
         )
 
 

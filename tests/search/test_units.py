@@ -92,6 +92,14 @@ def test_rows_that_are_lost_are_named():
     assert not f.to_dense().any(axis=1).all()
 
 
+def test_the_record_counts_rows_that_few_components_leave_at_zero(recwarn):
+    A = np.random.default_rng(0).normal(size=(20, 15))
+    f = dn.factorize(A, k=3)
+    rows, columns = (int((~f.to_dense().any(axis=axis)).sum()) for axis in (1, 0))
+    assert (f.record["zero_rows"], f.record["zero_columns"]) == (rows, columns)
+    assert rows > 0 and not recwarn.list
+
+
 def test_an_ordinary_matrix_warns_of_nothing(problem, recwarn):
     dn.factorize(problem[0], k=24)
     assert not recwarn.list
