@@ -68,7 +68,7 @@ def errors_by_kind(model: ModelFactors, arrays: Mapping[str, np.ndarray]) -> dic
     """Return squared error, energy and stored bits of each kind of matrix, measured afresh."""
     found: dict[str, dict[str, float]] = {}
     for name, made in model.items():
-        if made.method == "stored":
+        if made.is_array:
             continue
         kind = next((kind for kind, part in KINDS.items() if part in f".{name}"), "other")
         expand, A = made.row_expander(), arrays[name]

@@ -164,7 +164,7 @@ def info_model(args: argparse.Namespace) -> int:
                 lines.append((name, f"{text}, the same as {model.aliases[name]}"))
                 continue
             text += f", {made.bits_per_weight:.3f} bits"
-            if made.method == "stored":
+            if made.is_array:
                 text += f", kept ({record.get('kept')})"
             elif "snr_db" in record:
                 text += f", {decibels_text(record['snr_db'])}"
@@ -200,7 +200,7 @@ def verify_model(args: argparse.Namespace) -> int:
                 array, made = source[name].read(), model[name]
                 if array.shape != model.array_shape(name):
                     other.append(name)
-                elif made.method == "stored":
+                elif made.is_array:
                     if not _equal(array, model.dense(name)):
                         other.append(name)
                 else:

@@ -212,7 +212,7 @@ def size_report(made: DiBAFactors | CompressedMatrix) -> Report:
     """Return the fields "sizes" of a report."""
     m, n = made.shape
     report = {"m": m, "n": n, "method": made.method}
-    if made.method == "diba":
+    if made.terms:
         widths = [term.scale_bits for term in made.terms]
         report |= {"k": made.k, "shift": made.shift}
         if len(widths) == 1:

@@ -111,6 +111,14 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
     # dataset name -> one of KINDS; every dataset of the class must be listed
     dataset_kinds: ClassVar[dict[str, str]] = {}
 
+    # whether this is an array kept as it is
+    is_array: ClassVar[bool] = False
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """The one-term factorizations of a `DiBAFactors`; none of any other method."""
+        return ()
+
     def __init__(
         self, shape: tuple[int, int], scale: float = 1.0, record: dict[str, Any] | None = None
     ) -> None:

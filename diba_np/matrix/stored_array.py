@@ -37,6 +37,7 @@ class StoredArray(CompressedMatrix):
     """
 
     method = "stored"
+    is_array = True
     dataset_kinds: ClassVar[dict[str, str]] = {"values": "payload"}
 
     def __init__(

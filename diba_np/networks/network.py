@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.files.atomic import PathLike
-from diba_np.layers.coded_linear import CodedLinear
 from diba_np.layers.dense_linear import DenseLinear
-from diba_np.layers.linear import DiBALinear, Layer, check_float
+from diba_np.layers.linear import Layer, check_float
+from diba_np.layers.registry import as_layer
 from diba_np.networks.blocks.activations import ACTIVATIONS
 from diba_np.networks.blocks.attention import attend
 from diba_np.networks.blocks.block import Back, Block
@@ -40,13 +40,6 @@ State = dict[str, Array]
 Linear = Callable[..., tuple[Array, Any]]
 StateBack = Callable[[State], State]
 Step = Callable[[State, Linear], tuple[State, StateBack]]
-
-
-def layer_of(matrix: Any, bias: Array | None, dtype: Any) -> Layer:
-    """Return a compressed matrix as a layer; a factorization may have its bias with it."""
-    if matrix.method == "diba":
-        return DiBALinear(matrix, bias, dtype)
-    return CodedLinear(matrix, bias, dtype)
 
 
 class Layers(MutableMapping[str, Layer]):
@@ -162,7 +155,7 @@ class Network(TextMethods):
     def _make_layer(self, name: str) -> Layer:
         if name in self.tensors.compressed:
             bias = self.tensors.bias(name)
-            return layer_of(self.tensors.compressed[name](), bias, self.dtype)
+            return as_layer(self.tensors.compressed[name](), bias, self.dtype)
         bias = None if name in (self.token_name, self.head_name) else self.tensors.bias(name)
         return DenseLinear(self._weight(name), bias, self.dtype)
 

@@ -35,7 +35,7 @@ pre { overflow-x: auto; background: #f4f4f4; padding: 1rem; font-size: .85rem; }
 def _facts(made: Any, A: ArrayLike | None) -> list[tuple[str, str]]:
     m, n = made.shape
     facts = [("shape", f"{m} × {n}"), ("method", made.method)]
-    if isinstance(made, DiBAFactors):
+    if made.terms:
         alphabet = "0 and 1" if not made.shift else f"{-made.shift:g} and {1 - made.shift:g}"
         sizes = ", ".join(str(term.k) for term in made.terms)
         terms = f" in {len(made.terms)} terms of {sizes}" if len(made.terms) > 1 else ""

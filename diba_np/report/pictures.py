@@ -386,7 +386,7 @@ def panels_of(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) 
         panels.append(_error_panel(made, reference))
     if min(made.shape) <= _LARGEST_SPECTRUM:
         panels.append(_spectrum_panel(made, reference))
-    if isinstance(made, DiBAFactors):
+    if made.terms:
         b1 = _joined([term.b1 for term in made.terms], 1)
         b2 = _joined([term.b2 for term in made.terms], 0)
         panels.append(_bits_panel(b1, "B1", ("row", "component")))
@@ -494,6 +494,6 @@ def save_page(
 def headline(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) -> str:
     """Return one line of figures: shape, method, size and, with `A`, the SNR."""
     m, n = made.shape
-    inner = f"k = {made.k}" if isinstance(made, DiBAFactors) else made.method
+    inner = f"k = {made.k}" if made.terms else made.method
     reached = "" if A is None else f", SNR {quality.snr_db(A, made):.2f} dB"
     return f"{m} × {n}, {inner}, {made.bits_per_weight:.3f} stored bits a weight{reached}"
