@@ -186,7 +186,7 @@ def test_the_toolkits_own_method_satisfies_the_interface(matrix, tmp_path):
         assert made.storage_ratio() == made.storage_bits() / (32 * matrix.size)
         part = made.row_expander()(slice(3, 9))
         np.testing.assert_allclose(part, made.to_dense()[3:9], rtol=1e-5, atol=1e-5)
-        assert 5 < made.snr(matrix) < 12
+        assert 5 < made.snr(matrix) < 14
         assert 0 <= made.save(tmp_path / "a.h5") - made.storage_bits() // 8 <= HEADER_BYTES
     assert own.storage_breakdown()["payload"] == own.k * (48 + 40)
 
@@ -261,7 +261,7 @@ def big_endian(name):
 @pytest.mark.parametrize(
     ("label", "change", "words"),
     [
-        ("rtn", put("method", "zip"), "attribute method: found 'zip', expected one of sign, rtn"),
+        ("rtn", put("method", "zip"), "attribute method: found 'zip', expected one of diba, rows"),
         ("rtn", put("method", 3), "attribute method: found 3, expected str"),
         ("rtn", put("m", 0), "attribute m: found 0, expected a positive size"),
         ("rtn", put("m", 47), "inconsistent contents"),
