@@ -14,10 +14,15 @@ import numpy as np
 
 import diba_np as dn
 
+try:  # a Pipeline asks for scikit-learn's own base from its version 1.7 on
+    from sklearn.base import BaseEstimator
+except ImportError:
+    BaseEstimator = object
+
 DATA = Path(__file__).resolve().parents[2] / "data"
 
 
-class DiBATransformer:
+class DiBATransformer(BaseEstimator):
     """Principal components whose matrix is a factorization of `bits` stored bits an entry.
 
     Parameters
