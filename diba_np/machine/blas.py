@@ -29,7 +29,10 @@ def _wheel_libraries(package: Any) -> list[Path]:
     """Return the OpenBLAS libraries that NumPy's or SciPy's wheel carries."""
     root = Path(str(package.__file__)).parent
     folders = (root.parent / f"{root.name}.libs", root / ".dylibs", root / ".libs")
-    return sorted(path for folder in folders for path in folder.glob("*openblas*"))
+    try:
+        return sorted(path for folder in folders for path in folder.glob("*openblas*"))
+    except OSError:  # a process without the right to read them
+        return []
 
 
 def _wheel_controls(package: Any) -> list[Control]:

@@ -144,6 +144,7 @@ def factorize_model(
 
     Examples
     --------
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> model = factorize_model(
     ...     {"a": rng.normal(size=(40, 30)), "b": rng.normal(size=(32, 48)), "bias": np.zeros(3)},
