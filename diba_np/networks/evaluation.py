@@ -109,7 +109,7 @@ def evaluate(
 
 def _log_shares(logits: Array) -> Array:
     """Return the logarithms of the softmax over the last axis."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    shifted: Array = logits - logits.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
 

@@ -209,7 +209,7 @@ def open_onnx(path: Path) -> list[Entry]:
     with as_format_error(str(path), "ONNX"):
         if not path.stat().st_size:
             raise ValueError("it is empty")
-        whole = memoryview(np.memmap(path, np.uint8, "r"))
+        whole = np.memmap(path, np.uint8, "r").data
         for number, graph in fields(whole):
             if number != 7 or isinstance(graph, int):
                 continue
