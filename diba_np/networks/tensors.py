@@ -19,7 +19,6 @@ LINEAR = ("joined", "query", "key", "value", "mix", "gate", "inner", "outer")
 NORMS = ("mix_norm", "outer_norm")
 # heads: layers beside those of the trunk
 HEADS = ("masked_dense", "pooler", "classifier")
-SPANS = {"joined": 3, "query": 1, "key": 1, "value": 1}
 
 
 class Tensor(Protocol):

@@ -205,7 +205,7 @@ def test_a_file_that_is_in_use_is_an_error_of_the_system(factors, tmp_path):
 
 
 def test_too_many_open_files_is_no_fault_of_the_file(factors, tmp_path):
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="limits of a process, on POSIX")
     path = tmp_path / "a.h5"
     factors.save(path)
     dn.load(path)
