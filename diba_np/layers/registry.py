@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diba_np.layers.linear import Layer
 
 _DIBA, _CODED = ("layers.linear", "DiBALinear"), ("layers.coded_linear", "CodedLinear")
+_MESA = ("layers.mesa_linear", "MESALinear")
 
 # method -> (module, class) below diba_np
 LAYERS: dict[str, tuple[str, str]] = {
@@ -25,6 +26,7 @@ LAYERS: dict[str, tuple[str, str]] = {
     "nf": _CODED,
     "gptq": _CODED,
     "bitat": _CODED,
+    "mesa": _MESA,
 }
 
 
@@ -35,7 +37,8 @@ def as_layer(
 
     Parameters
     ----------
-    matrix : DiBAFactors or ScalarQuantized, (m, n)
+    matrix : CompressedMatrix, (m, n)
+        Of one of the methods of `LAYERS`.
     bias : (m,) array_like, optional
         Start of the bias; by default that of a `DiBAFactors`, or zero.
     dtype : {float32, float64}
@@ -46,7 +49,7 @@ def as_layer(
     Returns
     -------
     Layer
-        `DiBALinear` or `CodedLinear`.
+        `DiBALinear`, `CodedLinear` or `MESALinear`.
 
     Raises
     ------

@@ -150,6 +150,24 @@ def choose_sparse(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Ar
         yield item
 
 
+def difference_penalty(blocks: Array, weight: float) -> tuple[float, Array]:
+    """Return ``weight / (count - 1) sum_j |B_{j+1} - B_j|^2`` and its gradient.
+
+    Parameters
+    ----------
+    blocks : (count, rows, columns) float
+        At least two.
+    weight : float
+    """
+    difference = np.diff(blocks, axis=0)
+    factor = weight / (len(blocks) - 1)
+    gradient = np.zeros_like(blocks)
+    gradient[1:] += difference
+    gradient[:-1] -= difference
+    gradient *= blocks.dtype.type(2.0 * factor)
+    return factor * float(np.sum(difference.astype(np.float64) ** 2)), gradient
+
+
 def choose_blocks(shape: tuple[int, int], budget: int) -> list[tuple[int, int, int]]:
     """List the ``(count, rows, columns)`` whose blocks can be stored at about a bit or more."""
     m, n = shape

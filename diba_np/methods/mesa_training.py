@@ -19,7 +19,7 @@ from diba_np.methods.deep_compression import DeepCompression, HuffmanCoded
 from diba_np.methods.fitting import to_half
 from diba_np.methods.huffman import entropy
 from diba_np.methods.mesa import MESA, block_layout, block_orders, cyclic_delta
-from diba_np.methods.mesa_layer import kmeans, nearest
+from diba_np.methods.mesa_layer import difference_penalty, kmeans, nearest
 from diba_np.methods.mlp import MLP, Augment
 
 Data = tuple[Array, Array, Array, Array]
@@ -88,13 +88,9 @@ def block_penalty(
         gradient = np.zeros_like(W)
         if len(rows) > 1:
             where = (rows[:, :, None], columns[:, None, :])
-            difference = np.diff(W[where], axis=0)
-            factor = alpha / (len(weights) * (len(rows) - 1))
-            total += factor * float(np.sum(difference.astype(np.float64) ** 2))
-            blocks = np.zeros((len(rows), rows.shape[1], columns.shape[1]), W.dtype)
-            blocks[1:] += difference
-            blocks[:-1] -= difference
-            gradient[where] = W.dtype.type(2.0 * factor) * blocks
+            value, blocks = difference_penalty(W[where], alpha / len(weights))
+            total += value
+            gradient[where] = blocks
         gradients.append(gradient)
     return total, gradients
 

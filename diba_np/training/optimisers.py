@@ -157,6 +157,7 @@ def minimise(
     schedule: str = "cosine",
     relative: bool = True,
     clip: float | None = None,
+    decay: Mapping[str, float] | None = None,
     ended: Callable[[int, float], Any] | None = None,
 ) -> list[float]:
     """Train arrays in place with Adam; return the mean loss of every epoch.
@@ -173,7 +174,7 @@ def minimise(
     steps_per_epoch : int
         How many those are; the schedule goes by it.
     epochs : int
-    learning_rate, relative, clip
+    learning_rate, relative, clip, decay
         See `Adam`.
     schedule : {"cosine", "constant"}
         Of the rate over all epochs.
@@ -185,7 +186,7 @@ def minimise(
     ValueError
         Of an unknown schedule, or an epoch without a batch.
     """
-    optimiser = Adam(parameters, learning_rate, relative=relative, clip=clip)
+    optimiser = Adam(parameters, learning_rate, relative=relative, clip=clip, decay=decay)
     history: list[float] = []
     for epoch in range(epochs):
         values = []

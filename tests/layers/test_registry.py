@@ -6,6 +6,7 @@ import pytest
 import diba_np as dn
 from diba_np.layers.coded_linear import CodedLinear
 from diba_np.layers.linear import DiBALinear
+from diba_np.layers.mesa_linear import MESALinear
 from diba_np.layers.registry import LAYERS, as_layer
 from diba_np.matrix.registry import CLASSES, resolve
 from diba_np.methods import fit
@@ -13,10 +14,10 @@ from diba_np.methods import fit
 
 def test_every_entry_is_a_method_and_a_layer():
     assert set(LAYERS) <= set(CLASSES)
-    assert {resolve(place) for place in LAYERS.values()} == {DiBALinear, CodedLinear}
+    assert {resolve(place) for place in LAYERS.values()} == {DiBALinear, CodedLinear, MESALinear}
 
 
-@pytest.mark.parametrize("method", ["diba", "rtn", "sign"])
+@pytest.mark.parametrize("method", ["diba", "rtn", "sign", "mesa"])
 def test_a_layer_multiplies_like_its_matrix_and_adds_the_bias(method, rng):
     A, bias = rng.normal(size=(20, 30)), rng.normal(size=20)
     matrix = dn.factorize(A, bits=2.0, threads=1) if method == "diba" else fit(method, A, 2.0)
