@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.networks.blocks.block import Back
 from diba_np.networks.inputs import as_ids, as_mask
-from diba_np.networks.network import Linear, Network, State, StateBack
+from diba_np.networks.network import Network
+from diba_np.networks.steps import Linear, State, StateBack
 
 Array = NDArray[Any]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,67 +18,22 @@ from diba_np.files.atomic import PathLike
 from diba_np.layers.dense_linear import DenseLinear
 from diba_np.layers.linear import Layer, check_float
 from diba_np.layers.registry import as_layer
-from diba_np.networks.blocks.activations import ACTIVATIONS
-from diba_np.networks.blocks.attention import attend
 from diba_np.networks.blocks.block import Back, Block
 from diba_np.networks.blocks.embedding import Embedding
-from diba_np.networks.blocks.gated import gated
 from diba_np.networks.blocks.layer_norm import LayerNorm
 from diba_np.networks.blocks.linear import linear as apply_linear
 from diba_np.networks.blocks.rms_norm import RMSNorm
 from diba_np.networks.blocks.rotary import Rotary, frequencies
 from diba_np.networks.export import export_network
 from diba_np.networks.file import save_network
+from diba_np.networks.layers import Layers
 from diba_np.networks.stages import Stage
+from diba_np.networks.steps import LayerSteps, Linear, State, StateBack, Step
 from diba_np.networks.tensors import HEADS, Lazy, Tensors
 from diba_np.networks.texts import TextMethods
 from diba_np.training.optimisers import gather
 
 Array = NDArray[Any]
-State = dict[str, Array]
-# takes the name of a linear layer, its inputs, and added= and keep= as in `compress_layers`
-Linear = Callable[..., tuple[Array, Any]]
-StateBack = Callable[[State], State]
-Step = Callable[[State, Linear], tuple[State, StateBack]]
-
-
-class Layers(MutableMapping[str, Layer]):
-    """The linear layers by name; dense ones are made when first asked for."""
-
-    def __init__(self, source: Mapping[str, Layer]) -> None:
-        self._source = source
-        self._held: dict[str, Layer] = {}
-
-    def __getitem__(self, name: str) -> Layer:
-        if name not in self._held:
-            self._held[name] = self._source[name]
-        return self._held[name]
-
-    def __setitem__(self, name: str, layer: Layer) -> None:
-        if name not in self._source:
-            raise KeyError(f"the network has no linear layer {name!r}")
-        if not isinstance(layer, Layer):
-            raise TypeError(f"{name!r} must be a Layer, got {type(layer).__name__}")
-        self._held[name] = layer
-
-    def __delitem__(self, name: str) -> None:
-        """Put the source's layer back."""
-        del self._held[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def source(self) -> Mapping[str, Layer]:
-        """What makes the layers that nothing was put in the place of."""
-        return self._source
-
-    def held(self) -> dict[str, Layer]:
-        """Return those that have been made or put there."""
-        return {name: self._held[name] for name in self if name in self._held}
 
 
 class Network(TextMethods):
@@ -357,119 +312,10 @@ class Network(TextMethods):
         Of each of the four a linear layer is the first thing but for a norm: queries, keys and
         values; the mixed values' matrix; the feed-forward's inner ones; its outer one.
         """
-        found: list[Step] = [self.start]
-        for i in range(self.config.layers):
-            found += [self._mix(i), self._add_mixed(i), self._inner(i), self._outer(i)]
-        return found
-
-    def _norm(self, place: str, i: int) -> Any:
-        return self.blocks[self.tensors.need(place, i)]
-
-    def _mix(self, i: int) -> Step:
-        """Return the step from "x" to "x" and the mixed values."""
-        c, find = self.config, self.tensors.find
-        joined = find("joined", i)
-        names = [joined] if joined else [find(p, i) for p in ("query", "key", "value")]
-        turns = self.rotary is not None and i not in c.unrotated
-        sizes = [heads * c.head_width for heads in (c.heads, c.key_heads)]
-
-        def step(state: State, linear: Linear) -> tuple[State, StateBack]:
-            x, mask = state["x"], state["mask"]
-            h, back_norm = self._before("mix_norm", i, x)
-            calls = [linear(name, h, keep=state.get("keep", mask)) for name in names]
-            parts = [y for y, _ in calls]
-            if joined:
-                parts = np.split(parts[0], np.cumsum([sizes[0], sizes[1]]), axis=-1)
-            q, k, v = parts
-            back_turns: list[Back] = []
-            if turns and self.rotary is not None:
-                (q, back_q), (k, back_k) = self.rotary.forward(q), self.rotary.forward(k)
-                back_turns = [back_q, back_k]
-            mixed, back_mix = attend(
-                q,
-                k,
-                v,
-                c.heads,
-                groups=c.key_heads,
-                mask=None if mask.all() else mask,
-                causal=self.kind.decoder,
-                window=c.window,
-            )
-
-            def back(gradients: State) -> State:
-                g = list(back_mix(gradients["mixed"]))
-                for at, turn in enumerate(back_turns):
-                    g[at] = turn(g[at])
-                if joined:
-                    g = [np.concatenate(g, axis=-1)]
-                h = sum(pull(one) for (_, pull), one in zip(calls, g, strict=True))
-                x = back_norm(h)
-                return {"x": x + gradients["x"] if "x" in gradients else x}
-
-            return {**state, "mixed": mixed}, back
-
-        return step
-
-    def _before(self, place: str, i: int, x: Array) -> tuple[Array, Back]:
-        """Return what stands before attention or feed-forward: a norm, or nothing."""
-        if not self.kind.norm_first:
-            return x, lambda gradient: gradient
-        y, back = self._norm(place, i).forward(x)
-        return y, back
-
-    def _sum(self, place: str, norm: str, read: str, i: int) -> Step:
-        """Return the step that adds a layer's outputs to "x", with the norm after it, if any."""
-        name = self.tensors.need(place, i)
-
-        def step(state: State, linear: Linear) -> tuple[State, StateBack]:
-            rest = dict(state)
-            x, inputs = rest.pop("x"), rest.pop(read)
-            y, pull = linear(name, inputs, added=x, keep=state.get("keep", state["mask"]))
-            back_norm: Back = lambda gradient: gradient  # noqa: E731
-            if not self.kind.norm_first:
-                y, back_norm = self._norm(norm, i).forward(y)
-
-            def back(gradients: State) -> State:
-                g = back_norm(gradients["x"])
-                return {"x": g, read: pull(g)}
-
-            return {**rest, "x": y}, back
-
-        return step
-
-    def _add_mixed(self, i: int) -> Step:
-        """Return the step that adds the mixed values to "x"."""
-        return self._sum("mix", "mix_norm", "mixed", i)
-
-    def _outer(self, i: int) -> Step:
-        """Return the step that adds the feed-forward's outputs to "x"."""
-        return self._sum("outer", "outer_norm", "inner", i)
-
-    def _inner(self, i: int) -> Step:
-        """Return the step from "x" to "x" and the inner values of the feed-forward."""
-        names = [self.tensors.find(place, i) for place in ("gate", "inner")]
-        activation = ACTIVATIONS[self.config.activation]
-
-        def step(state: State, linear: Linear) -> tuple[State, StateBack]:
-            h, back_norm = self._before("outer_norm", i, state["x"])
-            keep = state.get("keep", state["mask"])
-            calls = [linear(name, h, keep=keep) for name in names if name is not None]
-            back_act: Callable[[Array], Any]
-            if len(calls) == 2:
-                y, back_act = gated(calls[0][0], calls[1][0], activation)
-            else:
-                y, back_act = activation(calls[0][0])
-
-            def back(gradients: State) -> State:
-                g = back_act(gradients["inner"])
-                parts = g if len(calls) == 2 else (g,)
-                h = sum(pull(one) for (_, pull), one in zip(calls, parts, strict=True))
-                x = back_norm(h)
-                return {"x": x + gradients["x"] if "x" in gradients else x}
-
-            return {**state, "inner": y}, back
-
-        return step
+        layers = LayerSteps(self.tensors, self.blocks, self.rotary)
+        return [self.start] + [
+            step for i in range(self.config.layers) for step in layers.of_layer(i)
+        ]
 
     def stages(self, names: Sequence[str] | None = None) -> list[Stage]:
         """Return the trunk as `diba_np.networks.layerwise.compress_layers` takes it.
