@@ -178,6 +178,19 @@ def pursue_columns(G, B, max_value, passes, sets, values):
     return sets, values
 
 
+def project_sparse(Z, max_value, s):
+    """Rows projected on s nonzero integers up to max_value (0: +1 alone); supports ascend."""
+    sets, values = [], []
+    for z in Z:
+        allowed = [q * sign for q in range(1, max_value + 1) for sign in (1, -1)] or [1]
+        nearest = [min(allowed, key=lambda q, v=v: (v - q) ** 2) for v in z]
+        gains = [v**2 - (v - q) ** 2 for v, q in zip(z, nearest, strict=True)]
+        kept = sorted(sorted(range(len(z)), key=lambda j: -gains[j])[:s])
+        sets.append(kept)
+        values.append([nearest[j] for j in kept])
+    return np.array(sets), np.array(values)
+
+
 def scattered(places, values, size):
     """The vector of that size with `values` at `places`, zero elsewhere."""
     z = np.zeros(size)
@@ -732,3 +745,24 @@ def attend_token(joined, cos, sin, keys, values, first, at, heads):
 def gate_token(both):
     gate, value = np.split(both, 2)
     return gate / (1 + np.exp(-gate)) * value
+
+
+def pack_sides(x, thresholds):
+    """Bits, 64 a word, of which numbers are not below their thresholds."""
+    rows = []
+    for row in x:
+        bits = [int(v >= t) for v, t in zip(row, thresholds, strict=True)]
+        rows.append([sum(b << j for j, b in enumerate(bits[s : s + 64]))
+                     for s in range(0, len(bits), 64)])  # fmt: skip
+    return np.array(rows, dtype=np.uint64).reshape(len(x), -1)
+
+
+def multiply_signs(a, b, scales, bias):
+    """Products of rows of signs +-1, scaled and with a bias."""
+    return np.array(
+        [
+            [s * sum(u * v for u, v in zip(p, q, strict=True)) + c
+             for q, s, c in zip(b, scales, bias, strict=True)]
+            for p in a
+        ]
+    )  # fmt: skip

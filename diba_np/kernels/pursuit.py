@@ -191,3 +191,61 @@ def descend_bits(G, B, passes, bits):
             if not moved:
                 break
     return changed
+
+
+@njit(fastmath=False)
+def project_sparse(Z, max_value, sets, values):
+    """Project rows on s nonzero integers of magnitude 1 ... max_value, exactly.
+
+    An entry z that stays becomes q, the nearest of these integers, and gains ``z^2 - (z - q)^2``
+    over zero; the s largest gains stay, of two alike the first.
+
+    Parameters
+    ----------
+    Z : (p, r) float32 or float64, C-order
+    max_value : int
+        0: every nonzero is +1.
+    sets : (p, s) int64, overwritten
+        Ascending in every row.
+    values : (p, s) int64, overwritten
+
+    Notes
+    -----
+    O(p (r + s^2 log r)) on the average, O(p r s) at worst.
+    naive: ``tests/naive.py::project_sparse``.
+    """
+    p, r = Z.shape
+    s = sets.shape[1]
+    best = np.empty(s)
+    for t in range(p):
+        count = 0
+        for j in range(r):
+            z = float(Z[t, j])
+            q = 1.0
+            if max_value > 0:
+                q = min(max(np.rint(abs(z)), 1.0), float(max_value))
+                if z < 0.0:
+                    q = -q
+            gain = q * (2.0 * z - q)
+            if count == s and not gain > best[s - 1]:
+                continue
+            # gains lie in falling order
+            at = min(count, s - 1)
+            while at > 0 and gain > best[at - 1]:
+                best[at] = best[at - 1]
+                sets[t, at] = sets[t, at - 1]
+                values[t, at] = values[t, at - 1]
+                at -= 1
+            best[at] = gain
+            sets[t, at] = j
+            values[t, at] = int(q)
+            count = min(count + 1, s)
+        for i in range(1, s):
+            at_set, at_value = sets[t, i], values[t, i]
+            at = i
+            while at > 0 and sets[t, at - 1] > at_set:
+                sets[t, at] = sets[t, at - 1]
+                values[t, at] = values[t, at - 1]
+                at -= 1
+            sets[t, at] = at_set
+            values[t, at] = at_value

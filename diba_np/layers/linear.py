@@ -60,7 +60,11 @@ class Layer:
         To be changed in place.
     gradients : dict of str to ndarray
         The same shapes; sums over all samples since the last `zero_grad`.
+    reads_signs : bool
+        Whether of each input only the side of a threshold on which it lies counts.
     """
+
+    reads_signs = False
 
     def __init__(
         self, shape: tuple[int, int], parameters: dict[str, Array], dtype: DTypeLike

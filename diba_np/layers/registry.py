@@ -1,7 +1,8 @@
-"""One table from the method of a matrix to the layer that trains what it has beside its bits.
+"""Two tables from the method of a matrix to the layer that trains it.
 
-It names modules instead of importing them, as `diba_np.matrix.registry` does. A new method that
-can be trained is one line.
+`LAYERS`: what a matrix has beside its bits is trained (diagonals, scales); `LATENT`: what its bits
+stand for too, by latent values with straight-through gradients. They name modules instead of
+importing them, as `diba_np.matrix.registry` does. A new method that can be trained is one line.
 """
 
 from __future__ import annotations
@@ -27,40 +28,69 @@ LAYERS: dict[str, tuple[str, str]] = {
     "gptq": _CODED,
     "bitat": _CODED,
     "mesa": _MESA,
+    "qswd": ("layers.qswd_linear", "QSWDLinear"),
+}
+
+# the same for those whose codes are trained as well; these layers also take ``weight=``
+LATENT: dict[str, tuple[str, str]] = {
+    "qswd": ("layers.qswd_linear", "LatentQSWDLinear"),
 }
 
 
 def as_layer(
-    matrix: Any, bias: ArrayLike | None = None, dtype: DTypeLike = "float32", name: str = "matrix"
+    matrix: Any,
+    bias: ArrayLike | None = None,
+    dtype: DTypeLike = "float32",
+    name: str = "matrix",
+    *,
+    latent: bool = False,
+    weight: ArrayLike | None = None,
 ) -> Layer:
     """Return a compressed matrix as a layer that can be trained.
 
-    Parameters
-    ----------
-    matrix : CompressedMatrix, (m, n)
-        Of one of the methods of `LAYERS`.
-    bias : (m,) array_like, optional
-        Start of the bias; by default that of a `DiBAFactors`, or zero.
-    dtype : {float32, float64}
-        Of the arithmetic.
-    name : str
-        What an error calls the matrix.
+        Parameters
+        ----------
+        matrix : CompressedMatrix, (m, n)
+            Of one of the methods of `LAYERS`.
+    =======
+            Of a method of `LAYERS`, or of `LATENT`.
+        bias : (m,) array_like, optional
+            Start of the bias; by default that of a `DiBAFactors`, or zero.
+        dtype : {float32, float64}
+            Of the arithmetic.
+        name : str
+            What an error calls the matrix.
+        latent : bool, default False
+            Whether the codes are trained too, by latent values with straight-through gradients, and not
+            only what the matrix has beside them.
+        weight : (m, n) array_like, optional
+            With `latent`: the dense weights, which tell latent values how near they are to a change.
 
-    Returns
-    -------
-    Layer
-        `DiBALinear`, `CodedLinear` or `MESALinear`.
+        Returns
+        -------
+        Layer
+            `DiBALinear`, `CodedLinear` or `MESALinear`.
+    =======
+            What it computes at the start is the matrix and the bias, with `latent` as without.
 
-    Raises
-    ------
-    TypeError
-        No layer trains matrices of that method.
+        Raises
+        ------
+        TypeError
+            No layer trains matrices of that method in that way.
+        ValueError
+            `weight` is given without `latent`, or is of another shape.
     """
-    place = LAYERS.get(getattr(matrix, "method", ""))
+    table = LATENT if latent else LAYERS
+    place = table.get(getattr(matrix, "method", ""))
     if place is None:
         raise TypeError(
-            f"{name} must be a matrix of one of the methods {', '.join(LAYERS)}, "
+            f"{name} must be a matrix of one of the methods {', '.join(table)}, "
             f"got {getattr(matrix, 'method', '') or type(matrix).__name__}"
         )
-    layer: Layer = resolve(place)(matrix, bias, dtype)
-    return layer
+    if not latent:
+        if weight is not None:
+            raise ValueError("weight is where latent values start: pass latent=True with it")
+        layer: Layer = resolve(place)(matrix, bias, dtype)
+        return layer
+    trained: Layer = resolve(place)(matrix, bias, dtype, weight=weight)
+    return trained

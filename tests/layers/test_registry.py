@@ -4,20 +4,19 @@ import numpy as np
 import pytest
 
 import diba_np as dn
-from diba_np.layers.coded_linear import CodedLinear
-from diba_np.layers.linear import DiBALinear
-from diba_np.layers.mesa_linear import MESALinear
-from diba_np.layers.registry import LAYERS, as_layer
+from diba_np.layers.linear import Layer
+from diba_np.layers.registry import LATENT, LAYERS, as_layer
 from diba_np.matrix.registry import CLASSES, resolve
 from diba_np.methods import fit
 
 
 def test_every_entry_is_a_method_and_a_layer():
-    assert set(LAYERS) <= set(CLASSES)
-    assert {resolve(place) for place in LAYERS.values()} == {DiBALinear, CodedLinear, MESALinear}
+    for table in (LAYERS, LATENT):
+        assert set(table) <= set(CLASSES)
+        assert all(issubclass(resolve(place), Layer) for place in table.values())
 
 
-@pytest.mark.parametrize("method", ["diba", "rtn", "sign", "mesa"])
+@pytest.mark.parametrize("method", ["diba", "rtn", "sign", "mesa", "qswd"])
 def test_a_layer_multiplies_like_its_matrix_and_adds_the_bias(method, rng):
     A, bias = rng.normal(size=(20, 30)), rng.normal(size=20)
     matrix = dn.factorize(A, bits=2.0, threads=1) if method == "diba" else fit(method, A, 2.0)
@@ -34,3 +33,21 @@ def test_a_layer_multiplies_like_its_matrix_and_adds_the_bias(method, rng):
 def test_other_matrices_are_refused(matrix):
     with pytest.raises(TypeError, match="matrix must be a matrix of one of the methods diba, sign"):
         as_layer(matrix)
+
+
+@pytest.mark.parametrize("method", list(LATENT))
+def test_latent_values_start_where_the_matrix_is(method, rng):
+    A, bias = rng.normal(size=(20, 30)), rng.normal(size=20)
+    matrix = fit(method, A, 2.0)
+    x = rng.normal(size=(5, 30)).astype(np.float32)
+    for weight in (None, A):
+        layer = as_layer(matrix, bias, latent=True, weight=weight)
+        np.testing.assert_allclose(layer(x), as_layer(matrix, bias)(x), rtol=1e-3, atol=1e-3)
+        assert layer.to_matrix().storage_bits() == matrix.storage_bits()
+
+
+def test_what_latent_takes(rng):
+    with pytest.raises(TypeError, match="matrix must be a matrix of one of the methods "):
+        as_layer(dn.factorize(np.eye(3), k=2), latent=True)
+    with pytest.raises(ValueError, match="weight is where latent values start: pass latent=True"):
+        as_layer(fit("sign", np.eye(3), 20.0), weight=np.eye(3))

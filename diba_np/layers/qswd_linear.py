@@ -1,0 +1,296 @@
+"""`QSWDLinear` and `LatentQSWDLinear`: ``C Z`` as a layer, scales alone or all of it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from scipy.sparse import csr_matrix
+
+from diba_np.kernels.pursuit import project_sparse
+from diba_np.layers.linear import Layer, check_bias, check_float
+from diba_np.layers.straight_through import check_weight, inward, rounded_codes
+from diba_np.methods.fitting import to_half
+from diba_np.methods.qswd import QSWD
+from diba_np.methods.qswd_fit import cut
+from diba_np.training.moments import Moments
+
+Array = NDArray[Any]
+
+SUPPORTS = ("free", "fixed", "auto")
+
+_MOST_FREE = 1 << 23  # entries of Z up to which "auto" trains where its nonzeros are
+_RIDGE = 1e-7
+
+
+class QSWDLinear(Layer):
+    """``y = x A_hat^T + bias``, A_hat of bands ``C Z``; scales of C's columns and the bias train.
+
+    Parameters
+    ----------
+    matrix : QSWD, (m, n)
+    bias : (m,) array_like, optional
+    dtype : {float32, float64}
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        ``scales (r,)``, ``bias (m,)``; to be changed in place.
+    matrix : QSWD
+        The start.
+
+    Notes
+    -----
+    A forward of N samples makes the dense matrix, ``m n s`` steps, and takes ``m n N`` more; so
+    does a backward, which makes its gradient (m, n) on the way.
+    """
+
+    def __init__(
+        self, matrix: QSWD, bias: ArrayLike | None = None, dtype: DTypeLike = np.float32
+    ) -> None:
+        if not isinstance(matrix, QSWD):
+            raise TypeError(f"matrix must be a QSWD, got {type(matrix).__name__}")
+        kind = check_float(dtype)
+        m, n = (int(size) for size in matrix.shape)
+        scales = matrix.c_scale.astype(np.float64) * matrix.scale
+        parameters = {"scales": scales.astype(kind), "bias": np.array(check_bias(bias, m), kind)}
+        super().__init__((m, n), parameters, kind)
+        self.matrix = matrix
+
+    def _projected(self) -> tuple[Array, Array, Array]:
+        """Return the codes of C (d, r), and support and values of Z's columns (p, s), ints."""
+        return self.matrix.c, self.matrix.sets, self.matrix.values
+
+    def _decoded(self) -> tuple[Array, Array, Array, Array]:
+        """Return what `_projected` does and the dense matrix (m, n)."""
+        codes, sets, values = self._projected()
+        st = self.matrix.setting
+        atoms = np.ascontiguousarray((codes * self.parameters["scales"]).T, self.dtype)  # (r, d)
+        if st.full:
+            V = values.astype(self.dtype) @ atoms
+        else:
+            V = np.zeros((st.p, st.d), self.dtype)
+            for slot in range(st.s):
+                part = atoms[sets[:, slot]]
+                part *= values[:, slot, None].astype(self.dtype)
+                V += part
+        m, n = self.shape
+        rows = V.reshape(st.bands, n, st.d).transpose(0, 2, 1).reshape(-1, n)
+        return codes, sets, values, rows[:m]
+
+    def _forward(self, samples: Array) -> tuple[Array, Any]:
+        *parts, weights = self._decoded()
+        return samples @ weights.T + self.parameters["bias"], (parts, weights)
+
+    def frozen(self) -> Callable[[ArrayLike], Array]:
+        """Return what gives the outputs of many samples, until the parameters change."""
+        turned = np.ascontiguousarray(self._decoded()[-1].T)
+        return self._through(turned, self.parameters["bias"].copy())
+
+    def _pull(self, gradient: Array, parts: list[Array]) -> tuple[Array, Array]:
+        """Add the gradient (m, n) of the matrix to that of the scales.
+
+        Returns the gradients of the bands' columns, (p, d), and of C's transpose, (r, d).
+        """
+        codes, sets, values = parts
+        st = self.matrix.setting
+        wide = np.zeros((st.bands * st.d, self.shape[1]), self.dtype)
+        wide[: len(gradient)] = gradient
+        columns = np.ascontiguousarray(
+            wide.reshape(st.bands, st.d, -1).transpose(0, 2, 1).reshape(-1, st.d)
+        )
+        Z = self._sparse(sets, values)
+        atoms = np.asarray(Z.T @ columns)
+        self.gradients["scales"] += np.einsum("jd,dj->j", atoms, codes.astype(self.dtype))
+        return columns, atoms
+
+    def _sparse(self, sets: Array, values: Array) -> csr_matrix:
+        """Return the transpose of Z, (p, r)."""
+        st = self.matrix.setting
+        start = np.arange(0, st.p * st.s + 1, st.s)
+        return csr_matrix((values.ravel().astype(self.dtype), sets.ravel(), start), (st.p, st.r))
+
+    def _backward(self, g: Array, samples: Array, kept: Any) -> Array:
+        parts, weights = kept
+        self.gradients["bias"] += g.sum(axis=0)
+        self._pull(g.T @ samples, parts)
+        gx: Array = g @ weights
+        return gx
+
+    def lookup(self, ids: Array) -> tuple[Array, Callable[[Array], None]]:
+        """Return rows of the matrix, without bias, and what takes their gradient.
+
+        The whole matrix is made, and its gradient in turn.
+        """
+        *parts, weights = self._decoded()
+
+        def back(gradient: Array) -> None:
+            whole = np.zeros_like(weights)
+            flat = np.asarray(ids, np.intp).reshape(-1)
+            np.add.at(whole, flat, gradient.reshape(len(flat), -1))
+            self._pull(whole, parts)
+
+        return weights[np.asarray(ids, np.intp)], back
+
+    def refit(self, data: Moments) -> None:
+        """Set the scales to their least-squares values on moments, and the bias by the means.
+
+        Cost: ``n r (n s + d) + n r^2 s`` a band, and a system of order r.
+        """
+        st, n = self.matrix.setting, self.shape[1]
+        codes, sets, values = self._projected()
+        C, Z = codes.astype(np.float64), self._sparse(sets, values).astype(np.float64)
+        normal, right = np.zeros((st.r, st.r)), np.zeros(st.r)
+        for band in range(st.bands):
+            own = Z[band * n : (band + 1) * n]  # (n, r)
+            targets = data.yx[band * st.d : (band + 1) * st.d]
+            used = C[: len(targets)]  # the last band may be filled up with zero rows
+            normal += (used.T @ used) * np.asarray(own.T @ np.asarray(data.xx @ own))
+            right += np.sum(used * np.asarray(targets @ own), axis=0)
+        low = _RIDGE * float(np.trace(normal)) / st.r + np.finfo(np.float64).tiny
+        normal[np.diag_indices(st.r)] += low
+        scales = self.parameters["scales"]
+        scales[...] = np.linalg.solve(normal, right + low * scales)
+        self.parameters["bias"][...] = data.y_mean - self._decoded()[-1] @ data.x_mean
+
+    def rounded(self) -> QSWDLinear:
+        """Return a new layer as it is after storing: scales rounded to 16 bits."""
+        return type(self)(self.to_matrix(), self.parameters["bias"], self.dtype)
+
+    def to_matrix(self) -> QSWD:
+        """Return the matrix with the present codes and scales, these rounded to 16 bits."""
+        f = self.matrix
+        codes, sets, values = self._projected()
+        scales = self.parameters["scales"].astype(np.float64)
+        top = float(np.abs(scales).max()) or 1.0
+        half = to_half(scales / f.scale)
+        if np.array_equal(half, f.c_scale):
+            top, half = f.scale, f.c_scale
+        else:
+            half = to_half(scales / top)
+        same = np.array_equal(half, f.c_scale) and np.array_equal(codes, f.c)
+        # slots of a support may stand in any order
+        same = same and (self._sparse(sets, values) != self._sparse(f.sets, f.values)).nnz == 0
+        record = f.record if same else {**f.record, "retuned": True}
+        return QSWD(f.setting, codes, half, sets, values, top, record)
+
+
+class LatentQSWDLinear(QSWDLinear):
+    """``y = x (C Z)^T + bias`` where both factors train too, by latent values under their codes.
+
+    The matrix of a forward is that of the latent values projected: entries of C to their grid,
+    columns of Z to s nonzeros on theirs, exactly. The gradient passes straight through: a latent
+    value gets that of the number it is projected to, and an entry outside the support of Z that of
+    a number there. Where a latent value lies beyond its grid and would move further, it gets none.
+
+    Parameters
+    ----------
+    matrix : QSWD, (m, n)
+    bias : (m,) array_like, optional
+    dtype : {float32, float64}
+    weight : (m, n) array_like, optional
+        Dense weights: Z starts a projected gradient step nearer to them, where its projection stays
+        as it is. By default the latent values start at the codes.
+    support : {"auto", "free", "fixed"}
+        "free" trains all r entries of every column of Z, and with them which s are not zero;
+        "fixed" those s. "auto" is free for a Z of up to 2^23 entries.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        ``c (d, r)`` and ``z (p, r)``, or (p, s) where the support is fixed, both in units of the
+        codes; ``scales (r,)``, ``bias (m,)``.
+    matrix : QSWD
+        The start.
+
+    Notes
+    -----
+    With the gradient G (p, d) of the bands' columns: ``g_Z = G C``, ``g_C = G^T Z``,
+    ``g_scales = sum(g_C codes)``. A step costs what that of a dense layer does, and ``m n r``
+    (free) or ``m n s`` more.
+    """
+
+    def __init__(
+        self,
+        matrix: QSWD,
+        bias: ArrayLike | None = None,
+        dtype: DTypeLike = np.float32,
+        weight: ArrayLike | None = None,
+        support: str = "auto",
+    ) -> None:
+        super().__init__(matrix, bias, dtype)
+        if support not in SUPPORTS:
+            raise ValueError(f"support must be one of {', '.join(SUPPORTS)}, got {support!r}")
+        dense = None if weight is None else check_weight(weight, self.shape)
+        st = matrix.setting
+        free = support == "free" or (support == "auto" and st.p * st.r <= _MOST_FREE)
+        self.free = free or st.s == st.r  # a full support has nothing to choose
+        c, z = matrix.c.astype(self.dtype), matrix.values.astype(self.dtype)
+        if self.free:
+            z = np.zeros((st.p, st.r), self.dtype)
+            np.put_along_axis(z, matrix.sets, matrix.values.astype(self.dtype), axis=1)
+            if dense is not None:
+                z = self._nearer(z, dense)
+        self.parameters |= {"c": c, "z": z}
+        self.gradients |= {"c": np.zeros_like(c), "z": np.zeros_like(z)}
+
+    def _nearer(self, z: Array, weight: Array) -> Array:
+        """Return Z a gradient step nearer to the weights where that leaves the codes alone."""
+        C = self.matrix.c * self.parameters["scales"].astype(np.float64)
+        top = np.linalg.norm(C, 2) ** 2
+        if not top > 0:
+            return z
+        moved = (z - (z @ C.T - cut(weight, self.matrix.setting.d)) @ C / top).astype(self.dtype)
+        sets, values = self._columns(moved)
+        other = np.zeros_like(z)
+        np.put_along_axis(other, sets, values.astype(self.dtype), axis=1)
+        same = (other == z).all(axis=1)
+        return np.where(same[:, None], moved, z)
+
+    @property
+    def _most(self) -> int:
+        """The largest code of C."""
+        bits = self.matrix.setting.c_bits
+        return int(2 ** (bits - 1) - 1) if bits > 1 else 1
+
+    def _columns(self, z: Array) -> tuple[Array, Array]:
+        """Return support and values of the columns of Z, (p, s), that latent values stand for."""
+        st = self.matrix.setting
+        if st.full:
+            return self.matrix.sets, rounded_codes(z, st.z_max)
+        if self.free:
+            sets = np.empty((st.p, st.s), np.int64)
+            values = np.empty((st.p, st.s), np.int64)
+            project_sparse(np.ascontiguousarray(z), st.z_max, sets, values)
+            return sets, values
+        if st.z_max == 0:
+            return self.matrix.sets, np.ones(z.shape, np.int64)
+        size = np.maximum(rounded_codes(np.abs(z), st.z_max), 1)
+        return self.matrix.sets, np.where(z < 0, -size, size)
+
+    def _projected(self) -> tuple[Array, Array, Array]:
+        return rounded_codes(self.parameters["c"], self._most), *self._columns(self.parameters["z"])
+
+    def _pull(self, gradient: Array, parts: list[Array]) -> tuple[Array, Array]:
+        columns, atoms = super()._pull(gradient, parts)
+        codes, sets, _ = parts
+        st, p, scales = self.matrix.setting, self.parameters, self.parameters["scales"]
+        self.gradients["c"] += inward((atoms * scales[:, None]).T, p["c"], self._most)
+        C = (codes * scales).astype(self.dtype)
+        if self.free:
+            own = columns @ C
+        else:
+            own = np.stack(
+                [np.einsum("pd,pd->p", columns, C.T[sets[:, slot]]) for slot in range(st.s)], axis=1
+            )
+        self.gradients["z"] += inward(own, p["z"], max(st.z_max, 1))
+        return columns, atoms
+
+    def rounded(self) -> LatentQSWDLinear:
+        """Return a new layer as it is after storing; its latent values start at the codes."""
+        support = "free" if self.free else "fixed"
+        return LatentQSWDLinear(
+            self.to_matrix(), self.parameters["bias"], self.dtype, support=support
+        )
