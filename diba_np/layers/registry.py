@@ -48,37 +48,33 @@ def as_layer(
 ) -> Layer:
     """Return a compressed matrix as a layer that can be trained.
 
-        Parameters
-        ----------
-        matrix : CompressedMatrix, (m, n)
-            Of one of the methods of `LAYERS`.
-    =======
-            Of a method of `LAYERS`, or of `LATENT`.
-        bias : (m,) array_like, optional
-            Start of the bias; by default that of a `DiBAFactors`, or zero.
-        dtype : {float32, float64}
-            Of the arithmetic.
-        name : str
-            What an error calls the matrix.
-        latent : bool, default False
-            Whether the codes are trained too, by latent values with straight-through gradients, and not
-            only what the matrix has beside them.
-        weight : (m, n) array_like, optional
-            With `latent`: the dense weights, which tell latent values how near they are to a change.
+    Parameters
+    ----------
+    matrix : CompressedMatrix, (m, n)
+        Of a method of `LAYERS`, with `latent` of one of `LATENT`.
+    bias : (m,) array_like, optional
+        Start of the bias; by default that of a `DiBAFactors`, or zero.
+    dtype : {float32, float64}
+        Of the arithmetic.
+    name : str
+        What an error calls the matrix.
+    latent : bool, default False
+        Whether the codes are trained too, by latent values with straight-through gradients, and
+        not only what the matrix has beside them.
+    weight : (m, n) array_like, optional
+        With `latent`: the dense weights, which tell latent values how near they are to a change.
 
-        Returns
-        -------
-        Layer
-            `DiBALinear`, `CodedLinear` or `MESALinear`.
-    =======
-            What it computes at the start is the matrix and the bias, with `latent` as without.
+    Returns
+    -------
+    Layer
+        What it computes at the start is the matrix and the bias, with `latent` as without.
 
-        Raises
-        ------
-        TypeError
-            No layer trains matrices of that method in that way.
-        ValueError
-            `weight` is given without `latent`, or is of another shape.
+    Raises
+    ------
+    TypeError
+        No layer trains matrices of that method in that way.
+    ValueError
+        `weight` is given without `latent`, or is of another shape.
     """
     table = LATENT if latent else LAYERS
     place = table.get(getattr(matrix, "method", ""))
