@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[str, str]] = {
     "gptq": _CODED,
     "bitat": _CODED,
     "mesa": _MESA,
+    "linear-trellis": ("layers.trellis_linear", "TrellisLinear"),
     "qswd": ("layers.qswd_linear", "QSWDLinear"),
 }
 

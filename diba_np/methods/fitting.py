@@ -44,8 +44,7 @@ class Problem:
             "seed": self.seed if isinstance(self.seed, numbers.Integral) else None,
             "inputs": None if self.X is None else len(self.X),
             "seconds": time.perf_counter() - self._start,
-            **settings,
-        }
+        } | settings
 
 
 def check_problem(

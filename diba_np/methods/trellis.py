@@ -7,15 +7,17 @@ Beyond it: scales of rows within the path, and bits given to the columns by what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diba_np.checks import as_matrix
+from diba_np.checks import check_count
+from diba_np.machine.pool import workers
 from diba_np.matrix.base import Array, CompressedMatrix, take
-from diba_np.matrix.diagonals import LogGrid, pack_codes, unpack_codes
-from diba_np.methods.fitting import check_problem, gram
+from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, pack_codes, unpack_codes
+from diba_np.methods.fitting import check_problem
 from diba_np.methods.streams import pack_digits, unpack_digits
 from diba_np.methods.trellis_fit import (
     ROTATIONS,
@@ -26,6 +28,7 @@ from diba_np.methods.trellis_fit import (
     turned_back,
 )
 from diba_np.methods.trellis_modes import LOOKUP_MODES, Mode
+from diba_np.search.weights import as_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,9 +79,10 @@ class Trellis(CompressedMatrix):
         bits: float,
         inputs: ArrayLike | None = None,
         seed: int = 0,
-        gram_matrix: ArrayLike | None = None,
-        rotation: str = "auto",
-        ridge: float = 0.01,
+        gram: ArrayLike | None = None,
+        output_weight: ArrayLike | None = None,
+        rotation: str | Sequence[str] = "auto",
+        scale_bits: int = LEAST_CODE,
         threads: int | None = None,
     ) -> Self:
         """Code the columns one after another, each error fed back into those that follow.
@@ -92,12 +96,15 @@ class Trellis(CompressedMatrix):
             Cached inputs, one sample a row.
         seed : int
             Seed of the rotations.
-        gram_matrix : (n, n) array_like, optional
+        gram : (n, n) array_like, optional
             ``X^T X / N`` instead of `inputs`.
-        rotation : {"auto", "none", "inputs", "outputs", "both"}
-            Which sides are rotated at random; "auto" tries all on some of the rows.
-        ridge : float
-            Added to the Gram matrix, in units of its mean diagonal entry.
+        output_weight : (m,) array_like, optional
+            What an error of each output costs; not negative.
+        rotation : {"auto", "none", "inputs", "outputs", "both"}, or several of them
+            Which sides are rotated at random; of several the best on some of the rows, "auto" tries
+            all.
+        scale_bits : int, default 2
+            Fewest bits of a scale's code, up to 8: with 8 they can be trained without loss.
         threads : int, optional
             For the columns; with inputs they go one after another. No result depends on it.
 
@@ -110,21 +117,32 @@ class Trellis(CompressedMatrix):
         TypeError, ValueError
             Naming the argument, the rule and the value.
         """
-        problem = check_problem(A, bits, inputs, seed)
-        if rotation not in ("auto", *ROTATIONS):
+        problem = check_problem(A, bits, None, seed)
+        names = (rotation,) if isinstance(rotation, str) else tuple(rotation)
+        wrong = [name for name in names if name not in ROTATIONS and rotation != "auto"]
+        if wrong or not names:
             rule = f"rotation must be one of auto, {', '.join(ROTATIONS)}"
-            raise ValueError(f"{rule}, got {rotation!r}")
-        n = problem.shape[1]
-        H = None if problem.X is None else gram(problem.X, n, ridge)
-        if gram_matrix is not None:
-            H = _checked_gram(gram_matrix, n, ridge, inputs)
+            raise ValueError(f"{rule}, got {wrong[0] if wrong else names!r}")
+        if not LEAST_CODE <= check_count(scale_bits, "scale_bits") <= MOST_CODE:
+            raise ValueError(
+                f"scale_bits must lie in [{LEAST_CODE}, {MOST_CODE}], got {scale_bits}"
+            )
+        with workers(threads) as pool:
+            weights = as_weights(inputs, gram, output_weight, problem.shape, pool)
+        H = outputs = None
+        if weights is not None:
+            if weights.output_gram is not None:
+                raise ValueError("output_weight must be one weight an output, got a matrix")
+            H, outputs = weights.regularised(), weights.outputs
         number = int(problem.rng.integers(2**32))
         is_zero = not problem.W.any()
         if is_zero:
             problem.W = np.ones(problem.shape)
-        coded = fit_coded(problem, cls.modes, H, number, rotation, threads)
+        coded = fit_coded(problem, cls.modes, H, number, rotation, threads, outputs, scale_bits)
         scale = 0.0 if is_zero else problem.scale * coded.gain
-        record = problem.record(rotation=coded.rotation, ridge=ridge)
+        facts = {} if weights is None else {"weights": weights.facts}
+        rows = None if weights is None else weights.facts.get("rows")
+        record = problem.record(rotation=coded.rotation, inputs=rows, **facts)
         return cls(problem.shape, coded, number, scale, record)
 
     def to_dense(self) -> Array:
@@ -198,22 +216,3 @@ class Trellis(CompressedMatrix):
                 scales.append(None)
         coded = Coded(rotation, used, chosen, codes, scales[0], scales[1])
         return cls((m, n), coded, seed, attrs["scale"])
-
-
-def _checked_gram(gram_matrix: ArrayLike, n: int, ridge: float, inputs: Any) -> Array:
-    """Return a given Gram matrix with its ridge, (n, n) float64."""
-    if inputs is not None:
-        raise TypeError("give inputs or gram_matrix, got both")
-    H = np.array(as_matrix(gram_matrix, "gram_matrix"), np.float64)
-    if H.shape != (n, n):
-        raise ValueError(f"gram_matrix must have shape ({n}, {n}), got {H.shape}")
-    if not np.allclose(H, H.T, rtol=1e-6, atol=1e-6 * float(np.abs(H).max())):
-        raise ValueError("gram_matrix must be symmetric, got one that is not")
-    mean = float(np.trace(H)) / n
-    H[np.diag_indices(n)] += ridge * mean if mean > 0.0 else 1.0
-    H = 0.5 * (H + H.T)
-    try:
-        np.linalg.cholesky(H)
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"gram_matrix must be positive definite with ridge={ridge}") from error
-    return H

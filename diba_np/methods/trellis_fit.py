@@ -174,15 +174,15 @@ def scales_of(stored: tuple[LogGrid, Array] | None, size: int) -> Array:
     return np.ones(size, np.float32) if stored is None else stored[0].decode(stored[1])
 
 
-def _grid(values: Array, weights: Array, spread: float = 1.0) -> LogGrid:
-    """Fit a grid of as few bits as its levels may be apart.
+def _grid(values: Array, weights: Array, spread: float, least: int) -> LogGrid:
+    """Fit a grid of as few bits as its levels may be apart, but of `least`.
 
     `spread` widens the range on both sides, for what is not known yet.
     """
     if spread > 1.0:
         values = np.concatenate([values / spread, values, values * spread])
         weights = np.tile(weights, 3)
-    for bits in range(LEAST_CODE, MOST_CODE + 1):
+    for bits in range(least, MOST_CODE + 1):
         grid = fit_grid(values, weights, bits)
         if grid.ratio <= _FINEST_RATIO:
             break
@@ -207,8 +207,10 @@ def fit_coded(
     modes: Sequence[Mode],
     H: Array | None,
     seed: int,
-    rotation: str = "auto",
+    rotation: str | Sequence[str] = "auto",
     threads: int | None = None,
+    outputs: Array | None = None,
+    scale_bits: int = LEAST_CODE,
 ) -> Coded:
     """Return the best coding of ``problem.W`` found within the budget.
 
@@ -220,10 +222,14 @@ def fit_coded(
         Gram matrix of the inputs, positive definite; None: white inputs.
     seed : int
         Of the rotations.
-    rotation : {"auto", "none", "inputs", "outputs", "both"}
-        "auto" takes what loses least in a trial on some of the rows; a side whose size has a large
-        odd factor stays as it is.
+    rotation : {"auto", "none", "inputs", "outputs", "both"}, or several of them
+        Of several what loses least in a trial on some of the rows; "auto" stands for all but those
+        that turn a side whose size has a large odd factor.
     threads : int, optional
+    outputs : (m,) float64, optional
+        Weights of the outputs, mean 1. Outputs that are rotated all weigh the same.
+    scale_bits : int
+        Fewest bits of a scale's code.
 
     Raises
     ------
@@ -236,11 +242,13 @@ def fit_coded(
     the columns go one after another, on one thread. A trial costs as much as `_TRIAL_ROWS` rows.
     """
     m, n = problem.shape
-    names = _worth_trying((m, n)) if rotation == "auto" else [rotation]
+    names = [rotation] if isinstance(rotation, str) else list(rotation)
+    if rotation == "auto":
+        names = _worth_trying((m, n))
     best: tuple[float, _Plan] | None = None
     with workers(threads) as pool:
         for name in names:
-            plan = _Plan(problem, modes, H, name, seed)
+            plan = _Plan(problem, modes, H, name, seed, outputs, scale_bits)
             if plan.is_possible:
                 loss = plan.trial_loss(pool) if len(names) > 1 else 0.0
                 if best is None or loss < best[0]:
@@ -278,9 +286,19 @@ class _Plan:
         H: Array | None,
         rotation: str,
         seed: int,
+        importance: Array | None,
+        scale_bits: int,
     ) -> None:
         m, n = problem.shape
         inputs, outputs = ROTATIONS[rotation]
+        self.importance = np.ones(m) if importance is None else importance
+        # what an even error costs that stands for a rotated one, beside one that is not
+        self.price = 1.0
+        if outputs and importance is not None:
+            energy = np.sum(problem.W * (problem.W if H is None else problem.W @ H), axis=1)
+            self.price = float(energy.sum()) / (float(importance @ energy) or 1.0)
+            self.importance = np.ones(m)
+        self.root = np.sqrt(self.importance)
         self.modes, self.rotation = modes, rotation
         turns = rotations(rotation, (m, n), seed)
         self.W = turned(problem.W, *turns)
@@ -298,15 +316,15 @@ class _Plan:
         self.H = H
         # rotated rows are alike, and so are rotated columns of white inputs
         r, c = _balanced(self.W, rows=not outputs, columns=H is not None or not inputs)
-        self.row_grid = None if outputs else _grid(r, r * r)
+        self.row_grid = None if outputs else _grid(r, self.importance * r * r, 1.0, scale_bits)
         self.column_grid = None
         if H is not None or not inputs:
             # what feedback makes of a column is not known yet
-            self.column_grid = _grid(c, c * c, spread=1.0 if H is None else 1.5)
+            self.column_grid = _grid(c, c * c, 1.0 if H is None else 1.5, scale_bits)
         self.r = r if self.row_grid is None else self.row_grid.round(r).astype(np.float64)
         self.c = c if self.column_grid is None else self.column_grid.round(c).astype(np.float64)
         budget = problem.budget - self._scale_bits()
-        chosen = allocate(modes, m, weight * np.sum(self.W**2, axis=0), budget)
+        chosen = allocate(modes, m, weight * (self.importance @ self.W**2), budget)
         self.is_possible = chosen is not None
         if chosen is not None:
             self.chosen, self.used = chosen
@@ -323,29 +341,34 @@ class _Plan:
         m = len(self.W)
         rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
         _, c, values = self._paths(pool, rows, closed=False)
-        W, r = self.W[rows], self.r[rows]
+        root = self.root[rows, None]
+        W, r = root * self.W[rows], self.r[rows]
         H = np.eye(W.shape[1]) if self.H is None else self.H
         energy = output_error(W, H)
-        return output_error(W - r[:, None] * values * c, H) / energy if energy > 0.0 else 0.0
+        lost = output_error(W - root * (r[:, None] * values * c), H)
+        return self.price * lost / energy if energy > 0.0 else 0.0
 
     def _paths(self, pool: Workers, rows: Array, closed: bool) -> tuple[list[Array], Array, Array]:
         """Return the codes of the columns, their scales, and the values without scales."""
-        W, r, c = self.W[rows], self.r[rows], self.c.copy()
+        W, root, c = self.W[rows], self.root[rows], self.c.copy()
+        r = self.r[rows]
         m, n = W.shape
+        weighted = root * r
         coders = [Coder(mode) for mode in self.modes]
         codes = [np.empty(0, np.uint8)] * n
         values = np.zeros((m, n))
-        row_energy = float(r @ r)
+        row_energy = float(weighted @ weighted)
 
         def encode(j: int, column: Array) -> None:
             coder = coders[self.number[j] - 1]
-            codes[j], start = coder.encode(column, c[j] * r, closed)
+            codes[j], start = coder.encode(root * column, c[j] * weighted, closed)
             values[:, j] = decode(coder.mode, codes[j], start, m)
             if self.column_grid is not None:  # the level next to the least-squares scale
-                v = values[:, j] * r
+                v = values[:, j] * weighted
                 energy = float(v @ v)
                 if energy > 0.0:
-                    c[j] = self.column_grid.round([max(float(v @ column) / energy, 0.0)])[0]
+                    fitted = max(float(v @ (root * column)) / energy, 0.0)
+                    c[j] = self.column_grid.round([fitted])[0]
 
         def encode_block(block: Array) -> None:
             for j in block:
@@ -356,7 +379,7 @@ class _Plan:
             if not self.number[j]:
                 return np.zeros(m)
             if self.column_grid is not None:
-                size = np.sqrt(float(rest[0] @ rest[0]) / row_energy) if row_energy > 0 else 0.0
+                size = np.linalg.norm(root * rest[0]) / np.sqrt(row_energy) if row_energy else 0.0
                 c[j] = self.column_grid.round([size])[0]
             encode(j, rest[0])
             result: Array = values[:, j] * r * c[j]
@@ -374,10 +397,12 @@ class _Plan:
         m, n = self.W.shape
         paths, c, values = self._paths(pool, np.arange(m), closed=True)
         # the last factor of all is free: it goes into the scale of the matrix
-        coded = self.r[:, None] * values * c
+        coded = (self.root * self.r)[:, None] * values * c
         product = coded if self.H is None else coded @ self.H
         energy = float(np.sum(product * coded))
-        gain = float(np.sum(product * self.W)) / energy if energy > 0.0 else 1.0
+        gain = (
+            float(np.sum(product * self.W * self.root[:, None])) / energy if energy > 0.0 else 1.0
+        )
         codes = []
         for position, number in enumerate(self.used):
             members = [paths[j] for j in range(n) if self.chosen[j] == position]

@@ -16,7 +16,7 @@ def test_every_entry_is_a_method_and_a_layer():
         assert all(issubclass(resolve(place), Layer) for place in table.values())
 
 
-@pytest.mark.parametrize("method", ["diba", "rtn", "sign", "mesa", "qswd"])
+@pytest.mark.parametrize("method", ["diba", "rtn", "sign", "mesa", "qswd", "linear-trellis"])
 def test_a_layer_multiplies_like_its_matrix_and_adds_the_bias(method, rng):
     A, bias = rng.normal(size=(20, 30)), rng.normal(size=20)
     matrix = dn.factorize(A, bits=2.0, threads=1) if method == "diba" else fit(method, A, 2.0)

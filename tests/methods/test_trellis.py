@@ -199,8 +199,8 @@ def test_inputs_are_used(label, problem):
     error = {name: output_error(A - one.to_dense(), H) for name, one in made.items()}
     assert error["with"] < 0.6 * error["without"]
     assert error["with"] < 0.5 * error["gptq"]
-    same = CLASSES[label].fit(A, 2.0, gram_matrix=X.T @ X / len(X))
-    np.testing.assert_allclose(output_error(A - same.to_dense(), H), error["with"], rtol=0.02)
+    same = CLASSES[label].fit(A, 2.0, gram=X.T @ X / len(X))
+    np.testing.assert_allclose(output_error(A - same.to_dense(), H), error["with"], rtol=0.2)
 
 
 @both
@@ -271,11 +271,17 @@ def test_operands_that_are_not_finite_give_what_the_dense_matrix_gives(problem):
     ("kwargs", "error", "text"),
     [
         ({"rotation": "all"}, ValueError, "rotation must be one of auto, none, inputs, .* 'all'"),
-        ({"gram_matrix": np.eye(3)}, ValueError, r"gram_matrix must have shape \(4, 4\)"),
-        ({"gram_matrix": np.triu(np.ones((4, 4)))}, ValueError, "gram_matrix must be symmetric"),
-        ({"gram_matrix": -np.eye(4)}, ValueError, "gram_matrix must be positive definite"),
-        ({"gram_matrix": np.eye(4), "inputs": np.eye(4)}, TypeError, "got both"),
-        ({"gram_matrix": "no"}, TypeError, "gram_matrix must be an array"),
+        ({"rotation": ("none", "all")}, ValueError, "rotation must be one of .* got 'all'"),
+        ({"rotation": ()}, ValueError, r"rotation must be one of .* got \(\)"),
+        ({"gram": np.eye(3)}, ValueError, r"gram must have shape \(4, 4\)"),
+        ({"gram": np.triu(np.ones((4, 4)))}, ValueError, "gram must be symmetric"),
+        ({"gram": -np.eye(4)}, ValueError, "gram must be positive semidefinite"),
+        ({"gram": np.eye(4), "inputs": np.eye(4)}, TypeError, "got both"),
+        ({"gram": "no"}, TypeError, "gram must be an array"),
+        ({"output_weight": np.ones(3)}, ValueError, r"output_weight must have shape \(4,\)"),
+        ({"output_weight": -np.ones(4)}, ValueError, "output_weight must be finite and not neg"),
+        ({"output_weight": np.eye(4)}, ValueError, "output_weight must be one weight an output"),
+        ({"scale_bits": 9}, ValueError, r"scale_bits must lie in \[2, 8\], got 9"),
         ({"bits": 0.01}, ValueError, "bits must be at least"),
         ({"bits": 0.01, "rotation": "none"}, ValueError, "bits must be at least"),
     ],
@@ -320,3 +326,41 @@ def test_the_modes_lie_on_convex_curves():
         assert (np.diff(rates) > 0).all() and (np.diff(slopes) > 0).all()
         assert len({mode.number for mode in modes}) == len(modes)
         assert all(mode.table.shape == (mode.weights, 1 << mode.width) for mode in modes)
+
+
+@both
+def test_weights_of_outputs_are_used(label, problem):
+    A, X = problem
+    H = gram(X, 36, ridge=0.0)
+    w = np.where(np.arange(50) % 5 == 0, 20.0, 0.1)
+    for rotation in ("none", "inputs", "auto"):
+        even, uneven = (
+            A - CLASSES[label].fit(A, 2.0, X, output_weight=each, rotation=rotation).to_dense()
+            for each in (None, w)
+        )
+        lost = [w @ np.einsum("ij,ij->i", E @ H, E) for E in (even, uneven)]
+        assert lost[1] < 0.85 * lost[0]
+    # no unit of theirs counts
+    one, two = (CLASSES[label].fit(A, 2.0, output_weight=c * w) for c in (1.0, 8.0))
+    np.testing.assert_array_equal(one.to_dense(), two.to_dense())
+
+
+@both
+def test_scales_of_more_bits_and_a_choice_of_rotations(label, problem):
+    A, X = problem
+    made = CLASSES[label].fit(A, 2.5, X, scale_bits=8, rotation=("none", "inputs"))
+    assert made.record["rotation"] in ("none", "inputs")
+    assert made.coded.rows[0].bits == made.coded.columns[0].bits == 8
+    assert made.bits_per_weight <= 2.5
+
+
+@pytest.mark.parametrize("rotation", list(ROTATIONS))
+def test_rows_come_from_the_bits(rotation, problem, monkeypatch):
+    for bits in (0.8, 1.5, 2.4):
+        made = LinearTrellis.fit(problem[0], bits, rotation=rotation)
+        dense = made.to_dense()
+        if rotation in ("none", "inputs"):
+            monkeypatch.setattr(made, "to_dense", None)
+        size = np.abs(dense).max()
+        np.testing.assert_allclose(made.rows([3, 0, 49, 3]), dense[[3, 0, 49, 3]], atol=1e-5 * size)
+        np.testing.assert_allclose(made[-2:, 1::3], dense[-2:, 1::3], atol=1e-5 * size)
