@@ -104,6 +104,12 @@ def _add_model(subcommands: Any, parents: list[Parser]) -> None:
         help="stored bits per weight of the whole model, all counted",
     )
     command.add_argument(
+        "--method",
+        choices=("diba", "linear-trellis", "best"),
+        default="diba",
+        help="what matrices are compressed by; best: the better for each, by short fits",
+    )
+    command.add_argument(
         "--include", action="append", default=[], metavar="GLOB", help="only these names"
     )
     command.add_argument(

@@ -51,6 +51,7 @@ def run_model(args: argparse.Namespace) -> int:
         model = factorize_model(
             args.source,
             bits=args.bits,
+            method=args.method,
             output=output,
             include=args.include,
             exclude=args.exclude,

@@ -292,6 +292,7 @@ def run_compress(args: argparse.Namespace) -> int:
         net,
         texts,
         bits=args.bits,
+        method=args.method,
         effort=args.effort,
         jobs=args.jobs or 1,
         threads=args.threads or 1,

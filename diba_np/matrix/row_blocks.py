@@ -1,4 +1,4 @@
-"""Factorizations of row blocks, one under the other."""
+"""Compressed row blocks, one under the other."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from diba_np.arrays import RowIndex
 from diba_np.files.container import Container
 from diba_np.matrix import quality
 from diba_np.matrix.base import CompressedMatrix
-from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.files import rebuild
 from diba_np.matrix.stored_array import Array
 
 
 class RowBlocks(CompressedMatrix):
-    """Factorizations of row blocks, one under the other.
+    """Compressed row blocks, factorizations as a rule, one under the other.
 
     Parameters
     ----------
-    blocks : sequence of DiBAFactors
+    blocks : sequence of CompressedMatrix
         All with the same number of columns.
     record : dict, optional
 
     Attributes
     ----------
-    blocks : tuple of DiBAFactors
+    blocks : tuple of CompressedMatrix
     """
 
     method = "rows"
 
-    def __init__(self, blocks: Sequence[DiBAFactors], record: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, blocks: Sequence[CompressedMatrix], record: dict[str, Any] | None = None
+    ) -> None:
         self.blocks = tuple(blocks)
         widths = sorted({block.shape[1] for block in self.blocks})
         if len(widths) != 1:
@@ -116,12 +117,12 @@ class RowBlocks(CompressedMatrix):
         return cls(blocks)
 
 
-def stack(blocks: Sequence[DiBAFactors], energies: Sequence[float]) -> RowBlocks:
+def stack(blocks: Sequence[CompressedMatrix], energies: Sequence[float]) -> RowBlocks:
     """Return row blocks with a record made of theirs.
 
     Parameters
     ----------
-    blocks : sequence of DiBAFactors
+    blocks : sequence of CompressedMatrix
     energies : sequence of float
         Of the matrices that they stand for.
     """
@@ -138,10 +139,14 @@ def stack(blocks: Sequence[DiBAFactors], energies: Sequence[float]) -> RowBlocks
     shared = {name: records[0].get(name) for name in ("solver", "effort", "seed", "versions")}
     told |= {
         "seconds": round(sum(record["seconds"] for record in records), 3),
-        "sweeps": sum(record["sweeps"] for record in records),
-        "converged": all(record["converged"] for record in records),
+        "sweeps": sum(record.get("sweeps", 0) for record in records),
+        "converged": all(record.get("converged", True) for record in records),
         "blocks": [
-            {"rows": block.shape[0], "k": block.k, "snr_db": block.record["snr_db"]}
+            {
+                "rows": block.shape[0],
+                "k": sum(term.k for term in block.terms),
+                "snr_db": block.record["snr_db"],
+            }
             for block in blocks
         ],
     }

@@ -34,6 +34,7 @@ def factorize_model(
     source: Source,
     *,
     bits: float,
+    method: str = "diba",
     output: str | os.PathLike[str] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -61,6 +62,9 @@ def factorize_model(
     bits : float
         Stored bits per weight over all arrays but those that `include` and `exclude` leave out.
         Everything counts, also biases and other arrays that are kept as they are.
+    method : {"diba", "linear-trellis", "best"}, default "diba"
+        "best" takes for each matrix, at the bits that it gets, what short fits of a part of it say;
+        where these are within half a decibel both are fitted and the better is taken.
     output : path-like, optional
         The .h5 to write. Finished parts lie in ``OUTPUT.parts`` beside it until it is written: the
         same call goes on from them after an interruption. Without it the result stays in memory.
@@ -85,7 +89,7 @@ def factorize_model(
     scale_bits : 16, 32, int from 2 to 8, three of them, or "auto", optional
         Bits of an entry of the diagonals, as for `diba_np.factorize`; "auto" by default.
     solver, effort, max_sweeps, tol
-        As for `diba_np.factorize`.
+        As for `diba_np.factorize`. Like `shift` and `scale_bits` of DiBA's searches alone.
     seed : int, default 0
         Of every search.
     jobs : int, optional
@@ -157,6 +161,7 @@ def factorize_model(
         check_number(bits, "bits", above=0.0),
         allocation,
         SearchOptions.from_keywords(options, "factorize_model", OPTIONS),
+        method,
     )
     min_size = check_count(min_size, "min_size")
     weights = _check_weights(weights)

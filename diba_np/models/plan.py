@@ -18,9 +18,9 @@ from diba_np.errors import FormatError
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.small_floats import word_type
+from diba_np.methods.weighted import part_of, pilot
 from diba_np.models.grams import Grams
 from diba_np.models.shapes import is_experts, matrix_shape, matrix_view, row_parts
-from diba_np.search.factorization import factorize
 from diba_np.sources.entry import Entry, unfit_reason
 
 Shape = tuple[int, int]
@@ -29,9 +29,6 @@ ALLOCATIONS = ("shared", "relative", "uniform")
 
 # of the short searches that a curve is made of: bits of the binaries per weight
 RATES = (0.5, 1.0, 2.0)
-_SIDE = 256
-_LARGEST = 64  # rows of these that are taken for their size
-_SWEEPS = 16
 _MOST_RATE = 8.0
 
 
@@ -299,65 +296,67 @@ class Curve:
         return found
 
 
-def _representatives(energy: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Choose rows (or columns) that stand for all, and what each is to be multiplied by.
-
-    A few rows may hold most of the energy, as what a layer of a transformer reads does: without
-    them, or with one of them for all, a part says nothing about the whole.
-    """
-    count = len(energy)
-    if count <= _SIDE:
-        return np.arange(count), np.ones(count)
-    order = np.argsort(-energy, kind="stable")
-    rest = np.sort(order[_LARGEST:])
-    chosen = rest[np.linspace(0, len(rest) - 1, _SIDE - _LARGEST).astype(int)]
-    scale = np.ones(count)
-    held = float(energy[chosen].sum())
-    if held > 0:
-        scale[chosen] = np.sqrt(float(energy[rest].sum()) / held)
-    index = np.sort(np.concatenate([order[:_LARGEST], chosen]))
-    return index, scale[index]
-
-
 def sample_curve(
-    A: NDArray[Any], gram: NDArray[Any] | None, shift: float, seed: int, threads: int | None
+    A: NDArray[Any],
+    gram: NDArray[Any] | None,
+    shift: float,
+    seed: int,
+    threads: int | None,
+    method: str = "diba",
 ) -> Curve:
-    """Return the curve of a matrix from short searches on a part of it.
+    """Return the curve of a matrix and a method from short fits of a part of it.
 
     The part is at most 256 rows and columns: those of the largest share in the energy, and others
     evenly spaced that stand for the rest. Short searches end above a full one, by much the same
     factor for every matrix, which does not move the shares.
     """
-    wide = np.asarray(A, np.float64)
-    seen = wide if gram is None else wide @ gram
-    (rows, left), (columns, right) = (
-        _representatives(np.abs(np.einsum("ij,ij->" + kept, wide, seen))) for kept in "ij"
-    )
-    part = wide[np.ix_(rows, columns)] * np.outer(left, right)
-    m, n = part.shape
-    inner = None if gram is None else np.asarray(gram[np.ix_(columns, columns)])
+    part, inner = part_of(A, gram)
+    return _curve(part, inner, shift, seed, threads, method)
+
+
+def sample_curves(
+    A: NDArray[Any],
+    gram: NDArray[Any] | None,
+    shift: float,
+    seed: int,
+    threads: int | None,
+    methods: Sequence[str],
+) -> dict[str, Curve]:
+    """Return the curve of each of some methods, see `sample_curve`; what an executor is given."""
+    part, inner = part_of(A, gram)
+    return {method: _curve(part, inner, shift, seed, threads, method) for method in methods}
+
+
+def _curve(
+    part: NDArray[Any],
+    gram: NDArray[Any] | None,
+    shift: float,
+    seed: int,
+    threads: int | None,
+    method: str,
+) -> Curve:
     rates: list[float] = []
     errors: list[float] = []
-    for rate in RATES:
-        k = max(1, round(rate * m * n / (m + n)))
-        if rates and k * (m + n) / (m * n) <= rates[-1]:
-            continue
-        f = factorize(
-            part,
-            k=k,
-            gram=inner,
-            shift=shift,
-            seed=seed,
-            effort="fast",
-            max_sweeps=_SWEEPS,
-            tol=1e-2,
-            threads=threads,
-        )
-        reached = f.record["snr_db" if inner is None else "output_snr_db"]
-        rates.append(k * (m + n) / (m * n))
-        # no number: the part is zero, or its fit is exact
-        errors.append(1e-12 if reached is None else min(1.0, 10.0 ** (-reached / 10.0)))
+    for asked in RATES:
+        if method == "diba":  # a part of few entries has few rates
+            m, n = part.shape
+            k = max(1, round(asked * m * n / (m + n)))
+            if rates and k * (m + n) / (m * n) <= rates[-1]:
+                continue
+        rate, error = pilot(method, part, gram, asked, seed, threads, shift)
+        if not rates or rate > rates[-1]:
+            rates.append(rate)
+            errors.append(error)
     return Curve(tuple(rates), tuple(errors))
+
+
+def least(curves: Sequence[Curve]) -> Curve:
+    """Return the curve of the best of several methods at each rate."""
+    if len(curves) == 1:
+        return curves[0]
+    rates = np.unique([rate for curve in curves for rate in curve.rates])
+    errors = np.min([curve.at(rates) for curve in curves], axis=0)
+    return Curve(tuple(rates.tolist()), tuple(errors.tolist()))
 
 
 def _largest_k(task: Task) -> int:

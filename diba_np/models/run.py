@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.checks import digest
 from diba_np.errors import FormatError
 from diba_np.files.checkpoint import Checkpoint
 from diba_np.files.parts import Parts
 from diba_np.machine.versions import versions
 from diba_np.matrix import quality
+from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.diagonals import ScaleBits
-from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.files import load
 from diba_np.matrix.row_blocks import stack
 from diba_np.matrix.stored_array import StoredArray
+from diba_np.methods.weighted import BEST, CHOICES, How, best_of, nearest, rate_of, weighted_error
 from diba_np.models.executors import Events, Runner
 from diba_np.models.file import Alias, Item, Made, ModelFactors, open_model, write_model
 from diba_np.models.grams import Grams
@@ -32,10 +35,10 @@ from diba_np.models.plan import (
     Scan,
     Task,
     allocate,
-    sample_curve,
+    least,
+    sample_curves,
 )
 from diba_np.models.shapes import matrix_view
-from diba_np.search.factorization import factorize
 from diba_np.search.options import SearchOptions
 from diba_np.sources.entry import Entry
 
@@ -51,6 +54,9 @@ _MOST_TOLD = 40  # characters of a name in a line of progress
 # of a search: what has a meaning for many matrices
 OPTIONS = ("shift", "scale_bits", "solver", "effort", "seed", "max_sweeps", "tol")
 
+# of a model's matrices
+METHODS = (*CHOICES, BEST)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -59,8 +65,11 @@ class Settings:
     bits: float
     allocation: str
     search: SearchOptions
+    method: str = "diba"
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.allocation not in ALLOCATIONS:
             known = ", ".join(ALLOCATIONS)
             raise ValueError(f"allocation must be one of {known}, got {self.allocation!r}")
@@ -69,10 +78,15 @@ class Settings:
         """Return all of it as JSON holds it."""
         used = self.search.as_used()
         return (
-            {"bits": self.bits, "allocation": self.allocation}
+            {"bits": self.bits, "allocation": self.allocation, "method": self.method}
             | {name: used[name] for name in OPTIONS}
             | {"scale_bits": self.search.scales_for("bits")}
         )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that matrices are fitted by."""
+        return CHOICES if self.method == BEST else (self.method,)
 
     @property
     def counted_scale_bits(self) -> ScaleBits:
@@ -101,7 +115,7 @@ class ModelRun:
         self.entries = {entry.name: entry for entry in entries}
         self.grams, self.threads, self.events = grams, threads, events
         self.parts: Parts | None = None
-        self.made: dict[int, DiBAFactors] = {}
+        self.made: dict[int, CompressedMatrix] = {}
         self.started = time.monotonic()
 
     def fingerprint(self, weights: Mapping[str, float]) -> dict[str, Any]:
@@ -169,10 +183,18 @@ class ModelRun:
             kept=self._largest_kept(),
             omitted=[[each.name, each.why] for each in self.omitted[:_MOST_RECORDED]],
         )
-        curves = self._curves(runner) if self.settings.allocation != "uniform" else None
-        shares = allocate(self.tasks, curves, budget, counted_scale_bits)
+        methods, even = self.settings.methods, self.settings.allocation == "uniform"
+        curves = None if even and len(methods) == 1 else self._curves(runner)
+        known = None if curves is None or even else [least([*each.values()]) for each in curves]
+        shares = allocate(self.tasks, known, budget, counted_scale_bits)
         self.events.tell("budget", bits=sum(shares))
-        self._solve(runner, shares)
+        chosen = [methods] * len(self.tasks)
+        if len(methods) > 1 and curves is not None:
+            chosen = [
+                tuple(nearest(_errors(task, share, own)))
+                for task, share, own in zip(self.tasks, shares, curves, strict=True)
+            ]
+        self._solve(runner, shares, chosen)
         self._warn_of_losses()
         record = self._record(size, kept)
         if final is None:
@@ -185,10 +207,13 @@ class ModelRun:
         self.events.tell("done", **{k: v for k, v in record.items() if np.isscalar(v)})
         return model
 
-    def _curves(self, runner: Runner) -> list[Curve]:
-        """Return the curve of every task, those of an earlier run included."""
+    def _curves(self, runner: Runner) -> list[dict[str, Curve]]:
+        """Return the curves of every task, by method, those of an earlier run included."""
         known = self.parts.read("curves") if self.parts is not None else None
-        found = {} if known is None else {int(number): Curve(*map(tuple, c)) for number, c in known}
+        found = {
+            int(number): {method: Curve(*map(tuple, curve)) for method, curve in curves.items()}
+            for number, curves in known or ()
+        }
 
         def arguments(task: Task) -> tuple[Any, ...]:
             gram = self.gram(task)
@@ -199,20 +224,27 @@ class ModelRun:
                 self.settings.search.shift,
                 self.settings.search.seed,
                 threads,
+                self.settings.methods,
             )
 
         missing = [task for task in self.tasks if task.number not in found]
-        for task, curve in runner.run(sample_curve, missing, arguments):
-            found[task.number] = curve
-            self.events.tell("curve", name=task.name, row=task.start, errors=curve.errors)
+        for task, curves in runner.run(sample_curves, missing, arguments):
+            found[task.number] = curves
+            errors = least([*curves.values()]).errors
+            self.events.tell("curve", name=task.name, row=task.start, errors=errors)
             self.events.show(0, len(self.tasks), f"planning {len(found)} of {len(self.tasks)}")
         if self.parts is not None and missing:
-            points = [[number, [c.rates, c.errors]] for number, c in sorted(found.items())]
+            points = [
+                [number, {method: [c.rates, c.errors] for method, c in curves.items()}]
+                for number, curves in sorted(found.items())
+            ]
             self.parts.write("curves", points)
         return [found[task.number] for task in self.tasks]
 
-    def _solve(self, runner: Runner, shares: Sequence[int]) -> None:
-        """Factorize every task that is not yet, the longest first."""
+    def _solve(
+        self, runner: Runner, shares: Sequence[int], methods: Sequence[Sequence[str]]
+    ) -> None:
+        """Fit every task that is not yet, by the best of some methods, the longest first."""
         work = {task.number: _work(task, shares[task.number]) for task in self.tasks}
         left = {name: 0 for name in (task.name for task in self.tasks)}
         for task in self.tasks:
@@ -238,7 +270,7 @@ class ModelRun:
             # other machines may not see the folder
             near = self.parts is not None and not runner.foreign
             path = str(self.parts.path(task.number, CHECKPOINT)) if near and self.parts else None
-            return (self.rows(task), rate, self.gram(task), options, path)
+            return (self.rows(task), rate, self.gram(task), options, path, methods[task.number])
 
         for task, factors in runner.run(factorize_rows, missing, arguments):
             if self.parts is not None:
@@ -249,7 +281,7 @@ class ModelRun:
     def _take(
         self,
         task: Task,
-        factors: DiBAFactors,
+        factors: CompressedMatrix,
         left: dict[str, int],
         seconds_left: float | None,
         resumed: bool = False,
@@ -264,7 +296,8 @@ class ModelRun:
             "name": task.name,
             "row": task.start,
             "shape": task.shape,
-            "k": factors.k,
+            "method": factors.method,
+            "k": sum(term.k for term in factors.terms),
             "bits": factors.storage_bits(),
             "snr_db": factors.record["snr_db"],
             "search_seconds": factors.record["seconds"],
@@ -279,16 +312,17 @@ class ModelRun:
         eta = "" if seconds_left is None else f", {seconds_left:.0f} s left"
         self.events.show(done, len(left), f"{self.bits / 1e6:.2f} Mbit{eta}; {text}")
 
-    def _finished(self, task: Task) -> DiBAFactors | None:
+    def _finished(self, task: Task) -> CompressedMatrix | None:
         """Return what an earlier run kept of a task; None if that is nothing, or not whole."""
         if self.parts is None:
             return None
         try:
-            return DiBAFactors.load(self.parts.path(task.number))
+            made: CompressedMatrix = load(self.parts.path(task.number))
+            return made
         except (FileNotFoundError, FormatError):
             return None
 
-    def _factors(self, task: Task) -> DiBAFactors:
+    def _factors(self, task: Task) -> CompressedMatrix:
         found = self.made.get(task.number) if self.parts is None else self._finished(task)
         if found is None:
             raise OSError(f"the finished part of {task.name} is gone")
@@ -378,13 +412,48 @@ def factorize_rows(
     gram: NDArray[Any] | None,
     options: dict[str, Any],
     checkpoint: str | None = None,
-) -> DiBAFactors:
-    """Factorize one task's rows; what an executor is given."""
-    if checkpoint is None:
-        return factorize(A, bits=bits, gram=gram, **options)
-    keeper = Checkpoint(checkpoint, CHECKPOINT_EVERY)
+    methods: Sequence[str] = ("diba",),
+) -> CompressedMatrix:
+    """Fit one task's rows by the best of some methods; what an executor is given."""
+    keeper = None if checkpoint is None else Checkpoint(checkpoint, CHECKPOINT_EVERY)
+
+    def fit() -> CompressedMatrix:
+        search = {k: v for k, v in options.items() if k not in ("seed", "threads", "effort")}
+        own = {name: options[name] for name in ("seed", "threads", "effort")}
+        if keeper is not None:
+            search["checkpoint"] = keeper
+        return best_of(methods, A, bits, gram, None, How(**own, search=search))
+
     try:
-        return factorize(A, bits=bits, gram=gram, **options, checkpoint=keeper)
+        made = fit()
     except FormatError:
+        if keeper is None:
+            raise
         keeper.remove()  # damaged: the search begins anew, with the same result
-        return factorize(A, bits=bits, gram=gram, **options, checkpoint=keeper)
+        made = fit()
+    if "snr_db" not in made.record:
+        made.record |= _facts(A, gram, made)
+    return made
+
+
+def _facts(A: NDArray[Any], gram: NDArray[Any] | None, made: CompressedMatrix) -> dict[str, Any]:
+    """Return what the record of a factorization tells beside its settings, of any method."""
+    facts: dict[str, Any] = {
+        "source": {"shape": list(A.shape), "dtype": str(A.dtype), "sha256": digest(A)},
+        "versions": versions(),
+    }
+    sums = {"snr_db": quality.squared_sums(A, made)}
+    if gram is not None:
+        wide = A.astype(np.float64)
+        lost = weighted_error(wide - made.to_dense(), gram)
+        sums["output_snr_db"] = weighted_error(wide, gram), lost
+    for name, (signal, noise) in sums.items():
+        reached = quality.decibels(signal, noise)
+        facts[name] = reached if math.isfinite(reached) else None
+    return facts
+
+
+def _errors(task: Task, bits: int, curves: Mapping[str, Curve]) -> dict[str, float]:
+    """Return the error of each method at a share of the bits."""
+    rate = np.array([rate_of(bits / math.prod(task.shape), task.shape)])
+    return {method: float(curve.at(rate)[0]) for method, curve in curves.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.files import load
-from diba_np.methods import fit as fit_method
+from diba_np.methods.weighted import BEST, How, fit_weighted
 from diba_np.models.executors import Events, Runner
-from diba_np.models.plan import Curve, Task, allocate
+from diba_np.models.plan import Curve, Task, allocate, least
 from diba_np.networks.calibration import Calibration, calibration, iterate_batches
 from diba_np.networks.distillation import distil
 from diba_np.networks.importance import (
@@ -32,13 +32,12 @@ from diba_np.networks.importance import (
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
 from diba_np.networks.texts import LENGTH, Texts
-from diba_np.search.factorization import factorize
 from diba_np.search.options import EFFORTS
 
 Array = NDArray[Any]
 
-# those whose matrices a layer can hold and train; "best" tries the first two on every matrix
-METHODS = ("diba", "gptq", "rtn", "sign", "bitat")
+# those whose matrices a layer can hold and train
+METHODS = ("diba", "linear-trellis", "gptq", "rtn", "sign", "bitat")
 
 # bits of the diagonals' entries: DiBARD moves them, and few bits would take back what it gained
 SCALE_BITS = 8
@@ -52,7 +51,11 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 # what error a layer has at a rate, relative to its energy: the same for all, energies tell them
 # apart; and the power of the energies by which shares go, since losses do not add up
-_CURVE = Curve((0.5, 1.0, 2.0), (0.42, 0.23, 0.075))
+_CURVES = {
+    "diba": Curve((0.5, 1.0, 2.0), (0.42, 0.23, 0.075)),
+    "linear-trellis": Curve((1.0, 1.5, 2.0, 3.0, 4.0), (0.36, 0.166, 0.08, 0.0194, 0.0052)),
+}
+_CURVES[BEST] = least([*_CURVES.values()])
 _POWER = 0.5
 
 
@@ -95,8 +98,9 @@ def compress(
     bits : float, default 1.0
         Stored bits a weight of everything compressed together. Layers get more or less than that
         by what they matter; integer codes the same each.
-    method : {"diba", "gptq", "rtn", "sign", "bitat", "best"}, default "diba"
-        "best" takes for every matrix the better of "diba" and "gptq".
+    method : {"diba", "linear-trellis", "best", "gptq", "rtn", "sign", "bitat"}, default "diba"
+        "best" takes for every matrix, at its bits, "diba" or "linear-trellis" by short fits of a
+        part of it; where these are within half a decibel both are fitted, and the better is taken.
     effort : {"fast", "balanced", "best"}
         Of `diba_np.factorize`.
     embeddings : bool, default True
@@ -152,8 +156,8 @@ def compress(
     """
     if not isinstance(net, Network):
         raise TypeError(f"net must be a Network, as networks.load gives it, got {type(net)}")
-    if method not in (*METHODS, "best"):
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, best, got {method!r}")
+    if method not in (*METHODS, BEST):
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, {BEST}, got {method!r}")
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
     check_number(bits, "bits", above=0.0)
@@ -205,6 +209,8 @@ class Fit:
         Bits a weight by matrix.
     outputs : dict of str to (m,) array
         Weights of the outputs.
+    looked_up : bool
+        Whether the matrix is a table whose rows are looked up.
     """
 
     method: str
@@ -213,37 +219,13 @@ class Fit:
     threads: int | None
     bits: Mapping[str, float]
     outputs: Mapping[str, Array]
+    looked_up: bool = False
 
     def __call__(self, name: str, A: Array, gram: Array | None) -> CompressedMatrix:
         """Return the compressed A (m, n), errors weighed by a Gram matrix (n, n) and outputs."""
-        weights = self.outputs.get(name)
-        if self.method != "best":
-            return self._fitted(self.method, name, A, gram, weights)
-        both = [self._fitted(method, name, A, gram, weights) for method in METHODS[:2]]
-        return min(both, key=lambda made: _error(A - made.to_dense(), gram, weights))
-
-    def _fitted(
-        self, method: str, name: str, A: Array, gram: Array | None, weights: Array | None
-    ) -> CompressedMatrix:
-        if method == "diba":
-            return factorize(
-                A,
-                bits=self.bits[name],
-                scale_bits=SCALE_BITS,
-                gram=gram,
-                output_weight=weights,
-                effort=self.effort,
-                seed=self.seed,
-                threads=self.threads,
-            )
-        inputs = None if gram is None else np.linalg.cholesky(gram).T
-        return fit_method(method, A, self.bits[name], inputs, self.seed)
-
-
-def _error(E: Array, gram: Array | None, weights: Array | None) -> float:
-    """Return ``tr(W E H E^T)``."""
-    rows = np.einsum("ij,ij->i", E if gram is None else E @ gram, E)
-    return float(rows.sum() if weights is None else rows @ weights)
+        how = How(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)
+        outputs = self.outputs.get(name)
+        return fit_weighted(self.method, A, self.bits[name], gram, outputs, how)
 
 
 class _Run:
@@ -335,7 +317,8 @@ class _Run:
         """Return the bits a weight of every matrix; the tables get the mean."""
         bits = self.settings["bits"]
         even = dict.fromkeys(self.shapes, float(bits))
-        if self.settings["method"] != "diba" or not matters:
+        curve = _CURVES.get(self.settings["method"])
+        if curve is None or not matters:
             return even
         names = list(matters)
         sizes = {name: math.prod(self.shapes[name]) for name in names}
@@ -354,7 +337,8 @@ class _Run:
             for i, name in enumerate(names)
         ]
         budget = int(bits * sum(sizes.values()))
-        shares = allocate(tasks, [_CURVE] * len(tasks), budget, SCALE_BITS)
+        counted = (SCALE_BITS, SCALE_BITS, SCALE_BITS)  # with their grids
+        shares = allocate(tasks, [curve] * len(tasks), budget, counted)
         return even | {name: share / sizes[name] for name, share in zip(names, shares, strict=True)}
 
     # -- matrices ----------------------------------------------------------------------------------
@@ -375,8 +359,7 @@ class _Run:
             if self.settings["activations"]:
                 gram, weights = self._table_moments(name, A)
             outputs = {} if weights is None else {name: weights}
-            how = Fit(fit.method, fit.effort, fit.seed, fit.threads, fit.bits, outputs)
-            made = how(name, A, gram)
+            made = replace(fit, outputs=outputs, looked_up=True)(name, A, gram)
             made.save(path)
         return self._told(name, A, made)
 

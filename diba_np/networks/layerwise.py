@@ -110,7 +110,7 @@ def compress_layers(
         First states; an iterable that can be iterated again, or a callable that returns an
         iterator.
     fit : callable
-        ``fit(name, A, gram)`` returns a `DiBAFactors` or a `ScalarQuantized` for the effective
+        ``fit(name, A, gram)`` returns a matrix that a layer can train for the effective
         target A (m, n) and the Gram matrix (n, n), float64, weighted mean over samples. It may use
         neither, or weigh outputs (``output_weight=`` of `factorize`). A method that wants inputs
         can take ``numpy.linalg.cholesky(gram).T``.

@@ -103,9 +103,8 @@ def test_what_is_stored_has_the_same_bits(rng, rotation, tmp_path):
     _, made = make(rng, rotation, True, 2.5, scale_bits=8)
     layer = TrellisLinear(made)
     assert layer.to_matrix() is made
-    for name, value in layer.parameters.items():
-        if name != "bias":
-            value *= 1.0 + 0.2 * rng.random(value.shape).astype(np.float32)
+    for name in layer.parameters.keys() - {"bias"}:
+        layer.parameters[name] *= 1.0 + 0.2 * rng.random(layer.parameters[name].shape)
     stored = layer.to_matrix()
     assert stored.storage_bits() == made.storage_bits()
     np.testing.assert_array_equal(stored.coded.codes[-1], made.coded.codes[-1])

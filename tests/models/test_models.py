@@ -530,3 +530,59 @@ def test_command_errors_are_one_sentence(here, capsys):
         assert status == 1 and "name one with --group" in err
         status, _, err = run(capsys, *args, "--group", "third")
         assert status == 1 and "group third" in err
+
+
+@pytest.mark.parametrize(
+    ("method", "allocation"),
+    [("linear-trellis", "uniform"), ("best", "shared"), ("best", "uniform")],
+)
+def test_other_methods_share_the_budget(method, allocation, rng, tmp_path):
+    model = {
+        "noise": rng.normal(size=(64, 48)),
+        "low": np.outer(rng.normal(size=64), rng.choice([-1.0, 1.0], 64)),
+        "experts": rng.normal(size=(2, 40, 32)),
+        "bias": np.zeros(3, np.float32),
+    }
+    grams = {"noise": np.diag(np.linspace(0.1, 2, 48))}
+    how = {"jobs": 1, "threads": 1, "effort": "fast", "allocation": allocation, "grams": grams}
+    path = tmp_path / "m.h5"
+    made = dn.factorize_model(model, bits=2.5, method=method, output=path, **how)
+    assert made.bits_per_weight <= 2.5
+    assert made["noise"].record["output_snr_db"] > made["noise"].record["snr_db"] - 3
+    assert made["noise"].snr(model["noise"]) == pytest.approx(
+        made["noise"].record["snr_db"], abs=1e-3
+    )
+    assert len(made["experts"].blocks) == 2
+    assert made.dense("experts").shape == (2, 40, 32)
+    assert made.record["method"] == method
+    assert made["noise"].method == "linear-trellis"
+    with open_model(path) as again:
+        assert np.array_equal(again.dense("low"), made.dense("low"))
+    # little is left to a factorization of few components, and nothing to a trellis
+    assert made["low"].method == ("diba" if method == "best" else method)
+
+
+def test_best_goes_on_from_its_parts(rng, tmp_path):
+    model = {f"w{i}": rng.normal(size=(40, 32)) for i in range(3)}
+    how = {"bits": 2.0, "method": "best", "jobs": 1, "threads": 1, "effort": "fast"}
+    path = tmp_path / "m.h5"
+
+    def stop(event):
+        if event["event"] == "matrix":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dn.factorize_model(model, output=path, callback=stop, **how)
+    with pytest.raises(ValueError, match='method: "best" there, "diba" here'):
+        dn.factorize_model(model, output=path, **(how | {"method": "diba"}))
+    events = []
+    made = dn.factorize_model(model, output=path, callback=events.append, **how)
+    assert [event["resumed"] for event in events if event["event"] == "matrix"].count(True) == 1
+    assert not any(event["event"] == "curve" for event in events)
+    whole = dn.factorize_model(model, **how)
+    assert all(np.array_equal(made.dense(name), whole.dense(name)) for name in model)
+
+
+def test_methods_that_are_not_known_are_refused():
+    with pytest.raises(ValueError, match="method must be one of diba, linear-trellis, best, got"):
+        dn.factorize_model({"a": np.eye(20)}, bits=1.0, method="sign")

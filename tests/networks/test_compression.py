@@ -12,6 +12,7 @@ from small_networks import network
 
 from diba_np import networks
 from diba_np.cli.main import main
+from diba_np.layers.dense_linear import DenseLinear
 from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import Teacher, matched, taught
 from diba_np.networks.importance import importance, load_importance, save_importance
@@ -131,12 +132,50 @@ def test_independent_layers_in_processes_give_what_one_gives(dense):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("method", ["gptq", "sign", "best"])
+@pytest.mark.parametrize("method", ["gptq", "sign", "linear-trellis", "best"])
 def test_other_methods(dense, method):
     small = networks.compress(dense, rows(16), bits=3.0, method=method, epochs=1)
     assert set(small.compressed) == set(dense.layers)
     assert stored_rate(small) <= 3.0
     assert np.isfinite(small.logits(rows(2))).all()
+
+
+def test_best_takes_the_method_by_the_matrix():
+    net = decoder()
+    names = [name for name in net.weights if "mlp" in name]
+    for name in names:  # signs times two vectors: what a single component holds
+        A = net.weights[name]
+        u, v = (np.sign(part) * (1 + abs(part)) for part in (A[:, :1], A[:1]))
+        net.layers[name] = DenseLinear(u * v)
+    small = networks.compress(net, rows(40), bits=3.0, method="best", epochs=0)
+    taken = {name: layer.to_matrix().method for name, layer in small.compressed.items()}
+    assert set(taken.values()) == {"diba", "linear-trellis"}
+
+
+def test_a_trellis_run_goes_on_and_another_method_is_refused(dense, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(facts):
+        if facts["name"] != dense.token_name:
+            raise Stopped
+
+    options = {"bits": 3.0, "method": "linear-trellis", "epochs": 0}
+    with pytest.raises(Stopped):
+        networks.compress(dense, rows(40), folder=tmp_path, callback=stop, **options)
+    with pytest.raises(ValueError, match='method: "linear-trellis" there, "best" here'):
+        networks.compress(dense, rows(40), folder=tmp_path, **(options | {"method": "best"}))
+    again = networks.compress(dense, rows(40), folder=tmp_path, **options)
+    assert same(again, networks.compress(dense, rows(40), **options))
+    again.save(tmp_path / "small.h5")
+    loaded = networks.load(tmp_path / "small.h5")
+    np.testing.assert_allclose(loaded.logits(rows(2)), again.logits(rows(2)), rtol=1e-4, atol=1e-4)
+    # rows of the table are looked up in the bits: its outputs are not rotated
+    table = again.layers[dense.token_name].to_matrix()
+    assert table.coded.rotation in ("none", "inputs")
+    assert table.coded.rows[0].bits == 8
+    written = [net.generate([1, 2, 3], 4) for net in (again, loaded)]
+    assert np.array_equal(*written)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "vit"])

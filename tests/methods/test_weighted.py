@@ -1,0 +1,74 @@
+"""Methods fitted alike, and the choice among them by pilots."""
+
+import numpy as np
+import pytest
+
+import diba_np as dn
+from diba_np.methods import weighted
+from diba_np.methods.weighted import CHOICES, How, fit_weighted, nearest, part_of, weighted_error
+
+
+@pytest.fixture
+def problem(rng):
+    X = rng.normal(size=(300, 40)) @ (rng.normal(size=(40, 40)) / np.arange(1, 41)[:, None])
+    return rng.normal(size=(48, 40)), X.T @ X / 300, np.where(np.arange(48) % 4, 0.5, 4.0)
+
+
+@pytest.mark.parametrize("method", ["diba", "linear-trellis", "trellis", "gptq", "rtn"])
+def test_every_method_heeds_the_gram_matrix(problem, method):
+    A, H, w = problem
+    how = How(seed=1, threads=1, effort="fast")
+    plain, fitted, weighed = (
+        fit_weighted(method, A, 2.5, gram, outputs, how)
+        for gram, outputs in ((None, None), (H, None), (H, w))
+    )
+    assert max(f.bits_per_weight for f in (plain, fitted, weighed)) <= 2.5
+    lost = [weighted_error(A - f.to_dense(), H) for f in (plain, fitted)]
+    assert lost[1] < (1.0 if method == "rtn" else 0.9) * lost[0] + 1e-9
+    if method in weighted.FITS:
+        lost = [weighted_error(A - f.to_dense(), H, w) for f in (fitted, weighed)]
+        assert lost[1] < lost[0]
+
+
+def test_weighted_errors(problem):
+    A, H, w = problem
+    assert weighted_error(A) == pytest.approx(np.sum(A**2))
+    assert weighted_error(A, H, w) == pytest.approx(np.trace(np.diag(w) @ A @ H @ A.T))
+
+
+def test_pilots_that_are_near_do_not_decide():
+    assert nearest({"a": 1.0, "b": 1.1, "c": 1.2}) == ["a", "b"]
+    assert nearest({"a": 0.0, "b": 0.1}) == ["a"]
+
+
+def test_best_is_the_better_at_each_rate(problem):
+    A, H, w = problem
+    how = How(threads=1, effort="fast")
+    for bits in (0.8, 1.5, 3.0):
+        errors = {
+            method: weighted_error(A - fit_weighted(method, A, bits, H, w, how).to_dense(), H, w)
+            for method in (*CHOICES, "best")
+        }
+        assert errors["best"] <= 1.15 * min(errors.values())
+    assert fit_weighted("best", A, 3.0, how=how).method == "linear-trellis"
+    signs = np.where(A[:, :1] * A[:1] > 0, 1.0, -1.0)
+    assert fit_weighted("best", signs + 0.1 * A, 1.0, how=how).method == "diba"
+
+
+def test_a_part_stands_for_the_whole(rng):
+    A = rng.normal(size=(700, 300))
+    A[5] *= 40
+    H = np.diag(np.where(np.arange(300) == 7, 500.0, 1.0))
+    w = rng.random(700)
+    part, inner = part_of(A, H, w)
+    assert part.shape == (256, 256) and inner.shape == (256, 256)
+    whole = weighted_error(A, H, w)
+    assert weighted_error(part, inner) == pytest.approx(whole, rel=0.1)
+    small, none = part_of(A[:30, :20], None)
+    np.testing.assert_array_equal(small, A[:30, :20])
+    assert none is None
+
+
+def test_options_of_a_search_reach_it(problem):
+    made = fit_weighted("diba", problem[0], 1.0, how=How(search={"solver": "greedy"}))
+    assert isinstance(made, dn.DiBAFactors) and made.record["solver"] == "greedy"
