@@ -418,11 +418,11 @@ def factorize_rows(
     keeper = None if checkpoint is None else Checkpoint(checkpoint, CHECKPOINT_EVERY)
 
     def fit() -> CompressedMatrix:
-        search = {k: v for k, v in options.items() if k not in ("seed", "threads", "effort")}
-        own = {name: options[name] for name in ("seed", "threads", "effort")}
+        search = dict(options)
         if keeper is not None:
             search["checkpoint"] = keeper
-        return best_of(methods, A, bits, gram, None, How(**own, search=search))
+        how = How(options.get("seed", 0), options.get("threads"), search=search)
+        return best_of(methods, A, bits, gram, None, how)
 
     try:
         made = fit()
