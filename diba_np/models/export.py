@@ -12,6 +12,7 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,17 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.arrays import row_blocks
-from diba_np.files.atomic import PathLike, atomic_path, beside, reserve
+from diba_np.files.atomic import PathLike, atomic_path, beside
 from diba_np.matrix.small_floats import SMALL_FLOATS, encode, value_type, word_type
 from diba_np.matrix.stored_array import StoredArray
-from diba_np.sources.safetensors import DTYPES, INDEX
+from diba_np.sources.safetensors import INDEX, Writing, write_safetensors
 
 if TYPE_CHECKING:
     from diba_np.models.file import ModelFactors
-
-_KINDS = {
-    word_type(dtype).str if dtype[0] in "<|" else dtype: kind for kind, dtype in DTYPES.items()
-}
 
 
 def export_model(model: ModelFactors, path: PathLike, shard_bytes: int) -> int:
@@ -82,32 +79,12 @@ def _write(model: ModelFactors, name: str, dtype: str, file: Any) -> None:
 
 
 def _write_safetensors(model: ModelFactors, names: list[str], final: Path) -> int:
-    if "__metadata__" in names:
-        raise ValueError("an array named '__metadata__' cannot be written to safetensors")
-    # the widest first, so that each lies at a multiple of its own width
-    width = {name: word_type(model.array_dtype(name)).itemsize for name in names}
-    order = sorted(names, key=lambda name: -width[name])
-    places, at = {}, 0
-    for name in order:
-        places[name] = [at, at + _bytes_of(model, name)]
-        at = places[name][1]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    arrays = {}
     for name in names:
-        header[name] = {
-            "dtype": _KINDS[_little(model.array_dtype(name))],
-            "shape": list(model.array_shape(name)),
-            "data_offsets": places[name],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    size = 8 + len(text) + at
-    with atomic_path(final) as temporary:
-        reserve(temporary, size, final)
-        with temporary.open("r+b") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                _write(model, name, _little(model.array_dtype(name)), file)
-    return size
+        dtype = _little(model.array_dtype(name))
+        pieces = partial(_pieces, model, name, dtype)
+        arrays[name] = Writing(dtype, model.array_shape(name), pieces)
+    return write_safetensors(final, arrays)
 
 
 def _shards(model: ModelFactors, shard_bytes: int) -> list[list[str]]:

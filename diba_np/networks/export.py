@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.files.atomic import atomic_path
+from diba_np.layers.linear import Layer
+from diba_np.sources.safetensors import Writing, write_safetensors
 
 if TYPE_CHECKING:
     from diba_np.networks.network import Network
@@ -20,33 +21,40 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def dense_tensors(net: Network) -> Iterator[tuple[str, Array]]:
-    """Yield every tensor of a network by its name in the source, float32, matrices decoded.
-
-    Raises
-    ------
-    ValueError
-        A layer has a bias for which the layout has no name.
-    """
+def _dense_tensors(net: Network) -> Iterator[tuple[str, Writing]]:
+    """Yield every tensor of a network by its name in the source, float32, decoded when written."""
     tensors = net.tensors
     for name, layer in net.layers.items():
-        place = tensors.names.get(name)
-        weight = np.asarray(layer.to_matrix().to_dense(), np.float32)
-        if place in net.kind.transposed:
-            weight = weight.T
-        elif name == tensors.find("patches"):
-            weight = weight.reshape(len(weight), net.config.channels, *net.config.patch)
-        yield f"{name}.weight", np.ascontiguousarray(weight)
+        yield f"{name}.weight", _weight(net, name, layer)
         bias = layer.parameters["bias"]
         if name in (net.token_name, net.head_name):
             continue
         if tensors.has_bias(name):
-            yield f"{name}.bias", bias.astype(np.float32)
+            yield f"{name}.bias", _stored(bias)
         elif bias.any():
             raise ValueError(f"{name!r} has a bias, for which {net.config.kind} has no tensor")
     for owner, block in net.blocks.items():
         for what, value in block.parameters.items():
-            yield f"{owner}.{what}".replace("..", ".").rstrip("."), value.astype(np.float32)
+            yield f"{owner}.{what}".replace("..", ".").rstrip("."), _stored(value)
+
+
+def _stored(values: Array) -> Writing:
+    return Writing("<f4", values.shape, lambda: [values.astype("<f4")])
+
+
+def _weight(net: Network, name: str, layer: Layer) -> Writing:
+    place = net.tensors.names.get(name)
+    shape: tuple[int, ...] = layer.shape
+    if place in net.kind.transposed:
+        shape = shape[::-1]
+    elif name == net.tensors.find("patches"):
+        shape = (shape[0], net.config.channels, *net.config.patch)
+
+    def pieces() -> list[Array]:
+        dense = np.asarray(layer.to_matrix().to_dense(), "<f4")
+        return [dense.T if place in net.kind.transposed else dense]
+
+    return Writing("<f4", shape, pieces)
 
 
 def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
@@ -57,13 +65,13 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
     FileExistsError
         The folder is there and not empty.
     ValueError
-        As of `dense_tensors`.
+        A layer has a bias for which the layout has no name.
     """
     home = Path(folder)
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise FileExistsError(f"{home} is there already; name a folder that is new or empty")
     home.mkdir(parents=True, exist_ok=True)
-    write_safetensors(home / "model.safetensors", dict(dense_tensors(net)))
+    write_safetensors(home / "model.safetensors", dict(_dense_tensors(net)))
     texts = {"config.json": json.dumps(dict(net.config.source), indent=2)}
     if net.tokenizer is not None:
         texts["tokenizer.json"] = net.tokenizer.text
@@ -71,19 +79,3 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
         with atomic_path(home / name) as part:
             part.write_text(text, "utf-8")
     return home
-
-
-def write_safetensors(path: Path, arrays: dict[str, Array]) -> None:
-    """Write float32 arrays as a safetensors file: the header's length, the header, the bytes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, array in arrays.items():
-        end = at + 4 * array.size
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_path(path) as part, open(part, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array, "<f4").tobytes())

@@ -6,8 +6,11 @@ https://huggingface.co/docs/safetensors ("Format").
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
+from diba_np.files.atomic import PathLike, atomic_path, reserve
 from diba_np.matrix.small_floats import BFLOAT16, word_type
 from diba_np.sources.entry import Entry, as_format_error, check_unique, mapped, unique_json
 
@@ -41,6 +45,10 @@ DTYPES = {
 }
 
 _OTHERS = {"C64": "complex numbers", "F4": "4-bit floats"}
+
+_KINDS = {
+    word_type(dtype).str if dtype[0] in "<|" else dtype: kind for kind, dtype in DTYPES.items()
+}
 
 INDEX = ".safetensors.index.json"
 
@@ -164,3 +172,65 @@ def open_shards(files: list[Path], open_shard: Any = open_safetensors) -> list[E
                 f"{folder}: found no shard {min(missing)} of {int(total)} of {stem}, expected all"
             )
     return check_unique([e for file in files for e in open_shard(file)], str(folder))
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Writing:
+    """An array to be written.
+
+    Attributes
+    ----------
+    dtype : str
+        Little-endian NumPy name, or that of a small float.
+    shape : tuple of int
+    pieces : callable
+        Returns its words in row order, piece by piece, when they are to be written.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[NDArray[Any]]]
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * word_type(self.dtype).itemsize
+
+
+def write_safetensors(path: PathLike, arrays: Mapping[str, Writing]) -> int:
+    """Write one file, whole or not at all; return its bytes. The memory is that of a piece.
+
+    Raises
+    ------
+    ValueError
+        An array has the one name that the format keeps for itself.
+    OSError
+        It cannot be written.
+    """
+    if "__metadata__" in arrays:
+        raise ValueError("an array named '__metadata__' cannot be written to safetensors")
+    # the widest first, so that each lies at a multiple of its own width
+    order = sorted(arrays, key=lambda name: -word_type(arrays[name].dtype).itemsize)
+    places, end = {}, 0
+    for name in order:
+        places[name] = [end, end + arrays[name].size]
+        end = places[name][1]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, array in arrays.items():
+        kind, shape = _KINDS[array.dtype], list(array.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": places[name]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    size = 8 + len(text) + end
+    with atomic_path(path) as temporary:
+        reserve(temporary, size, path)
+        with temporary.open("r+b") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                for piece in arrays[name].pieces():
+                    if piece.size:
+                        file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+    return size

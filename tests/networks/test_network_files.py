@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from small_networks import CONFIGS, DECODERS, config_of, inputs_of, network, tensors_of
 from test_texts import packed, words
 
 import diba_np as dn
 from diba_np import networks
-from diba_np.networks.export import write_safetensors
 from diba_np.networks.file import PARTS, bits_by_part, is_network
 
 
@@ -18,7 +18,7 @@ def folder_of(path, kind, head="masked", **more):
     head = "classes" if kind in ("vit", "audio-spectrogram-transformer") else head
     path.mkdir()
     arrays = {n: a.astype(np.float32) for n, a in tensors_of(kind, head, **more).items()}
-    write_safetensors(path / "model.safetensors", arrays)
+    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(config_of(kind, **more)))
     return arrays
 
