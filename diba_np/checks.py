@@ -113,11 +113,11 @@ def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
         count, first = 0, None
         for rows in row_blocks(matrix.shape):
             wrong = ~np.isfinite(matrix[rows])
-            found = int(wrong.sum())
-            if found and first is None:
+            hits = int(wrong.sum())
+            if hits and first is None:
                 i, j = np.argwhere(wrong)[0]
                 first = (rows.start + int(i), int(j))
-            count += found
+            count += hits
         if count:
             entries = "entry" if count == 1 else "entries"
             raise ValueError(f"{name} contains {count} non-finite {entries}; first at {first}")

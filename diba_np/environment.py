@@ -76,14 +76,14 @@ def check_variables() -> None:
 
 def problems() -> list[str]:
     """Return a sentence for every variable that stops Numba, or that it will not obey."""
-    found = []
+    sentences = []
     for check in (numba_threads, check_layer):
         try:
             check()
         except ValueError as error:
-            found.append(str(error))
+            sentences.append(str(error))
     if THREADS in os.environ and not os.environ[THREADS].strip():
-        found.append(f"{THREADS} is set to nothing, which counts as unset; unset it")
+        sentences.append(f"{THREADS} is set to nothing, which counts as unset; unset it")
     if is_jit_disabled():
-        found.append(str(jit_disabled()))
-    return found
+        sentences.append(str(jit_disabled()))
+    return sentences

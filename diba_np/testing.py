@@ -202,10 +202,10 @@ def _check_products(f: DiBAFactors) -> None:
             _check(_near(operator @ x, exact @ x, bound[:, 0], tolerance), "f @ x, a vector")
 
 
-def _near(found: Array, exact: Array, size: Array, tolerance: float) -> bool:
+def _near(result: Array, exact: Array, size: Array, tolerance: float) -> bool:
     """Tell whether a product is exact up to rounding, relative to the sum of its terms' sizes."""
-    return found.shape == exact.shape and bool(
-        (np.abs(found - exact) <= tolerance * size + 1e-30).all()
+    return result.shape == exact.shape and bool(
+        (np.abs(result - exact) <= tolerance * size + 1e-30).all()
     )
 
 

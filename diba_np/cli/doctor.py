@@ -27,8 +27,8 @@ def diagnose() -> dict[str, Any]:
         (sentences; empty if all is well).
     """
     kernels, problems = _kernels()
-    told = {name: version for name, version in versions().items() if version == NOT_INSTALLED}
-    problems += [f"{name} is not installed" for name in told]
+    missing = {name: version for name, version in versions().items() if version == NOT_INSTALLED}
+    problems += [f"{name} is not installed" for name in missing]
     return {
         "versions": versions(),
         "optional": {name: _version(name) for name in OPTIONAL},

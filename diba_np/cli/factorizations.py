@@ -177,8 +177,8 @@ def run_retune(args: argparse.Namespace) -> int:
     )
     file_bytes = result.save(output)
     facts = result.record["retune"]
-    told = {("fitted_by" if name == "method" else name): value for name, value in facts.items()}
-    report = {"output": str(output), **told, **size_report(result), "file_bytes": file_bytes}
+    figures = {("fitted_by" if name == "method" else name): value for name, value in facts.items()}
+    report = {"output": str(output), **figures, **size_report(result), "file_bytes": file_bytes}
     lines = [
         ("loss", f"{facts['loss_before']:.6g} before, {facts['loss_after']:.6g} after"),
         ("method", f"{facts['method']}, {facts['steps']} steps"),
@@ -298,10 +298,10 @@ def run_verify(args: argparse.Namespace) -> int:
         same = None if source is None else source == digest(matrix)
         snr = factors.snr(matrix)
         report |= {"same_source": same, "snr_db": snr, "ok": same is not False}
-        told = {None: "not recorded", True: "the matrix it was made from"}.get(
+        verdict = {None: "not recorded", True: "the matrix it was made from"}.get(
             same, "NOT the matrix it was made from"
         )
-        lines += [("source", told), ("SNR", decibels_text(snr))]
+        lines += [("source", verdict), ("SNR", decibels_text(snr))]
     emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
 
@@ -311,12 +311,12 @@ def run_warmup(args: argparse.Namespace) -> int:
     from diba_np.cli.warmup import warm_up
 
     report = warm_up()
-    kept = report["cache"] or "nothing is kept (no cache, or no folder that can be written)"
+    cache = report["cache"] or "nothing is kept (no cache, or no folder that can be written)"
     lines = [
         ("kernel path", report["path"]),
         ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
         ("seconds", f"{report['seconds']:.2f}"),
-        ("cache", kept),
+        ("cache", cache),
     ]
     emit(report, args.json, lines)
     return DONE
@@ -327,7 +327,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     from diba_np.cli.doctor import diagnose
 
     report = diagnose()
-    kept = report["cache"] or "none"
+    cache = report["cache"] or "none"
     lines = [
         *report["versions"].items(),
         *report["optional"].items(),
@@ -338,7 +338,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
         ("threads", str(report["threads"])),
         ("threading layer", report["threading_layer"] or "none"),
-        ("cache", kept),
+        ("cache", cache),
         *report["environment"].items(),
         *(("problem", problem) for problem in report["problems"]),
     ]

@@ -25,14 +25,14 @@ _MOST_SHOWN = 3  # of the arrays that are kept as they are
 
 def _read_weights(path: str) -> dict[str, float]:
     try:
-        found = json.loads(Path(path).read_text("utf-8"))
+        weights = json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError as error:
         raise CommandError(f"{path}: no such file") from error
     except ValueError as error:
         raise CommandError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(weights, dict):
         raise CommandError(f"{path}: expected one object of name to number")
-    return found
+    return weights
 
 
 def run_model(args: argparse.Namespace) -> int:
@@ -71,13 +71,13 @@ def run_model(args: argparse.Namespace) -> int:
         from diba_np.files.atomic import beside
 
         parts = beside(output, ".parts")
-        kept = len(list(parts.glob("*.h5"))) if parts.is_dir() else 0
-        if not kept and parts.is_dir():
+        count = len(list(parts.glob("*.h5"))) if parts.is_dir() else 0
+        if not count and parts.is_dir():
             raise CommandError(f"interrupted; the plan is kept in {parts}") from None
-        if not kept:
+        if not count:
             raise
         raise CommandError(
-            f"interrupted; {kept} finished searches are kept in {parts}, the same command goes on"
+            f"interrupted; {count} finished searches are kept in {parts}, the same command goes on"
         ) from None
     except ImportError as error:
         raise CommandError(str(error)) from error
@@ -149,14 +149,14 @@ def info_model(args: argparse.Namespace) -> int:
     with open_model(args.file) as model:
         report, lines = _totals(args.file, model)
         groups = []
-        for name, made in model.items():
+        for name, matrix in model.items():
             shape = model.array_shape(name)
-            record = {key: value for key, value in made.record.items() if key != "versions"}
+            record = {key: value for key, value in matrix.record.items() if key != "versions"}
             groups.append(
                 {
                     "group": name,
                     "array_shape": list(shape),
-                    **size_report(made),
+                    **size_report(matrix),
                     "record": record,
                 }
             )
@@ -164,8 +164,8 @@ def info_model(args: argparse.Namespace) -> int:
             if name in model.aliases:
                 lines.append((name, f"{text}, the same as {model.aliases[name]}"))
                 continue
-            text += f", {made.bits_per_weight:.3f} bits"
-            if made.is_array:
+            text += f", {matrix.bits_per_weight:.3f} bits"
+            if matrix.is_array:
                 text += f", kept ({record.get('kept')})"
             elif "snr_db" in record:
                 text += f", {decibels_text(record['snr_db'])}"
@@ -198,18 +198,18 @@ def verify_model(args: argparse.Namespace) -> int:
             other += [name for name in source if name not in model]
             noise = signal = 0.0
             for name in (name for name in model if name in source):
-                array, made = source[name].read(), model[name]
+                array, stored = source[name].read(), model[name]
                 if array.shape != model.array_shape(name):
                     other.append(name)
-                elif made.is_array:
+                elif stored.is_array:
                     if not _equal(array, model.dense(name)):
                         other.append(name)
                 else:
                     matrix = matrix_view(array)
-                    recorded = made.record.get("source", {}).get("sha256")
+                    recorded = stored.record.get("source", {}).get("sha256")
                     if recorded != digest(matrix):
                         other.append(name)
-                    apart = squared_sums(matrix, made, unit=1.0)
+                    apart = squared_sums(matrix, stored, unit=1.0)
                     signal, noise = signal + apart[0], noise + apart[1]
             snr = decibels(signal, noise)
             report |= {"same_source": not other, "differ": other, "snr_db": snr, "ok": not other}

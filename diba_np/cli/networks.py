@@ -129,7 +129,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     net = _load(args.network)
     other = _load(args.against) if args.against else None
-    found = evaluate(
+    figures = evaluate(
         net,
         None if args.texts is None else _texts(args.texts, net),
         against=other,
@@ -138,12 +138,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
         length=args.length,
         seed=args.seed,
     )
-    report = {"network": args.network, "bytes": _size(args.network), **found}
+    report = {"network": args.network, "bytes": _size(args.network), **figures}
     if other is not None:
         report["against"] = {
             "network": args.against,
             "bytes": _size(args.against),
-            **found["against"],
+            **figures["against"],
         }
     columns = [report, *([report["against"]] if other is not None else [])]
 
@@ -151,16 +151,16 @@ def run_evaluate(args: argparse.Namespace) -> int:
         return "  ".join(f"{format(one[name], form):>14}" for one in columns)
 
     lines = [
-        ("judged on", f"{found['targets']} {found['task']}"),
+        ("judged on", f"{figures['targets']} {figures['task']}"),
         ("network", "  ".join(f"{Path(one['network']).name[-14:]:>14}" for one in columns)),
         ("perplexity", row("perplexity", ".2f")),
         ("accuracy", row("accuracy", ".4f")),
-        ("rows a second" if found["task"] == "classes" else "tokens a second",
+        ("rows a second" if figures["task"] == "classes" else "tokens a second",
          row("tokens_per_second", ".0f")),
         ("bytes", row("bytes", "d")),
     ]  # fmt: skip
     if other is not None:
-        lines += [("agreement", f"{found['agreement']:.4f}"), ("KL", f"{found['kl']:.4f} nats")]
+        lines += [("agreement", f"{figures['agreement']:.4f}"), ("KL", f"{figures['kl']:.4f} nats")]
     emit(report, args.json, lines)
     return DONE
 

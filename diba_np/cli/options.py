@@ -56,9 +56,9 @@ def scale_bits(text: str) -> Any:
     parts = text.split(",")
     if text == "auto":
         return text
-    found = int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
+    widths = int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
     try:
-        return check_scales(found)
+        return check_scales(widths)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -56,8 +56,8 @@ def in_options(text: str) -> str:
     'name one with --group; --allocation relative counts (--exclude), --scale-bits 32'
     """
 
-    def option(found: re.Match[str]) -> str:
-        name, value = found.groups()
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
         return f"--{name.replace('_', '-')}" + (" " + value.strip('"') if value else "")
 
     return _ARGUMENT.sub(option, text).replace("(exclude)", "(--exclude)")
@@ -94,10 +94,10 @@ def load_array(path: str, mapped: bool = False) -> Any:
     except PermissionError:
         raise
     except Exception as error:  # a header can be anything
-        told = str(error).splitlines() or [type(error).__name__]
-        if "allow_pickle" in told[0]:  # what NumPy says of anything that it does not know
-            told = ["no array's header, or one of Python objects"]
-        raise CommandError(f"{path}: not readable as .npy ({told[0]})") from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        if "allow_pickle" in lines[0]:  # what NumPy says of anything that it does not know
+            lines = ["no array's header, or one of Python objects"]
+        raise CommandError(f"{path}: not readable as .npy ({lines[0]})") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise CommandError(f"{path}: found an archive of arrays, expected one array (.npy)")
@@ -208,22 +208,22 @@ def decibels_text(value: float | None) -> str:
     return "exact" if value is None or value == math.inf else f"{value:.3f} dB"
 
 
-def size_report(made: DiBAFactors | CompressedMatrix) -> Report:
+def size_report(matrix: DiBAFactors | CompressedMatrix) -> Report:
     """Return the fields "sizes" of a report."""
-    m, n = made.shape
-    report = {"m": m, "n": n, "method": made.method}
-    if made.terms:
-        widths = [term.scale_bits for term in made.terms]
-        report |= {"k": made.k, "shift": made.shift}
+    m, n = matrix.shape
+    report = {"m": m, "n": n, "method": matrix.method}
+    if matrix.terms:
+        widths = [term.scale_bits for term in matrix.terms]
+        report |= {"k": matrix.k, "shift": matrix.shift}
         if len(widths) == 1:
             report["scale_bits"] = widths[0]
         else:
-            report |= {"scale_bits": widths, "terms": [term.k for term in made.terms]}
+            report |= {"scale_bits": widths, "terms": [term.k for term in matrix.terms]}
     return report | {
-        "storage_bits": made.storage_bits(),
-        "storage_breakdown": made.storage_breakdown(),
-        "bits_per_weight": made.bits_per_weight,
-        "storage_ratio": made.storage_ratio(),
+        "storage_bits": matrix.storage_bits(),
+        "storage_breakdown": matrix.storage_breakdown(),
+        "bits_per_weight": matrix.bits_per_weight,
+        "storage_ratio": matrix.storage_ratio(),
     }
 
 

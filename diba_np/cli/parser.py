@@ -18,8 +18,8 @@ def examples(*lines: str) -> str:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return ``"; did you mean X?"`` for the most alike of the known words, or nothing."""
-    found = difflib.get_close_matches(word, known, 1, 0.55)
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = difflib.get_close_matches(word, known, 1, 0.55)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,11 +31,11 @@ class Parser(argparse.ArgumentParser):
 
     def options(self) -> dict[str, argparse.Action]:
         """Return the long options, and those short ones that have no long name."""
-        found = {}
+        actions = {}
         for action in self._actions:
             if action.option_strings and action.help is not argparse.SUPPRESS:
-                found[action.option_strings[-1]] = action
-        return found
+                actions[action.option_strings[-1]] = action
+        return actions
 
     def subparsers(self) -> dict[str, Parser]:
         """Return the subcommands by name; empty for a subcommand itself."""

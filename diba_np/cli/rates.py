@@ -66,7 +66,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     from diba_np.methods.comparison import Row
     from diba_np.search.rates import sweep
 
-    made = sweep(
+    factors = sweep(
         matrix,
         args.bits,
         inputs=inputs,
@@ -87,14 +87,14 @@ def run_sweep(args: argparse.Namespace) -> int:
             **({} if inputs is None else {"output_snr_db": f.record["output_snr_db"]}),
             "seconds": f.record["seconds"],
         }
-        for target, f in zip(targets, made, strict=True)
+        for target, f in zip(targets, factors, strict=True)
     ]
     if output is not None:
         from diba_np.files.atomic import atomic_path
 
         with atomic_path(output) as temporary:
             temporary.unlink()  # `save` adds groups to a file that is there, and makes a new one
-            for point, f in zip(points, made, strict=True):
+            for point, f in zip(points, factors, strict=True):
                 point["group"] = f"bits_{point['target_bits']:g}"
                 f.save(temporary, group=point["group"])
     if plot is not None:
@@ -151,10 +151,10 @@ def run_compare(args: argparse.Namespace) -> int:
 
     options = {"inputs": inputs, "jobs": args.jobs, "seed": args.seed}
     rows = compare(matrix, args.bits, methods, callback=tell, **options)
-    made = [row for row in rows if not row.error]
-    if plot is not None and made:
+    complete = [row for row in rows if not row.error]
+    if plot is not None and complete:
         title = f"{Path(args.matrix).name}, {_size(matrix)}"
-        _draw_rates(plot, made, title, bool(args.inputs))
+        _draw_rates(plot, complete, title, bool(args.inputs))
     if args.json:
         m, n = matrix.shape
         report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
@@ -165,4 +165,4 @@ def run_compare(args: argparse.Namespace) -> int:
         print("\n".join(recommend(rows)))
     else:
         print(format_table(rows))
-    return DONE if made else FAILED
+    return DONE if complete else FAILED

@@ -26,12 +26,14 @@ def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, s
     check_drawing(output if suffix == ".png" else None)
     from diba_np.matrix.files import load
 
-    made = load(args.file, group=args.group)
+    compressed = load(args.file, group=args.group)
     matrix = load_array(args.matrix) if args.matrix else None
-    if matrix is not None and matrix.shape != made.shape:
-        raise CommandError(f"{args.matrix}: found shape {matrix.shape}, expected {made.shape}")
+    if matrix is not None and matrix.shape != compressed.shape:
+        raise CommandError(
+            f"{args.matrix}: found shape {matrix.shape}, expected {compressed.shape}"
+        )
     title = Path(args.file).name + (f", {args.group}" if args.group else "")
-    return output, made, matrix, title
+    return output, compressed, matrix, title
 
 
 def _tell(args: argparse.Namespace, output: Path, file_bytes: int, panels: Any) -> int:
@@ -45,24 +47,24 @@ def _tell(args: argparse.Namespace, output: Path, file_bytes: int, panels: Any) 
 
 def run_plot(args: argparse.Namespace) -> int:
     """Draw a stored matrix on one page."""
-    output, made, matrix, title = _inputs_of(args, ".png")
+    output, compressed, matrix, title = _inputs_of(args, ".png")
     from diba_np.report.pictures import headline, panels_of, save_page
 
-    panels = panels_of(made, matrix)
+    panels = panels_of(compressed, matrix)
     kind = output.suffix.lstrip(".") or "png"
-    heading = f"{title}: {headline(made, matrix)}"
+    heading = f"{title}: {headline(compressed, matrix)}"
     file_bytes = write_file(output, lambda path: save_page(panels, path, heading, kind))
     return _tell(args, output, file_bytes, panels)
 
 
 def run_report(args: argparse.Namespace) -> int:
     """Write an HTML page about a stored matrix."""
-    output, made, matrix, title = _inputs_of(args, ".html")
+    output, compressed, matrix, title = _inputs_of(args, ".html")
     from diba_np.report.page import html_page
     from diba_np.report.pictures import panels_of
 
-    panels = panels_of(made, matrix)
-    page = html_page(made, panels, matrix, title)
+    panels = panels_of(compressed, matrix)
+    page = html_page(compressed, panels, matrix, title)
     file_bytes = write_file(output, lambda path: path.write_text(page, encoding="utf-8"))
     return _tell(args, output, file_bytes, panels)
 

@@ -63,11 +63,11 @@ def remove_leftovers(path: PathLike) -> None:
     final = Path(path)
     pattern = re.compile(rf"\.{re.escape(_stem(final))}\.{_HOST}-(\d+)-([0-9a-f]+)\..*\.part")
     for name in os.listdir(final.parent):
-        found = pattern.fullmatch(name)
-        if found is None:
+        match = pattern.fullmatch(name)
+        if match is None:
             continue
-        process = int(found[1])
-        alive = found[2] == _PROCESS if process == os.getpid() else _is_running(process)
+        process = int(match[1])
+        alive = match[2] == _PROCESS if process == os.getpid() else _is_running(process)
         if not alive:
             (final.parent / name).unlink(missing_ok=True)
 

@@ -85,7 +85,7 @@ class Checkpoint:
             return None
         try:
             with zipfile.ZipFile(self.path) as archive:
-                about, kept = _read(archive)
+                about, arrays = _read(archive)
         except _DAMAGE as error:
             if isinstance(error, PermissionError):
                 raise
@@ -97,11 +97,11 @@ class Checkpoint:
                 f"{self.path}: checkpoint version: found {about['version']}, expected {VERSION}"
             )
         self._compare(about["fingerprint"])
-        return kept
+        return arrays
 
-    def _compare(self, found: dict[str, Any]) -> None:
-        for name in sorted(found.keys() | self._fingerprint.keys()):
-            old, new = found.get(name), self._fingerprint.get(name)
+    def _compare(self, recorded: dict[str, Any]) -> None:
+        for name in sorted(recorded.keys() | self._fingerprint.keys()):
+            old, new = recorded.get(name), self._fingerprint.get(name)
             if old != new:
                 raise ValueError(
                     f"{self.path}: checkpoint of another run, {name} was {_short(old)} and is now "

@@ -72,7 +72,7 @@ def group_key(name: str) -> str:
     >>> group_key("encoder/dense.weight"), group_key("")
     ('encoder%2Fdense.weight', '%')
     """
-    key = re.sub("[%/\x00\ud800-\udfff]", lambda found: f"%{ord(found[0]):02X}", name)
+    key = re.sub("[%/\x00\ud800-\udfff]", lambda match: f"%{ord(match[0]):02X}", name)
     return {"": "%", ".": "%2E"}.get(key, key)
 
 
@@ -111,20 +111,20 @@ def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any
         root = _plain_attributes(file)
         if "groups_digest" not in root:
             raise FormatError(f"{final}: attribute groups_digest: found none, expected a model")
-        found = {
+        members = {
             name: _plain_attributes(file[name])
             for name in file
             if isinstance(file.get(name, getlink=True), h5py.HardLink)
         }
     stored = root.pop("groups_digest")
-    digests = {name: attributes.get("digest") for name, attributes in found.items()}
+    digests = {name: attributes.get("digest") for name, attributes in members.items()}
     try:
         actual = digest_of({"root": root, "groups": digests}, {})
     except TypeError:
         actual = "attributes that are no numbers or strings"
     if stored != actual:
         raise FormatError(f"{final}: attribute groups_digest: found {stored!r}, expected {actual}")
-    return root, found
+    return root, members
 
 
 def _plain_attributes(place: Any) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _is_ours(place: h5py.Group) -> bool:
 
 def groups(path: PathLike) -> list[str]:
     """Return the names of all groups of a file that hold a matrix of ours; "" is the root."""
-    found: list[str] = []
+    names: list[str] = []
     seen = set()
     with open_file(Path(path)) as file:
         waiting: list[tuple[str, h5py.Group]] = [("", file)]
@@ -243,11 +243,11 @@ def groups(path: PathLike) -> list[str]:
                 continue
             seen.add(address)
             if _is_ours(place):
-                found.append(name)
+                names.append(name)
             inside = [(item, member(place, item)) for item in place]
-            named = [(f"{name}/{item}".lstrip("/"), made) for item, made in inside]
+            named = [(f"{name}/{item}".lstrip("/"), ours) for item, ours in inside]
             waiting += [item for item in reversed(named) if isinstance(item[1], h5py.Group)]
-    return found
+    return names
 
 
 @dataclass(frozen=True)
@@ -332,9 +332,9 @@ class Reader:
         `layout` checks the attributes that tell sizes and returns what datasets they call for;
         None stands for all that are there.
         """
-        found = self.attribute("format", str)
-        if found != FORMAT:
-            raise self.fail("attribute format", repr(found), repr(FORMAT))
+        format_name = self.attribute("format", str)
+        if format_name != FORMAT:
+            raise self.fail("attribute format", repr(format_name), repr(FORMAT))
         self.attribute("format_version", int)
         for name in ("m", "n"):
             if not 1 <= self.attribute(name, int) < 2**31:
@@ -403,12 +403,12 @@ def read_container(
                     there = "one factorization, at its root; leave group= out"
                 raise FormatError(f"{final}: group {group}: found {there}, expected it")
         if not _is_ours(place):
-            found = "none"
+            format_name = "none"
             if "format" in place.attrs:
-                found = f"{place.attrs['format']!r} of another program"
+                format_name = f"{place.attrs['format']!r} of another program"
             hint = "; name one with group=" if len(file) and group is None else ""
             raise FormatError(
-                f'{final}: attribute format: found {found}, expected "{FORMAT}" '
+                f'{final}: attribute format: found {format_name}, expected "{FORMAT}" '
                 f"(the file holds {_names(file)}{hint})"
             )
         return Reader(final, place).contents(layout)

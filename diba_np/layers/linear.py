@@ -383,8 +383,8 @@ class DiBALinear(Layer):
                 np.add.at(self.gradients[d["d1"]], flat, r @ p[d["d2"]])
 
         values = [w * p[d["d3"]] for (_, w), d in zip(parts, self._names, strict=True)]
-        found: Array = sum(values[1:], start=values[0])
-        return found.reshape(*np.shape(ids), -1), back
+        vectors: Array = sum(values[1:], start=values[0])
+        return vectors.reshape(*np.shape(ids), -1), back
 
     def refit(self, data: Moments) -> None:
         """Solve for the diagonals by least squares on moments; the bias follows from the means.

@@ -26,8 +26,8 @@ def _version(name: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the package and its run-time dependencies, without importing them."""
-    found = {"diba_np": __version__, "python": platform.python_version()}
-    return found | {name: _version(name) for name in REQUIRED}
+    table = {"diba_np": __version__, "python": platform.python_version()}
+    return table | {name: _version(name) for name in REQUIRED}
 
 
 def show_versions() -> None:

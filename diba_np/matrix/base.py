@@ -179,13 +179,13 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
         """
         m, n = self.shape
         picked = np.asarray(np.arange(m)[_index(index)])
-        found = np.empty((*picked.shape, n), np.float32)
+        out = np.empty((*picked.shape, n), np.float32)
         if picked.size:
-            flat, chosen = found.reshape(-1, n), picked.ravel()
+            flat, chosen = out.reshape(-1, n), picked.ravel()
             expand = self.row_expander()
             for part in row_blocks(flat.shape):
                 flat[part] = expand(chosen[part])
-        return found
+        return out
 
     def __getitem__(self, index: Any) -> Any:
         """Return entries of the matrix as a NumPy array gives them, ``to_dense()[index]``.
@@ -221,17 +221,17 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
         at_column = np.broadcast_to(np.arange(n), (m, n))[index]
         rows, row_of = np.unique(at_row, return_inverse=True)
         columns, column_of = np.unique(at_column, return_inverse=True)
-        found = np.empty(np.shape(at_row), np.float32)
-        flat, row_of, column_of = found.reshape(-1), row_of.reshape(-1), column_of.reshape(-1)
-        if not found.size:
-            return found
+        out = np.empty(np.shape(at_row), np.float32)
+        flat, row_of, column_of = out.reshape(-1), row_of.reshape(-1), column_of.reshape(-1)
+        if not out.size:
+            return out
         expand = self.row_expander(columns)
         order = np.argsort(row_of, kind="stable")
         for part in row_blocks((len(rows), len(columns))):
             block = expand(rows[part])
             at = order[slice(*np.searchsorted(row_of, (part.start, part.stop), sorter=order))]
             flat[at] = block[row_of[at] - part.start, column_of[at]]
-        return found if isinstance(at_row, np.ndarray) else found[()]
+        return out if isinstance(at_row, np.ndarray) else out[()]
 
     # ---- products --------------------------------------------------------------------
     def _dense(self) -> Any:
@@ -333,12 +333,12 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
     @classmethod
     def load(cls, path: PathLike, *, group: str | None = None) -> Self:
         """Read a matrix of this method from `path`; `FormatError` if it is another's."""
-        made = load(path, group=group)
-        if not isinstance(made, cls):
+        matrix = load(path, group=group)
+        if not isinstance(matrix, cls):
             raise FormatError(
-                f"{path}: attribute method: found {made.method}, expected {cls.method}"
+                f"{path}: attribute method: found {matrix.method}, expected {cls.method}"
             )
-        return made
+        return matrix
 
     @classmethod
     def rebuild(cls, contents: Container) -> Self:

@@ -23,8 +23,8 @@ def chosen(budgets: dict[str, Any]) -> tuple[str, Any]:
     """
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
-        found = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
-        raise TypeError(f"give exactly one of {', '.join(f'{n}=' for n in budgets)}, got {found}")
+        names = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
+        raise TypeError(f"give exactly one of {', '.join(f'{n}=' for n in budgets)}, got {names}")
     return next(iter(given.items()))
 
 

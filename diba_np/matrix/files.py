@@ -53,13 +53,13 @@ def load(path: PathLike, *, group: str | None = None) -> CompressedMatrix:
 
 def _other_name(contents: Container) -> str:
     """Return the name under which an alias's array is stored."""
-    found = contents.attributes.get("alias_of")
+    alias = contents.attributes.get("alias_of")
     try:
-        name = json.loads(str(found))
+        name = json.loads(str(alias))
     except ValueError:
         name = None
     if not isinstance(name, str):
-        raise FormatError(f"{contents.label}: attribute alias_of: found {found}, expected a name")
+        raise FormatError(f"{contents.label}: attribute alias_of: found {alias}, expected a name")
     return name
 
 

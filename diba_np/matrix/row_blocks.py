@@ -58,12 +58,12 @@ class RowBlocks(CompressedMatrix):
 
         def rows(wanted: RowIndex) -> Array:
             index = np.arange(self.shape[0])[wanted]
-            found = np.empty((len(index), width), np.float32)
+            out = np.empty((len(index), width), np.float32)
             for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True):
                 mine = np.flatnonzero((start <= index) & (index < stop))
                 if mine.size:
-                    found[mine] = expand(index[mine] - start)
-            return found
+                    out[mine] = expand(index[mine] - start)
+            return out
 
         return rows
 
@@ -128,16 +128,16 @@ def stack(blocks: Sequence[CompressedMatrix], energies: Sequence[float]) -> RowB
     """
     records = [block.record for block in blocks]
     names = ("snr_db", "output_snr_db")
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in (name for name in names if name in records[0]):
         noise = sum(
             0.0 if record[name] is None else energy / 10 ** (record[name] / 10)
             for record, energy in zip(records, energies, strict=True)
         )
         reached = quality.decibels(sum(energies), noise)
-        told[name] = reached if math.isfinite(reached) else None
+        figures[name] = reached if math.isfinite(reached) else None
     shared = {name: records[0].get(name) for name in ("solver", "effort", "seed", "versions")}
-    told |= {
+    figures |= {
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "sweeps": sum(record.get("sweeps", 0) for record in records),
         "converged": all(record.get("converged", True) for record in records),
@@ -150,4 +150,4 @@ def stack(blocks: Sequence[CompressedMatrix], energies: Sequence[float]) -> RowB
             for block in blocks
         ],
     }
-    return RowBlocks(blocks, shared | told)
+    return RowBlocks(blocks, shared | figures)

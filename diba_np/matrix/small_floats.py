@@ -136,14 +136,14 @@ def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     index = np.searchsorted(between, magnitude)  # a tie goes to the lower one
     tie = (index < len(between)) & (magnitude == between[np.minimum(index, len(between) - 1)])
     index += tie & (codes[index] % 2 == 1)
-    found = codes[index].astype(np.uint8)
+    out = codes[index].astype(np.uint8)
     if kind.infinity is not None:
-        found[np.isinf(wide)] = kind.infinity
+        out[np.isinf(wide)] = kind.infinity
     if kind.signed:
-        found |= (bits >> 31 << 7).astype(np.uint8)
+        out |= (bits >> 31 << 7).astype(np.uint8)
     if kind.unsigned_zero:
-        found[found == 128] = 0
+        out[out == 128] = 0
     own = ((bits >> 31 << 7) | (bits & 127)).astype(np.uint8)
     known = np.isnan(table)
-    found[nan] = np.where(known[own[nan]], own[nan], np.flatnonzero(known)[0])
-    return found
+    out[nan] = np.where(known[own[nan]], own[nan], np.flatnonzero(known)[0])
+    return out

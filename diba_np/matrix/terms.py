@@ -35,8 +35,8 @@ def single_terms(terms: Iterable[Any], kind: type[DiBAFactors]) -> Terms:
     single = tuple(part for term in given for part in term.terms)
     kinds = sorted({(term.shape, term.shift) for term in single})
     if len(kinds) != 1:
-        found = ", ".join(f"{shape} with shift {shift:g}" for shape, shift in kinds) or "none"
-        raise ValueError(f"terms must be of one shape and shift, got {found}")
+        shapes = ", ".join(f"{shape} with shift {shift:g}" for shape, shift in kinds) or "none"
+        raise ValueError(f"terms must be of one shape and shift, got {shapes}")
     return single
 
 

@@ -151,11 +151,11 @@ def compare(
         train, test = samples[:cut], samples[cut:]
     shared = (matrix, train, test, seed)
     tasks = [(label, float(rate)) for label in methods for rate in rates]
-    found: Iterator[Row] = (_one(shared, label, rate) for label, rate in tasks)
+    results: Iterator[Row] = (_one(shared, label, rate) for label, rate in tasks)
     if jobs > 1 and len(tasks) > 1:
-        found = _spread(shared, tasks, min(jobs, len(tasks)))
+        results = _spread(shared, tasks, min(jobs, len(tasks)))
     rows = {}
-    for row in found:
+    for row in results:
         rows[row.method, row.target_bits] = row
         if callback is not None:
             callback(row)
@@ -169,37 +169,37 @@ def _one(shared: _Shared, label: str, rate: float) -> Row:
     start = time.perf_counter()
     try:
         if label in _OWN:
-            made = _OWN[label](A, rate, train, seed)
+            matrix = _OWN[label](A, rate, train, seed)
         else:
-            made = methods.fit(label, A, rate, train, seed)
+            matrix = methods.fit(label, A, rate, train, seed)
         row.fit_seconds = time.perf_counter() - start
-        row.bits_per_weight = float(made.bits_per_weight)
-        row.snr = made.snr(A)
+        row.bits_per_weight = float(matrix.bits_per_weight)
+        row.snr = matrix.snr(A)
         if test is not None:
             X = np.asarray(test, np.float64)
-            ours = X @ made.to_dense().T.astype(np.float64)
+            ours = X @ matrix.to_dense().T.astype(np.float64)
             row.output_snr = snr_db(X @ np.asarray(A, np.float64).T, ours)
-        row.multiplies = _multiplies(made)
-        row.matvec_us = _time_product(made, A.shape[1])
-        row.record = {name: value for name, value in made.record.items() if np.ndim(value) == 0}
+        row.multiplies = _multiplies(matrix)
+        row.matvec_us = _time_product(matrix, A.shape[1])
+        row.record = {name: value for name, value in matrix.record.items() if np.ndim(value) == 0}
     except Exception as error:  # one method must not end the comparison
         row.error = f"{type(error).__name__}: {error}"
     return row
 
 
-def _multiplies(made: Any) -> bool:
+def _multiplies(matrix: Any) -> bool:
     """Tell whether the class has a product of its own; the one of the base decodes."""
-    own = type(made)
+    own = type(matrix)
     return own._apply is not CompressedMatrix._apply or own._matmat is not CompressedMatrix._matmat
 
 
-def _time_product(made: Any, n: int, repeats: int = 25) -> float:
+def _time_product(matrix: Any, n: int, repeats: int = 25) -> float:
     x = np.random.default_rng(0).standard_normal(n).astype(np.float32)
-    made @ x
+    matrix @ x
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        made @ x
+        matrix @ x
         times.append(time.perf_counter() - start)
     return 1e6 * float(np.median(times))
 

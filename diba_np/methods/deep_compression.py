@@ -63,14 +63,16 @@ class HuffmanCoded(CompressedMatrix):
         """
         problem = check_problem(A, bits, inputs, seed)
         for codes, centroids in choose_codes(problem.W, problem.budget, coder != "huffman"):
-            made = cls(codes, to_half(centroids), coder)
-            if made.storage_bits() <= problem.budget:
+            matrix = cls(codes, to_half(centroids), coder)
+            if matrix.storage_bits() <= problem.budget:
                 break
         else:
             raise nothing_fits(cls.method, bits, problem.shape)
-        made.scale = problem.scale
-        made.record = problem.record(levels=len(centroids), coder=made.to_datasets()[0]["coder"])
-        return made
+        matrix.scale = problem.scale
+        matrix.record = problem.record(
+            levels=len(centroids), coder=matrix.to_datasets()[0]["coder"]
+        )
+        return matrix
 
     def to_dense(self) -> Array:
         """Return the matrix as (m, n) float32."""
@@ -143,14 +145,16 @@ class DeepCompression(CompressedMatrix):
         for positions, codes, centroids, gap_bits in choose_sparse(
             problem.W, problem.budget, coder != "huffman"
         ):
-            made = cls(problem.shape, positions, codes, to_half(centroids), gap_bits, coder)
-            if made.storage_bits() <= problem.budget:
+            matrix = cls(problem.shape, positions, codes, to_half(centroids), gap_bits, coder)
+            if matrix.storage_bits() <= problem.budget:
                 break
         else:
             raise nothing_fits(cls.method, bits, problem.shape)
-        made.scale = problem.scale
-        made.record = problem.record(kept=len(positions), levels=len(centroids), gap_bits=gap_bits)
-        return made
+        matrix.scale = problem.scale
+        matrix.record = problem.record(
+            kept=len(positions), levels=len(centroids), gap_bits=gap_bits
+        )
+        return matrix
 
     def to_dense(self) -> Array:
         """Return the matrix as (m, n) float32."""
@@ -181,21 +185,21 @@ class DeepCompression(CompressedMatrix):
     @classmethod
     def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
         """Build the matrix again from `to_datasets`."""
-        m, n, r, kept, gap_bits, n_gaps = (
+        m, n, r, count, gap_bits, n_gaps = (
             int(attrs[key]) for key in ("m", "n", "r", "kept", "gap_bits", "n_gaps")
         )
-        if not 1 <= gap_bits <= 12 or not 0 <= kept <= n_gaps <= m * n:
+        if not 1 <= gap_bits <= 12 or not 0 <= count <= n_gaps <= m * n:
             raise ValueError(
-                f"kept, n_gaps and gap_bits contradict the shape: {kept}, {n_gaps}, {gap_bits}"
+                f"kept, n_gaps and gap_bits contradict the shape: {count}, {n_gaps}, {gap_bits}"
             )
-        codes = decode(arrays["codes"], arrays["code_book"], kept, r, attrs["coder"])
+        codes = decode(arrays["codes"], arrays["code_book"], count, r, attrs["coder"])
         symbols = decode(
             arrays["gaps"], arrays["gap_book"], n_gaps, 2**gap_bits, attrs["gap_coder"]
         )
         most = 2**gap_bits - 1
         ends = np.flatnonzero(symbols < most)
         positions = (np.cumsum(symbols)[ends] + np.arange(len(ends))).astype(np.int64)
-        if len(ends) != kept or (kept and positions[-1] >= m * n):
-            raise ValueError(f"gaps must place {kept} entries inside {m * n}, found {len(ends)}")
+        if len(ends) != count or (count and positions[-1] >= m * n):
+            raise ValueError(f"gaps must place {count} entries inside {m * n}, found {len(ends)}")
         centroids = take(arrays, "centroids", "<f2", r)
         return cls((m, n), positions, codes, centroids, gap_bits, attrs["coder"], attrs["scale"])

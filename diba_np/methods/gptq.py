@@ -124,7 +124,7 @@ class GPTQ(UniformRounding):
         weight = np.diagonal(H).copy()
         ranked = cls._choose(problem, levels, group, weight, most=max(most, 2))[:most]
         tried = [cls._compensated(problem, H, *layout) for layout in ranked]
-        best = min(tried, key=lambda made: output_error(problem.W - made.to_dense(), H))
+        best = min(tried, key=lambda candidate: output_error(problem.W - candidate.to_dense(), H))
         best.scale = problem.scale
         best.record = problem.record(
             levels=best.levels, group=best.group, kept=int(best.kept.sum()), ridge=ridge

@@ -169,7 +169,7 @@ def smallest(symbols: Array, r: int, coder: str) -> tuple[Array, Array, str]:
     if coder == "auto":
         return min(
             (smallest(symbols, r, one) for one in CODERS),
-            key=lambda made: made[0].size + made[1].size,
+            key=lambda pair: pair[0].size + pair[1].size,
         )
     return (*encode(symbols, r, coder), coder)
 

@@ -172,12 +172,12 @@ class MESA(CompressedMatrix):
                             continue
                         centroids = to_half(even_grid(blocks, r))
                         codes = nearest(blocks, centroids.astype(np.float64))
-                        made = cls(problem.shape, codes, centroids, count > 1, order, coder)
-                        if made.storage_bits() > problem.budget:
+                        candidate = cls(problem.shape, codes, centroids, count > 1, order, coder)
+                        if candidate.storage_bits() > problem.budget:
                             continue
                         error = error_of(centroids.astype(np.float64)[codes])
                         if error < best_error:
-                            best, best_error = made, error
+                            best, best_error = candidate, error
                             best.record = {
                                 "count": count,
                                 "levels": r,

@@ -101,12 +101,12 @@ class QSWD(CompressedMatrix):
             chosen = choose_setting(problem)
         codes, steps, sets, values = decompose(problem.W, chosen, problem.rng, sweeps)
         top = float(steps.max()) if steps.max() > 0 else 1.0
-        made = cls(chosen, codes, to_half(steps / top), sets, values, top * problem.scale)
+        matrix = cls(chosen, codes, to_half(steps / top), sets, values, top * problem.scale)
         names = ("d", "r", "s", "c_bits", "z_bits")
-        made.record = problem.record(
+        matrix.record = problem.record(
             **{name: getattr(chosen, name) for name in names}, sweeps=sweeps
         )
-        return made
+        return matrix
 
     def _sparse(self) -> csr_matrix:
         """Return Z by bands: (bands * r, n) csr_matrix of float32."""

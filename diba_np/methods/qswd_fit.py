@@ -337,14 +337,14 @@ class _Family:
         if r < self.least:
             return None
         # far under the budget: a finer or taller setting of the list serves better
-        made = self.made(r)
-        return made if self.s is None or made.bits() >= 0.8 * budget else None
+        setting = self.made(r)
+        return setting if self.s is None or setting.bits() >= 0.8 * budget else None
 
 
 def settings(shape: tuple[int, int], budget: int) -> list[Setting]:
     """List the settings worth trying within `budget` bits, dictionaries filled to it."""
-    found = (family.within(budget) for family in _families(shape))
-    return [setting for setting in found if setting is not None]
+    candidates = (family.within(budget) for family in _families(shape))
+    return [setting for setting in candidates if setting is not None]
 
 
 def next_bits(shape: tuple[int, int], budget: int) -> int:

@@ -63,9 +63,9 @@ class UniformRounding(ScalarQuantized):
         """
         problem = check_problem(A, bits, inputs, seed)
         choice = cls._choose(problem, levels, group)
-        made = cls._make(problem, *choice)
-        made.record = problem.record(levels=choice[0], group=choice[1], kept=choice[2])
-        return made
+        matrix = cls._make(problem, *choice)
+        matrix.record = problem.record(levels=choice[0], group=choice[1], kept=choice[2])
+        return matrix
 
     @classmethod
     def _choose(
@@ -187,7 +187,7 @@ class SignRows(ScalarQuantized):
         kept = strongest_columns(problem.W, n_kept)
         W = problem.W[:, kept]
         scales = to_half(2.0 * np.mean(np.abs(W), axis=1, keepdims=True))
-        made = cls(
+        matrix = cls(
             problem.shape,
             (W >= 0).astype(np.uint8),
             2,
@@ -197,11 +197,11 @@ class SignRows(ScalarQuantized):
             uniform_values(2),
             problem.scale,
         )
-        made.record = problem.record(kept=n_kept)
-        return made
+        matrix.record = problem.record(kept=n_kept)
+        return matrix
 
 
 def sign_columns(shape: tuple[int, int], budget: int) -> int:
     """Return how many columns of one bit an entry and one scale a row fit the budget."""
-    found = layouts(shape, budget, groups=(0,), levels_range=(2,))
-    return max((n_kept for _, _, n_kept in found), default=0)
+    choices = layouts(shape, budget, groups=(0,), levels_range=(2,))
+    return max((n_kept for _, _, n_kept in choices), default=0)

@@ -188,12 +188,12 @@ def layouts(
     three columns in four, the coarsest grid with whatever fits.
     """
     n = shape[1]
-    found = []
+    choices = []
     for group in groups:
         if group >= n:
             continue
         whole = [L for L in levels_range if layout_bits(shape, L, group, n, stores_table) <= budget]
-        found += [(L, group, n) for L in whole[-spread:]]
+        choices += [(L, group, n) for L in whole[-spread:]]
         above = [L for L in levels_range if not whole or L > whole[-1]][:2]
         for L in above:
             low, high = 0, n - 1
@@ -204,9 +204,9 @@ def layouts(
                 else:
                     high = middle - 1
             if low >= 1 and layout_bits(shape, L, group, low, stores_table) <= budget:
-                found.append((L, group, low))
-    near = [item for item in found if item[2] >= 0.75 * n]
-    return near or sorted(found, key=lambda item: -item[2])[:3]
+                choices.append((L, group, low))
+    near = [item for item in choices if item[2] >= 0.75 * n]
+    return near or sorted(choices, key=lambda item: -item[2])[:3]
 
 
 def strongest_columns(W: Array, count: int, weight: Array | None = None) -> Array:

@@ -88,10 +88,10 @@ class TruncatedSVD(CompressedMatrix):
             root = np.sqrt(s[:rank])
             u, u_scale = _round(U[:, :rank] * root, w)
             v, v_scale = _round(Vt[:rank].T * root, w)
-            made = cls(problem.shape, u, v, u_scale, v_scale)
-            error = float(np.sum((problem.W - made.to_dense()) ** 2))
+            candidate = cls(problem.shape, u, v, u_scale, v_scale)
+            error = float(np.sum((problem.W - candidate.to_dense()) ** 2))
             if error < best_error:
-                best, best_error = made, error
+                best, best_error = candidate, error
         if best is None:
             least = min(
                 16 * (m + n) if w == 16 else 8 * (m + n) + 32

@@ -55,12 +55,12 @@ def _bytes_of(model: ModelFactors, name: str) -> int:
 
 def _pieces(model: ModelFactors, name: str, dtype: str) -> Iterator[NDArray[Any]]:
     """Yield an array's words in row order, a block of rows at a time."""
-    made = model[name]
-    if isinstance(made, StoredArray):
-        yield made.values
+    matrix = model[name]
+    if isinstance(matrix, StoredArray):
+        yield matrix.values
         return
-    expand = made.row_expander()
-    for rows in row_blocks(made.shape):
+    expand = matrix.row_expander()
+    for rows in row_blocks(matrix.shape):
         block = expand(rows)
         if dtype in SMALL_FLOATS:
             yield encode(block, dtype)
@@ -157,9 +157,9 @@ def _write_npy(model: ModelFactors, name: str, file: BinaryIO) -> None:
     kind = value_type(dtype)
     header = {"descr": kind.str, "fortran_order": False, "shape": model.array_shape(name)}
     np.lib.format.write_array_header_1_0(file, header)
-    made = model[name]
-    if isinstance(made, StoredArray):
-        values = made.array if dtype in SMALL_FLOATS else made.values.view()
+    matrix = model[name]
+    if isinstance(matrix, StoredArray):
+        values = matrix.array if dtype in SMALL_FLOATS else matrix.values.view()
         raw = np.ascontiguousarray(values.astype(kind, copy=False)).reshape(-1)
         if raw.size:
             file.write(raw.view(np.uint8).data)

@@ -191,7 +191,7 @@ def factorize_model(
         try:
             entries = open_source(source)
             read_grams = Grams(grams)
-            found = scan(
+            plan = scan(
                 entries,
                 _patterns(include),
                 _patterns(exclude),
@@ -200,16 +200,14 @@ def factorize_model(
                 read_grams,
                 relative=settings.allocation == "relative",
             )
-            _warn_of_omitted(found)
-            run = ModelRun(settings, entries, found, read_grams, each, events, bool(weights))
+            _warn_of_omitted(plan)
+            run = ModelRun(settings, entries, plan, read_grams, each, events, bool(weights))
             if final is not None:
                 run.parts = Parts(final, run.fingerprint(weights), restart)
                 exits.callback(run.parts.close)
             if scheduler is not None:
                 executor = exits.enter_context(dask_executor(scheduler))
-            runner = exits.enter_context(
-                Runner(max(1, min(jobs, len(found.tasks))), each, executor)
-            )
+            runner = exits.enter_context(Runner(max(1, min(jobs, len(plan.tasks))), each, executor))
             return run.all(runner, final)
         except KeyboardInterrupt:
             events.tell("interrupted")
@@ -223,18 +221,18 @@ def _check_output(final: Path, source: Source) -> None:
     """Complain before the work about an output that could not be written, or that is the source."""
     if is_stream(final):
         raise OSError(f"{final}: is no file; a model is written to one")
-    found = target_of(final)
-    if isinstance(source, (str, os.PathLike)) and found.exists() and Path(source).exists():
-        if found.samefile(source):
+    target = target_of(final)
+    if isinstance(source, (str, os.PathLike)) and target.exists() and Path(source).exists():
+        if target.samefile(source):
             raise ValueError(f"output must not be the source, got {final}")
 
 
 def _patterns(value: Sequence[str]) -> list[str]:
-    found = [value] if isinstance(value, str) else list(value)
-    wrong = [pattern for pattern in found if not isinstance(pattern, str)]
+    patterns = [value] if isinstance(value, str) else list(value)
+    wrong = [pattern for pattern in patterns if not isinstance(pattern, str)]
     if wrong:
         raise TypeError(f"patterns must be strings, got {wrong[0]!r}")
-    return found
+    return patterns
 
 
 def _check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -248,7 +246,7 @@ def _check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     }
 
 
-def _warn_of_omitted(found: Scan) -> None:
+def _warn_of_omitted(plan: Scan) -> None:
     """Name what the model's file will not hold, unless it was left out anyway.
 
     Raises
@@ -256,11 +254,11 @@ def _warn_of_omitted(found: Scan) -> None:
     FormatError
         Nothing is left.
     """
-    lost = [each for each in found.omitted if not each.why.startswith("left out")]
+    lost = [each for each in plan.omitted if not each.why.startswith("left out")]
     if lost:
         shown = ", ".join(f"{each.name!r} ({each.why})" for each in lost[:MOST_NAMED])
         shown += ", ..." if len(lost) > MOST_NAMED else ""
-        if not found.matrices:
+        if not plan.matrices:
             raise FormatError(f"found no numbers in the source: {shown}")
         warnings.warn(
             f"not in the result, as they are no real numbers: {shown}", UserWarning, stacklevel=3

@@ -88,14 +88,14 @@ class ModelFactors(Mapping[str, Made]):
     @classmethod
     def of(cls, items: Iterable[Item], record: dict[str, Any]) -> ModelFactors:
         """Return a model in memory."""
-        arrays, made, aliases = {}, dict[str, Made](), {}
+        arrays, contents, aliases = {}, dict[str, Made](), {}
         for name, shape, dtype, thing in items:
             arrays[name] = (shape, dtype)
             if isinstance(thing, Alias):
                 aliases[name] = thing.name
             else:
-                made[name] = thing
-        return cls(record, arrays, made, aliases=aliases)
+                contents[name] = thing
+        return cls(record, arrays, contents, aliases=aliases)
 
     # -- mapping -----------------------------------------------------------------------------------
 
@@ -120,12 +120,12 @@ class ModelFactors(Mapping[str, Made]):
         return f"ModelFactors({len(self)} arrays, {self.size} weights{where})"
 
     def _read(self, name: str) -> Made:
-        made = load(self.path or "", group=group_key(name))
+        stored = load(self.path or "", group=group_key(name))
         shape, dtype = self._arrays[name]
         matrix = matrix_shape(shape) if len(shape) > 1 else (0, 0)
-        if not made.stands_for(shape, dtype, matrix):
-            raise FormatError(f"{self.path}: array {name}: found {made.shape}, expected {shape}")
-        return made
+        if not stored.stands_for(shape, dtype, matrix):
+            raise FormatError(f"{self.path}: array {name}: found {stored.shape}, expected {shape}")
+        return stored
 
     def close(self) -> None:
         """Forget what was read; using the mapping afterwards is a ValueError."""
@@ -234,8 +234,8 @@ def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -
     """
 
     def groups() -> Iterator[tuple[str, dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]]:
-        for order, (name, shape, dtype, made) in enumerate(items):
-            own, arrays, notes = _contents(made, shape)
+        for order, (name, shape, dtype, content) in enumerate(items):
+            own, arrays, notes = _contents(content, shape)
             entry = {
                 "name": json.dumps(name),
                 "order": order,
@@ -249,13 +249,13 @@ def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -
 
 
 def _contents(
-    made: Made | Alias, shape: tuple[int, ...]
+    content: Made | Alias, shape: tuple[int, ...]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]:
     """Return attributes, arrays and record of a group; that of an alias holds a name alone."""
-    if not isinstance(made, Alias):
-        return *made.contents(), made.record
+    if not isinstance(content, Alias):
+        return *content.contents(), content.record
     m, n = matrix_shape(shape)
-    name = json.dumps(made.name)
+    name = json.dumps(content.name)
     return {"format_version": 1, "method": ALIAS, "m": m, "n": n, "alias_of": name}, {}, {}
 
 
@@ -285,7 +285,7 @@ def open_model(path: PathLike) -> ModelFactors:
         Not a model's file, or an array is missing, changed or added.
     """
     root, groups = read_groups(path)
-    found, aliases = {}, {}
+    entries, aliases = {}, {}
     try:
         if root["contents"] != CONTENTS:
             raise ValueError(f"contents {root['contents']!r}")
@@ -294,14 +294,16 @@ def open_model(path: PathLike) -> ModelFactors:
             shape = tuple(int(side) for side in json.loads(attributes["array_shape"]))
             if group_key(name) != key or min(shape, default=1) < 0:
                 raise ValueError(f"group {key} of array {name!r}")
-            found[name] = (int(attributes["order"]), (shape, str(attributes["array_dtype"])))
+            entries[name] = (int(attributes["order"]), (shape, str(attributes["array_dtype"])))
             if attributes.get("method") == ALIAS:
                 aliases[name] = str(json.loads(attributes["alias_of"]))
         for name, other in aliases.items():
-            if other in aliases or found.get(other, (0, None))[1] != found[name][1]:
+            if other in aliases or entries.get(other, (0, None))[1] != entries[name][1]:
                 raise ValueError(f"array {name!r} as an alias of {other!r}")
         record = json.loads(root["record"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path}: found {error}, expected a model") from error
-    arrays = {name: told for name, (_, told) in sorted(found.items(), key=lambda item: item[1][0])}
+    arrays = {
+        name: form for name, (_, form) in sorted(entries.items(), key=lambda item: item[1][0])
+    }
     return ModelFactors(record, arrays, {}, Path(path), aliases)

@@ -169,40 +169,40 @@ def scan(
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"{kind} {pattern!r} matches none of the {len(names)} arrays")
     grams.check_names(names)
-    found = Scan([], [], [])
+    plan = Scan([], [], [])
     seen: dict[tuple[Any, ...], str] = {}  # what makes two arrays one -> name of the first
     for entry in entries:
         counted = _chosen(entry.name, include, exclude)
         array, why = _readable(entry, counted)
         if array is None:
-            found.omitted.append(Omitted(entry.name, why))
+            plan.omitted.append(Omitted(entry.name, why))
             continue
         dtype = entry.dtype or array.dtype.str
-        kept = "" if counted else "left out"
-        kept = kept or _why_kept(array.shape, array.dtype.kind, min_size)
-        if kept:
+        reason = "" if counted else "left out"
+        reason = reason or _why_kept(array.shape, array.dtype.kind, min_size)
+        if reason:
             A = array.reshape(1, -1) if array.size else np.zeros((1, 1))
         else:
             A = as_matrix(matrix_view(array), entry.name)
             check_magnitude(A, entry.name)
-        matrix = Matrix(entry.name, array.shape, dtype, kept, counted, digest(A))
+        matrix = Matrix(entry.name, array.shape, dtype, reason, counted, digest(A))
         # vectors of zeros or ones are equal by chance
-        key = (matrix.sha256, matrix.shape, dtype, kept) if array.ndim > 1 else (entry.name,)
+        key = (matrix.sha256, matrix.shape, dtype, reason) if array.ndim > 1 else (entry.name,)
         first = seen.setdefault(key, entry.name) if array.size else entry.name
         if first != entry.name:
             matrix = replace(matrix, alias_of=first)
-        found.matrices.append(matrix)
-        if kept:
+        plan.matrices.append(matrix)
+        if reason:
             continue
         grams.check_shape(entry.name, array.shape)
         if first != entry.name:
             if not grams.share(first, entry.name):
                 continue
-            found.tasks[:] = [task for task in found.tasks if task.name != first]
+            plan.tasks[:] = [task for task in plan.tasks if task.name != first]
         weight = next((w for glob, w in weights.items() if fnmatchcase(first, glob)), 1.0)
-        found.tasks.extend(_tasks(first, A, array.shape, weight, grams, relative))
-    found.tasks[:] = [replace(task, number=i) for i, task in enumerate(found.tasks)]
-    return found
+        plan.tasks.extend(_tasks(first, A, array.shape, weight, grams, relative))
+    plan.tasks[:] = [replace(task, number=i) for i, task in enumerate(plan.tasks)]
+    return plan
 
 
 def _readable(entry: Entry, counted: bool) -> tuple[NDArray[Any] | None, str]:
@@ -292,8 +292,8 @@ class Curve:
         known = np.array((0.0, *self.rates))
         slope = (logs[-1] - logs[-2]) / (known[-1] - known[-2])
         beyond = np.maximum(rates - known[-1], 0.0)
-        found: NDArray[np.float64] = np.exp(np.interp(rates, known, logs) + slope * beyond)
-        return found
+        errors: NDArray[np.float64] = np.exp(np.interp(rates, known, logs) + slope * beyond)
+        return errors
 
 
 def sample_curve(

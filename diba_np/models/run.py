@@ -102,16 +102,16 @@ class ModelRun:
         self,
         settings: Settings,
         entries: Sequence[Entry],
-        found: Scan,
+        plan: Scan,
         grams: Grams,
         threads: int,
         events: Events,
         weighted: bool,
     ) -> None:
         self.weighted = weighted  # whether the caller told what errors count
-        self.settings, self.matrices, self.tasks = settings, found.matrices, found.tasks
-        self.omitted = found.omitted
-        self.shapes = {matrix.name: matrix.shape for matrix in found.matrices}
+        self.settings, self.matrices, self.tasks = settings, plan.matrices, plan.tasks
+        self.omitted = plan.omitted
+        self.shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
         self.entries = {entry.name: entry for entry in entries}
         self.grams, self.threads, self.events = grams, threads, events
         self.parts: Parts | None = None
@@ -142,14 +142,14 @@ class ModelRun:
         """Return the Gram matrix of what a task's rows read, if there is one."""
         return self.grams.of(task.name, task.start, self.shapes[task.name])
 
-    def _plan(self, size: int, kept: int) -> tuple[int, ScaleBits]:
+    def _plan(self, size: int, kept_bits: int) -> tuple[int, ScaleBits]:
         """Return the bits for the matrices; ValueError where they do not pay for one component."""
-        budget = math.floor(self.settings.bits * size) - kept
+        budget = math.floor(self.settings.bits * size) - kept_bits
         counted_scale_bits = self.settings.counted_scale_bits
         try:
             allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
         except ValueError as error:
-            if not kept:
+            if not kept_bits:
                 raise
             named = ", ".join(
                 f"{name!r} {tuple(shape)} {why} {bits} bits"
@@ -162,23 +162,23 @@ class ModelRun:
 
     def _largest_kept(self) -> list[list[Any]]:
         """Return (name, shape, why, bits) of what is kept and counts, the largest first."""
-        kept = [m for m in self.matrices if m.kept and m.counted and m.alias_of is None]
-        kept.sort(key=lambda matrix: (-matrix.kept_bits, matrix.name))
-        return [[m.name, list(m.shape), m.kept, m.kept_bits] for m in kept[:_MOST_RECORDED]]
+        matrices = [m for m in self.matrices if m.kept and m.counted and m.alias_of is None]
+        matrices.sort(key=lambda matrix: (-matrix.kept_bits, matrix.name))
+        return [[m.name, list(m.shape), m.kept, m.kept_bits] for m in matrices[:_MOST_RECORDED]]
 
     def all(self, runner: Runner, final: Path | None) -> ModelFactors:
         """Run everything."""
         counted = [m for m in self.matrices if m.counted and m.alias_of is None]
-        kept = sum(matrix.kept_bits for matrix in counted if matrix.kept)
+        kept_bits = sum(matrix.kept_bits for matrix in counted if matrix.kept)
         size = sum(matrix.size for matrix in counted)
-        budget, counted_scale_bits = self._plan(size, kept)
+        budget, counted_scale_bits = self._plan(size, kept_bits)
         self.events.tell(
             "start",
             arrays=len(self.matrices),
             matrices=len({task.name for task in self.tasks}),
             tasks=len(self.tasks),
             weights=size,
-            kept_bits=kept,
+            kept_bits=kept_bits,
             budget_bits=budget,
             kept=self._largest_kept(),
             omitted=[[each.name, each.why] for each in self.omitted[:_MOST_RECORDED]],
@@ -196,7 +196,7 @@ class ModelRun:
             ]
         self._solve(runner, shares, chosen)
         self._warn_of_losses()
-        record = self._record(size, kept)
+        record = self._record(size, kept_bits)
         if final is None:
             model = ModelFactors.of(self._items(), record)
         else:
@@ -210,7 +210,7 @@ class ModelRun:
     def _curves(self, runner: Runner) -> list[dict[str, Curve]]:
         """Return the curves of every task, by method, those of an earlier run included."""
         known = self.parts.read("curves") if self.parts is not None else None
-        found = {
+        planned = {
             int(number): {method: Curve(*map(tuple, curve)) for method, curve in curves.items()}
             for number, curves in known or ()
         }
@@ -227,19 +227,19 @@ class ModelRun:
                 self.settings.methods,
             )
 
-        missing = [task for task in self.tasks if task.number not in found]
+        missing = [task for task in self.tasks if task.number not in planned]
         for task, curves in runner.run(sample_curves, missing, arguments):
-            found[task.number] = curves
+            planned[task.number] = curves
             errors = least([*curves.values()]).errors
             self.events.tell("curve", name=task.name, row=task.start, errors=errors)
-            self.events.show(0, len(self.tasks), f"planning {len(found)} of {len(self.tasks)}")
+            self.events.show(0, len(self.tasks), f"planning {len(planned)} of {len(self.tasks)}")
         if self.parts is not None and missing:
             points = [
                 [number, {method: [c.rates, c.errors] for method, c in curves.items()}]
-                for number, curves in sorted(found.items())
+                for number, curves in sorted(planned.items())
             ]
             self.parts.write("curves", points)
-        return [found[task.number] for task in self.tasks]
+        return [planned[task.number] for task in self.tasks]
 
     def _solve(
         self, runner: Runner, shares: Sequence[int], methods: Sequence[Sequence[str]]
@@ -323,35 +323,35 @@ class ModelRun:
             return None
 
     def _factors(self, task: Task) -> CompressedMatrix:
-        found = self.made.get(task.number) if self.parts is None else self._finished(task)
-        if found is None:
+        factors = self.made.get(task.number) if self.parts is None else self._finished(task)
+        if factors is None:
             raise OSError(f"the finished part of {task.name} is gone")
-        return found
+        return factors
 
     def _items(self) -> Iterator[Item]:
         by_name: dict[str, list[Task]] = {}
         for task in self.tasks:
             by_name.setdefault(task.name, []).append(task)
         for matrix in self.matrices:
-            made: Made | Alias
+            content: Made | Alias
             if matrix.alias_of is not None:
                 yield matrix.name, matrix.shape, matrix.dtype, Alias(matrix.alias_of)
                 continue
             dtype = matrix.dtype
             if matrix.kept:
                 array = self.entries[matrix.name].read()
-                made = stored = StoredArray.of(array, matrix.dtype, {"kept": matrix.kept})
+                content = stored = StoredArray.of(array, matrix.dtype, {"kept": matrix.kept})
                 dtype = stored.array_dtype
             else:
                 tasks = by_name[matrix.name]
                 blocks = [self._factors(task) for task in tasks]
-                made = blocks[0] if tasks[0].whole else stack(blocks, [t.energy for t in tasks])
-                made.record["source"] = {
+                content = blocks[0] if tasks[0].whole else stack(blocks, [t.energy for t in tasks])
+                content.record["source"] = {
                     **blocks[0].record["source"],
-                    "shape": list(made.shape),
+                    "shape": list(content.shape),
                     "sha256": matrix.sha256,
                 }
-            yield matrix.name, matrix.shape, dtype, made
+            yield matrix.name, matrix.shape, dtype, content
 
     def _warn_of_losses(self) -> None:
         """Warn of matrices that a shared budget leaves next to nothing of."""
@@ -373,7 +373,7 @@ class ModelRun:
                 stacklevel=4,
             )
 
-    def _record(self, size: int, kept: int) -> dict[str, Any]:
+    def _record(self, size: int, kept_bits: int) -> dict[str, Any]:
         noise = 0.0
         seconds = 0.0
         for task in self.tasks:
@@ -390,7 +390,7 @@ class ModelRun:
             "shared": sum(matrix.alias_of is not None for matrix in self.matrices),
             "omitted": [[each.name, each.why[:200]] for each in self.omitted[:_MOST_RECORDED]],
             "counted_weights": size,
-            "counted_bits": self.bits + kept,
+            "counted_bits": self.bits + kept_bits,
             "weighted_error": noise,
             "snr_db": snr if math.isfinite(snr) else None,
             "search_seconds": round(seconds, 3),

@@ -55,8 +55,8 @@ class Calibration:
         """Tokens of each row."""
         if self.mask is None:
             return np.full(len(self.inputs), self.inputs.shape[1] if self.inputs.ndim > 1 else 1)
-        found: Array = self.mask.sum(axis=1)
-        return found
+        sizes: Array = self.mask.sum(axis=1)
+        return sizes
 
     def read(self, rows: Array) -> tuple[Array, Array | None]:
         """Return inputs and mask of some rows, cut to the longest of them."""

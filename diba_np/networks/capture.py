@@ -67,7 +67,7 @@ def capture(
     if check_count(rows, "rows", least=0) and folder is None:
         raise TypeError("rows= needs a folder= to keep them in")
     rng = np.random.default_rng(check_count(seed, "seed", least=0))
-    found: dict[str, Captured] = {}
+    captured: dict[str, Captured] = {}
     plain = dense_linear(dense, given)
 
     def linear(
@@ -75,26 +75,26 @@ def capture(
     ) -> Array:
         y = plain(name, x, keep, added)
         n = dense[name].shape[1]
-        if name not in found:
-            kept = None
+        if name not in captured:
+            memory = None
             if rows:
                 path = Path(str(folder)) / f"{file_name(name)}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                kept = np.lib.format.open_memmap(path, "w+", np.float32, (rows, n))
-            found[name] = Captured(np.zeros((n, n)), np.zeros(n), 0, kept)
+                memory = np.lib.format.open_memmap(path, "w+", np.float32, (rows, n))
+            captured[name] = Captured(np.zeros((n, n)), np.zeros(n), 0, memory)
         read = read_rows(x, keep)
         check_finite(name, at, read, "dense")
-        found[name].add(read.x, rng)
+        captured[name].add(read.x, rng)
         return y
 
     at = 0
     for at, batch in enumerate(iterate(batches)):  # noqa: B007  # `linear` names it
         forward(batch, linear)
-    for name, each in found.items():
+    for name, each in captured.items():
         if not each.count:
             raise ValueError(f"{name!r} must read at least one row, got none")
         each.close()
-    return found
+    return captured
 
 
 @dataclass

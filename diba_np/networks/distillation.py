@@ -54,8 +54,8 @@ class Teacher:
     def states(self, rows: Array, inputs: Array, mask: Array | None) -> dict[int, Array]:
         """Return the hidden states (S, T, width) of a batch by place; zeros for padding."""
         lengths = None if mask is None else mask.sum(axis=1)
-        found = [self._read(int(row)) for row in rows]
-        held = [part for part in found if part is not None]
+        parts = [self._read(int(row)) for row in rows]
+        held = [part for part in parts if part is not None]
         if len(held) < len(rows):
             hidden = self.net.hidden(inputs, mask)
             states = np.stack([hidden[place] for place in self.places])
@@ -77,10 +77,10 @@ class Teacher:
         if self.folder is None:
             return None
         try:
-            found: Array = np.load(self._path(row), allow_pickle=False)
+            states: Array = np.load(self._path(row), allow_pickle=False)
         except (FileNotFoundError, EOFError, ValueError):  # cut short where the machine went down
             return None
-        return found
+        return states
 
     def _write(self, row: int, states: Array) -> None:
         if self.folder is None:

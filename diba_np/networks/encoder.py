@@ -94,8 +94,8 @@ class Encoder(Network):
 
     def _start_patches(self, patches: Array, linear: Linear) -> tuple[Array, Any]:
         y, pull = linear(self.tensors.need("patches"), patches)
-        found = [self.tensors.find(place) for place in ("first", "second")]
-        names = [name for name in found if name is not None]
+        pair = [self.tensors.find(place) for place in ("first", "second")]
+        names = [name for name in pair if name is not None]
         before = [
             np.broadcast_to(self.blocks[name].parameters[""], (len(y), 1, y.shape[2]))
             for name in names

@@ -80,14 +80,14 @@ def evaluate(
         logs: list[Array] = []
         for one, linear, total in zip(nets, linears, sums, strict=True):
             started = time.process_time()
-            found = _log_shares(_outputs(one, batch, linear))
+            shares = _log_shares(_outputs(one, batch, linear))
             total["seconds"] += time.process_time() - started
-            if logs and found.shape != logs[0].shape:
+            if logs and shares.shape != logs[0].shape:
                 raise ValueError(f"against must have {logs[0].shape[1]} outputs, as the network")
-            total["right"] += int((found.argmax(axis=1) == batch["targets"]).sum())
-            at = np.arange(len(found)), batch["targets"]
-            total["loss"] -= float(found[at].sum(dtype=np.float64))
-            logs.append(found)
+            total["right"] += int((shares.argmax(axis=1) == batch["targets"]).sum())
+            at = np.arange(len(shares)), batch["targets"]
+            total["loss"] -= float(shares[at].sum(dtype=np.float64))
+            logs.append(shares)
         targets += len(batch["targets"])
         tokens += int(batch["tokens"])
         if against is not None:

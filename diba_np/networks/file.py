@@ -156,10 +156,10 @@ def is_network(path: PathLike) -> bool:
 
 def bits_by_part(net: Network) -> dict[str, tuple[int, int]]:
     """Return ``(stored bits, weights)`` of each of `PARTS`, as `save` writes a network."""
-    found = dict.fromkeys(PARTS, (0, 0))
+    counts = dict.fromkeys(PARTS, (0, 0))
 
     def add(part: str, bits: int, weights: int) -> None:
-        found[part] = found[part][0] + bits, found[part][1] + weights
+        counts[part] = counts[part][0] + bits, counts[part][1] + weights
 
     outside = {net.token_name, net.head_name}
     for name, layer in net.layers.items():
@@ -180,4 +180,4 @@ def bits_by_part(net: Network) -> dict[str, tuple[int, int]]:
     texts += [net.tokenizer.text] if net.tokenizer is not None else []
     for text in texts:
         add(PARTS[3], _deflated(text).storage_bits(), 0)
-    return found
+    return counts

@@ -245,8 +245,8 @@ def choose(
     p = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / temperature)
     p /= p.sum()
     if top_p < 1:
-        kept = int(np.searchsorted(np.cumsum(p), top_p)) + 1
-        order, p = order[:kept], p[:kept] / p[:kept].sum()
+        count = int(np.searchsorted(np.cumsum(p), top_p)) + 1
+        order, p = order[:count], p[:count] / p[:count].sum()
     return int(rng.choice(order, p=p))
 
 

@@ -165,26 +165,26 @@ def _weights(
 def save_importance(path: Path, matters: Mapping[str, Importance]) -> None:
     """Keep what `importance` found, in single precision."""
     arrays: dict[str, Array] = {}
-    for name, found in matters.items():
-        for at, part in enumerate(found.tokens):
+    for name, measure in matters.items():
+        for at, part in enumerate(measure.tokens):
             arrays[f"{name}/tokens/{at}"] = part.astype(np.float32)
-        arrays[f"{name}/outputs"] = found.outputs.astype(np.float32)
-        arrays[f"{name}/energy"] = np.array(found.energy)
+        arrays[f"{name}/outputs"] = measure.outputs.astype(np.float32)
+        arrays[f"{name}/energy"] = np.array(measure.energy)
     with atomic_path(path) as part_path, open(part_path, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_importance(path: Path) -> dict[str, Importance]:
     """Return what `save_importance` kept."""
-    found: dict[str, Importance] = {}
+    table: dict[str, Importance] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
             name, what, *_ = key.rsplit("/", 2 if "/tokens/" in key else 1)
-            each = found.setdefault(name, Importance([], np.zeros(0), 0.0))
+            each = table.setdefault(name, Importance([], np.zeros(0), 0.0))
             if what == "tokens":
                 each.tokens.append(arrays[key])
             elif what == "outputs":
                 each.outputs = arrays[key]
             else:
                 each.energy = float(arrays[key])
-    return found
+    return table

@@ -50,14 +50,14 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> Array:
     """
     if mask is None:
         return np.ones(shape, bool)
-    found = np.asarray(mask).astype(bool)
-    if found.ndim == 1:
-        found = found[None]
-    if found.shape != shape:
-        raise ValueError(f"mask must have shape {shape}, got {found.shape}")
-    if not found.any(axis=1).all():
+    flags = np.asarray(mask).astype(bool)
+    if flags.ndim == 1:
+        flags = flags[None]
+    if flags.shape != shape:
+        raise ValueError(f"mask must have shape {shape}, got {flags.shape}")
+    if not flags.any(axis=1).all():
         raise ValueError("mask must keep at least one token of each row")
-    return found
+    return flags
 
 
 def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Array, Array]:

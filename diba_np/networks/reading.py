@@ -192,9 +192,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        found = json.loads(path.read_text("utf-8"))
+        table = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: found {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(table, dict):
+        raise FormatError(f"{path}: found {type(table).__name__}, expected an object")
+    return table

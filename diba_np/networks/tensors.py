@@ -193,8 +193,8 @@ class Tensors:
         if self.has(f"{name}.bias"):
             return True
         # a compressed matrix has its bias with it, where the source had one
-        made = self.compressed.get(name)
-        return made is not None and getattr(made(), "bias", None) is not None
+        build = self.compressed.get(name)
+        return build is not None and getattr(build(), "bias", None) is not None
 
 
 class Lazy(Mapping[str, Any]):

@@ -78,12 +78,12 @@ class TextMethods:
             )
             if wrong is not None:
                 raise TypeError(f"texts must be strings or rows of token ids, got {wrong.dtype}")
-            found = [[int(i) for i in row] for row in rows if row.size]
+            ids = [[int(i) for i in row] for row in rows if row.size]
         else:
-            found = self._cut(parts, length)
-        if not found:
+            ids = self._cut(parts, length)
+        if not ids:
             raise ValueError("texts must hold at least one token, got none")
-        return found
+        return ids
 
     def _cut(self, texts: Sequence[str], length: int) -> list[list[int]]:
         tokenizer = self.need_tokenizer()
@@ -127,9 +127,9 @@ class TextMethods:
         for places in batches(rows, BATCH):
             ids, mask = padded([rows[i] for i in places], self.config.padding)
             x = self.forward(ids, mask, linear)[0][-1]
-            told = mask[:, 1:]
-            logits = self.head(x[:, :-1][told], linear=linear)[0]
-            targets = ids[:, 1:][told]
+            counted = mask[:, 1:]
+            logits = self.head(x[:, :-1][counted], linear=linear)[0]
+            targets = ids[:, 1:][counted]
             most = logits.max(axis=1, keepdims=True)
             total = np.log(np.exp(logits - most).sum(axis=1)) + most[:, 0]
             yield logits, targets, total - logits[np.arange(len(targets)), targets]
@@ -178,11 +178,11 @@ class TextMethods:
         parts = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
         rows = [row for part in parts for row in self._whole(part, length)]
         linear = self.frozen()
-        found = np.empty((len(rows), self.config.width), self.dtype)
+        vectors = np.empty((len(rows), self.config.width), self.dtype)
         for places in batches(rows, BATCH):
             ids, mask = padded([rows[i] for i in places], self.config.padding)
-            found[places] = unit_means(self.forward(ids, mask, linear)[0][-1], mask)[0]
-        return found
+            vectors[places] = unit_means(self.forward(ids, mask, linear)[0][-1], mask)[0]
+        return vectors
 
     def _whole(self, text: Any, length: int) -> list[list[int]]:
         """Return one text as one row, cut off where it is longer."""

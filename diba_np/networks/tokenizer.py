@@ -71,8 +71,8 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, or None if it is none."""
-        found: int | None = self._inner.token_to_id(token)
-        return found
+        number: int | None = self._inner.token_to_id(token)
+        return number
 
     def token_of(self, number: int) -> str:
         """Return the token of an id."""
@@ -121,10 +121,10 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+        settings: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise FormatError(f"{path}: not readable as JSON ({error})") from error
-    return found
+    return settings
 
 
 def _word_pieces(lines: Sequence[str], lower: bool) -> str:

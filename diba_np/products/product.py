@@ -241,10 +241,10 @@ class Product:
     @property
     def nbytes(self) -> int:
         """Bytes of the diagonals kept for the kernels; not those of the tiles."""
-        kept = [array for prepared in self._arguments.values() for array in prepared]
+        arrays = [array for prepared in self._arguments.values() for array in prepared]
         if "_mixed_d2" in self.__dict__:
-            kept.append(self._mixed_d2)
-        return sum(array.nbytes for array in kept if array.ndim == 1)
+            arrays.append(self._mixed_d2)
+        return sum(array.nbytes for array in arrays if array.ndim == 1)
 
     def _checked(self, x: Real, ndim: int) -> Real:
         """Return x if it has so many axes and n entries along the first; kernels do not ask."""

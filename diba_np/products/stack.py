@@ -137,8 +137,8 @@ class Stack:
     @property
     def nbytes(self) -> int:
         """Bytes of the diagonals and workspaces kept here; bits are the factors'."""
-        kept = [self._bias, self._plan, *self._free]
-        return sum(array.nbytes for array in kept if array is not None)
+        arrays = [self._bias, self._plan, *self._free]
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def split(self, y: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Return views of the results of each of the factors.

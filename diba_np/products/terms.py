@@ -98,8 +98,8 @@ class SumProduct(Product):
     @property
     def nbytes(self) -> int:
         """Bytes of the diagonals kept for the kernels; not those of the tiles."""
-        kept = [array for prepared in self._arguments.values() for array in prepared]
-        own: int = sum(array.nbytes for array in kept if array.dtype != np.uint32)
+        arrays = [array for prepared in self._arguments.values() for array in prepared]
+        own: int = sum(array.nbytes for array in arrays if array.dtype != np.uint32)
         return own + sum(part.nbytes for part in self._terms)
 
     def vector_rounded(self, x: ArrayLike) -> Real:

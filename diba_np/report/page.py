@@ -47,11 +47,11 @@ def _facts(made: Any, A: ArrayLike | None) -> list[tuple[str, str]]:
     ]
     if A is not None:
         facts.append(("SNR of the weights", f"{quality.snr_db(A, made):.3f} dB"))
-    told = made.record
-    if told.get("snr_db") is not None:
-        facts.append(("SNR when made", f"{told['snr_db']:.3f} dB"))
-    if "solver" in told:
-        facts.append(("made by", f"solver {told['solver']}, seed {told.get('seed')}"))
+    record = made.record
+    if record.get("snr_db") is not None:
+        facts.append(("SNR when made", f"{record['snr_db']:.3f} dB"))
+    if "solver" in record:
+        facts.append(("made by", f"solver {record['solver']}, seed {record.get('seed')}"))
     return facts
 
 

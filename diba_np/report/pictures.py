@@ -218,8 +218,8 @@ def _values(matrix: NDArray[Any]) -> NDArray[np.float64]:
     import scipy.linalg
 
     # SciPy's, not NumPy's: one BLAS for the whole package
-    found: NDArray[np.float64] = scipy.linalg.svdvals(np.asarray(matrix, np.float64))
-    return found
+    values: NDArray[np.float64] = scipy.linalg.svdvals(np.asarray(matrix, np.float64))
+    return values
 
 
 def _spectrum_panel(made: Any, A: NDArray[Any] | None) -> Panel:
@@ -345,11 +345,11 @@ def _storage_panel(made: Any) -> Panel:
         axes.set_xlabel("size (kB)")
         axes.legend(loc="lower right")
 
-    told = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in parts.items())
+    shares = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in parts.items())
     return Panel(
         "storage",
         "What is stored",
-        f"{total / 1000:.1f} kB ({told}), {made.bits_per_weight:.3f} bits a weight, against "
+        f"{total / 1000:.1f} kB ({shares}), {made.bits_per_weight:.3f} bits a weight, against "
         f"{dense / 1000:.1f} kB in float32: 1/{dense / total:.1f}.",
         draw,
     )

@@ -79,10 +79,10 @@ class _Rest(Target):
         super().__init__(target.A, target.workers)
 
     def read(self, rows: slice) -> Any:
-        found = self._target.read(rows)
+        block = self._target.read(rows)
         for state, right in zip(self._states, self._rights, strict=True):
-            found = found - self.workers.matmul(state.left.scaled(rows), right)
-        return found
+            block = block - self.workers.matmul(state.left.scaled(rows), right)
+        return block
 
 
 def rest_of(target: Target, *states: State) -> Target:

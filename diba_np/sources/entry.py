@@ -109,12 +109,12 @@ def unique_json(text: bytes | str, label: str) -> Any:
     """Parse JSON; FormatError for text that is none, and for two members of one name."""
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        table = dict(pairs)
+        if len(table) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             raise FormatError(f"{label}: the header names {twice!r} twice, expected it once")
-        return found
+        return table
 
     with as_format_error(label, "JSON"):
         try:

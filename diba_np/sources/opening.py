@@ -130,8 +130,8 @@ def _open_folder(path: Path) -> list[Entry]:
         return weights
     if arrays:
         names = [file.relative_to(path).with_suffix("").as_posix() for file in arrays]
-        found = [npy_entry(file, name) for file, name in zip(arrays, names, strict=True)]
-        return check_unique(found, str(path))
+        entries = [npy_entry(file, name) for file, name in zip(arrays, names, strict=True)]
+        return check_unique(entries, str(path))
     others = sorted(file for file in path.iterdir() if file.suffix.lower() in _KINDS)
     if len(others) > 1:
         names = [file.name for file in others]

@@ -157,10 +157,10 @@ def open_shards(files: list[Path], open_shard: Any = open_safetensors) -> list[E
     """Return the arrays of several files of one folder; all of a series of shards must be there."""
     folder = files[0].parent
     for file in files:
-        found = _SHARD.fullmatch(file.name)
-        if found is None:
+        match = _SHARD.fullmatch(file.name)
+        if match is None:
             continue
-        stem, _, total = found.groups()
+        stem, _, total = match.groups()
         series = {
             int(other[2])
             for other in (_SHARD.fullmatch(each.name) for each in files)

@@ -248,8 +248,8 @@ def _member_bytes(path: Path, name: str) -> NDArray[np.uint8]:
             raise ValueError(f"member {name} is not where the archive says")
         extra = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
     start = member.header_offset + 30 + extra
-    found: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", start, (member.file_size,))
-    return found
+    words: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", start, (member.file_size,))
+    return words
 
 
 def _open_stream(path: Path) -> list[Entry]:
