@@ -338,7 +338,7 @@ def test_signals_leave_no_file(here, number):
             read = ""
             while "relaxation" not in read:  # the search has begun
                 read += process.stderr.read(1)
-                assert process.poll() is None
+                assert process.poll() is None, read + process.stderr.read()
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
         finally:
