@@ -142,7 +142,7 @@ def as_samples(X: ArrayLike, name: str, width: int) -> NDArray[Any]:
 
 
 def check_magnitude(A: NDArray[Any], name: str) -> float:
-    """Return the largest magnitude; ValueError where float32 diagonals could not carry it."""
+    """Return the largest magnitude; ValueError where float32 scales could not carry it."""
     largest = largest_magnitude(A)
     if largest and not _SMALLEST <= largest <= _LARGEST:
         raise ValueError(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import numbers
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diba_np.checks import as_matrix, as_samples, check_count, check_number
+from diba_np.checks import as_matrix, as_samples, check_count, check_magnitude, check_number
 from diba_np.matrix.base import Array
-
-if TYPE_CHECKING:
-    pass
 
 
 class Problem:
@@ -64,7 +61,7 @@ def check_problem(
     X = None
     if inputs is not None:
         X = np.ascontiguousarray(as_samples(inputs, "inputs", A.shape[1]), np.float64)
-    peak = float(np.max(np.abs(A)))
+    peak = check_magnitude(A, "A")
     scale = peak * float(np.sqrt(np.mean((A / peak) ** 2))) if peak > 0.0 else 1.0
     return Problem(A / scale, scale, number, X, seed)
 

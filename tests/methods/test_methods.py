@@ -314,3 +314,11 @@ def test_gram_and_problem(rng):
     np.testing.assert_array_equal(gram(None, 3), np.eye(3))
     problem = check_problem(5 * np.ones((3, 4)), 2)
     assert problem.budget == 24 and problem.scale == 5.0
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("unit", [1e300, 1e-300])
+def test_numbers_beyond_single_precision_are_refused(label, unit):
+    A = np.random.default_rng(0).normal(size=(12, 10)) * unit
+    with pytest.raises(ValueError, match=r"largest magnitude in A must lie in .* scale A first"):
+        methods.fit(label, A, 8.0)
