@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diba_np.layers.linear import Layer
 
 _DIBA, _CODED = ("layers.linear", "DiBALinear"), ("layers.coded_linear", "CodedLinear")
+_SIGNS = ("layers.bitat_linear", "BiTATLinear")
 _MESA = ("layers.mesa_linear", "MESALinear")
 
 # method -> (module, class) below diba_np
@@ -34,6 +35,8 @@ LAYERS: dict[str, tuple[str, str]] = {
 
 # the same for those whose codes are trained as well; these layers also take ``weight=``
 LATENT: dict[str, tuple[str, str]] = {
+    "bitat": _SIGNS,
+    "bitat-binary": _SIGNS,
     "qswd": ("layers.qswd_linear", "LatentQSWDLinear"),
 }
 

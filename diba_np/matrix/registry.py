@@ -22,6 +22,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     "linear-trellis": ("methods.linear_trellis", "LinearTrellis"),
     "bqq": ("methods.bqq", "BQQ"),
     "bitat": ("methods.bitat", "BiTAT"),
+    "bitat-binary": ("methods.binary_bitat", "BinaryBiTAT"),
     "svd": ("methods.svd", "TruncatedSVD"),
     "qswd": ("methods.qswd", "QSWD"),
     "fcqh": ("methods.deep_compression", "HuffmanCoded"),
