@@ -118,12 +118,12 @@ class Judge:
 
     def __init__(self, dense: Network, rows: Array) -> None:
         self.dense, self.rows = dense, rows
-        self.last = dense.hidden(rows)[-1]
+        self.last = dense.last_hidden(rows)
 
     def scores(self, net: Network) -> dict[str, float]:
         """Return perplexity, top-1 accuracy, agreement and divergence with the dense network."""
         started = time.process_time()
-        hidden = net.hidden(self.rows)[-1]
+        hidden = net.last_hidden(self.rows)
         seconds = time.process_time() - started
         sums = np.zeros(4)
         for x, aim, ids in zip(hidden, self.last, self.rows, strict=True):

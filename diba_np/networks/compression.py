@@ -372,7 +372,7 @@ class _Run:
             if name == net.token_name:
                 used += np.bincount(inputs[at], minlength=len(A))
             if name == net.head_name and net.kind.decoder:
-                x = net.hidden(inputs, mask)[-1]
+                x = net.last_hidden(inputs, mask)
                 for row, some in zip(x, at, strict=True):
                     z = row[some] @ A.T
                     z -= z.max(axis=1, keepdims=True)

@@ -116,7 +116,7 @@ def _log_shares(logits: Array) -> Array:
 
 def _outputs(net: Network, batch: dict[str, Any], linear: Any) -> Array:
     """Return the logits (N, outputs) of a batch's targets."""
-    x = net.forward(batch["inputs"], batch.get("mask"), linear)[0][-1]
+    x = net.last_hidden(batch["inputs"], batch.get("mask"), linear)
     asked = batch.get("asked")
     return net.head(x if asked is None else x[asked], linear=linear)[0]
 

@@ -169,7 +169,7 @@ class Session:
                 seen[name] = y
             return y, None
 
-        x = self.net.forward(row, None, linear)[0][-1]
+        x = self.net.last_hidden(row, None, linear)
         c = self.net.config
         for i, names in enumerate(self._names):
             parts = np.concatenate([seen[name] for name in names], axis=-1)

@@ -368,20 +368,15 @@ class Network(TextMethods):
             Takes the gradients with respect to some of `hidden`, by place (negative ones count
             from the end), and adds to those of the parameters.
         """
-        call = self.linear if linear is None else linear
-        state = self.begin(inputs, mask)
         hidden: list[Array] = []
         backs: list[tuple[StateBack, int | None]] = []
-        for number, step in enumerate(self.steps()):
-            state, back = step(state, call)
-            ends = number % 4 == 0
-            backs.append((back, number // 4 if ends else None))
-            if ends:
-                hidden.append(state["x"])
         back_end: Back | None = None
-        end = self.tensors.find("end_norm")
-        if end is not None:
-            norm: Any = self.blocks[end]
+        for x, back, ends in self._pass(inputs, mask, linear or self.linear):
+            if ends is not None:
+                hidden.append(x)
+            backs.append((back, ends))
+        norm = self._end_norm()
+        if norm is not None:
             hidden[-1], back_end = norm.forward(hidden[-1])
 
         def run_back(gradients: Mapping[int, Array]) -> None:
@@ -397,19 +392,53 @@ class Network(TextMethods):
 
         return hidden, run_back
 
-    def hidden(self, inputs: ArrayLike, mask: ArrayLike | None = None) -> list[Array]:
-        """Return the hidden states, as `forward` does.
+    def _pass(
+        self, inputs: ArrayLike, mask: ArrayLike | None, call: Linear
+    ) -> Iterator[tuple[Array, StateBack, int | None]]:
+        """Yield "x" after each step, the step back, and the layer that it ends, 0 the embedding."""
+        state = self.begin(inputs, mask)
+        for number, step in enumerate(self.steps()):
+            state, back = step(state, call)
+            yield state["x"], back, number // 4 if number % 4 == 0 else None
+            del back  # holds what the step read
+
+    def _end_norm(self) -> Any:
+        """Return the norm after the last layer, if there is one."""
+        end = self.tensors.find("end_norm")
+        return None if end is None else self.blocks[end]
+
+    def hidden(
+        self, inputs: ArrayLike, mask: ArrayLike | None = None, linear: Linear | None = None
+    ) -> list[Array]:
+        """Return the hidden states, as `forward` does; nothing is kept for a way back.
 
         Parameters
         ----------
         inputs, mask
             As of `begin`.
+        linear : callable, optional
+            Takes the place of `plain`.
 
         Returns
         -------
         list of (S, T, width) ndarray
         """
-        return self.forward(inputs, mask, self.plain)[0]
+        found = self._pass(inputs, mask, linear or self.plain)
+        hidden = [x for x, _, ends in found if ends is not None]
+        norm = self._end_norm()
+        if norm is not None:
+            hidden[-1] = norm.forward(hidden[-1])[0]
+        return hidden
+
+    def last_hidden(
+        self, inputs: ArrayLike, mask: ArrayLike | None = None, linear: Linear | None = None
+    ) -> Array:
+        """Return the last of `hidden` (S, T, width) alone, the others are not held."""
+        x: Array = np.empty(0)
+        for x, _, _ in self._pass(inputs, mask, linear or self.plain):  # noqa: B007
+            pass
+        norm = self._end_norm()
+        return x if norm is None else norm.forward(x)[0]
 
     def logits(self, inputs: ArrayLike, mask: ArrayLike | None = None) -> Array:
         """Return the logits.
@@ -429,7 +458,7 @@ class Network(TextMethods):
             The network has no head, or an argument is wrong.
         """
         state = self.begin(inputs, mask)
-        x = self.forward(inputs, mask, self.plain)[0][-1]
+        x = self.last_hidden(inputs, mask)
         return self.head(x, state["mask"], linear=self.plain)[0]
 
     def head(

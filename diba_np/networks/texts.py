@@ -31,7 +31,7 @@ class TextMethods:
         kind: Kind
         tokenizer: Tokenizer | None
         dtype: np.dtype[Any]
-        forward: Any
+        last_hidden: Any
         frozen: Any
         head: Any
         logits: Any
@@ -126,7 +126,7 @@ class TextMethods:
         linear = self.frozen()
         for places in batches(rows, BATCH):
             ids, mask = padded([rows[i] for i in places], self.config.padding)
-            x = self.forward(ids, mask, linear)[0][-1]
+            x = self.last_hidden(ids, mask, linear)
             counted = mask[:, 1:]
             logits = self.head(x[:, :-1][counted], linear=linear)[0]
             targets = ids[:, 1:][counted]
@@ -181,7 +181,7 @@ class TextMethods:
         vectors = np.empty((len(rows), self.config.width), self.dtype)
         for places in batches(rows, BATCH):
             ids, mask = padded([rows[i] for i in places], self.config.padding)
-            vectors[places] = unit_means(self.forward(ids, mask, linear)[0][-1], mask)[0]
+            vectors[places] = unit_means(self.last_hidden(ids, mask, linear), mask)[0]
         return vectors
 
     def _whole(self, text: Any, length: int) -> list[list[int]]:
