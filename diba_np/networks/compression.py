@@ -23,12 +23,7 @@ from diba_np.models.executors import Events, Runner
 from diba_np.models.plan import Curve, Task, allocate, least
 from diba_np.networks.calibration import Calibration, calibration, iterate_batches
 from diba_np.networks.distillation import distil
-from diba_np.networks.importance import (
-    Importance,
-    importance,
-    load_importance,
-    save_importance,
-)
+from diba_np.networks.importance import KeptImportance, importance
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
 from diba_np.networks.texts import LENGTH, Texts
@@ -207,8 +202,10 @@ class Fit:
         As of `compress`.
     bits : dict of str to float
         Bits a weight by matrix.
-    outputs : dict of str to (m,) array
+    outputs : KeptImportance or None
         Weights of the outputs.
+    rows : (m,) array, optional
+        Those of a matrix that is not of the trunk.
     looked_up : bool
         Whether the matrix is a table whose rows are looked up.
     """
@@ -218,14 +215,18 @@ class Fit:
     seed: int
     threads: int | None
     bits: Mapping[str, float]
-    outputs: Mapping[str, Array]
+    outputs: KeptImportance | None
+    rows: Array | None = None
     looked_up: bool = False
 
     def __call__(self, name: str, A: Array, gram: Array | None) -> CompressedMatrix:
         """Return the compressed A (m, n), errors weighed by a Gram matrix (n, n) and outputs."""
+        weights = self.rows if self.outputs is None else self.outputs.outputs(name)
+        if weights is not None and weights.ndim == 2:
+            if self.method != "diba" or len(weights) > _COUPLED:
+                weights = np.diag(weights).copy()
         how = How(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)
-        outputs = self.outputs.get(name)
-        return fit_weighted(self.method, A, self.bits[name], gram, outputs, how)
+        return fit_weighted(self.method, A, self.bits[name], gram, weights, how)
 
 
 class _Run:
@@ -279,15 +280,14 @@ class _Run:
 
     def all(self) -> Network:
         """Run all stages."""
-        matters = self._importance() if self.settings["activations"] else {}
+        matters = self._importance() if self.settings["activations"] else None
         bits = self._shares(matters)
         how = (self.settings["method"], self.settings["effort"], self.settings["seed"])
-        outputs = {name: found.outputs for name, found in matters.items()}
-        fit = Fit(*how, self.threads, bits, outputs)
+        fit = Fit(*how, self.threads, bits, matters)
         self.events.expect(sum(map(_work, self.shapes.values())))
         replaced = {name: self._table(name, fit) for name in self.tables}
         small = self.net.replaced(replaced)
-        if self.settings["activations"]:
+        if matters is not None:
             replaced |= self._layers(small, matters, fit)
         else:
             for name in self.net.weights:
@@ -307,22 +307,27 @@ class _Run:
             callback=lambda facts: self.events.tell("training", **facts),
         )
 
-    def _importance(self) -> dict[str, Importance]:
-        path = self.home / "importance.npz"
-        if not path.exists():
-            save_importance(path, importance(self.net, self.fitted, self.settings["seed"]))
-        return load_importance(path)  # as it was rounded, so that every run sees the same
+    def _importance(self) -> KeptImportance:
+        """Return how much tokens and outputs matter, as it is kept: every run sees the same."""
+        found = KeptImportance(self.home / "importance", list(self.net.weights))
+        if not found.complete:
+            seed = self.settings["seed"]
+            for name, each in importance(self.net, self.fitted, seed, self.home):
+                found.write(name, each)
+            found.finish()
+        return found
 
-    def _shares(self, matters: Mapping[str, Importance]) -> dict[str, float]:
+    def _shares(self, matters: KeptImportance | None) -> dict[str, float]:
         """Return the bits a weight of every matrix; the tables get the mean."""
         bits = self.settings["bits"]
         even = dict.fromkeys(self.shapes, float(bits))
         curve = _CURVES.get(self.settings["method"])
-        if curve is None or not matters:
+        if curve is None or matters is None:
             return even
-        names = list(matters)
+        energies = matters.energies()
+        names = list(energies)
         sizes = {name: math.prod(self.shapes[name]) for name in names}
-        density = {name: max(matters[name].energy, 0.0) / sizes[name] for name in names}
+        density = {name: max(energies[name], 0.0) / sizes[name] for name in names}
         mean = math.exp(float(np.mean([math.log(d or 1e-30) for d in density.values()])))
         tasks = [
             Task(
@@ -358,8 +363,7 @@ class _Run:
             gram, weights = None, None
             if self.settings["activations"]:
                 gram, weights = self._table_moments(name, A)
-            outputs = {} if weights is None else {name: weights}
-            made = replace(fit, outputs=outputs, looked_up=True)(name, A, gram)
+            made = replace(fit, outputs=None, rows=weights, looked_up=True)(name, A, gram)
             made.save(path)
         return self._told(name, A, made)
 
@@ -406,11 +410,10 @@ class _Run:
         self._tell({"name": name, "snr_db": made.snr(A), "output_snr_db": None}, made)
         return as_layer(made, bias, self.net.dtype, name)
 
-    def _layers(
-        self, small: Network, matters: Mapping[str, Importance], fit: Fit
-    ) -> dict[str, Layer]:
+    def _layers(self, small: Network, matters: KeptImportance, fit: Fit) -> dict[str, Layer]:
         """Return the layers of the trunk, fitted one after another."""
         net, rows = self.net, self.fitted
+        tokens = {name: matters.tokens(name) for name in matters.energies()}
 
         def states(of: Network) -> Callable[[], Iterator[Any]]:
             def first() -> Iterator[Any]:
@@ -423,7 +426,7 @@ class _Run:
         def weighed(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             def run(state: Any, linear: Any) -> Any:
                 def call(name: str, x: Array, keep: Any = None, added: Any = None) -> Array:
-                    weights = matters[name].tokens[int(state["at"])]
+                    weights = tokens[name][int(state["at"])]
                     y: Array = linear(name, x, keep=weights, added=added)
                     return y
 
@@ -439,6 +442,7 @@ class _Run:
                 fit,
                 biases=net.biases,
                 ridge=RIDGES,
+                refit=False,  # it knows nothing of the outputs' weights
                 hold_out=HOLD_OUT,
                 feedback=self.settings["feedback"],
                 compressed_batches=states(small),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from diba_np.files.atomic import atomic_path
 from diba_np.networks.calibration import Calibration, iterate_batches
 from diba_np.networks.network import Network
+from diba_np.networks.stages import load_state, save_state
 
 Array = NDArray[Any]
 
@@ -28,8 +30,8 @@ class Importance:
     ----------
     tokens : list of (S, T) arrays
         Weights of the tokens, a batch each; mean 1, padding 0.
-    outputs : (m,) array
-        Weights of the outputs, mean 1.
+    outputs : (m, m) array
+        Gram matrix of the weights of the outputs, mean of its diagonal 1; positive definite.
     energy : float
         How much the loss would rise, to second order and in an unit common to all layers, if the
         outputs were lost.
@@ -40,8 +42,10 @@ class Importance:
     energy: float
 
 
-def importance(net: Network, rows: Calibration, seed: int = 0) -> dict[str, Importance]:
-    """Return how much tokens and outputs of each layer of the trunk matter.
+def importance(
+    net: Network, rows: Calibration, seed: int = 0, scratch: Path | None = None
+) -> Iterator[tuple[str, Importance]]:
+    """Yield how much tokens and outputs of each layer of the trunk matter, the last layers first.
 
     Gradients are those of the cross-entropy to labels that are drawn from what the network
     predicts: their mean squares are the diagonal of its Fisher information. A network without a
@@ -53,10 +57,13 @@ def importance(net: Network, rows: Calibration, seed: int = 0) -> dict[str, Impo
     rows : Calibration
     seed : int
         Draws the labels.
+    scratch : Path, optional
+        Where a temporary folder for the states between layers is made.
 
-    Returns
-    -------
-    dict of str to Importance
+    Yields
+    ------
+    name : str
+    Importance
 
     Notes
     -----
@@ -65,53 +72,105 @@ def importance(net: Network, rows: Calibration, seed: int = 0) -> dict[str, Impo
     share `EVEN` that does not follow the gradients falls off with the mean square of what a token
     reads and of the residual branch it is added to, in units of its median, and no token counts
     more than `MOST` times the mean. So such tokens are weighed by what they do.
-    Cost: a forward and a backward pass.
+
+    The network runs one layer after another over all batches, forwards and then backwards, so that
+    dense weights of one layer and what it keeps of one batch are in memory; on disk are the states
+    before every layer. Cost: two forward passes and a backward one.
     """
     rng = np.random.default_rng(seed)
-    names = set(net.weights)
-    squares: dict[str, list[Array]] = {name: [] for name in net.weights}
-    sizes: dict[str, list[Array]] = {name: [] for name in net.weights}
-    gradients: dict[str, Array] = {}
-    outputs: dict[str, Array] = {}
-    masks: list[Array] = []
+    first, *rest = net.steps()
+    layers = [rest[at : at + 4] for at in range(0, len(rest), 4)]
+    with tempfile.TemporaryDirectory(dir=scratch) as space:
+
+        def path(layer: int | str, at: int) -> Path:
+            return Path(space) / f"{layer}-{at}.npy"
+
+        masks: list[Array] = []
+        for at, inputs, mask in iterate_batches(rows):
+            state = first(net.begin(inputs, mask), net.plain)[0]
+            masks.append(np.asarray(state["mask"], bool))
+            save_state(path(0, at), state)
+        for number, steps in enumerate(layers):
+            with net.released():
+                for at in range(len(masks)):
+                    state = load_state(path(number, at))
+                    for step in steps:
+                        state = step(state, net.plain)[0]
+                    save_state(path(number + 1, at), state)
+        with net.released():
+            for at, mask in enumerate(masks):
+                x, back = net.ended(load_state(path(len(layers), at))["x"])
+                save_state(path("gradient", at), back(pulled(net, x, mask, rng)))
+        for number in reversed(range(len(layers))):
+            with net.released():
+                sums: dict[str, _Sums] = {}
+                for at, mask in enumerate(masks):
+                    state, g = load_state(path(number, at)), load_state(path("gradient", at))
+                    g = _through_layer(net, layers[number], state, g, mask, sums)
+                    save_state(path("gradient", at), g)
+            net.zero_grad()
+            for name, part in sums.items():
+                yield name, part.finish(masks)
+
+
+class _Sums:
+    """What a pass over all batches sums up for one layer.
+
+    Attributes
+    ----------
+    squares, sizes : list of (S, T) arrays
+        Squares of the gradients, and the bounded weights that do not follow them, a batch each.
+    gradients : (m, m) array
+        Sum over tokens of the products of gradients.
+    outputs : (m,) array
+        Sum over tokens of the squares of outputs, bounded.
+    """
+
+    def __init__(self) -> None:
+        self.squares: list[Array] = []
+        self.sizes: list[Array] = []
+        self.gradients: Any = 0.0
+        self.outputs: Any = 0.0
+
+    def finish(self, masks: list[Array]) -> Importance:
+        """Return the weights."""
+        return _weights(self.squares, self.sizes, masks, self.gradients, self.outputs)
+
+
+def _through_layer(
+    net: Network, steps: list[Any], state: Any, gradient: Array, mask: Array, sums: dict[str, _Sums]
+) -> Array:
+    """Run a layer forwards and backwards, add to sums, return the gradient before it."""
 
     def call(name: str, x: Array, added: Array | None = None, keep: Array | None = None) -> Any:
-        if name not in names:
+        if name not in net.weights:
             return net.linear(name, x, added=added)
         y, back = net.linear(name, x)
         size = _relative_size(x)
         if added is not None:
             size = np.maximum(size, _relative_size(added))
-        bounded = 1.0 / (1.0 + size)
-        sizes[name].append(bounded)
-        mask = masks[-1]
-        part = np.einsum("st,stm->m", (bounded * mask).astype(y.dtype), np.square(y))
-        outputs[name] = outputs.get(name, 0.0) + part.astype(np.float64)
-        if added is not None:
-            y = y + added
-        return y, back
+        own = sums.setdefault(name, _Sums())
+        own.sizes.append(1.0 / (1.0 + size))
+        bounded = (own.sizes[-1] * mask).astype(y.dtype)
+        own.outputs += np.einsum("st,stm->m", bounded, np.square(y)).astype(np.float64)
 
-    def watch(name: str, gradient: Array) -> None:
-        if name in names:
-            squares[name].append(np.einsum("stm,stm->st", gradient, gradient))
-            own = np.square(gradient).reshape(-1, gradient.shape[-1])
-            gradients[name] = gradients.get(name, 0.0) + own.sum(axis=0, dtype=np.float64)
+        def watched(g: Array) -> Array:
+            flat = g.reshape(-1, g.shape[-1])
+            own.squares.append(np.einsum("...m,...m->...", g, g))
+            own.gradients += (flat.T @ flat).astype(np.float64)
+            pulled: Array = back(g)
+            return pulled
 
-    for _, inputs, mask in iterate_batches(rows):
-        state = net.start(net.begin(inputs, mask), net.plain)[0]
-        masks.append(np.asarray(state["mask"], bool))
-        hidden, back = net.forward(inputs, mask, call)
-        net.watch = watch
-        try:
-            back({-1: pulled(net, hidden[-1], masks[-1], rng)})
-        finally:
-            net.watch = None
-    net.zero_grad()
-    return {
-        name: _weights(squares[name], sizes[name], masks, gradients[name], outputs[name])
-        for name in net.weights
-        if squares[name]
-    }
+        return (y if added is None else y + added), watched
+
+    backs = []
+    for step in steps:
+        state, back = step(state, call)
+        backs.append(back)
+    g = {"x": gradient}
+    for back in reversed(backs):
+        g = back(g)
+    return g["x"]
 
 
 def pulled(net: Network, x: Array, mask: Array, rng: np.random.Generator) -> Array:
@@ -155,36 +214,67 @@ def _weights(
     ]
     whole = sum(float(part.sum()) for part in tokens) / count
     tokens = [part / whole for part in tokens]
-    outputs = (1 - EVEN) * gradient / (float(gradient.mean()) or 1.0) + EVEN
-    return Importance(tokens, outputs, float(gradient @ output) / (count * even * count))
+    size = np.diag(gradient)
+    outputs = (1 - EVEN) * gradient / (float(size.mean()) or 1.0) + EVEN * np.eye(len(gradient))
+    return Importance(tokens, outputs, float(size @ output) / (count * even * count))
 
 
 # -- kept on disk ----------------------------------------------------------------------------------
 
 
-def save_importance(path: Path, matters: Mapping[str, Importance]) -> None:
-    """Keep what `importance` found, in single precision."""
-    arrays: dict[str, Array] = {}
-    for name, measure in matters.items():
-        for at, part in enumerate(measure.tokens):
-            arrays[f"{name}/tokens/{at}"] = part.astype(np.float32)
-        arrays[f"{name}/outputs"] = measure.outputs.astype(np.float32)
-        arrays[f"{name}/energy"] = np.array(measure.energy)
-    with atomic_path(path) as part_path, open(part_path, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+class KeptImportance:
+    """What `importance` found, a file for each matrix; read when asked for, in single precision.
 
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing.
+    names : sequence of str
+        Of all matrices, in an order that stays.
+    """
 
-def load_importance(path: Path) -> dict[str, Importance]:
-    """Return what `save_importance` kept."""
-    table: dict[str, Importance] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            name, what, *_ = key.rsplit("/", 2 if "/tokens/" in key else 1)
-            each = table.setdefault(name, Importance([], np.zeros(0), 0.0))
-            if what == "tokens":
-                each.tokens.append(arrays[key])
-            elif what == "outputs":
-                each.outputs = arrays[key]
-            else:
-                each.energy = float(arrays[key])
-    return table
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self._numbers = folder, {name: at for at, name in enumerate(names)}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{self._numbers[name]}.npz"
+
+    @property
+    def complete(self) -> bool:
+        """Whether `finish` was called."""
+        return (self.folder / "complete").exists()
+
+    def finish(self) -> None:
+        """Mark that all is there."""
+        with atomic_path(self.folder / "complete") as path:
+            path.touch()
+
+    def write(self, name: str, found: Importance) -> None:
+        """Keep what was found of one matrix."""
+        arrays = {str(at): part.astype(np.float32) for at, part in enumerate(found.tokens)}
+        arrays |= {"outputs": found.outputs.astype(np.float32), "energy": np.array(found.energy)}
+        with atomic_path(self._path(name)) as path, open(path, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def tokens(self, name: str) -> list[Array]:
+        """Return the weights of the tokens, a batch each."""
+        with np.load(self._path(name), allow_pickle=False) as arrays:
+            return [arrays[str(at)] for at in range(len(arrays.files) - 2)]
+
+    def outputs(self, name: str) -> Array | None:
+        """Return the weights of the outputs; None of a matrix that is not of the trunk."""
+        if name not in self._numbers or not self._path(name).exists():
+            return None
+        with np.load(self._path(name), allow_pickle=False) as arrays:
+            found: Array = arrays["outputs"]
+            return found
+
+    def energies(self) -> dict[str, float]:
+        """Return how much each matrix that was called matters."""
+        found: dict[str, float] = {}
+        for name in self._numbers:
+            if self._path(name).exists():
+                with np.load(self._path(name), allow_pickle=False) as arrays:
+                    found[name] = float(arrays["energy"])
+        return found

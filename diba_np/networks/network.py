@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -370,18 +371,15 @@ class Network(TextMethods):
         """
         hidden: list[Array] = []
         backs: list[tuple[StateBack, int | None]] = []
-        back_end: Back | None = None
         for x, back, ends in self._pass(inputs, mask, linear or self.linear):
             if ends is not None:
                 hidden.append(x)
             backs.append((back, ends))
-        norm = self._end_norm()
-        if norm is not None:
-            hidden[-1], back_end = norm.forward(hidden[-1])
+        hidden[-1], back_end = self.ended(hidden[-1])
 
         def run_back(gradients: Mapping[int, Array]) -> None:
             given = {at % len(hidden): gradient for at, gradient in gradients.items()}
-            if back_end is not None and len(hidden) - 1 in given:
+            if len(hidden) - 1 in given:
                 given[len(hidden) - 1] = back_end(given[len(hidden) - 1])
             g: State = {}
             for back, at in reversed(backs):
@@ -402,10 +400,25 @@ class Network(TextMethods):
             yield state["x"], back, number // 4 if number % 4 == 0 else None
             del back  # holds what the step read
 
-    def _end_norm(self) -> Any:
-        """Return the norm after the last layer, if there is one."""
+    def ended(self, x: Array) -> tuple[Array, Back]:
+        """Return what the norm after the last layer, if there is one, makes of x; the step back."""
         end = self.tensors.find("end_norm")
-        return None if end is None else self.blocks[end]
+        if end is None:
+            return x, lambda gradient: gradient
+        norm: Any = self.blocks[end]
+        y, back = norm.forward(x)
+        return y, back
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Forget at the end what was read of dense layers meanwhile; they are read again."""
+        before = self.layers.held()
+        try:
+            yield
+        finally:
+            for name, layer in self.layers.held().items():
+                if name not in before and isinstance(layer, DenseLinear):
+                    del self.layers[name]
 
     def hidden(
         self, inputs: ArrayLike, mask: ArrayLike | None = None, linear: Linear | None = None
@@ -425,9 +438,7 @@ class Network(TextMethods):
         """
         found = self._pass(inputs, mask, linear or self.plain)
         hidden = [x for x, _, ends in found if ends is not None]
-        norm = self._end_norm()
-        if norm is not None:
-            hidden[-1] = norm.forward(hidden[-1])[0]
+        hidden[-1] = self.ended(hidden[-1])[0]
         return hidden
 
     def last_hidden(
@@ -437,8 +448,7 @@ class Network(TextMethods):
         x: Array = np.empty(0)
         for x, _, _ in self._pass(inputs, mask, linear or self.plain):  # noqa: B007
             pass
-        norm = self._end_norm()
-        return x if norm is None else norm.forward(x)[0]
+        return self.ended(x)[0]
 
     def logits(self, inputs: ArrayLike, mask: ArrayLike | None = None) -> Array:
         """Return the logits.

@@ -251,8 +251,8 @@ class States:
                 yield state, state
             return
         for at in range(self.count):
-            one = _load_state(self._path(at, "dense"))
-            yield one, _load_state(self._path(at, "compressed")) if self.both else one
+            one = load_state(self._path(at, "dense"))
+            yield one, load_state(self._path(at, "compressed")) if self.both else one
 
     def _path(self, at: int, kind: str, stage: int | None = None) -> Path:
         home = (self.dense_folder or self.folder) if kind == "dense" else self.folder
@@ -272,7 +272,7 @@ class States:
             if self.dense_folder is None or not path.exists() or at in (0, self.count - 1):
                 self._put(path, stage(one, dense))
             if self.both:
-                _save_state(self._path(at, "compressed", self.stage + 1), stage(other, compressed))
+                save_state(self._path(at, "compressed", self.stage + 1), stage(other, compressed))
             if self.stage:
                 self._path(at, "compressed").unlink(missing_ok=True)
                 if self.dense_folder is None:
@@ -282,11 +282,11 @@ class States:
     def _put(self, path: Path, state: State) -> None:
         """Write a state of the dense network, or compare it with the one that was kept."""
         if self.dense_folder is None:
-            _save_state(path, state)
+            save_state(path, state)
         elif not path.exists():
             with atomic_path(path) as part:
-                _save_state(part, state)
-        elif not _alike(_named(state), _named(_load_state(path))):
+                save_state(part, state)
+        elif not _alike(_named(state), _named(load_state(path))):
             raise ValueError(
                 f"dense_states must be of this network and these batches, {path} is of others"
             )
@@ -314,7 +314,8 @@ def _named(state: State) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in named.items()}
 
 
-def _save_state(path: Path, state: State) -> None:
+def save_state(path: Path, state: State) -> None:
+    """Write a state to a file; not atomically, for a temporary folder."""
     arrays = {
         name: as_real(array, f"a state's {name}", "hold numbers")
         for name, array in _named(state).items()
@@ -324,7 +325,8 @@ def _save_state(path: Path, state: State) -> None:
             np.save(file, array, allow_pickle=False)
 
 
-def _load_state(path: Path) -> State:
+def load_state(path: Path) -> State:
+    """Return a state as `save_state` wrote it."""
     with open(path, "rb") as file:
         names = np.load(file, allow_pickle=False)
         arrays = {str(name): np.load(file, allow_pickle=False) for name in names}

@@ -215,6 +215,9 @@ class Lazy(Mapping[str, Any]):
             raise KeyError(name)
         return self._make(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without making its value
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

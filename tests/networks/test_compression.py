@@ -15,7 +15,7 @@ from diba_np.cli.main import main
 from diba_np.layers.dense_linear import DenseLinear
 from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import Teacher, matched, taught
-from diba_np.networks.importance import importance, load_importance, save_importance
+from diba_np.networks.importance import KeptImportance, importance, pulled
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -207,7 +207,7 @@ def test_an_outlier_token_neither_dominates_nor_is_lost():
     net = decoder()
     table = net.layers[net.token_name].weight
     table[0] *= 300.0  # its embedding, hundreds of times the rest
-    found = importance(net, calibration(net, np.where(rows(32) == 1, 0, rows(32))))
+    found = dict(importance(net, calibration(net, np.where(rows(32) == 1, 0, rows(32)))))
     for matters in found.values():
         weights = np.concatenate([part.ravel() for part in matters.tokens])
         assert weights.min() > 0
@@ -216,13 +216,40 @@ def test_an_outlier_token_neither_dominates_nor_is_lost():
 
 
 def test_importance_is_the_same_after_a_file(dense, tmp_path):
-    found = importance(dense, calibration(dense, rows(6)))
-    save_importance(tmp_path / "importance.npz", found)
-    for name, kept in load_importance(tmp_path / "importance.npz").items():
-        assert np.allclose(kept.outputs, found[name].outputs, rtol=1e-6)
-        assert np.isclose(kept.energy, found[name].energy)
-        for a, b in zip(kept.tokens, found[name].tokens, strict=True):
+    found = dict(importance(dense, calibration(dense, rows(6)), scratch=tmp_path))
+    kept = KeptImportance(tmp_path / "kept", list(dense.weights))
+    assert not kept.complete
+    assert kept.outputs(next(iter(dense.weights))) is None
+    for name, each in found.items():
+        kept.write(name, each)
+    kept.finish()
+    again = KeptImportance(tmp_path / "kept", list(dense.weights))
+    assert again.complete
+    assert again.energies() == {name: found[name].energy for name in dense.weights}
+    for name, each in found.items():
+        assert np.allclose(again.outputs(name), each.outputs, rtol=1e-6, atol=1e-9)
+        for a, b in zip(again.tokens(name), each.tokens, strict=True):
             assert np.allclose(a, b, rtol=1e-6)
+
+
+def test_weights_of_outputs_are_products_of_gradients():
+    """One layer's gradients by hand: the same labels, the whole network at once."""
+    net = network("llama")
+    data = calibration(net, np.random.default_rng(3).integers(0, 19, (4, 6)))
+    found = dict(importance(net, data, seed=5))
+    gradients = {}
+    net.watch = lambda name, g: gradients.setdefault(name, []).append(
+        g.reshape(-1, g.shape[-1]).copy()
+    )
+    hidden, back = net.forward(data.inputs, data.mask)
+    back({-1: pulled(net, hidden[-1], np.ones((4, 6), bool), np.random.default_rng(5))})
+    for name, parts in gradients.items():
+        if name in net.weights:
+            whole = sum(g.T @ g for g in parts)
+            even = np.eye(len(whole))
+            assert np.allclose(
+                found[name].outputs, 0.8 * whole / np.diag(whole).mean() + 0.2 * even, atol=1e-9
+            )
 
 
 def test_gradients_of_the_lesson_are_central_differences():
