@@ -271,7 +271,7 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--fit", nargs="+", choices=FIT, default=["reviews"])
     parser.add_argument("--rows", type=int, default=2000, help="of 128 tokens, trained on")
-    parser.add_argument("--calibrate", type=int, default=8192, help="tokens layers are fitted to")
+    parser.add_argument("--calibrate", type=int, default=32768, help="tokens layers are fitted to")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--effort", default="fast")

@@ -146,11 +146,8 @@ def _through_layer(
         if name not in net.weights:
             return net.linear(name, x, added=added)
         y, back = net.linear(name, x)
-        size = _relative_size(x)
-        if added is not None:
-            size = np.maximum(size, _relative_size(added))
         own = sums.setdefault(name, _Sums())
-        own.sizes.append(1.0 / (1.0 + size))
+        own.sizes.append(bounded_weights(x, added))
         bounded = (own.sizes[-1] * mask).astype(y.dtype)
         own.outputs += np.einsum("st,stm->m", bounded, np.square(y)).astype(np.float64)
 
@@ -195,8 +192,28 @@ def pulled(net: Network, x: Array, mask: Array, rng: np.random.Generator) -> Arr
     return g
 
 
+def bounded_weights(x: Array, added: Array | None = None) -> Array:
+    """Return weights (...) that fall off with the size of what a token reads and is added to.
+
+    Parameters
+    ----------
+    x : (..., n) array
+    added : (..., m) array, optional
+        The residual branch; of the two sizes the larger one counts.
+
+    Returns
+    -------
+    (...) float64 array
+        ``1 / (1 + s)`` with the sum of squares s in units of its median: in (0, 1].
+    """
+    size = _relative_size(x)
+    if added is not None:
+        size = np.maximum(size, _relative_size(added))
+    weights: Array = 1.0 / (1.0 + size)
+    return weights
+
+
 def _relative_size(x: Array) -> Array:
-    """Return the squares of x (..., n), summed over channels, in units of their median."""
     squares: Array = np.einsum("...i,...i->...", x, x, dtype=np.float64)
     return squares / (float(np.median(squares)) or 1.0)
 
