@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from diba_np.checks import check_count, check_number
 from diba_np.files.atomic import atomic_path
 from diba_np.networks.calibration import Calibration
 from diba_np.networks.network import Network
+from diba_np.networks.stages import load_state, save_state
 from diba_np.training.losses import cross_entropy
 from diba_np.training.optimisers import Adam, share_of_rate
 
@@ -23,6 +25,7 @@ Array = NDArray[Any]
 
 PLACES = 8  # hidden states that teach, evenly spaced; what lies on disk is as many a token
 WARM = 0.05  # share of the steps over which the rate rises
+AHEAD = 16  # steps whose rows the dense network reads in one go
 EVERY = 60.0  # seconds between two writes of the state
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -53,22 +56,55 @@ class Teacher:
 
     def states(self, rows: Array, inputs: Array, mask: Array | None) -> dict[int, Array]:
         """Return the hidden states (S, T, width) of a batch by place; zeros for padding."""
-        lengths = None if mask is None else mask.sum(axis=1)
         parts = [self._read(int(row)) for row in rows]
         held = [part for part in parts if part is not None]
         if len(held) < len(rows):
             hidden = self.net.hidden(inputs, mask)
-            states = np.stack([hidden[place] for place in self.places])
-            half = np.clip(states, -_LARGEST, _LARGEST).astype(np.float16)
-            ends = [half.shape[2]] * len(rows) if lengths is None else lengths
-            held = [half[:, i, :end] for i, end in enumerate(ends)]
-            for row, part in zip(rows, held, strict=True):
-                self._write(int(row), part)
+            half = np.stack([_halved(hidden[place]) for place in self.places])
+            held = self._keep(rows, half, mask)
         longest = max(part.shape[1] for part in held)
         wide = np.zeros((len(self.places), len(rows), longest, held[0].shape[2]), self.net.dtype)
         for i, part in enumerate(held):
             wide[:, i, : part.shape[1]] = part
         return dict(zip(self.places, wide, strict=True))
+
+    def prepare(self, data: Calibration, batches: Sequence[Array]) -> None:
+        """Write the states of some batches of rows where they are missing.
+
+        The dense network runs layer after layer over all of them: one layer's weights are held at
+        a time, and the states between two layers lie on disk. Without a folder nothing happens.
+        """
+        if self.folder is None:
+            return
+        batches = [rows for rows in batches if not all(self._path(int(r)).exists() for r in rows)]
+        net = self.net
+        first, *rest = net.steps()
+        ends = [rest[at : at + 4] for at in range(0, len(rest), 4)]
+        with tempfile.TemporaryDirectory(dir=self.folder) as space:
+            paths = [Path(space) / f"{at}.npy" for at in range(len(batches))]
+            kept: list[list[Array]] = [[] for _ in batches]
+            for path, rows in zip(paths, batches, strict=True):
+                save_state(path, first(net.begin(*data.read(rows)), net.plain)[0])
+            for layer, steps in enumerate(ends, 1):
+                with net.released():
+                    for path, half in zip(paths, kept, strict=True):
+                        state = load_state(path)
+                        for step in steps:
+                            state = step(state, net.plain)[0]
+                        save_state(path, state)
+                        if layer in self.places:
+                            x = state["x"] if layer < len(ends) else net.ended(state["x"])[0]
+                            half.append(_halved(x))
+            for rows, half in zip(batches, kept, strict=True):
+                self._keep(rows, np.stack(half), data.read(rows)[1])
+
+    def _keep(self, rows: Array, half: Array, mask: Array | None) -> list[Array]:
+        """Write states (places, S, T, width) of a batch, a file a row; return those of each row."""
+        ends = [half.shape[2]] * len(rows) if mask is None else mask.sum(axis=1)
+        parts = [half[:, i, :end] for i, end in enumerate(ends)]
+        for row, part in zip(rows, parts, strict=True):
+            self._write(int(row), part)
+        return parts
 
     def _path(self, row: int) -> Path:
         return Path(str(self.folder)) / f"{row}.npy"
@@ -89,6 +125,12 @@ class Teacher:
         with open(part, "wb") as file:
             np.save(file, states, allow_pickle=False)
         part.replace(self._path(row))
+
+
+def _halved(x: Array) -> Array:
+    """Return hidden states in half precision."""
+    half: Array = np.clip(x, -_LARGEST, _LARGEST).astype(np.float16)
+    return half
 
 
 def matched(
@@ -274,12 +316,16 @@ def distil(
     ]
     parameters = trained(student, teacher)
     optimiser = Adam(parameters, rate)
+    lesson.teacher.prepare(data, judging)
     before = lesson.judge(data, judging)
     start = {name: value.copy() for name, value in parameters.items()}
     history: list[tuple[float, float]] = []
-    done = 0 if path is None or not path.exists() else load_state(path, optimiser)
+    done = 0 if path is None or not path.exists() else load_training(path, optimiser)
     saved = time.monotonic()
     for at in range(done, len(steps)):
+        if at == done or at % AHEAD == 0:
+            ahead = steps[at : (at // AHEAD + 1) * AHEAD]
+            lesson.teacher.prepare(data, [part for step in ahead for part in step])
         student.zero_grad()
         size = sum(len(part) for part in steps[at])
         loss = np.zeros(2)
@@ -295,14 +341,14 @@ def distil(
         )
         history.append((float(loss[0]), float(loss[1])))
         if path is not None and time.monotonic() - saved > EVERY:
-            save_state(path, optimiser)
+            save_training(path, optimiser)
             saved = time.monotonic()
         if callback is not None and ((at + 1) % 10 == 0 or at + 1 == len(steps)):
             value, apart = np.mean(history[-10:], axis=0)
             facts = {"step": at + 1, "steps": len(steps)}
             callback(facts | {"divergence": float(value), "hidden": float(apart)})
     if path is not None:
-        save_state(path, optimiser)
+        save_training(path, optimiser)
     student.zero_grad()
     stored = student.replaced({n: layer.rounded() for n, layer in student.compressed.items()})
     lesson.student = stored
@@ -321,7 +367,7 @@ def _steps(data: Calibration, order: Array, tokens: int, rng: Any) -> list[list[
     return [mixed[at : at + together] for at in range(0, len(mixed), together)]
 
 
-def save_state(path: Path, optimiser: Adam) -> None:
+def save_training(path: Path, optimiser: Adam) -> None:
     """Write the state of a training: parameters, moments, steps taken."""
     arrays: dict[str, Array] = {"steps": np.array(optimiser.steps)}
     for name, value in optimiser.parameters.items():
@@ -334,8 +380,8 @@ def save_state(path: Path, optimiser: Adam) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def load_state(path: Path, optimiser: Adam) -> int:
-    """Put back what `save_state` wrote; return the steps that were taken."""
+def load_training(path: Path, optimiser: Adam) -> int:
+    """Put back what `save_training` wrote; return the steps that were taken."""
     with np.load(path, allow_pickle=False) as arrays:
         for name, value in optimiser.parameters.items():
             value[...] = arrays[f"{name}/value"]

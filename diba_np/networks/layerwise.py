@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import row_blocks
-from diba_np.checks import as_matrix, check_number, digest
+from diba_np.checks import check_number, digest
 from diba_np.files.atomic import atomic_path
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
@@ -29,6 +29,7 @@ from diba_np.matrix.quality import decibels, snr_db
 from diba_np.models.executors import Runner
 from diba_np.networks.stages import (
     Batches,
+    DenseWeights,
     Read,
     Stage,
     States,
@@ -104,8 +105,10 @@ def compress_layers(
         the fit (padding), or each row as much as its weight. A stage may be cut short while it
         waits for a layer.
     weights : mapping of str to (m, n) array_like
-        Dense weights by name. Layers that are not called are left out, names that are called and
-        not here are a KeyError. A name is to be called once in all stages.
+        Dense weights by name; a mapping that reads them when asked for is asked again at every
+        stage, and weights of one stage at a time are held. Layers that are not called are left
+        out, names that are called and not here are a KeyError. A name is to be called once in all
+        stages.
     batches : iterable or callable
         First states; an iterable that can be iterated again, or a callable that returns an
         iterator.
@@ -174,14 +177,14 @@ def compress_layers(
         raise ValueError("ridge must hold at least one number, got none")
     if not 0 <= check_number(hold_out, "hold_out") < 1:
         raise ValueError(f"hold_out must lie in [0, 1), got {hold_out:g}")
-    dense = {name: as_matrix(A, f"weights[{name!r}]") for name, A in weights.items()}
+    dense = DenseWeights(weights)
     given = {name: np.asarray(b, np.float64) for name, b in (biases or {}).items()}
     for name, b in given.items():
         if name not in dense:
             raise KeyError(f"biases has {name!r}, which weights has not")
-        if b.shape != (len(dense[name]),):
+        if b.shape != dense.shapes[name][:1]:
             raise ValueError(
-                f"biases[{name!r}] must have shape ({len(dense[name])},), got {b.shape}"
+                f"biases[{name!r}] must have shape ({dense.shapes[name][0]},), got {b.shape}"
             )
     parts = _Parts(None if folder is None else Path(folder))
     here = runner or Runner(1, 1)
@@ -245,6 +248,7 @@ def compress_layers(
                 states.advance(
                     stage, dense_linear(dense, given), layers_linear(dense, given, result.layers)
                 )
+            dense.release()
         fit_waiting()
     return result
 

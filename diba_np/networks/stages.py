@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_real
+from diba_np.checks import as_matrix, as_real
 from diba_np.files.atomic import atomic_path
 from diba_np.layers.linear import Layer
 
@@ -19,6 +19,50 @@ State = Any  # an array, or a tuple or dict of arrays
 Linear = Callable[..., Array]
 Stage = Callable[[State, Linear], State]
 Batches = Iterable[State] | Callable[[], Iterable[State]]
+
+
+class DenseWeights(Mapping[str, Array]):
+    """Dense weights (m, n) by name, each checked once, then read when asked for.
+
+    Parameters
+    ----------
+    weights : mapping of str to (m, n) array_like
+
+    Attributes
+    ----------
+    shapes : dict of str to (int, int)
+
+    Raises
+    ------
+    TypeError, ValueError
+        One is no matrix of finite real numbers.
+    """
+
+    def __init__(self, weights: Mapping[str, ArrayLike]) -> None:
+        self._weights = weights
+        self._held: dict[str, Array] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in weights:
+            self.shapes[name] = self[name].shape
+            self.release()
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._held:
+            self._held[name] = as_matrix(self._weights[name], f"weights[{name!r}]")
+        return self._held[name]
+
+    def release(self) -> None:
+        """Hold none any longer."""
+        self._held.clear()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
 class _Reached(BaseException):

@@ -361,3 +361,29 @@ def test_the_study_of_a_language_model_runs_and_goes_on(tmp_path, monkeypatch, c
     assert len(divergence) == 6
     assert divergence["diba", "activations"] < divergence["diba", "weights"]
     assert all(row["bits"] <= 2.0 and row["perplexity"] > 1 for row in rest)
+
+
+def test_a_teacher_prepares_what_it_would_find_batch_by_batch(dense, tmp_path):
+    data = calibration(dense, rows(9), tokens=36)
+    one, other = Teacher(dense, tmp_path / "one"), Teacher(dense, tmp_path / "other")
+    one.prepare(data, data.places)
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [f"{i}.npy" for i in range(9)]
+    held = set(dense.layers.held())
+    for places in data.places:
+        inputs, mask = data.read(places)
+        found, aim = (teacher.states(places, inputs, mask) for teacher in (one, other))
+        assert list(found) == list(aim) == one.places
+        assert all(np.array_equal(found[place], aim[place]) for place in found)
+    assert set(dense.layers.held()) >= held
+
+
+def test_released_layers_are_read_again():
+    net = decoder()
+    ids = rows(2)
+    before = net.logits(ids)
+    mine = decoder()
+    with mine.released():
+        assert np.array_equal(mine.logits(ids), before)
+        assert mine.layers.held()
+    assert not mine.layers.held()
+    assert np.array_equal(mine.logits(ids), before)
