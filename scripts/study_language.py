@@ -33,7 +33,12 @@ Array = Any
 
 BITS = (0.7, 1.0, 1.5, 2.0, 3.0)
 STAGES = {"weights": (False, False), "activations": (True, False), "end to end": (True, True)}
-METHODS = {"diba": "DiBA", "linear-trellis": "linear trellis", "gptq": "integer codes"}
+METHODS = {
+    "diba": "DiBA",
+    "linear-trellis": "linear trellis",
+    "best": "the better of both",
+    "gptq": "integer codes",
+}
 LENGTH = 128
 JUDGES, APART = 32, 64  # rows of the editorials that judge; rows nothing may be fitted to
 FIT = {

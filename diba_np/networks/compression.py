@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ _CURVES = {
     "linear-trellis": Curve((1.0, 1.5, 2.0, 3.0, 4.0), (0.36, 0.166, 0.08, 0.0194, 0.0052)),
 }
 _CURVES[BEST] = least([*_CURVES.values()])
-_POWER = 0.5
+_POWER = 1.0
 
 
 def compress(
@@ -78,6 +79,7 @@ def compress(
     calibrate: int | None = 32768,
     jobs: int = 1,
     threads: int | None = 1,
+    executor: futures.Executor | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
     callback: Callable[[dict[str, Any]], Any] | None = None,
@@ -126,6 +128,9 @@ def compress(
         Processes that fit the layers of a group side by side.
     threads : int or None, default 1
         Of each fit.
+    executor : concurrent.futures.Executor, optional
+        Runs the fits of a group instead: a pool, ``Client.get_executor()`` of Dask. Its processes
+        must see `folder`, which must then be given.
     folder : path, optional
         Where everything finished is kept. The same call goes on where an earlier one was killed and
         ends with the same bits. Nothing removes it.
@@ -168,6 +173,10 @@ def compress(
     check_number(rate, "rate", above=0.0)
     check_count(jobs, "jobs")
     check_count(seed, "seed", least=0)
+    if executor is not None and (jobs != 1 or folder is None):
+        raise ValueError(
+            "executor= takes the place of jobs=, and needs a folder= that its processes see"
+        )
     data = calibration(net, texts, length, _BATCH)
     settings: dict[str, Any] = {
         "bits": bits,
@@ -187,7 +196,8 @@ def compress(
         parts = Parts(home / "network", settings)
         events = Events(progress, None, callback)
         try:
-            run = _Run(net, data, settings, home, events, jobs, threads, epochs, rate)
+            runner = Runner(jobs, threads or 1, executor)
+            run = _Run(net, data, settings, home, events, runner, threads, epochs, rate)
             parts.write("matrices", list(run.shapes))
             return run.all()
         finally:
@@ -247,7 +257,7 @@ class _Run:
         settings: Mapping[str, Any],
         home: Path,
         events: Events,
-        jobs: int,
+        runner: Runner,
         threads: int | None,
         epochs: int,
         rate: float,
@@ -259,7 +269,7 @@ class _Run:
             home,
             events,
         )
-        self.jobs, self.threads, self.epochs, self.rate = jobs, threads, epochs, rate
+        self.runner, self.threads, self.epochs, self.rate = runner, threads, epochs, rate
         self.fitted = self._drawn(settings["calibrate"], settings["seed"])
         self.weighed = self.fitted
         if net.kind.decoder:
@@ -451,7 +461,7 @@ class _Run:
 
             return run
 
-        with Runner(self.jobs, self.threads or 1) as runner:
+        with self.runner as runner:
             found = compress_layers(
                 [weighed(stage) for stage in net.stages()[1:]],
                 net.weights,

@@ -19,6 +19,7 @@ from diba_np.networks.stages import load_state, save_state
 Array = NDArray[Any]
 
 EVEN = 0.2  # share of the weights that does not follow the gradients
+SHRUNK = 0.1  # share by which products of different inputs are shrunk, in `Importance.energy`
 MOST = 20.0  # times the mean that one token's gradients may count
 
 
@@ -33,8 +34,11 @@ class Importance:
     outputs : (m, m) array
         Gram matrix of the weights of the outputs, mean of its diagonal 1; positive definite.
     energy : float
-        How much the loss would rise, to second order and in an unit common to all layers, if the
-        outputs were lost.
+        What the loss would rise by, to second order and in a unit common to all layers, at a bit a
+        weight less than nothing: ``m n`` times the mean square of the weights and the geometric
+        means of the eigenvalues of their inputs' Gram matrix and of their outputs' weights. That is
+        what an ideal code's error starts from; where a few directions hold most of the energy it
+        is far below the energy of the outputs, and few bits are enough.
     """
 
     tokens: list[Array]
@@ -110,7 +114,7 @@ def importance(
                     save_state(path("gradient", at), g)
             net.zero_grad()
             for name, part in sums.items():
-                yield name, part.finish(masks)
+                yield name, part.finish(masks, net.weights[name])
 
 
 class _Sums:
@@ -122,19 +126,39 @@ class _Sums:
         Squares of the gradients, and the bounded weights that do not follow them, a batch each.
     gradients : (m, m) array
         Sum over tokens of the products of gradients.
-    outputs : (m,) array
-        Sum over tokens of the squares of outputs, bounded.
+    inputs : (n, n) array
+        Sum over tokens of the products of inputs, weighed by `bounded_weights`.
     """
 
     def __init__(self) -> None:
         self.squares: list[Array] = []
         self.sizes: list[Array] = []
         self.gradients: Any = 0.0
-        self.outputs: Any = 0.0
+        self.inputs: Any = 0.0
 
-    def finish(self, masks: list[Array]) -> Importance:
-        """Return the weights."""
-        return _weights(self.squares, self.sizes, masks, self.gradients, self.outputs)
+    def finish(self, masks: list[Array], A: Array) -> Importance:
+        """Return the weights, given those of the layer (m, n)."""
+        count = sum(int(mask.sum()) for mask in masks)
+        parts = list(zip(self.squares, self.sizes, masks, strict=True))
+        mean = sum(float((g * mask).sum()) for g, _, mask in parts) / count
+        even = sum(float((b * mask).sum()) for _, b, mask in parts) / count
+        tokens = [
+            ((1 - EVEN) * np.minimum(g / (mean or 1.0), MOST) + EVEN * b / even) * mask
+            for g, b, mask in parts
+        ]
+        whole = sum(float(part.sum()) for part in tokens) / count
+        tokens = [part / whole for part in tokens]
+        own = np.diag(self.gradients)
+        middle = float(own.mean()) or 1.0
+        outputs = (1 - EVEN) * self.gradients / middle + EVEN * np.eye(len(own))
+        # of wide layers few tokens know no more than the diagonal
+        logs = np.log(np.diag(outputs)).mean() + np.log(middle)
+        H = self.inputs / count
+        H = (1 - SHRUNK) * H + SHRUNK * np.diag(np.diag(H))
+        H[np.diag_indices_from(H)] += 1e-6 * (float(np.trace(H)) / len(H) or 1.0)
+        logs += np.linalg.slogdet(H)[1] / len(H)
+        energy = float(np.exp(logs) * np.square(A, dtype=np.float64).sum())
+        return Importance(tokens, outputs, energy)
 
 
 def _through_layer(
@@ -148,8 +172,9 @@ def _through_layer(
         y, back = net.linear(name, x)
         own = sums.setdefault(name, _Sums())
         own.sizes.append(bounded_weights(x, added))
-        bounded = (own.sizes[-1] * mask).astype(y.dtype)
-        own.outputs += np.einsum("st,stm->m", bounded, np.square(y)).astype(np.float64)
+        root = np.sqrt(own.sizes[-1] * mask)[..., None].astype(x.dtype)
+        read = (x * root).reshape(-1, x.shape[-1])
+        own.inputs += (read.T @ read).astype(np.float64)
 
         def watched(g: Array) -> Array:
             flat = g.reshape(-1, g.shape[-1])
@@ -216,24 +241,6 @@ def bounded_weights(x: Array, added: Array | None = None) -> Array:
 def _relative_size(x: Array) -> Array:
     squares: Array = np.einsum("...i,...i->...", x, x, dtype=np.float64)
     return squares / (float(np.median(squares)) or 1.0)
-
-
-def _weights(
-    squares: list[Array], sizes: list[Array], masks: list[Array], gradient: Array, output: Array
-) -> Importance:
-    """Bring sums over a layer to weights of mean 1."""
-    count = sum(int(mask.sum()) for mask in masks)
-    mean = sum(float((g * mask).sum()) for g, mask in zip(squares, masks, strict=True)) / count
-    even = sum(float((b * mask).sum()) for b, mask in zip(sizes, masks, strict=True)) / count
-    tokens = [
-        ((1 - EVEN) * np.minimum(g / (mean or 1.0), MOST) + EVEN * b / even) * mask
-        for g, b, mask in zip(squares, sizes, masks, strict=True)
-    ]
-    whole = sum(float(part.sum()) for part in tokens) / count
-    tokens = [part / whole for part in tokens]
-    size = np.diag(gradient)
-    outputs = (1 - EVEN) * gradient / (float(size.mean()) or 1.0) + EVEN * np.eye(len(gradient))
-    return Importance(tokens, outputs, float(size @ output) / (count * even * count))
 
 
 # -- kept on disk ----------------------------------------------------------------------------------

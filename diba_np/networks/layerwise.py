@@ -44,6 +44,8 @@ from diba_np.search.weights import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
 from diba_np.training.moments import LinearMoments, Moments, TargetMoments
 
 Array = NDArray[Any]
+
+_IN_FLIGHT = 8  # layers, independent of each other, that wait for an executor's processes
 Compressed = CompressedMatrix  # of a method that `diba_np.layers.registry` has a layer for
 Fit = Callable[[str, Array, Array], Compressed]
 
@@ -242,7 +244,7 @@ def compress_layers(
                     waiting |= _capture(
                         stage, states, missing, dense, given, result.layers, hold_out, feedback
                     )
-                if feedback or len(waiting) >= here.jobs:
+                if feedback or len(waiting) >= (_IN_FLIGHT if here.foreign else here.jobs):
                     fit_waiting()
             if number + 1 < len(stages):
                 states.advance(

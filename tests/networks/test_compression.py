@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -387,3 +388,16 @@ def test_released_layers_are_read_again():
         assert mine.layers.held()
     assert not mine.layers.held()
     assert np.array_equal(mine.logits(ids), before)
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_an_executor_gives_what_one_process_gives(dense, tmp_path, feedback):
+    how = {"bits": 2.0, "method": "gptq", "epochs": 0, "feedback": feedback}
+    one = networks.compress(dense, rows(12), **how)
+    with ThreadPoolExecutor(2) as pool:
+        other = networks.compress(dense, rows(12), executor=pool, folder=tmp_path, **how)
+        with pytest.raises(ValueError, match="needs a folder="):
+            networks.compress(dense, rows(12), executor=pool, **how)
+        with pytest.raises(ValueError, match="takes the place of jobs="):
+            networks.compress(dense, rows(12), executor=pool, folder=tmp_path, jobs=2, **how)
+    assert same(one, other)
