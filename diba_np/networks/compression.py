@@ -21,7 +21,6 @@ from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.files import load
 from diba_np.methods.weighted import BEST, How, fit_weighted
 from diba_np.models.executors import Events, Runner
-from diba_np.models.plan import Curve, Task, allocate, least
 from diba_np.networks.calibration import Calibration, calibration, iterate_batches
 from diba_np.networks.distillation import distil
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
@@ -53,14 +52,10 @@ _COUPLED = 1024
 HOLD_OUT = 0.125
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
-# what error a layer has at a rate, relative to its energy: the same for all, energies tell them
-# apart; and the power of the energies by which shares go, since losses do not add up
-_CURVES = {
-    "diba": Curve((0.5, 1.0, 2.0), (0.42, 0.23, 0.075)),
-    "linear-trellis": Curve((1.0, 1.5, 2.0, 3.0, 4.0), (0.36, 0.166, 0.08, 0.0194, 0.0052)),
-}
-_CURVES[BEST] = least([*_CURVES.values()])
-_POWER = 1.0
+# methods whose bits a weight are any number; and what a matrix gets at least, as a share of the mean
+# (the rule of shares does not hold where only a few directions are coded), and at most, in bits
+_SHARED = ("diba", "linear-trellis", BEST)
+_LEAST, _MOST = 0.25, 4.0
 
 
 def compress(
@@ -340,33 +335,27 @@ class _Run:
         return found
 
     def _shares(self, matters: KeptImportance | None) -> dict[str, float]:
-        """Return the bits a weight of every matrix; the tables get the mean."""
+        """Return the bits a weight of every matrix; the tables get the mean.
+
+        An ideal code's error falls by a factor of four with each bit; the sum of errors is least
+        where all matrices end at one error a weight, so that a matrix of four times the energy a
+        weight gets a bit more.
+        """
         bits = self.settings["bits"]
         even = dict.fromkeys(self.shapes, float(bits))
-        curve = _CURVES.get(self.settings["method"])
-        if curve is None or matters is None:
+        if self.settings["method"] not in _SHARED or matters is None:
             return even
         energies = matters.energies()
-        names = list(energies)
-        sizes = {name: math.prod(self.shapes[name]) for name in names}
-        density = {name: max(energies[name], 0.0) / sizes[name] for name in names}
-        mean = math.exp(float(np.mean([math.log(d or 1e-30) for d in density.values()])))
-        tasks = [
-            Task(
-                i,
-                name,
-                0,
-                self.shapes[name][0],
-                self.shapes[name],
-                True,
-                sizes[name] * (density[name] / mean) ** _POWER,
-            )
-            for i, name in enumerate(names)
-        ]
-        budget = int(bits * sum(sizes.values()))
-        counted = (SCALE_BITS, SCALE_BITS, SCALE_BITS)  # with their grids
-        shares = allocate(tasks, [curve] * len(tasks), budget, counted)
-        return even | {name: share / sizes[name] for name, share in zip(names, shares, strict=True)}
+        sizes = np.array([math.prod(self.shapes[name]) for name in energies])
+        level = 0.5 * np.log2(np.maximum(list(energies.values()), 1e-300) / sizes)
+        low, high = bits - level.max() - 1.0, _MOST - level.min()
+        most = max(_MOST, bits)
+        for _ in range(60):
+            middle = (low + high) / 2
+            rates = np.clip(level + middle, _LEAST * bits, most)
+            low, high = (low, middle) if rates @ sizes > bits * sizes.sum() else (middle, high)
+        rates = np.clip(level + low, _LEAST * bits, most)
+        return even | dict(zip(energies, map(float, rates), strict=True))
 
     # -- matrices ----------------------------------------------------------------------------------
 
