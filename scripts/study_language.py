@@ -272,7 +272,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bits", type=float, nargs="+", default=list(BITS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--fit", nargs="+", choices=FIT, default=["reviews"])
     parser.add_argument("--rows", type=int, default=2000, help="of 128 tokens, trained on")
@@ -287,6 +287,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="a small made network")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    args.methods = args.methods or (["diba", "gptq"] if args.smoke else list(METHODS))
     if args.smoke:
         args.bits, args.epochs, args.rate = [2.0], 3, 5e-3
         if args.folder is None:

@@ -18,6 +18,7 @@ from diba_np.files.parts import Parts
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
+from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.files import load
 from diba_np.methods.weighted import BEST, How, fit_weighted
 from diba_np.models.executors import Events, Runner
@@ -52,8 +53,8 @@ _COUPLED = 1024
 HOLD_OUT = 0.125
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
-# methods whose bits a weight are any number; and what a matrix gets at least, as a share of the mean
-# (the rule of shares does not hold where only a few directions are coded), and at most, in bits
+# methods whose bits a weight are any number; what a matrix gets at least, as a share of the mean
+# since the rule of shares does not hold where only few directions are coded, and at most, in bits
 _SHARED = ("diba", "linear-trellis", BEST)
 _LEAST, _MOST = 0.25, 4.0
 
@@ -348,13 +349,21 @@ class _Run:
         energies = matters.energies()
         sizes = np.array([math.prod(self.shapes[name]) for name in energies])
         level = 0.5 * np.log2(np.maximum(list(energies.values()), 1e-300) / sizes)
-        low, high = bits - level.max() - 1.0, _MOST - level.min()
-        most = max(_MOST, bits)
+        codes = (SCALE_BITS, SCALE_BITS, SCALE_BITS)  # with their grids
+        smallest = [storage_bits(*self.shapes[name], 1, codes) for name in energies]
+        if sum(smallest) > bits * sizes.sum():
+            raise ValueError(
+                f"bits is too small: k=1 of every matrix takes {sum(smallest) / sizes.sum():.4g} "
+                f"bits a weight, got {bits:g}"
+            )
+        least = np.maximum(np.divide(smallest, sizes), _LEAST * bits)
+        most = np.maximum(least, max(_MOST, bits))
+        low, high = least.min() - level.max(), most.max() - level.min()
         for _ in range(60):
             middle = (low + high) / 2
-            rates = np.clip(level + middle, _LEAST * bits, most)
-            low, high = (low, middle) if rates @ sizes > bits * sizes.sum() else (middle, high)
-        rates = np.clip(level + low, _LEAST * bits, most)
+            spent = np.clip(level + middle, least, most) @ sizes
+            low, high = (low, middle) if spent > bits * sizes.sum() else (middle, high)
+        rates = np.clip(level + low, least, most)
         return even | dict(zip(energies, map(float, rates), strict=True))
 
     # -- matrices ----------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_best_takes_the_method_by_the_matrix():
         A = net.weights[name]
         u, v = (np.sign(part) * (1 + abs(part)) for part in (A[:, :1], A[:1]))
         net.layers[name] = DenseLinear(u * v)
-    small = networks.compress(net, rows(40), bits=3.0, method="best", epochs=0)
+    small = networks.compress(net, rows(40), bits=2.0, method="best", epochs=0)
     taken = {name: layer.to_matrix().method for name, layer in small.compressed.items()}
     assert set(taken.values()) == {"diba", "linear-trellis"}
 
