@@ -142,8 +142,15 @@ def fit_weighted(
         return best_of(nearest(reached), A, bits, gram, outputs, how)
     if method in FITS:
         return FITS[method](A, bits, gram, outputs, how)
-    inputs = None if gram is None else np.linalg.cholesky(gram).T
+    inputs = None if gram is None else _inputs_of(gram)
     return fit_method(method, A, bits, inputs, how.seed)
+
+
+def _inputs_of(gram: Array) -> Array:
+    """Return n inputs of a Gram matrix, which may be singular."""
+    sizes, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    inputs: Array = (vectors * np.sqrt(np.maximum(sizes, 0.0))).T
+    return inputs
 
 
 def best_of(

@@ -72,3 +72,11 @@ def test_a_part_stands_for_the_whole(rng):
 def test_options_of_a_search_reach_it(problem):
     made = fit_weighted("diba", problem[0], 1.0, how=How(search={"solver": "greedy"}))
     assert isinstance(made, dn.DiBAFactors) and made.record["solver"] == "greedy"
+
+
+def test_methods_that_take_inputs_take_a_singular_gram():
+    rng = np.random.default_rng(0)
+    A, X = rng.normal(size=(24, 32)), rng.normal(size=(8, 32))
+    f = fit_weighted("gptq", A, 3.0, X.T @ X / 8)
+    plain = fit_weighted("gptq", A, 3.0)
+    assert np.linalg.norm(X @ (A - f.to_dense()).T) < np.linalg.norm(X @ (A - plain.to_dense()).T)
