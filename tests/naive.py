@@ -601,8 +601,8 @@ def trellis_column(codes, bits, table, size):
     return np.array(values[:size])
 
 
-def filter_sums(sums, taps, columns):
-    """Outputs (V, T N) of the circular filter, by its definition."""
+def filter_sums(sums, taps, scales, columns):
+    """Outputs (V, T N) of the circular filter, by its definition, times the steps' scales."""
     bits, size = sums.shape
     V, width = taps.shape
     T = size // columns
@@ -611,7 +611,7 @@ def filter_sums(sums, taps, columns):
     for v in range(V):
         for t in range(T):
             for i in range(width):
-                out[v, t] += taps[v, i] * planes[i % bits, (t - i // bits) % T]
+                out[v, t] += scales[v, t] * taps[v, i] * planes[i % bits, (t - i // bits) % T]
     return out.reshape(V, size)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from diba_np.machine.processors import resolve_threads
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits, joined_tiles
+from diba_np.methods.linear_trellis import run_each_kernel_of_trellis
 from diba_np.products.cpu import cache_folder, has_rounded, kernel_path
 from diba_np.products.product import Product, run_each_kernel
 from diba_np.products.stack import Stack
@@ -20,7 +21,7 @@ from diba_np.search.options import SOLVERS
 
 
 def warm_up() -> dict[str, Any]:
-    """Compile every kernel that ``f @ x`` and `factorize` use here, and keep it in Numba's cache.
+    """Compile every kernel of products and fits that ``"best"`` takes, and keep it in Numba's cache.
 
     Returns
     -------
@@ -54,6 +55,10 @@ def warm_up() -> dict[str, Any]:
     Stack([DiBAFactors(one, bits, one, bits, one)])(one)
     now = time.perf_counter()
     seconds["stack"] = round(now - last, 3)
+    last = now
+    run_each_kernel_of_trellis()
+    now = time.perf_counter()
+    seconds["linear trellis"] = round(now - last, 3)
     last = now
     A = np.random.default_rng(0).normal(size=(12, 10))
     for solver in SOLVERS:

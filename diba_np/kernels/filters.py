@@ -19,17 +19,47 @@ def _add(target, tap, source):
 
 
 @njit(fastmath=_SUMS)
-def filter_sums(sums, taps, columns, out):
-    """Add the filtered sums to the outputs.
+def _add3(target, tap0, source0, tap1, source1, tap2, source2):
+    for p in range(target.size):
+        target[p] += tap0 * source0[p] + tap1 * source1[p] + tap2 * source2[p]
+
+
+@njit(fastmath=_SUMS)
+def _scale_rows(target, scales, columns):
+    """Multiply (rows, columns), flat, by a scale for each row; return the sum."""
+    total = target.dtype.type(0)
+    if columns == 1:
+        for p in range(target.size):
+            target[p] *= scales[p]
+            total += target[p]
+        return total
+    for t in range(scales.size):
+        row = target[t * columns : (t + 1) * columns]
+        scale = scales[t]
+        for c in range(columns):
+            row[c] *= scale
+            total += row[c]
+    return total
+
+
+@njit(fastmath=_SUMS)
+def filter_sums(sums, taps, scales, columns, out):
+    """Write the filtered sums, each step's times a scale; return the sum of all.
 
     Parameters
     ----------
     sums : (bits, T N) float32 or float64, C-order
     taps : (V, width) of the same type, C-order
         Newest step first, within it bit 0 first.
+    scales : (V, T) of the same type, C-order
     columns : int
         N.
-    out : (V, T N) of the same type, C-order, modified in place
+    out : (V, T N) of the same type, C-order, overwritten
+
+    Returns
+    -------
+    float
+        Not finite if an entry is not.
 
     Notes
     -----
@@ -37,9 +67,25 @@ def filter_sums(sums, taps, columns, out):
     """
     bits, size = sums.shape
     V, width = taps.shape
-    for start in range(0, size, _CHUNK):
-        stop = min(start + _CHUNK, size)
-        for i in range(width):
+    rows = max(1, _CHUNK // columns)
+    steps = size // columns
+    last = (width - 1) // bits * columns
+    total = 0.0
+    for first in range(0, steps, rows):
+        start = first * columns
+        stop = min(first + rows, steps) * columns
+        for v in range(V):
+            out[v, start:stop] = 0
+        i = 0
+        if start >= last:  # nothing turns: three taps at once
+            while i + 3 <= width:
+                a = sums[i % bits, start - i // bits * columns :]
+                b = sums[(i + 1) % bits, start - (i + 1) // bits * columns :]
+                c = sums[(i + 2) % bits, start - (i + 2) // bits * columns :]
+                for v in range(V):
+                    _add3(out[v, start:stop], taps[v, i], a, taps[v, i + 1], b, taps[v, i + 2], c)
+                i += 3
+        while i < width:
             plane = sums[i % bits]
             lag = (i // bits) * columns % size
             turn = min(max(lag, start), stop)
@@ -48,11 +94,16 @@ def filter_sums(sums, taps, columns, out):
                 # slices, because an index that might be negative is not vectorised
                 _add(out[v, start:turn], tap, plane[start + size - lag :])
                 _add(out[v, turn:stop], tap, plane[turn - lag :])
+            i += 1
+        for v in range(V):
+            part = scales[v, first : first + rows]
+            total += _scale_rows(out[v, start:stop], part, columns)
+    return total
 
 
 @njit(fastmath=_SUMS)
 def filter_back(y, taps, columns, sums):
-    """Add to the sums what the transposed filter makes of outputs.
+    """Write the sums that the transposed filter makes of outputs.
 
     Parameters
     ----------
@@ -60,21 +111,39 @@ def filter_back(y, taps, columns, sums):
     taps : (V, width) of the same type, C-order
     columns : int
         N.
-    sums : (bits, T N) of the same type, C-order, modified in place
+    sums : (bits, T N) of the same type, C-order, overwritten
 
     Notes
     -----
-    The adjoint of `filter_sums`; ``2 T N V width`` flops.
+    The adjoint of `filter_sums` with scales of one; ``2 T N V width`` flops.
     """
     bits, size = sums.shape
     V, width = taps.shape
+    last = (width - 1) // bits * columns
     for start in range(0, size, _CHUNK):
         stop = min(start + _CHUNK, size)
-        for i in range(width):
-            plane = sums[i % bits]
-            lag = (i // bits) * columns % size
-            turn = min(max(size - lag, start), stop)
-            for v in range(V):
-                tap = taps[v, i]
-                _add(plane[start:turn], tap, y[v, start + lag :])
-                _add(plane[turn:stop], tap, y[v, turn + lag - size :])
+        for r in range(bits):
+            sums[r, start:stop] = 0
+            i = r
+            if stop + last <= size:  # nothing turns: three taps at once
+                while i + 2 * bits < width:
+                    for v in range(V):
+                        at = start + i // bits * columns
+                        _add3(
+                            sums[r, start:stop],
+                            taps[v, i],
+                            y[v, at:],
+                            taps[v, i + bits],
+                            y[v, at + columns :],
+                            taps[v, i + 2 * bits],
+                            y[v, at + 2 * columns :],
+                        )
+                    i += 3 * bits
+            while i < width:
+                lag = (i // bits) * columns % size
+                turn = min(max(size - lag, start), stop)
+                for v in range(V):
+                    tap = taps[v, i]
+                    _add(sums[r, start:turn], tap, y[v, start + lag :])
+                    _add(sums[r, turn:stop], tap, y[v, turn + lag - size :])
+                i += bits

@@ -47,6 +47,11 @@ class _Adjoint(LinearOperator):  # type: ignore[misc]  # scipy ships no types
     def _matmat(self, X: Array) -> Array:
         return self.parent._apply_transposed(as_operand(X))
 
+    def __matmul__(self, x: Any) -> Any:
+        if _is_plain(x, self.shape[1]):
+            return _multiplied(self.parent._apply_transposed, x)
+        return super().__matmul__(x)
+
     def _adjoint(self) -> LinearOperator:
         return self.parent
 
@@ -78,6 +83,19 @@ def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
         return apply(x)
     flat = x.reshape(-1, n)
     return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
+
+
+def _is_plain(x: Any, n: int) -> bool:
+    """Tell whether x is what most products are with: float32, (n,) or (n, N).
+
+    Such products do without scipy's checks, which take as long as a small product.
+    """
+    return type(x) is np.ndarray and x.dtype == np.float32 and x.ndim in (1, 2) and len(x) == n
+
+
+def _multiplied(apply: Callable[[Array], Array], x: Array) -> Array:
+    """Apply a map on (n, N) arrays to a vector or a matrix."""
+    return apply(x[:, None])[:, 0] if x.ndim == 1 else apply(x)
 
 
 def _index(index: Any) -> Any:
@@ -254,6 +272,11 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
 
     def _matmat(self, X: Array) -> Array:
         return self._apply(as_operand(X))
+
+    def __matmul__(self, x: Any) -> Any:
+        if _is_plain(x, self.shape[1]):
+            return _multiplied(self._apply, x)
+        return super().__matmul__(x)
 
     def _adjoint(self) -> LinearOperator:
         return _Adjoint(self)

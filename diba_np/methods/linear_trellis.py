@@ -24,6 +24,8 @@ from diba_np.methods.trellis_fit import Coded, rotations, scales_of
 from diba_np.methods.trellis_modes import LINEAR_MODES, Mode
 from diba_np.products.product import Product
 
+_SINGLE = np.dtype(np.float32)
+
 
 class LinearTrellis(Trellis):
     """As `Trellis`, with a tap for each of the last bits of the path instead of a look-up.
@@ -38,21 +40,15 @@ class LinearTrellis(Trellis):
     modes = LINEAR_MODES
 
     @functools.cached_property
-    def _values(self) -> Values:
-        return Values(
-            self.modes, self.coded, self.shape, scales_of(self.coded.columns, self.shape[1])
-        )
-
-    def _row_scales(self, dtype: np.dtype[Any]) -> Array:
-        """(m, 1): the scales of rows and of all."""
-        if dtype not in self._typed_scales:
-            rows = scales_of(self.coded.rows, self.shape[0]).astype(np.float64)
-            self._typed_scales[dtype] = (self.scale * rows[:, None]).astype(dtype)
-        return self._typed_scales[dtype]
+    def _scales(self) -> tuple[Array, Array]:
+        """Scales of the rows, that of all in them, (m,) float64; and of the columns."""
+        m, n = self.shape
+        rows = scales_of(self.coded.rows, m).astype(np.float64)
+        return self.scale * rows, scales_of(self.coded.columns, n)
 
     @functools.cached_property
-    def _typed_scales(self) -> dict[Any, Array]:
-        return {}
+    def _values(self) -> Values:
+        return Values(self.modes, self.coded, self.shape, *self._scales)
 
     @functools.cached_property
     def turns(self) -> tuple[Rotation | None, Rotation | None]:
@@ -69,16 +65,11 @@ class LinearTrellis(Trellis):
         if outputs is not None:
             return super().row_expander(columns)
         m = self.shape[0]
-        scales, d3 = (
-            self._row_scales(np.dtype(np.float32)),
-            scales_of(self.coded.columns, self.shape[1]),
-        )
+        d1, d3 = self._scales
 
         def rows(wanted: RowIndex) -> Array:
             index = np.arange(m)[wanted]
-            found = self._values.rows(index).astype(np.float32)
-            found *= scales[index]
-            found *= d3
+            found = (self._values.rows(index) * d1[index, None] * d3).astype(np.float32)
             if inputs is not None:
                 found = inputs.apply_transposed(np.ascontiguousarray(found.T)).T
             result: Array = np.ascontiguousarray(found[:, columns])
@@ -96,44 +87,48 @@ class LinearTrellis(Trellis):
         self, X: Array, fast: Callable[[Array], Array], dense: Callable[[Array], Array]
     ) -> Array:
         """Multiply with real columns; through the dense matrix where something is not finite."""
-        X = np.asarray(X)
-        if X.dtype.kind == "c":
-            real, imaginary = (self._product(part, fast, dense) for part in (X.real, X.imag))
-            return real + 1j * imaginary
-        if X.dtype.kind not in "buif":
-            raise TypeError(f"the operand must hold real numbers, got dtype {X.dtype}")
-        x = np.ascontiguousarray(X, np.result_type(np.float32, X.dtype))
-        if not x.size:
-            return np.asarray(dense(x))
+        if X.dtype == _SINGLE and X.flags.carray and X.size:
+            x = X
+        else:
+            X = np.asarray(X)
+            if X.dtype.kind == "c":
+                real, imaginary = (self._product(part, fast, dense) for part in (X.real, X.imag))
+                return real + 1j * imaginary
+            if X.dtype.kind not in "buif":
+                raise TypeError(f"the operand must hold real numbers, got dtype {X.dtype}")
+            x = np.require(X, np.result_type(np.float32, X.dtype), ["C", "W", "A"])
+            if not x.size:
+                return np.asarray(dense(x))
+        y = fast(x)
+        # a sum is not finite if a term is not; one that overflows is looked at again
+        if math.isfinite(np.add.reduce(y, axis=None)):
+            return y
         with np.errstate(over="ignore", invalid="ignore"):
-            y = fast(x)
-            # a sum is not finite if a term is not; one that overflows is looked at again
-            return y if math.isfinite(float(y.sum())) else np.asarray(dense(x))
+            return np.asarray(dense(x))
 
     def _multiply(self, x: Array) -> Array:
         outputs, inputs = self.turns
         x = x if inputs is None else inputs.apply(x)
         out = self._values.multiply(x)
-        out *= self._row_scales(x.dtype)
         return out if outputs is None else outputs.apply_transposed(out)
 
     def _multiply_transposed(self, y: Array) -> Array:
         outputs, inputs = self.turns
         y = y if outputs is None else outputs.apply(y)
-        out = self._values.multiply_transposed(y * self._row_scales(y.dtype))
+        out = self._values.multiply_transposed(y)
         return out if inputs is None else inputs.apply_transposed(out)
 
 
 class Values:
-    """What the paths of a coded matrix stand for, without scales of rows: products from the bits.
+    """What the paths of a coded matrix stand for: products from the bits.
 
     Parameters
     ----------
     modes : sequence of Mode
     coded : Coded
     shape : (int, int)
-    d3 : (n,) float32, optional
-        Scales of the columns; ones by default.
+    d1, d3 : (m,) and (n,) float, optional
+        Scales of the rows and columns; ones by default.
     """
 
     def __init__(
@@ -141,11 +136,12 @@ class Values:
         modes: Sequence[Mode],
         coded: Coded,
         shape: tuple[int, int],
+        d1: Array | None = None,
         d3: Array | None = None,
     ) -> None:
         self.shape = shape
         self._parts = [
-            _Part(modes[number - 1], np.flatnonzero(coded.chosen == position), codes, shape, d3)
+            _Part(modes[number - 1], np.flatnonzero(coded.chosen == position), codes, shape, d1, d3)
             for position, (number, codes) in enumerate(zip(coded.used, coded.codes, strict=True))
             if number
         ]
@@ -184,18 +180,36 @@ class _Part:
     codes : (c, T) uint8
     shape : (int, int)
         (m, n).
-    d3 : (n,) float32 or None
+    d1, d3 : (m,) and (n,) float, or None
     """
 
     def __init__(
-        self, mode: Mode, columns: Array, codes: Array, shape: tuple[int, int], d3: Array | None
+        self,
+        mode: Mode,
+        columns: Array,
+        codes: Array,
+        shape: tuple[int, int],
+        d1: Array | None,
+        d3: Array | None,
     ) -> None:
         self.mode, self.steps, self.m, self._codes = mode, codes.shape[1], shape[0], codes
         self.is_whole = columns.size == shape[1]
         self.columns: Any = slice(None) if self.is_whole else columns
         self._d3 = None if d3 is None else d3[self.columns]
-        # a bit b stands for b - 1/2
-        self._taps = {t: (2.0 * mode.taps).astype(t) for t in map(np.dtype, (np.float32, float))}
+        self._d1 = np.ones(self.steps * mode.weights)
+        self._d1[: self.m] = 1.0 if d1 is None else d1
+        self._prepared: dict[Any, tuple[Array, Array]] = {}
+
+    def _typed(self, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """Return the taps (V, width) and the scales of rows (V, T) in a type."""
+        if dtype not in self._prepared:
+            scales = self._d1.reshape(-1, self.mode.weights).T
+            # a bit b stands for b - 1/2
+            self._prepared[dtype] = (
+                (2.0 * self.mode.taps).astype(dtype),
+                np.ascontiguousarray(scales, dtype),
+            )
+        return self._prepared[dtype]
 
     @functools.cached_property
     def _bits(self) -> PackedBits:
@@ -213,12 +227,12 @@ class _Part:
         return Product(self._bits.T, d_out=self._d3, alpha=0.5)
 
     def multiply(self, x: Array) -> Array:
-        """Return the (m, N) product with x (n, N), without the scales of rows."""
+        """Return the (m, N) product with x (n, N)."""
         mode, N = self.mode, x.shape[1]
-        x = x[self.columns]
+        x = x if self.is_whole else x[self.columns]
         sums = self._forward.vector(x[:, 0]) if N == 1 else self._forward.matrix(x)
-        planes = np.zeros((mode.weights, self.steps * N), x.dtype)
-        filter_sums(sums.reshape(mode.bits, -1), self._taps[x.dtype], N, planes)
+        planes = np.empty((mode.weights, self.steps * N), x.dtype)
+        filter_sums(sums.reshape(mode.bits, -1), *self._typed(x.dtype), N, planes)
         if mode.weights == 1:
             return planes.reshape(-1, N)
         by_step = planes.reshape(mode.weights, self.steps, N).transpose(1, 0, 2)
@@ -227,18 +241,19 @@ class _Part:
     def multiply_transposed(self, y: Array) -> Array:
         """Return the (columns, N) product of the transpose with y (m, N)."""
         mode, N = self.mode, y.shape[1]
-        if mode.weights > 1:
-            padded = np.zeros((self.steps * mode.weights, N), y.dtype)
-            padded[: self.m] = y
-            y = np.ascontiguousarray(padded.reshape(-1, mode.weights, N).transpose(1, 0, 2))
-        sums = np.zeros((mode.bits, self.steps * N), y.dtype)
-        filter_back(y.reshape(mode.weights, -1), self._taps[y.dtype], N, sums)
+        taps, scales = self._typed(y.dtype)
+        planes = np.zeros((mode.weights, self.steps, N), y.dtype)
+        for v, plane in enumerate(planes):
+            own = y[v :: mode.weights]
+            np.multiply(own, scales[v, : len(own), None], out=plane[: len(own)])
+        sums = np.empty((mode.bits, self.steps * N), y.dtype)
+        filter_back(planes.reshape(mode.weights, -1), taps, N, sums)
         if N == 1:
             return self._backward.vector(sums.ravel())[:, None]
         return self._backward.matrix(sums.reshape(-1, N))
 
     def rows(self, index: Array) -> Array:
-        """Return rows (R, columns) float64."""
+        """Return rows (R, columns) float64, without scales."""
         mode = self.mode
         step, place = np.divmod(index, mode.weights)
         found = np.zeros((len(index), len(self._codes)))
@@ -247,3 +262,15 @@ class _Part:
             signs = 2.0 * ((self._codes[:, (step - lag) % self.steps].T >> bit) & 1) - 1.0
             found += mode.taps[place, i][:, None] * signs
         return found
+
+
+def run_each_kernel_of_trellis() -> None:
+    """Run every kernel of fits and products here once, on small matrices.
+
+    That compiles them, or loads them from Numba's cache.
+    """
+    A = np.outer(np.arange(1.0, 17.0), np.ones(16))
+    f = LinearTrellis.fit(A, 6.0, rotation="both", threads=1)
+    for x in (np.ones((16, 1), np.float32), np.ones((16, 1))):
+        f @ x
+        f.T @ x

@@ -15,8 +15,8 @@ from diba_np.kernels.hadamard import hadamard
     bits=st.integers(1, 4),
     V=st.integers(1, 3),
     length=st.integers(1, 5),
-    steps=st.integers(1, 9),
-    columns=st.sampled_from([1, 2, 7, 300]),
+    steps=st.one_of(st.integers(1, 9), st.integers(30, 40)),
+    columns=st.sampled_from([1, 2, 7, 48, 300]),
     single=st.booleans(),
     seed=st.integers(0, 2**32),
 )
@@ -27,13 +27,17 @@ def test_filters_equal_their_definition(bits, V, length, steps, columns, single,
     sums = rng.normal(size=(bits, steps * columns)).astype(kind)
     y = rng.normal(size=(V, steps * columns)).astype(kind)
     close = {"rtol": 1e-4, "atol": 1e-4} if single else {"rtol": 1e-11, "atol": 1e-11}
-    out = np.ones_like(y)
-    filter_sums(sums, taps, columns, out)
-    np.testing.assert_allclose(out - 1, naive.filter_sums(sums, taps, columns), **close)
-    back = np.ones_like(sums)
+    scales = rng.normal(size=(V, steps)).astype(kind)
+    out, back = np.full_like(y, np.nan), np.full_like(sums, np.nan)
+    total = filter_sums(sums, taps, scales, columns, out)
+    np.testing.assert_allclose(out, naive.filter_sums(sums, taps, scales, columns), **close)
+    assert np.isclose(total, out.sum(dtype=float), rtol=1e-3, atol=1e-2)
     filter_back(y, taps, columns, back)
-    np.testing.assert_allclose(back - 1, naive.filter_back(y, taps, columns, bits), **close)
-    assert np.isclose(np.sum(y * (out - 1)), np.sum(sums * (back - 1)), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(back, naive.filter_back(y, taps, columns, bits), **close)
+    filter_sums(sums, taps, np.ones_like(scales), columns, out)
+    assert np.isclose(np.sum(y * out), np.sum(sums * back), rtol=1e-3, atol=1e-2)
+    sums[0, -1] = np.nan
+    assert np.isnan(filter_sums(sums, taps, scales, columns, out))
 
 
 @pytest.mark.parametrize("P", [1, 2, 4, 8, 16, 64])
