@@ -21,7 +21,7 @@ from diba_np.search.options import SOLVERS
 
 
 def warm_up() -> dict[str, Any]:
-    """Compile every kernel of products and fits that ``"best"`` takes, and keep it in Numba's cache.
+    """Compile every kernel of products and fits that "best" takes, and keep it in Numba's cache.
 
     Returns
     -------
