@@ -177,7 +177,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     fit = fit[np.random.default_rng(0).permutation(len(fit))[: args.rows]]
     judge = Judge(dense, judging)
     home = args.folder or cache_folder() / "studies" / "language"
-    names = "effort rows calibrate epochs rate fit embeddings smoke"
+    names = "effort rows calibrate taught epochs rate fit embeddings smoke"
     results = Results("language", {name: getattr(args, name) for name in names.split()}, home)
     rows = [results.get("dense", lambda: {"stage": "dense"} | sizes(dense) | judge.scores(dense))]
     for method in args.methods:
@@ -222,6 +222,7 @@ def one(
                 epochs=args.epochs if trained else 0,
                 rate=args.rate,
                 calibrate=args.calibrate,
+                taught=args.taught,
                 jobs=args.jobs,
                 folder=folder,
                 callback=lambda facts: tell(f"{folder.name}: {json.dumps(facts)}"),
@@ -277,6 +278,7 @@ def main() -> int:
     parser.add_argument("--fit", nargs="+", choices=FIT, default=["reviews"])
     parser.add_argument("--rows", type=int, default=2000, help="of 128 tokens, trained on")
     parser.add_argument("--calibrate", type=int, default=32768, help="tokens layers are fitted to")
+    parser.add_argument("--taught", type=int, help="tokens that training reads, by default all")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--effort", default="fast")

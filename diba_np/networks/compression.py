@@ -73,6 +73,7 @@ def compress(
     rate: float = 2e-3,
     length: int = LENGTH,
     calibrate: int | None = 32768,
+    taught: int | None = None,
     jobs: int = 1,
     threads: int | None = 1,
     executor: futures.Executor | None = None,
@@ -119,7 +120,9 @@ def compress(
     length : int, default 128
         Most tokens of a row made of texts.
     calibrate : int or None, default 32768
-        Tokens that layers are fitted to, rows drawn from all; None takes all. DiBARD reads all.
+        Tokens that layers are fitted to, rows drawn from all; None takes all.
+    taught : int, optional
+        Tokens that DiBARD reads in an epoch, rows drawn from all; by default all.
     jobs : int, default 1
         Processes that fit the layers of a group side by side.
     threads : int or None, default 1
@@ -169,6 +172,9 @@ def compress(
     check_number(rate, "rate", above=0.0)
     check_count(jobs, "jobs")
     check_count(seed, "seed", least=0)
+    for name, tokens in (("calibrate", calibrate), ("taught", taught)):
+        if tokens is not None:
+            check_count(tokens, name)
     if executor is not None and (jobs != 1 or folder is None):
         raise ValueError(
             "executor= takes the place of jobs=, and needs a folder= that its processes see"
@@ -193,7 +199,7 @@ def compress(
         events = Events(progress, None, callback)
         try:
             runner = Runner(jobs, threads or 1, executor)
-            run = _Run(net, data, settings, home, events, runner, threads, epochs, rate)
+            run = _Run(net, data, settings, home, events, runner, threads, epochs, rate, taught)
             parts.write("matrices", list(run.shapes))
             return run.all()
         finally:
@@ -257,6 +263,7 @@ class _Run:
         threads: int | None,
         epochs: int,
         rate: float,
+        taught: int | None,
     ) -> None:
         self.net, self.data, self.settings, self.home, self.events = (
             net,
@@ -267,6 +274,7 @@ class _Run:
         )
         self.runner, self.threads, self.epochs, self.rate = runner, threads, epochs, rate
         self.fitted = self._drawn(settings["calibrate"], settings["seed"])
+        self.taught = self._drawn(taught, settings["seed"] + 1)
         self.weighed = self.fitted
         if net.kind.decoder:
             most = min(settings["calibrate"] or _JUDGED, _JUDGED)
@@ -316,11 +324,11 @@ class _Run:
         return distil(
             small,
             self.net,
-            self.data,
+            self.taught,
             epochs=self.epochs,
             rate=self.rate,
-            states=self.home / "teacher",
-            path=self.home / f"training-{self.epochs}-{self.rate:g}.npz",
+            states=self.home / f"teacher-{self.taught.digest()[:8]}",
+            path=self.home / f"training-{self.taught.digest()[:8]}-{self.epochs}-{self.rate:g}.npz",
             seed=self.settings["seed"],
             callback=lambda facts: self.events.tell("training", **facts),
         )
