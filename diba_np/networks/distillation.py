@@ -256,7 +256,7 @@ def distil(
     epochs: int = 1,
     rate: float = 2e-3,
     hidden: float = 1.0,
-    tokens: int = 2048,
+    tokens: int = 1024,
     hold_out: float = 0.05,
     states: Path | None = None,
     path: Path | None = None,

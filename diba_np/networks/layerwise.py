@@ -191,6 +191,13 @@ def compress_layers(
     parts = _Parts(None if folder is None else Path(folder))
     here = runner or Runner(1, 1)
     result = Layerwise()
+    for name, part in parts.whole(dense):
+        result.layers[name], report = part
+        result.report.append(report)
+        if callback is not None:
+            callback(report)
+    if result.layers:
+        return result
     finished: dict[str, tuple[Layer, dict[str, Any]]] = {}
     order: list[str] = []
     waiting: dict[str, _Pair] = {}
@@ -252,6 +259,7 @@ def compress_layers(
                 )
             dense.release()
         fit_waiting()
+    parts.finish(order)
     return result
 
 
@@ -489,6 +497,26 @@ class _Parts:
         with atomic_path(rest) as path, open(path, "wb") as file:
             text = json.dumps({**told, "sha256": digest(A)})
             np.savez(file, bias=layer.parameters["bias"], report=np.array(text))
+
+    def finish(self, order: Sequence[str]) -> None:
+        """Keep the order of the layers: all are there."""
+        if self.folder is not None:
+            with atomic_path(self.folder / "order.json") as path:
+                path.write_text(json.dumps(list(order)), "utf-8")
+
+    def whole(self, dense: DenseWeights) -> list[tuple[str, tuple[Layer, dict[str, Any]]]]:
+        """Return all layers in their order, if they are there: no pass is needed then."""
+        path = None if self.folder is None else self.folder / "order.json"
+        if path is None or not path.is_file():
+            return []
+        layers = []
+        for name in json.loads(path.read_text("utf-8")):
+            part = self.read(name, dense[name]) if name in dense else None
+            dense.release()
+            if part is None:
+                return []
+            layers.append((name, part))
+        return layers
 
     def read(self, name: str, A: Array) -> tuple[Layer, dict[str, Any]] | None:
         if self.folder is None:

@@ -156,6 +156,13 @@ class TestCompress:
         np.testing.assert_array_equal(net.run(data, made.layers), net.run(data, whole.layers))
         untimed = [[{**r, "seconds": 0} for r in one.report] for one in (made, whole)]
         assert untimed[0] == untimed[1]
+        told = []
+        options["callback"] = lambda report: told.append(report["name"])
+        never = [None] * 3  # stages that a run which is whole does not pass through
+        again = compress_layers(never, net.weights, list(data), fit, **options)
+        assert told == list(again.layers) == list(made.layers)
+        assert again.report == made.report
+        np.testing.assert_array_equal(net.run(data, again.layers), net.run(data, made.layers))
         other = {name: 2 * A for name, A in net.weights.items()}
         with pytest.raises(ValueError, match=r"folder must belong to these weights.*another 'l0'"):
             compress_layers(net.stages, other, list(data), fit, **options)
