@@ -101,8 +101,8 @@ class Trellis(CompressedMatrix):
         output_weight : (m,) array_like, optional
             What an error of each output costs; not negative.
         rotation : {"auto", "none", "inputs", "outputs", "both"}, or several of them
-            Which sides are rotated at random; of several the best on some of the rows, "auto" tries
-            all.
+            Which sides are rotated at random; of several the best on some of the rows, or of the
+            two best where these are near; "auto" tries all.
         scale_bits : int, default 2
             Fewest bits of a scale's code, up to 8: with 8 they can be trained without loss.
         threads : int, optional

@@ -30,8 +30,10 @@ _SEAM = 64
 # neighbouring levels of a scale's grid may differ by so much: a path adapts to the rest
 _FINEST_RATIO = 1.12
 
-# rows of a trial
+# rows of a trial; and how near the second of several has to be to the best to be fitted too, as a
+# factor of the loss: rows that are not rotated differ, and a few do not tell exactly
 _TRIAL_ROWS = 96
+_NEAR = 1.12
 
 # a rotation of a size whose odd factor is larger is a dense product of nearly that order
 _LARGEST_ODD = 128
@@ -238,24 +240,26 @@ def fit_coded(
 
     Notes
     -----
-    ``m n 2^width`` steps for the paths; with inputs ``O(m n^2 + n^3)`` flops for the feedback, and
-    the columns go one after another, on one thread. A trial costs as much as `_TRIAL_ROWS` rows.
+    ``m n 2^width`` steps for the paths, twice where two rotations are near; with inputs
+    ``O(m n^2 + n^3)`` flops for the feedback, and the columns go one after another, on one thread.
+    A trial costs as much as `_TRIAL_ROWS` rows.
     """
     m, n = problem.shape
     names = [rotation] if isinstance(rotation, str) else list(rotation)
     if rotation == "auto":
         names = _worth_trying((m, n))
-    best: tuple[float, _Plan] | None = None
+    tried: list[tuple[float, _Plan]] = []
     with workers(threads) as pool:
         for name in names:
             plan = _Plan(problem, modes, H, name, seed, outputs, scale_bits)
             if plan.is_possible:
-                loss = plan.trial_loss(pool) if len(names) > 1 else 0.0
-                if best is None or loss < best[0]:
-                    best = (loss, plan)
-        if best is None:
+                tried.append((plan.trial_loss(pool) if len(names) > 1 else 0.0, plan))
+        if not tried:
             raise too_small("a trellis", problem.bits, _least_bits(modes, (m, n), names), (m, n))
-        return best[1].encode(pool)
+        tried.sort(key=lambda each: each[0])
+        near = [plan for loss, plan in tried[:2] if loss <= _NEAR * tried[0][0]]
+        found = [plan.encode(pool) for plan in near]
+        return min(found, key=lambda each: each[0])[1]
 
 
 def _worth_trying(shape: tuple[int, int]) -> list[str]:
@@ -392,17 +396,18 @@ class _Plan:
             sequential_rounding(W, self.H, self.order, quantize)
         return codes, c, values
 
-    def encode(self, pool: Workers) -> Coded:
-        """Return the coding of all rows."""
+    def encode(self, pool: Workers) -> tuple[float, Coded]:
+        """Return the coding of all rows, and the share of the output's energy that it loses."""
         m, n = self.W.shape
         paths, c, values = self._paths(pool, np.arange(m), closed=True)
         # the last factor of all is free: it goes into the scale of the matrix
         coded = (self.root * self.r)[:, None] * values * c
         product = coded if self.H is None else coded @ self.H
-        energy = float(np.sum(product * coded))
-        gain = (
-            float(np.sum(product * self.W * self.root[:, None])) / energy if energy > 0.0 else 1.0
-        )
+        energy, goal = float(np.sum(product * coded)), self.root[:, None] * self.W
+        gained = float(np.sum(product * goal))
+        gain = gained / energy if energy > 0.0 else 1.0
+        whole = float(np.sum(goal * (goal if self.H is None else goal @ self.H)))
+        loss = self.price * (1.0 - gain * gained / whole) if whole > 0.0 else 0.0
         codes = []
         for position, number in enumerate(self.used):
             members = [paths[j] for j in range(n) if self.chosen[j] == position]
@@ -411,7 +416,7 @@ class _Plan:
             None if grid is None else (grid, grid.encode(scales))
             for grid, scales in ((self.row_grid, self.r), (self.column_grid, c))
         )
-        return Coded(self.rotation, self.used, self.chosen, codes, rows, columns, gain)
+        return loss, Coded(self.rotation, self.used, self.chosen, codes, rows, columns, gain)
 
 
 def rotations(

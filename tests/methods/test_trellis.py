@@ -364,3 +364,15 @@ def test_rows_come_from_the_bits(rotation, problem, monkeypatch):
         size = np.abs(dense).max()
         np.testing.assert_allclose(made.rows([3, 0, 49, 3]), dense[[3, 0, 49, 3]], atol=1e-5 * size)
         np.testing.assert_allclose(made[-2:, 1::3], dense[-2:, 1::3], atol=1e-5 * size)
+
+
+@both
+def test_of_rotations_that_are_near_the_better_is_kept(label, problem):
+    X, rng = problem[1], np.random.default_rng(5)
+    A, H = rng.normal(size=(150, 36)) * np.exp(rng.normal(size=(150, 1))), gram(X, 36, ridge=0.0)
+
+    def lost(rotation):
+        return output_error(A - CLASSES[label].fit(A, 2.0, gram=H, rotation=rotation).to_dense(), H)
+
+    each = {name: lost(name) for name in ROTATIONS}
+    assert lost("auto") <= 1.05 * min(each.values())
