@@ -129,7 +129,7 @@ def pack_sides(x, thresholds, words):
 
 
 @njit(fastmath=False)
-def multiply_signs(sides, columns, n, scales, bias, out):
+def multiply_signs(sides, tiles, n, scales, bias, out):
     """Multiply matrices of signs by XNOR and popcount: ``out = scales * (a^T b) + bias``.
 
     A bit of 1 is +1 and one of 0 is -1: ``a^T b = n - 2 popcount(a xor b)``.
@@ -138,11 +138,13 @@ def multiply_signs(sides, columns, n, scales, bias, out):
     ----------
     sides : (N, n_words) uint64, C-order
         Rows a; bits behind the last of n are zero.
-    columns : (n_words, m) uint64, C-order
-        Rows b, turned: the words of b_i at ``columns[:, i]``; likewise zero behind.
+    tiles : (ceil(m / width), n_words, width) uint64, C-order
+        Rows b, `width` of them a tile, turned: the words of ``b_i`` at
+        ``tiles[i // width, :, i % width]``; zero behind n. What stands behind the last row counts
+        for nothing. A tile that stays in the first cache is read once for all samples.
     n : int
-    scales, bias : (m,) float32
-    out : (N, m) float32, overwritten
+    scales, bias : (m,) float32, C-order
+    out : (N, m) float32, C-order, overwritten
 
     Notes
     -----
@@ -150,19 +152,24 @@ def multiply_signs(sides, columns, n, scales, bias, out):
     (AVX-512 VPOPCNTDQ; NEON two): LLVM sees it in the plain formula below. Counts are exact.
     naive: ``tests/naive.py::multiply_signs``.
     """
-    n_words, m = columns.shape
-    counts = np.empty(m, np.uint64)
-    for i in range(sides.shape[0]):
-        counts[:] = np.uint64(0)
-        for w in range(n_words):
-            a = sides[i, w]
-            for j in range(m):
-                v = a ^ columns[w, j]
-                v -= (v >> np.uint64(1)) & np.uint64(0x5555555555555555)
-                v = (v & np.uint64(0x3333333333333333)) + (
-                    (v >> np.uint64(2)) & np.uint64(0x3333333333333333)
-                )
-                v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-                counts[j] += (v * np.uint64(0x0101010101010101)) >> np.uint64(56)
-        for j in range(m):
-            out[i, j] = scales[j] * np.float32(n - 2 * np.int64(counts[j])) + bias[j]
+    n_tiles, n_words, width = tiles.shape
+    m = scales.size
+    counts = np.empty(width, np.uint64)
+    for t in range(n_tiles):
+        start, stop = t * width, min((t + 1) * width, m)
+        scale, shift = scales[start:stop], bias[start:stop]
+        for i in range(sides.shape[0]):
+            counts[:] = np.uint64(0)
+            for w in range(n_words):
+                a = sides[i, w]
+                for j in range(width):
+                    v = a ^ tiles[t, w, j]
+                    v -= (v >> np.uint64(1)) & np.uint64(0x5555555555555555)
+                    v = (v & np.uint64(0x3333333333333333)) + (
+                        (v >> np.uint64(2)) & np.uint64(0x3333333333333333)
+                    )
+                    v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+                    counts[j] += (v * np.uint64(0x0101010101010101)) >> np.uint64(56)
+            row = out[i, start:stop]
+            for j in range(stop - start):
+                row[j] = scale[j] * np.float32(n - 2 * np.int64(counts[j])) + shift[j]

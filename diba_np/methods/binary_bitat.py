@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_TILE_WORDS = 2048  # 16 KiB
+
+
+def sign_tiles(rows: Array) -> Array:
+    """Return packed rows (m, n_words) in the tiles of `multiply_signs`, whole vectors wide."""
+    m, n_words = rows.shape
+    width = max(min(_TILE_WORDS // n_words, m) // 8 * 8, 64)
+    if width >= m:
+        width = -(-m // 8) * 8
+    padded = np.zeros((-(-m // width) * width, n_words), np.uint64)
+    padded[:m] = rows
+    return np.ascontiguousarray(padded.reshape(-1, width, n_words).transpose(0, 2, 1))
+
+
 class SignProduct:
     """``y = scales * (S sign(x - t)) + bias`` on packed signs, S = +-1; as `frozen` of a layer.
 
@@ -43,7 +57,7 @@ class SignProduct:
         m, n = signs.shape
         rows = np.empty((m, -(-n // 64)), np.uint64)
         pack_sides((signs > 0).astype(np.float32), np.ones(n, np.float32), rows)
-        self._columns = np.ascontiguousarray(rows.T)
+        self._tiles = sign_tiles(rows)
         self.shape = (m, n)
         self._thresholds = np.array(thresholds, np.float32)
         self._scales, self._bias = np.array(scales, np.float32), np.array(bias, np.float32)
@@ -53,10 +67,10 @@ class SignProduct:
         m, n = self.shape
         values = np.asarray(x)
         flat = np.ascontiguousarray(values.reshape(-1, n), np.float32)
-        sides = np.empty((len(flat), len(self._columns)), np.uint64)
+        sides = np.empty((len(flat), self._tiles.shape[1]), np.uint64)
         out = np.empty((len(flat), m), np.float32)
         pack_sides(flat, self._thresholds, sides)
-        multiply_signs(sides, self._columns, n, self._scales, self._bias, out)
+        multiply_signs(sides, self._tiles, n, self._scales, self._bias, out)
         return out.reshape(*values.shape[:-1], m)
 
 

@@ -204,6 +204,11 @@ def test_bench_layer_smoke():
     assert told.count("\n| 64 × 48 |") == 2
 
 
+def test_bench_signs_smoke():
+    told = run_script("bench_signs.py", "--smoke")
+    assert told.count("\n| 65 × 70 |") == 2
+
+
 def test_torture_resume_smoke():
     told = run_script("torture_resume.py", "--smoke").splitlines()
     assert [line.split()[0] for line in told] == ["factorize", "model"]
