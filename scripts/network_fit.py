@@ -18,8 +18,8 @@ import diba_np as dn
 from diba_np import methods
 from diba_np.files.atomic import atomic_path
 from diba_np.layers.registry import as_layer
+from diba_np.matrix.base import CompressedMatrix
 from diba_np.methods.random_bits import random_factors
-from diba_np.methods.scalar import ScalarQuantized
 from diba_np.models.file import ModelFactors, open_model
 from diba_np.networks.inputs import batches, padded
 from diba_np.networks.layerwise import compress_layers
@@ -28,7 +28,7 @@ from diba_np.training.losses import cross_entropy
 TOKENS = 2048  # of a batch; larger ones leave the second-level cache
 EVEN = 0.2  # share of the tokens' weights that is the same for all
 
-Form = dn.DiBAFactors | ScalarQuantized
+Form = CompressedMatrix
 # takes a layer's name, the matrix aimed at, the Gram matrix of its inputs, weights of its outputs
 Fit = Callable[[str, Array, Array, Array], Form]
 
@@ -107,10 +107,17 @@ def at_random(A: Array, bits: float, **how: Any) -> Form:
     return random_factors(A, bits=bits)
 
 
-def by_codes(A: Array, bits: float, **how: Any) -> Form:
-    """Integer codes with a scale a row or group: round to nearest at the same stored bits."""
-    made: Any = methods.fit("rtn", A, bits)
-    return made  # type: ignore[no-any-return]
+def by_label(label: str) -> Callable[..., Form]:
+    """Return what compresses a matrix by a method of `diba_np.methods`."""
+
+    def by_one(A: Array, bits: float, gram: Array | None = None, **how: Any) -> Form:
+        """By the weights alone, or by the Gram matrix of the inputs."""
+        # the rows of a Cholesky factor have the same Gram matrix as the inputs
+        inputs = None if gram is None else np.linalg.cholesky(gram).T
+        made: Any = methods.fit(label, A, bits, inputs=inputs)
+        return made  # type: ignore[no-any-return]
+
+    return by_one
 
 
 # -- layer by layer --------------------------------------------------------------------------------

@@ -40,8 +40,9 @@ from bert import LINEAR, Array, Bert
 from network_train import train
 from sources import cache_folder
 
-import diba_np as dn
-from diba_np.layers.registry import as_layer
+from diba_np.layers.block_training import RETRAINING
+from diba_np.layers.mesa_linear import penalise
+from diba_np.layers.registry import LATENT, as_layer
 from diba_np.machine.processors import processors
 from diba_np.models.executors import Runner
 from diba_np.networks.inputs import batches
@@ -53,11 +54,25 @@ VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
 STAGES = ("replaced", "layer-wise", "activations", "end to end")
 METHODS: dict[str, Callable[..., nf.Form]] = {
     "diba": nf.by_weights,
-    "codes": nf.by_codes,
+    "codes": nf.by_label("rtn"),
     "random": nf.at_random,
+    "qswd": nf.by_label("qswd"),
+    "mesa": nf.by_label("mesa"),
+    "bitat": nf.by_label("bitat"),
 }
+FITTED = ("diba", "qswd", "mesa", "bitat")  # also to activations
+MOST_BITS = {"bitat": Fraction(9, 8)}  # stored bits a weight that a method can use
+OWN = ("diba", "codes", "random")  # methods of the studies of one task
 EVEN = [1.0] * len(LINEAR)
-LABELS = {"diba": "DiBA", "codes": "integer codes", "random": "random bits"}
+LABELS = {
+    "diba": "DiBA",
+    "codes": "integer codes",
+    "random": "random bits",
+    "qswd": "QSWD",
+    "mesa": "MESA",
+    "bitat": "BiTAT",
+}
+MESA_ALPHA = 1e-3  # weight of its block differences
 
 
 class Study:
@@ -196,27 +211,58 @@ class Study:
 
             def fitted(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
                 how = {"gram": gram, "output_weight": outputs, **self.how}
-                return dn.factorize(A, bits=bits[name], **how)
+                return METHODS[method](A, bits[name], **how)
 
             self.compress(net, names, fitted, refit=False, folder=layers, tell=tell)
         else:
             net = self.stage(variant, method, ratio, before(method))
-            train(
-                net,
-                self.dense,
-                self.task,
-                self.rows_trained_on(ratio),
-                epochs=self.args.epochs,
-                rate=self.args.rate,
-                tokens=self.args.tokens,
-                states=self.folder / "taught",
-                path=training,
-                tell=tell,
-            )
+            how = {
+                "epochs": self.args.epochs,
+                "tokens": self.args.tokens,
+                "states": self.folder / "taught",
+                "path": training,
+                "tell": tell,
+            }
+            self.trained(net, method, bits, self.rows_trained_on(ratio), how)
         nf.save(path, net)
         training.unlink(missing_ok=True)
         shutil.rmtree(layers, ignore_errors=True)
         return net
+
+    def trained(
+        self, net: Bert, method: str, bits: Mapping[str, float], rows: Array, how: dict[str, Any]
+    ) -> None:
+        """Train what a method trains through the whole network, in place."""
+        rate = self.args.rate
+
+        def run(rate: float, **more: Any) -> None:
+            train(net, self.dense, self.task, rows, rate=rate, **more, **how)
+
+        if method in LATENT:
+            for name, layer in net.made.items():
+                again = {"latent": True, "weight": net.matrices[name]}
+                matrix, bias = layer.to_matrix(), layer.parameters["bias"]
+                net.replace({name: as_layer(matrix, bias, **again)})
+        if method != "mesa":
+            run(rate)
+            return
+        # numbers under the penalty, then the values that they share
+        net.replace({name: layer.uncoded() for name, layer in net.made.items()})
+        state: Path = how["path"]
+        first = state.with_suffix(".blocks.npz")
+        if not first.exists():
+            run(rate, penalty=lambda: penalise(net.made.values(), MESA_ALPHA))
+            nf.write(first, {name: layer.values() for name, layer in net.made.items()} | net.own)
+        with np.load(first, allow_pickle=False) as held:
+            for name, layer in net.made.items():
+                layer.parameters["blocks"][...] = held[name]
+            for name, value in net.own.items():
+                value[...] = held[name]
+        net.replace({n: layer.quantized(bits=bits[n]) for n, layer in net.made.items()})
+        how["path"] = state.with_suffix(".shared.npz")
+        run(RETRAINING * rate)
+        how["path"].unlink(missing_ok=True)
+        first.unlink()
 
     def made_for_all(
         self, bits: Mapping[str, float], method: str, ratio: str
@@ -228,7 +274,7 @@ class Study:
 
     def tidy(self) -> None:
         """Remove the dense network's hidden states once every stage of the study is there."""
-        chains = itertools.product(VARIANTS, METHODS, RATIOS)
+        chains = itertools.product(VARIANTS, OWN, RATIOS)
         keys = (key_of(*what, stage) for what in chains for stage in stages_of(what[1], STAGES))
         if all((self.folder / f"{key}.json").exists() for key in keys):
             for held in ("states", "taught"):
@@ -251,12 +297,12 @@ class Study:
 
 def stages_of(method: str, wanted: Sequence[str]) -> list[str]:
     """Return those of the stages that a method has."""
-    return [stage for stage in wanted if stage != "activations" or method == "diba"]
+    return [stage for stage in wanted if stage != "activations" or method in FITTED]
 
 
 def before(method: str) -> str:
     """Return the stage that end-to-end training starts from."""
-    return "activations" if method == "diba" else "layer-wise"
+    return "activations" if method in FITTED else "layer-wise"
 
 
 def key_of(variant: str, method: str, ratio: str, stage: str) -> str:
@@ -308,7 +354,7 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
     (metric, (level, _)), *_ = dense.items()
     axes.axhline(level, color="0.6", lw=3, label="dense")
     styles = {"end to end": "-o", "activations": "--s", "layer-wise": "-.v", "replaced": ":^"}
-    colours = {"diba": "C0", "codes": "C1", "random": "C2"}
+    colours = {method: f"C{i}" for i, method in enumerate(METHODS)}
     for (method, colour), (stage, style) in (
         (m, s) for m in colours.items() for s in styles.items()
     ):
@@ -367,23 +413,21 @@ def _run_chain(
     return True
 
 
-def main(
-    description: str, real: Callable[[], nf.Task], made: Callable[[], nf.Task], **defaults: Any
-) -> int:
-    """Run a study from the command line.
+def chains_of(args: argparse.Namespace) -> list[Chain]:
+    """Return what is asked for, without rates that a method cannot use."""
+    return [
+        chain
+        for chain in itertools.product(args.variants, args.methods, args.ratios)
+        if 32 * Fraction(chain[2]) <= MOST_BITS.get(chain[1], 32)
+    ]
 
-    Parameters
-    ----------
-    description : str
-    real, made : callable
-        Give the task, and a small one that needs no download.
-    defaults
-        Of the options.
-    """
+
+def parser_of(description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Return the options of a study."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--ratios", nargs="+", default=list(RATIOS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(OWN))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--effort", default="balanced", help="of the searches for bits")
     parser.add_argument("--shift", type=float, default=0.0, help="of DiBA's bits; 0.5: +-1")
@@ -424,7 +468,16 @@ def main(
     parser.add_argument("--smoke", action="store_true", help="a made network; downloads nothing")
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(**defaults)
-    args = parser.parse_args()
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    real: Callable[[], nf.Task],
+    made: Callable[[], nf.Task],
+) -> tuple[Study, dict[str, Any], list[dict[str, Any]]]:
+    """Return a study, the dense network's scores, and the rows that are kept or can be made."""
     if min(args.shares) <= 0 or abs(args.tilt) >= 1:
         parser.error("--shares must be above 0 and --tilt between -1 and 1")
     if not 0 <= args.together <= 1:
@@ -438,17 +491,36 @@ def main(
         parser.error("--mixed and --taper must be at least 0")
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
-    chains = list(itertools.product(args.variants, args.methods, args.ratios))
+    chains = chains_of(args)
     args.several = len(chains) > 1
     make = made if args.smoke else real
     task = make()
-    folder = args.folder or cache_folder() / "studies" / task.name
-    study = Study(task, folder, args)
+    study = Study(task, args.folder or cache_folder() / "studies" / task.name, args)
     dense = study.scored("dense", lambda: study.dense)["scores"]
     if args.jobs > 1 and not args.only_finished:
         run_side_by_side(study, make, chains)
     rows = [row for chain in chains for row in study.rows(chain)]
     study.tidy()
+    return study, dense, rows
+
+
+def main(
+    description: str, real: Callable[[], nf.Task], made: Callable[[], nf.Task], **defaults: Any
+) -> int:
+    """Run a study from the command line.
+
+    Parameters
+    ----------
+    description : str
+    real, made : callable
+        Give the task, and a small one that needs no download.
+    defaults
+        Of the options.
+    """
+    parser = parser_of(description, **defaults)
+    args = parser.parse_args()
+    study, dense, rows = run(parser, args, real, made)
+    task = study.task
     if args.json:
         print(json.dumps({"dense": dense, "rows": rows}))
     else:

@@ -111,6 +111,7 @@ def train(
     path: Path | None = None,
     every: float = 60.0,
     seed: int = 0,
+    penalty: Callable[[], float] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train all diagonals or scales, layer norms and biases of `net` end to end, in place.
@@ -134,6 +135,9 @@ def train(
         Folder of the hidden states of `dense`, see `Teacher`.
     path : Path, optional
         Where the state is kept every so many seconds, and continued from.
+    penalty : callable, optional
+        Called after each way back: adds to the layers' gradients, and returns what it adds to the
+        loss.
 
     Raises
     ------
@@ -170,6 +174,8 @@ def train(
             gradients[last] = gradients[last] + back_head(gradient * share)
             back(gradients)
             loss += float(share) * np.array([value, apart])
+        if penalty is not None:
+            loss[0] += penalty()
         if not np.isfinite(loss).all():
             raise FloatingPointError(f"step {at + 1} of {len(steps)}: the loss is {loss}")
         gradients = net.gradients

@@ -10,6 +10,8 @@ from typing import Any
 
 from sources import cache_folder
 
+from diba_np.files.lock import FileLock
+
 
 class Results:
     """Rows of a study by key, in a JSON file that is rewritten after each.
@@ -28,17 +30,26 @@ class Results:
         self.path = (folder or cache_folder() / "studies") / f"{name}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self.rows: dict[str, Any] = {}
+        self.rows: dict[str, Any] = self._read()
+
+    def _read(self) -> dict[str, Any]:
         if self.path.is_file():
-            kept = json.loads(self.path.read_text())
-            if kept["settings"] == self.settings:
-                self.rows = kept["rows"]
+            held = json.loads(self.path.read_text())
+            if held["settings"] == self.settings:
+                rows: dict[str, Any] = held["rows"]
+                return rows
+        return {}
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return the row of that key, made and kept if there is none yet."""
+        """Return the row of that key, made and kept if there is none yet.
+
+        Rows that another run of the same settings has kept meanwhile stay.
+        """
         if key not in self.rows:
-            self.rows[key] = json.loads(json.dumps(make()))
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps({"settings": self.settings, "rows": self.rows}))
-            os.replace(part, self.path)
+            row = json.loads(json.dumps(make()))
+            with FileLock(self.path.parent, wait=60.0):
+                self.rows = {**self._read(), **self.rows, key: row}
+                part = self.path.with_suffix(".part")
+                part.write_text(json.dumps({"settings": self.settings, "rows": self.rows}))
+                os.replace(part, self.path)
         return self.rows[key]

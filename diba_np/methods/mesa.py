@@ -239,9 +239,9 @@ class MESA(CompressedMatrix):
             "delta": int(self.deltas),
             "r": 0,
         }
-        attrs |= {"order": "stored", "coder": "", "delta_coder": ""}
+        attrs |= {"block_order": "stored", "coder": "", "delta_coder": ""}
         if isinstance(self.order, str):
-            attrs["order"] = self.order
+            attrs["block_order"] = self.order
         else:
             row_order, column_order = self.order
             pieces = (
@@ -272,7 +272,8 @@ class MESA(CompressedMatrix):
         )
         if min(count, rows, columns) < 1 or count * rows > m or count * columns > n:
             raise ValueError(f"{count} blocks of {rows} x {columns} must fit shape {(m, n)}")
-        order = attrs["order"]
+        # "order" in earlier files; a model's file has an attribute of that name for its own
+        order = attrs["block_order"] if "block_order" in attrs else attrs["order"]
         if order == "stored":
             first = packed_bytes(count * rows, _levels(m))
             stream = arrays["order"]

@@ -30,7 +30,7 @@ from diba_np.methods.mlp import MLP
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
 
-import study_mesa
+import digits
 
 
 def test_vector_of_the_cyclic_delta():
@@ -105,6 +105,15 @@ def test_blocks_round_trip(deltas, order, coder, rng, tmp_path):
     assert np.count_nonzero(again.to_dense()) <= codes.size
     x = rng.standard_normal(33)
     np.testing.assert_allclose(again @ x, again.to_dense() @ x, rtol=1e-5, atol=1e-5)
+
+
+def test_earlier_files_name_the_order_otherwise(rng):
+    codes = rng.integers(0, 4, (2, 3, 4))
+    made = MESA((6, 8), codes, np.arange(4).astype("<f2"), True, "stride")
+    attrs, arrays = made.to_datasets()
+    attrs["order"] = attrs.pop("block_order")
+    again = MESA.from_datasets({"m": 6, "n": 8, "scale": 1.0, **attrs}, arrays)
+    np.testing.assert_array_equal(again.to_dense(), made.to_dense())
 
 
 @given(
@@ -247,7 +256,7 @@ def test_masks_and_shared_values_hold(rng):
 
 def patterns(count):
     """Ten noisy patterns of 784 pixels: (X_train, y_train, X_test, y_test)."""
-    parts = study_mesa.split(study_mesa.drawn_digits(count))
+    parts = digits.split(digits.drawn_digits(count))
     return (*parts["fit"], *parts["test"])
 
 

@@ -278,7 +278,7 @@ def big_endian(name):
         ("fcqh", put("coder", "zip"), "inconsistent contents"),
         ("fcqh", put("m", 2**30), "stream of .* bytes cannot hold"),
         ("deepc", put("kept", 2**20), "inconsistent contents"),
-        ("mesa", put("order", "random"), "inconsistent contents: order must be"),
+        ("mesa", put("block_order", "random"), "inconsistent contents: order must be"),
         ("mesa", put("count", 99), "inconsistent contents"),
     ],
 )

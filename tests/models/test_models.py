@@ -20,7 +20,8 @@ from diba_np.files.container import group_key
 from diba_np.machine.processors import processors
 from diba_np.matrix.row_blocks import RowBlocks, stack
 from diba_np.matrix.stored_array import StoredArray
-from diba_np.models.file import is_model, open_model
+from diba_np.methods import METHODS, fit
+from diba_np.models.file import ModelFactors, is_model, open_model
 from diba_np.models.plan import Curve, Task, allocate, lower_hull, sample_curve
 from diba_np.models.shapes import row_parts
 
@@ -586,3 +587,12 @@ def test_best_goes_on_from_its_parts(rng, tmp_path):
 def test_methods_that_are_not_known_are_refused():
     with pytest.raises(ValueError, match="method must be one of diba, linear-trellis, best, got"):
         dn.factorize_model({"a": np.eye(20)}, bits=1.0, method="sign")
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_a_models_file_holds_the_matrices_of_every_method(label, tmp_path):
+    A = np.random.default_rng(0).normal(size=(32, 48))
+    made = dn.factorize(A, bits=4.0, effort="fast") if label == "diba" else fit(label, A, 4.0)
+    ModelFactors({}, {"a": ((32, 48), "<f4")}, {"a": made}).save(tmp_path / "a.h5")
+    again = open_model(tmp_path / "a.h5")
+    np.testing.assert_array_equal(again["a"].to_dense(), made.to_dense())

@@ -60,12 +60,12 @@ def test_study_mesa_smoke():
     assert " -> " in told
 
 
-def test_study_mesa_cuts_the_digits_by_class_without_overlap():
-    import study_mesa
+def test_the_digits_are_cut_by_class_without_overlap():
+    import digits
 
-    X, y = study_mesa.drawn_digits(200)
+    X, y = digits.drawn_digits(200)
     X[:, 0] = np.arange(200)  # which row it is
-    parts = study_mesa.split((X, y))
+    parts = digits.split((X, y))
     assert [len(rows) for rows, _ in parts.values()] == [120, 40, 40]
     seen = np.concatenate([rows[:, 0] for rows, _ in parts.values()])
     assert len(np.unique(seen)) == 200
@@ -190,6 +190,38 @@ def test_study_digits_smoke(tmp_path):
         for share, other in zip(shares, changed[row], strict=True):
             assert abs(dense - share) <= other + 0.02  # both are rounded
     assert run_script("study_digits.py", "--smoke", "--folder", str(tmp_path)) == told
+
+
+def test_study_four_smoke(tmp_path):
+    def told(*more):
+        return run_script("study_four.py", "--smoke", "--folder", str(tmp_path), *more)
+
+    first = told("--plot", str(tmp_path / "a.png"))
+    rows, dense = {}, float(re.search(r"MLP, dense (\S+) ±", first)[1])
+    for line in first.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 11 and cells[0] not in ("method", "---"):
+            rows[cells[0], cells[1]] = cells
+        elif len(cells) == 9 and cells[0] not in ("method", "---"):
+            rows["classes", cells[0]] = cells
+    assert set(rows) >= {("DiBA", "1"), ("QSWD", "1"), ("MESA", "own"), ("MESA", "1")}
+    for (name, _), cells in rows.items():
+        if name == "classes":
+            assert cells[1] == "4" and all(cells)
+            total, *parts = (float(x) for x in re.findall(r"[\d.]+", cells[5]))
+        else:
+            replaced, _, trained = (float(cell.split(" ")[0] or 0) for cell in cells[2:5])
+            assert trained > replaced or replaced > dense - 5  # trained, against replaced only
+            assert cells[10] == "2"  # seeds
+            total, *parts = (float(x) for x in re.findall(r"[\d.]+", cells[7]))
+            assert total < 1.05 * (float(cells[1]) if cells[1] != "own" else 1.5)
+        assert abs(total - sum(parts)) < 0.03  # all are rounded
+    assert {name for kind, name in rows if kind == "classes"} == {"QSWD", "MESA"}
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    # times of products are measured anew for the classes
+    again = told("--parts", "digits", "--only-finished")
+    assert again.strip() in first
+    assert "vector quantization" in told("--special")
 
 
 def test_bench_tokens_smoke():
