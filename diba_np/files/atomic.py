@@ -14,11 +14,15 @@ import re
 import shutil
 import socket
 import stat
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from diba_np.machine.processes import is_running
 
 PathLike = str | os.PathLike[str]
 
@@ -26,6 +30,8 @@ _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _PROCESS = os.urandom(4).hex()  # tells this process from an earlier one of the same number
 
 _LONGEST_NAME = 64  # bytes of a name that its temporary files repeat; file systems allow 255 or 143
+
+_TRIES, _PAUSE = 50, 0.02  # to rename over a file that another program has open: for a second
 
 _STREAMS = (stat.S_ISCHR, stat.S_ISFIFO)
 
@@ -48,16 +54,6 @@ def _stem(final: Path) -> str:
     return final.name if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()[:32]
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def remove_leftovers(path: PathLike) -> None:
     """Remove the temporary files of `path` whose writers, processes of this host, were killed."""
     final = Path(path)
@@ -67,14 +63,16 @@ def remove_leftovers(path: PathLike) -> None:
         if match is None:
             continue
         process = int(match[1])
-        alive = match[2] == _PROCESS if process == os.getpid() else _is_running(process)
+        alive = match[2] == _PROCESS if process == os.getpid() else is_running(process)
         if not alive:
-            (final.parent / name).unlink(missing_ok=True)
+            with suppress(PermissionError):  # another user's, or open in a program on Windows
+                (final.parent / name).unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
     """Flush a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes no file that is open for reading alone, and opens no folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -138,6 +136,33 @@ def _create(final: Path, old: os.stat_result | None) -> Path:
         return name
 
 
+def _replace(temporary: Path, final: Path) -> None:
+    """Rename a file over another one.
+
+    Windows refuses while a program has the other one open, and programs that look through new files
+    have it open for a moment.
+    """
+    tries = _TRIES if sys.platform == "win32" else 1
+    for left in reversed(range(tries)):
+        try:
+            os.replace(temporary, final)
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
+
+
+def _remove(temporary: Path) -> None:
+    """Remove a file if it is there, also a read-only one, which stays on Windows."""
+    try:
+        temporary.unlink(missing_ok=True)
+    except PermissionError:
+        os.chmod(temporary, 0o600)
+        temporary.unlink(missing_ok=True)
+
+
 def _keep_attributes(final: Path, old: os.stat_result, temporary: Path) -> None:
     """Give a file owner, extended attributes and mode of the one that it replaces."""
     for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
@@ -181,7 +206,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         _flush(temporary)
         if old is not None:
             _keep_attributes(final, old, temporary)
-        os.replace(temporary, final)
+        _replace(temporary, final)
         with suppress(OSError):  # not every file system lets a folder be flushed
             _flush(final.parent)
     except OSError as error:
@@ -190,7 +215,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror, str(final)) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
     if old is not None and old.st_nlink > 1:
         warnings.warn(
             f"{final}: other names of this file (hard links) keep what it was",

@@ -9,6 +9,7 @@ of this one, as of ``_ir.py``.
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -23,7 +24,9 @@ D3, D2, D1, ALPHA, BIAS = 6, 7, 8, 9, 10  # in the workspace; BIAS is -1 if ther
 K, ROWS, OUT = 11, 12, 13  # sizes; the first row in `out`
 ADDS = 14  # 1: the result is added to that of the row before, of another term of the same matrix
 INPUTS, TABLES, TOTALS = 15, 16, 17  # in the workspace, the same for all
-SUMS_1, INNER, SUMS_2, COLUMNS = 18, 19, 20, 21  # in the workspace; how many entries a row has
+SUMS_1, INNER, SUMS_2 = 18, 19, 20  # in the workspace
+N_TERMS = 21  # of the matrix that this is a term of
+COLUMNS = 22  # how many entries a row has
 
 LANES = 16  # a cache line
 _LINE = _ir.vector(_ir.F32, LANES)
@@ -102,6 +105,30 @@ def _zero_if_finite(typingctx, values, n_pairs):
     return signature, codegen
 
 
+@intrinsic
+def _zero_if_finite_scaled(typingctx, sums, scale, shift, factor, n_lines):
+    """Return 0, or NaN if ``factor * scale * (sums - shift)`` is not finite on some lines."""
+    signature = types.float32(types.intp, types.intp, types.float32, types.float32, types.intp)
+
+    def codegen(context, builder, signature, args):
+        sums, scale, shift, factor, n_lines = args
+        shifts, factors = (_ir.broadcast(builder, value, _LINE) for value in (shift, factor))
+        zero = _ir.splat_constant(_LINE, 0.0)
+
+        def body(i, carried):
+            here = builder.mul(i, _ir.index(4 * LANES))
+            value, scales = (
+                _ir.load(builder, builder.add(start, here), _LINE, 4) for start in (sums, scale)
+            )
+            value = builder.fmul(factors, builder.fmul(scales, builder.fsub(value, shifts)))
+            return [builder.fadd(carried[0], builder.fmul(zero, value))]
+
+        (check,) = _ir.counted_loop(builder, n_lines, [zero], body)
+        return _total(builder, check)
+
+    return signature, codegen
+
+
 _finish = _make_finish(0)
 _finish_adding = _make_finish(1)
 _finish_adding_both = _make_finish(2)
@@ -135,8 +162,23 @@ def finish_first_stage(row, total, work):
 
 @njit(fastmath=False)
 def finish_second_stage(row, total, work):
-    """Return a number that is finite if the inputs' total and the second sums are."""
-    return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], row[N_TILES_2])
+    """Return a number that is finite if the inputs' total and the second sums are.
+
+    And, of several terms, if the results are that will be added up, in whatever order.
+    """
+    if row[N_TERMS] == 1:
+        return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], row[N_TILES_2])
+    alpha = work[row[ALPHA]]
+    shift = alpha * total if alpha != 0 else alpha
+    factor = np.float32(row[N_TERMS])
+    n_lines = (row[ROWS] + LANES - 1) // LANES
+    return total + _zero_if_finite_scaled(
+        work.ctypes.data + 4 * row[SUMS_2],
+        work.ctypes.data + 4 * row[D1],
+        shift,
+        factor,
+        n_lines,
+    )
 
 
 @njit(fastmath=False)

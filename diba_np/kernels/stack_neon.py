@@ -13,7 +13,7 @@ from diba_np.kernels._neon import (  # _neon.py b74621ec586d
     build_float_tables_neon,
     mix_float_tile_neon,
 )
-from diba_np.kernels._stack import (  # _stack.py aee70c6b29eb
+from diba_np.kernels._stack import (  # _stack.py bb7be61c7a6b
     D3,
     INNER,
     INPUTS,

@@ -13,7 +13,7 @@ import numpy as np
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import block_size  # _lookup.py e780d5b3414a
 from diba_np.kernels._permute import AVX2, AVX512  # _permute.py b2d4e71cca30
-from diba_np.kernels._stack import (  # _stack.py aee70c6b29eb
+from diba_np.kernels._stack import (  # _stack.py bb7be61c7a6b
     D3,
     INNER,
     INPUTS,
@@ -34,7 +34,7 @@ from diba_np.kernels._stack import (  # _stack.py aee70c6b29eb
 )
 
 BLOCK_UNITS = 28  # as in ``lookup_simd``, so that sums come out the same
-TABLE_FLOATS = 96 * BLOCK_UNITS  # of AVX-512 and NEON; AVX2 takes 40 a unit
+UNIT_FLOATS = 96  # of tables, for AVX-512 and NEON; AVX2 takes 40
 
 _build_tables_avx512 = AVX512.make_build_tables()
 _build_tables_avx2 = AVX2.make_build_tables()

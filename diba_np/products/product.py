@@ -28,6 +28,7 @@ from diba_np.kernels.threads import number_of_threads
 from diba_np.kernels.transpose import transpose
 from diba_np.products.cpu import has_rounded, kernel_path, permutes_as_it_loads
 from diba_np.products.parallel import Real, run_kernel
+from diba_np.products.plan import KERNELS, Chain, Plan
 
 
 class Bits(Protocol):
@@ -42,6 +43,7 @@ class Bits(Protocol):
 
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+_NOTHING = np.empty(0, np.float32)
 
 # The rest of the numbers here are measured; see scripts/bench_products.py.
 
@@ -87,15 +89,6 @@ _COLUMN_KERNELS: Kernels = (
     columns_simd.product_columns_avx512,
     columns_simd.product_columns_avx512_par,
 )
-
-
-# -- kernel paths ----------------------------------------------------------------------------------
-
-
-# -- threads ---------------------------------------------------------------------------------------
-
-
-# -- products --------------------------------------------------------------------------------------
 
 
 def operand(x: ArrayLike) -> Real:
@@ -179,7 +172,7 @@ class Product:
     ) -> None:
         self._bits = (first,) if second is None else (first, second)
         self.shape = (self._bits[-1].shape[0], first.shape[1])
-        self.weights = sum(bits.shape[0] * bits.shape[1] for bits in self._bits)
+        self.weights: int = sum(bits.shape[0] * bits.shape[1] for bits in self._bits)
         self._inputs = sum(bits.shape[1] for bits in self._bits)
         self.alpha = alpha
         self._path = kernel_path() if path is None else path
@@ -203,6 +196,16 @@ class Product:
             if scale is not None and np.shape(scale) != (size,):
                 raise ValueError(f"{name} must have shape ({size},), got {np.shape(scale)}")
         self._arguments: dict[np.dtype[Any], tuple[Any, ...]] = {}
+        self._planned = None if second is None else KERNELS.get(self._path)
+
+    def _chains(self) -> list[Chain]:
+        """Return what a plan holds of this."""
+        d3, tiles2, d2, tiles1, d1, alpha, bias = self._prepared(_SINGLE)
+        return [Chain(tiles2, tiles1, d3, d2, d1, alpha, 0, bias if bias.size else None)]
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        return Plan(self._chains())
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, alpha, bias)."""
@@ -240,11 +243,12 @@ class Product:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the diagonals kept for the kernels; not those of the tiles."""
+        """Bytes of the diagonals and the room arrays for the kernels; not those of the tiles."""
         arrays = [array for prepared in self._arguments.values() for array in prepared]
         if "_mixed_d2" in self.__dict__:
             arrays.append(self._mixed_d2)
-        return sum(array.nbytes for array in arrays if array.ndim == 1)
+        size: int = sum(array.nbytes for array in arrays if array.ndim == 1)
+        return size + (self._plan.nbytes if "_plan" in self.__dict__ else 0)
 
     def _checked(self, x: Real, ndim: int) -> Real:
         """Return x if it has so many axes and n entries along the first; kernels do not ask."""
@@ -255,15 +259,20 @@ class Product:
 
     def _parts(self, n_columns: int = 1) -> int:
         """Return how many threads a product with so many columns is worth."""
-        return parts_worth(self.weights * n_columns)
+        work = self.weights * n_columns
+        return 1 if work < 2 * _WEIGHTS_PER_THREAD else parts_worth(work)
 
     def vector(self, x: ArrayLike) -> Real:
         """Apply to a vector (n,); returns (m,)."""
         x = self._checked(operand(x), 1)
         out = np.empty(self.shape[0], x.dtype)
-        arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
-        kernels = self._vector_kernels(x.dtype)
-        total = run_kernel(kernels, self._parts(), self.weights, x, arguments, out)
+        parts = self._parts()
+        if parts == 1 and self._planned is not None and x.dtype == _SINGLE:
+            total = self._plan.run(self._planned, x, _NOTHING, out)  # the same sums
+        else:
+            arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
+            kernels = self._vector_kernels(x.dtype)
+            total = run_kernel(kernels, parts, self.weights, x, arguments, out)
         if not math.isfinite(total):
             self._mend(x[:, np.newaxis], out[:, np.newaxis])
         return out

@@ -9,42 +9,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.kernels import _stack, stack_neon, stack_simd
 from diba_np.products.cpu import kernel_path
 from diba_np.products.parallel import Real
-from diba_np.products.product import Bits, operand
+from diba_np.products.plan import KERNELS, Chain, Plan
+from diba_np.products.product import operand
 
 _SINGLE = np.dtype(np.float32)
 _SMALL = 2_000_000  # weights of the largest matrix, up to which calls count and one thread is best
-_KERNELS = {
-    "avx2": stack_simd.stack_avx2,
-    "avx512": stack_simd.stack_avx512,
-    "neon": stack_neon.stack_neon,
-}
 
 
 class Factorization(Protocol):
-    """What a stack reads of ``D1 (B1 - shift) D2 (B2 - shift) D3``: `DiBAFactors`."""
+    """What a stack reads of one term ``D1 (B1 - shift) D2 (B2 - shift) D3`` or of several."""
 
     shape: tuple[int, int]
-    shift: float
 
     @property
-    def b1(self) -> Bits: ...
-    @property
-    def b2(self) -> Bits: ...
-    @property
-    def d1(self) -> NDArray[np.float32]: ...
-    @property
-    def d2(self) -> NDArray[np.float32]: ...
-    @property
-    def d3(self) -> NDArray[np.float32]: ...
+    def terms(self) -> tuple[Any, ...]: ...
     def __matmul__(self, x: Any) -> Any: ...
 
 
@@ -103,8 +89,9 @@ class Stack:
         if not self.factors:
             raise ValueError("factors must hold at least one factorization, got none")
         for f in self.factors:
-            missing = [name for name in ("b1", "b2", "d1", "d2", "d3") if not hasattr(f, name)]
-            if missing:
+            names = ("b1", "b2", "d1", "d2", "d3", "shift")
+            terms = getattr(f, "terms", (f,))
+            if not all(hasattr(term, name) for term in terms for name in names):
                 raise TypeError(f"factors must be DiBAFactors, got {type(f).__name__}")
         widths = sorted({f.shape[1] for f in self.factors})
         if len(widths) > 1:
@@ -117,11 +104,11 @@ class Stack:
         self._out_shape, self._in_shape = (self.shape[0],), (self.shape[1],)
         self._none = np.empty(0, np.float32)
         self._bias = None if bias is None else self._checked_bias(bias)
-        self._terms = [(i, term) for i, f in enumerate(self.factors) for term in _terms(f)]
-        largest = max(term.b1.shape[1] * sum(term.shape) for _, term in self._terms)
-        self._kernel = _KERNELS.get(kernel_path()) if largest < _SMALL else None
-        self._plan: NDArray[np.int64] | None = None
-        self._free: list[NDArray[np.float32]] = []  # workspaces that no call is using
+        largest = max(
+            sum(term.b1.shape[1] for term in f.terms) * sum(f.shape) for f in self.factors
+        )
+        self._kernel = KERNELS.get(kernel_path()) if largest < _SMALL else None
+        self._plan: Plan | None = None
 
     def _checked_bias(self, bias: ArrayLike) -> NDArray[np.float32]:
         values = np.asarray(bias)
@@ -137,8 +124,7 @@ class Stack:
     @property
     def nbytes(self) -> int:
         """Bytes of the diagonals and workspaces kept here; bits are the factors'."""
-        arrays = [self._bias, self._plan, *self._free]
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(part.nbytes for part in (self._bias, self._plan) if part is not None)
 
     def split(self, y: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Return views of the results of each of the factors.
@@ -212,14 +198,8 @@ class Stack:
                 out = np.empty(self._out_shape, _SINGLE)
             elif added is not None and added is not out:
                 _check_apart(added, out)
-            plan = self._plan if self._plan is not None else self._prepared()
-            try:
-                work = self._free.pop()
-            except IndexError:  # the first call, or one beside another
-                work = self._parts.workspace()
-            rest = self._none if added is None else added
-            total = self._kernel(x, plan, work, rest, out)
-            self._free.append(work)
+            plan = self._plan or self._prepared()
+            total = plan.run(self._kernel, x, self._none if added is None else added, out)
             if math.isfinite(total):
                 return out
         return self._one_by_one(x, added, out)
@@ -268,86 +248,24 @@ class Stack:
         out[...] = result
         return out
 
-    def _prepared(self) -> NDArray[np.int64]:
-        """Return the plan, see ``kernels/_stack.py``; made at the first product."""
-        parts = _Parts()
-        plan = np.zeros((len(self._terms), _stack.COLUMNS), np.int64)
-        matrix = -1
-        for row, (i, term) in zip(plan, self._terms, strict=True):
-            first, second = term.b2.tiles, term.b1.tiles
-            row[_stack.TILES_1] = first.ctypes.data
-            row[_stack.N_TILES_1], row[_stack.N_UNITS_1] = first.shape[:2]
-            row[_stack.TILES_2] = second.ctypes.data
-            row[_stack.N_TILES_2], row[_stack.N_UNITS_2] = second.shape[:2]
-            row[_stack.D3], row[_stack.D2] = parts.constant(term.d3), parts.constant(term.d2)
-            row[_stack.D1] = parts.constant(term.d1)
-            row[_stack.ALPHA] = parts.constant([term.shift])
-            row[_stack.BIAS] = -1
-            if self._bias is not None and i != matrix:
-                row[_stack.BIAS] = parts.constant(self._bias[self.rows[i]])
-            row[_stack.K], row[_stack.ROWS] = term.b2.shape[0], term.shape[0]
-            row[_stack.OUT], row[_stack.ADDS] = self.rows[i].start, i == matrix
-            matrix = i
-        plan[:, _stack.INPUTS] = parts.room(15 * int(plan[0, _stack.N_UNITS_1]))
-        plan[:, _stack.TABLES] = parts.room(stack_simd.TABLE_FLOATS)
-        plan[:, _stack.TOTALS] = parts.room(len(plan))
-        for row in plan:
-            row[_stack.SUMS_1] = parts.room(32 * int(row[_stack.N_TILES_1]))
-            # as many as the second stage reads, or the first one writes
-            size = max(15 * int(row[_stack.N_UNITS_2]), int(row[_stack.K]))
-            row[_stack.INNER] = parts.room(size)
-            row[_stack.SUMS_2] = parts.room(32 * int(row[_stack.N_TILES_2]))
-        self._parts = parts
-        self._plan = plan
-        return plan
+    def _prepared(self) -> Plan:
+        """Return the plan, made at the first product."""
+        chains = []
+        for f, rows in zip(self.factors, self.rows, strict=True):
+            bias = None if self._bias is None else self._bias[rows]
+            for term in f.terms:
+                tiles = term.b2.tiles, term.b1.tiles
+                diagonals = term.d3, term.d2, term.d1
+                chains.append(Chain(*tiles, *diagonals, term.shift, rows.start, bias))
+                bias = None
+        self._plan = Plan(chains)
+        return self._plan
 
     def __getstate__(self) -> dict[str, Any]:
         return {"factors": self.factors, "bias": self._bias}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["factors"], state["bias"])  # type: ignore[misc]
-
-
-class _Parts:
-    """The parts of a workspace, each from a cache line on; equal constants lie there once."""
-
-    def __init__(self) -> None:
-        self._constants: list[tuple[int, NDArray[np.float32]]] = []
-        self._starts: dict[bytes, int] = {}
-        self.size = 0
-
-    def room(self, size: int) -> int:
-        """Return where a part of so many float32 begins."""
-        start = self.size
-        self.size += -(-size // _stack.LANES) * _stack.LANES
-        return start
-
-    def constant(self, values: ArrayLike) -> int:
-        """Return where a vector begins."""
-        vector = np.asarray(values, np.float32)
-        key = vector.tobytes()
-        if key not in self._starts:
-            self._starts[key] = self.room(vector.size)
-            self._constants.append((self._starts[key], vector))
-        return self._starts[key]
-
-    def workspace(self) -> NDArray[np.float32]:
-        """Return a new workspace: constants, and zeros in the rest."""
-        memory = np.zeros(self.size + _stack.LANES, np.float32)
-        skip = -memory.ctypes.data % 64 // 4
-        work = memory[skip : skip + self.size]
-        for start, vector in self._constants:
-            work[start : start + vector.size] = vector
-        return work
-
-
-def _terms(f: Any) -> Iterator[Any]:
-    """Yield the one-term factorizations whose sum f is: itself, unless it has several."""
-    terms = getattr(f, "terms", ())
-    if len(terms) > 1:
-        yield from terms
-    else:
-        yield f
 
 
 def _check_apart(added: NDArray[Any], out: NDArray[Any]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.kernels import columns, columns_simd, lookup_portable, lookup_simd
 from diba_np.products.parallel import Real
+from diba_np.products.plan import KERNELS, Chain
 from diba_np.products.product import Kernels, Product
 
 Tiles = NDArray[np.uint32]
@@ -71,6 +72,10 @@ class SumProduct(Product):
             starts.append(tuple(np.add(starts[-1], step).tolist()))
         self._starts = np.array(starts, np.int64)
         self._arguments: dict[np.dtype[Any], tuple[Any, ...]] = {}
+        self._planned = KERNELS.get(self._path)
+
+    def _chains(self) -> list[Chain]:
+        return [chain for part in self._terms for chain in part._chains()]
 
     def _vector_kernels(self, dtype: np.dtype[Any]) -> Kernels:
         return _VECTOR_KERNELS.get(self._path_for(dtype), _VECTOR_KERNELS["portable"])
@@ -97,9 +102,10 @@ class SumProduct(Product):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the diagonals kept for the kernels; not those of the tiles."""
+        """Bytes of the diagonals and the room arrays for the kernels; not those of the tiles."""
         arrays = [array for prepared in self._arguments.values() for array in prepared]
         own: int = sum(array.nbytes for array in arrays if array.dtype != np.uint32)
+        own += self._plan.nbytes if "_plan" in self.__dict__ else 0
         return own + sum(part.nbytes for part in self._terms)
 
     def vector_rounded(self, x: ArrayLike) -> Real:

@@ -37,6 +37,22 @@ for module, names in (
     for name in names:
         if hasattr(module, name):
             delattr(module, name)
+flags, open_handle, flush = {}, os.open, os.fsync
+def open_as_there(path, how, *rest, **more):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    handle = open_handle(path, how, *rest, **more)
+    flags[handle] = how
+    return handle
+def flush_as_there(handle):
+    if flags.get(handle, os.O_RDWR) & 3 == os.O_RDONLY:
+        raise OSError(9, "Bad file descriptor")
+    flush(handle)
+send = os.kill
+def kill(process, number):
+    assert number, "a process is ended on Windows by whatever signal"
+    send(process, number)
+os.open, os.fsync, os.kill = open_as_there, flush_as_there, kill
 sys.platform = "win32"
 """
 

@@ -1,0 +1,104 @@
+"""Replacing files where another program has them open, as on Windows."""
+
+import os
+import sys
+
+import pytest
+
+from diba_np.files import atomic
+from diba_np.files.atomic import atomic_path, remove_leftovers
+
+
+def refusals(monkeypatch, count):
+    """Let renaming fail so many times; return what was tried."""
+    tried, replace = [], os.replace
+
+    def refuse(source, target):
+        tried.append(target)
+        if len(tried) <= count:
+            raise PermissionError(13, "Access is denied", str(source), 5, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(atomic, "_PAUSE", 0)
+    return tried
+
+
+def test_a_file_that_is_open_for_a_moment_is_replaced_on_windows(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    tried = refusals(monkeypatch, 3)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert (path.read_text(), len(tried)) == ("new", 4)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("system", ["win32", "linux"])
+def test_a_file_that_stays_open_is_left_and_named(tmp_path, monkeypatch, system):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    tried = refusals(monkeypatch, 1000)
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.raises(PermissionError) as caught, atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert caught.value.filename == str(path)
+    assert len(tried) == (50 if system == "win32" else 1)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_read_only_temporary_file_is_removed(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o444)
+    unlink, modes = type(path).unlink, []
+
+    def unlink_as_on_windows(self, missing_ok=False):
+        if self.exists():
+            modes.append(self.stat().st_mode & 0o200)
+            if not modes[-1]:
+                raise PermissionError(13, "Access is denied", str(self))
+        unlink(self, missing_ok=missing_ok)
+
+    refusals(monkeypatch, 1000)
+    monkeypatch.setattr(type(path), "unlink", unlink_as_on_windows)
+    with pytest.raises(PermissionError), atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert modes == [0, 0o200]
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_leftover_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    left = tmp_path / f".a.txt.{atomic._HOST}-{2**31 - 1}-00.aa.part"
+    left.touch()
+    unlink = type(path).unlink
+
+    def refuse(self, missing_ok=False):
+        if self == left:
+            raise PermissionError(1, "Operation not permitted", str(self))
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(type(path), "unlink", refuse)
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert sorted(os.listdir(tmp_path)) == [left.name, "a.txt"]
+    monkeypatch.undo()
+    remove_leftovers(path)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_folder_is_flushed_for_reading_and_a_file_for_writing(tmp_path, monkeypatch):
+    seen, open_handle = {}, os.open
+
+    def opened(path, how, *rest, **more):
+        seen[os.fspath(path)] = how & 3
+        return open_handle(path, how, *rest, **more)
+
+    monkeypatch.setattr(os, "open", opened)
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert seen.pop(str(tmp_path)) == os.O_RDONLY
+    assert seen == {str(temporary): os.O_RDWR}
