@@ -5,11 +5,11 @@
 No Arm hardware is needed and none is measured. Every loop is lowered for the core by the LLVM that
 Numba uses, and its inner block handed to ``llvm-mca`` (Debian: ``apt-get install llvm-19``), which
 simulates 200 turns of it: issue width, ports, latencies, all loads from L1. Tables' making, calls,
-and bits that come from further away are left out. LLVM has no models of two of the cores: it takes
-an Apple core of 2013 with three vector pipes for M1, and Cortex-A57, whose look-ups in two
-registers are slow, for Cortex-A76; Neoverse N1 is the sister of the latter with a model of its
-own. The portable loop is given the better of the simulation and of its bound by ports, since its
-turns for different rows overlap. "dense" is a product of float32 with a vector, from L1.
+and bits that come from further away are left out. LLVM has no models of M1, for which it takes an
+Apple core of 2013 with three vector pipes, of Cortex-A72 and A73, for which it takes A57, and of
+Cortex-A76 to A78, for which it takes A57 too, though Neoverse N1, the server's A76, has a model of
+its own. The portable loop is given the better of the simulation and of its bound by ports, since
+its turns for different rows overlap. "dense" is a product of float32 with a vector, from L1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRIPLES = {
     "macos": "arm64-apple-darwin",
     "windows": "aarch64-pc-windows-msvc",
 }
-CORES = ("apple-m1", "neoverse-v2", "neoverse-n1", "cortex-a76")
+CORES = ("apple-m1", "neoverse-v2", "neoverse-n1", "neoverse-n2", "cortex-a57", "cortex-a53")
 TURNS = 200
 
 

@@ -91,7 +91,9 @@ def product_terms(terms, alpha, bias, x):
     return np.sum([product(*t, alpha, np.zeros(len(t[2])), x) for t in terms], axis=0) + bias
 
 
-product_terms_avx512 = product_terms_avx2 = product_terms_portable = product_terms
+product_terms_avx512 = product_terms_avx2 = product_terms_neon = product_terms_portable = (
+    product_terms
+)
 
 
 def product_terms_columns(terms, alpha, bias, X):

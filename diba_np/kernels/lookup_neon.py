@@ -25,6 +25,12 @@ from diba_np.kernels._neon import (  # _neon.py b74621ec586d
     mix_float_tile_neon,
     mix_word_tile_neon,
 )
+from diba_np.kernels._terms import (  # _terms.py dae9825aeaeb
+    first_tiles,
+    second_tiles,
+    term_inner,
+    term_inputs,
+)
 
 BLOCK_UNITS = 28  # units whose float32 tables are built at a time: 10.5 KiB
 BLOCK_UNITS_ROUNDED = 32  # of 16-bit tables: 4 KiB; up to 120 for sums of 16 bits
@@ -93,6 +99,65 @@ def product_neon_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
             while q < n_parts:
                 start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
                 totals[q] += _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
+                q = take(counters)
+    return totals[0] + zero_if_finite(totals)
+
+
+@njit(fastmath=False)
+def _first_stages(inputs, tiles2, piece, n_pieces, alpha, d2, starts, z):
+    """Do a piece of the first stage of every term; return the sum of the inputs, or NaN."""
+    none = np.empty(0, dtype=inputs.dtype)
+    total = zero_if_finite(none)
+    for t in range(inputs.shape[0]):
+        tiles = first_tiles(tiles2, starts, t)
+        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
+        scale, part = d2[starts[t, 0] : starts[t + 1, 0]], z[starts[t, 3] : starts[t + 1, 3]]
+        total += _mix_part(inputs[t], tiles, start, stop, alpha, scale, none, part)
+    return total
+
+
+@njit(fastmath=False)
+def _second_stages(z, tiles1, piece, n_pieces, alpha, d1, starts, bias, out):
+    """Do a piece of the second stage of every term, each added to those before it.
+
+    Returns the sum of `z`, or NaN where a row's sum is not finite, with its scale or without.
+    """
+    total = zero_if_finite(out[:0])
+    start, stop = 0, 0
+    for t in range(d1.shape[0]):
+        tiles = second_tiles(tiles1, starts, t)
+        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
+        before = out if t else bias
+        part = z[starts[t, 3] : starts[t + 1, 3]]
+        total += _mix_part(part, tiles, start, stop, alpha, d1[t], before, out)
+    return total + zero_if_finite(out[32 * start : 32 * stop])
+
+
+@njit(fastmath=False)
+def product_terms_neon(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Do what ``lookup_simd.product_terms_avx512`` does, with NEON.
+
+    naive: ``tests/naive.py::product_terms_neon``.
+    """
+    inputs = term_inputs(x, d3, tiles2.shape[1])
+    z = term_inner(starts, x.dtype)
+    total = _first_stages(inputs, tiles2, 0, 1, alpha, d2, starts, z)
+    return total + _second_stages(z, tiles1, 0, 1, alpha, d1, starts, bias, out)
+
+
+@njit(fastmath=False, parallel=True)
+def product_terms_neon_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    """Do what `product_terms_neon` does, the output rows cut into `n_parts` pieces."""
+    inputs = term_inputs(x, d3, tiles2.shape[1])
+    z = term_inner(starts, x.dtype)
+    totals = np.empty(n_parts, dtype=x.dtype)
+    counters = barrier()
+    for p in numba.prange(n_parts):
+        totals[p] = _first_stages(inputs, tiles2, p, n_parts, alpha, d2, starts, z)
+        if arrive(counters, n_parts):
+            q = take(counters)
+            while q < n_parts:
+                totals[q] += _second_stages(z, tiles1, q, n_parts, alpha, d1, starts, bias, out)
                 q = take(counters)
     return totals[0] + zero_if_finite(totals)
 

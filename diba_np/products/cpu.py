@@ -18,6 +18,14 @@ VARIABLE = "DIBA_NP_KERNEL"
 _PERMUTING_CPUS = frozenset({"znver5"})
 
 
+# those of 64-bit Arm on which float32 look-ups in memory are faster than in registers (16-bit ones are
+# not), by LLVM's models of them or of what it takes for them; see scripts/estimate_arm.py
+_FLOATS_FROM_MEMORY = frozenset(
+    {"cortex-a35", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a73"}
+    | {"cortex-a75", "cortex-a510", "cortex-a710", "neoverse-n2"}
+)
+
+
 # those that choose a kernel path
 FEATURES = frozenset({"avx2", "avx512f", "avx512bw", "avx512vnni"})
 
@@ -81,12 +89,30 @@ def has_rounded() -> bool:
     return path == "neon" or (path == "avx512" and "avx512vnni" in cpu_features())
 
 
+def _cpu_name() -> str:
+    """Return the CPU that Numba compiles for, as LLVM names it."""
+    from llvmlite import binding
+
+    name: str = numba.config.CPU_NAME or binding.get_host_cpu_name()
+    return name
+
+
 @functools.cache
 def permutes_as_it_loads() -> bool:
     """Tell whether the CPU is one whose look-ups in registers beat those in memory."""
-    from llvmlite import binding
+    return _cpu_name() in _PERMUTING_CPUS
 
-    return (numba.config.CPU_NAME or binding.get_host_cpu_name()) in _PERMUTING_CPUS
+
+@functools.cache
+def vector_path() -> str:
+    """Return the path of float32 products with a vector: `kernel_path`, unless another is faster.
+
+    What ``DIBA_NP_KERNEL`` says holds in any case.
+    """
+    path = kernel_path()
+    if path == "neon" and not os.environ.get(VARIABLE) and _cpu_name() in _FLOATS_FROM_MEMORY:
+        return "portable"
+    return path
 
 
 def cache_folder() -> str | None:

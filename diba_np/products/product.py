@@ -26,7 +26,7 @@ from diba_np.kernels import (
 )
 from diba_np.kernels.threads import number_of_threads
 from diba_np.kernels.transpose import transpose
-from diba_np.products.cpu import has_rounded, kernel_path, permutes_as_it_loads
+from diba_np.products.cpu import has_rounded, kernel_path, permutes_as_it_loads, vector_path
 from diba_np.products.parallel import Real, run_kernel
 from diba_np.products.plan import KERNELS, Chain, Plan
 
@@ -176,6 +176,7 @@ class Product:
         self._inputs = sum(bits.shape[1] for bits in self._bits)
         self.alpha = alpha
         self._path = kernel_path() if path is None else path
+        self._vector_path = vector_path() if path is None else path
         # kernels scale by d2 after the first stage and by d1 after the second
         d2, d1 = (d_out, None) if second is None else (d_mid, d_out)
         k = first.shape[0]
@@ -196,7 +197,7 @@ class Product:
             if scale is not None and np.shape(scale) != (size,):
                 raise ValueError(f"{name} must have shape ({size},), got {np.shape(scale)}")
         self._arguments: dict[np.dtype[Any], tuple[Any, ...]] = {}
-        self._planned = None if second is None else KERNELS.get(self._path)
+        self._planned = None if second is None else KERNELS.get(self._vector_path)
 
     def _chains(self) -> list[Chain]:
         """Return what a plan holds of this."""
@@ -346,7 +347,7 @@ class Product:
         return self._path if dtype == _SINGLE else "portable"
 
     def _vector_kernels(self, dtype: np.dtype[Any]) -> Kernels:
-        return _VECTOR_KERNELS[self._path_for(dtype)]
+        return _VECTOR_KERNELS[self._vector_path if dtype == _SINGLE else "portable"]
 
     def _panel_from(self, dtype: np.dtype[Any]) -> float:
         """Return from how many columns on a panel, a cache line of them, is the fastest way."""
@@ -462,7 +463,7 @@ def run_each_kernel(bits: Bits) -> Iterator[str]:
     product = Product(bits, bits)
     Uses = tuple[tuple[Callable[..., Any], ...], np.dtype[Any], tuple[int, ...], tuple[Any, ...]]
     uses: list[Uses] = [
-        (_VECTOR_KERNELS[product._path], _SINGLE, (1,), ()),
+        (_VECTOR_KERNELS[product._vector_path], _SINGLE, (1,), ()),
         (_VECTOR_KERNELS["portable"], _DOUBLE, (1,), ()),
         (_PANEL_KERNELS, _SINGLE, (1, 16), ()),
         (_PANEL_KERNELS, _DOUBLE, (1, 8), ()),

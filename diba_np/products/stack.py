@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.products.cpu import kernel_path
+from diba_np.products.cpu import vector_path
 from diba_np.products.parallel import Real
 from diba_np.products.plan import KERNELS, Chain, Plan
 from diba_np.products.product import operand
@@ -107,7 +107,7 @@ class Stack:
         largest = max(
             sum(term.b1.shape[1] for term in f.terms) * sum(f.shape) for f in self.factors
         )
-        self._kernel = KERNELS.get(kernel_path()) if largest < _SMALL else None
+        self._kernel = KERNELS.get(vector_path()) if largest < _SMALL else None
         self._plan: Plan | None = None
 
     def _checked_bias(self, bias: ArrayLike) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.kernels import columns, columns_simd, lookup_portable, lookup_simd
+from diba_np.kernels import columns, columns_simd, lookup_neon, lookup_portable, lookup_simd
 from diba_np.products.parallel import Real
 from diba_np.products.plan import KERNELS, Chain
 from diba_np.products.product import Kernels, Product
@@ -26,6 +26,7 @@ _VECTOR_KERNELS: dict[str, Kernels] = {
     ),
     "avx2": (lookup_simd.product_terms_avx2, lookup_simd.product_terms_avx2_par),
     "avx512": (lookup_simd.product_terms_avx512, lookup_simd.product_terms_avx512_par),
+    "neon": (lookup_neon.product_terms_neon, lookup_neon.product_terms_neon_par),
 }
 
 
@@ -59,6 +60,7 @@ class SumProduct(Product):
         if len(kinds) != 1 or next(iter(kinds))[-1] != 2:
             raise ValueError("the terms of a product must be chains of one shape, alpha and path")
         self.shape, self.alpha, self._path = parts[0].shape, parts[0].alpha, parts[0]._path
+        self._vector_path = parts[0]._vector_path
         self.weights = sum(part.weights for part in parts)
         self._inputs = sum(part._inputs for part in parts)
         n_units = -(-self.shape[1] // 15)
@@ -72,13 +74,13 @@ class SumProduct(Product):
             starts.append(tuple(np.add(starts[-1], step).tolist()))
         self._starts = np.array(starts, np.int64)
         self._arguments: dict[np.dtype[Any], tuple[Any, ...]] = {}
-        self._planned = KERNELS.get(self._path)
+        self._planned = KERNELS.get(self._vector_path)
 
     def _chains(self) -> list[Chain]:
         return [chain for part in self._terms for chain in part._chains()]
 
     def _vector_kernels(self, dtype: np.dtype[Any]) -> Kernels:
-        return _VECTOR_KERNELS.get(self._path_for(dtype), _VECTOR_KERNELS["portable"])
+        return _VECTOR_KERNELS[self._vector_path if dtype == np.float32 else "portable"]
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, alpha, bias)."""

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from diba_np.products import cpu
+from diba_np import DiBAFactors
+from diba_np.products import Stack, cpu
+from diba_np.products.plan import KERNELS
+from diba_np.products.product import _VECTOR_KERNELS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -58,6 +62,35 @@ def test_neon_is_the_path_of_arm(monkeypatch, triple):
     finally:
         cpu.kernel_path.cache_clear()
         cpu.has_rounded.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("core", "forced", "expected"),
+    [("apple-m1", "", "neon"), ("neoverse-n1", "", "neon"), ("cortex-a76", "", "neon"),
+     ("cortex-a72", "", "portable"), ("cortex-a53", "", "portable"),
+     ("cortex-a72", "neon", "neon"), ("apple-m1", "portable", "portable")],
+)  # fmt: skip
+def test_floats_are_looked_up_in_memory_where_that_is_faster(monkeypatch, core, forced, expected):
+    from llvmlite import binding
+
+    monkeypatch.setattr(binding, "get_process_triple", lambda: "aarch64-unknown-linux-gnu")
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: core)
+    monkeypatch.setenv("DIBA_NP_KERNEL", forced)
+    choices = cpu.kernel_path, cpu.has_rounded, cpu.vector_path
+    for choice in choices:
+        choice.cache_clear()
+    try:
+        assert cpu.vector_path() == expected
+        assert cpu.has_rounded() == (forced != "portable")
+        factors = [
+            DiBAFactors(np.ones(3), np.ones((3, 2)), np.ones(2), np.ones((2, 4)), np.ones(4))
+        ]
+        product, stack = factors[0]._product, Stack(factors)
+        assert product._vector_kernels(np.dtype(np.float32)) is _VECTOR_KERNELS[expected]
+        assert product._planned is stack._kernel is KERNELS.get(expected)
+    finally:
+        for choice in choices:
+            choice.cache_clear()
 
 
 @pytest.mark.skipif(not shutil.which("llvm-mca-19"), reason="needs llvm-mca-19")

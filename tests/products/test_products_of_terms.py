@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diba_np import PackedBits
-from diba_np.kernels import columns, columns_simd, lookup_portable, lookup_simd
+from diba_np.kernels import columns, columns_simd, lookup_neon, lookup_portable, lookup_simd
 from diba_np.machine.pool import product_threads
 from diba_np.matrix.packed_bits import joined_tiles
 from diba_np.products import product as products
@@ -29,6 +29,7 @@ KERNELS = [
         ("avx2", lookup_simd.product_terms_avx2, lookup_simd.product_terms_avx2_par, np.float32),
         ("avx512", lookup_simd.product_terms_avx512, lookup_simd.product_terms_avx512_par,
          np.float32),
+        ("neon", lookup_neon.product_terms_neon, lookup_neon.product_terms_neon_par, np.float32),
         ("portable", columns.product_terms_columns, columns.product_terms_columns_par, np.float32),
         ("portable", columns.product_terms_columns, columns.product_terms_columns_par, np.float64),
         ("avx512", columns_simd.product_terms_columns_avx512,
