@@ -18,7 +18,7 @@ VARIABLE = "DIBA_NP_KERNEL"
 _PERMUTING_CPUS = frozenset({"znver5"})
 
 
-# those of 64-bit Arm on which float32 look-ups in memory are faster than in registers (16-bit ones are
+# 64-bit Arm on which float32 look-ups in memory are faster than in registers (16-bit ones are
 # not), by LLVM's models of them or of what it takes for them; see scripts/estimate_arm.py
 _FLOATS_FROM_MEMORY = frozenset(
     {"cortex-a35", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a73"}

@@ -65,7 +65,7 @@ class Stack:
 
     Notes
     -----
-    Factors that have equal d3 and follow each other share their tables of x. Time k (m + n) / 42
+    Terms that have equal d3 and follow each other share their tables of x. Time k (m + n) / 42
     cycles each (AVX-512) and 2 µs a call, on one thread; where one of the matrices is worth more
     threads (over two million weights), and on the portable path, each has a call of its own. A
     stack may be used by several threads at once.
