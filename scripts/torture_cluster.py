@@ -83,7 +83,7 @@ def run(kind: str, arrays: dict[str, np.ndarray], bits: float) -> dict[str, Any]
         made = dn.factorize_model(arrays, bits=bits, effort="fast", callback=kill_one, **where)
         seconds = time.perf_counter() - started
     serial = dn.factorize_model(arrays, bits=bits, effort="fast", jobs=1, threads=1)
-    same = [made[n].b1 == serial[n].b1 and made[n].b2 == serial[n].b2 for n in serial]
+    same = [np.array_equal(made[n].to_dense(), serial[n].to_dense()) for n in serial]
     return {
         "cluster": kind,
         "workers": len(pids),

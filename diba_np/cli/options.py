@@ -75,7 +75,7 @@ terms.__name__ = "number of terms"
 
 
 # options of a search that many matrices share, and those of a curve
-SHARED = ("shift", "scale_bits", "solver", "effort", "seed", "max_sweeps", "tol")
+SHARED = ("shift", "scale_bits", "terms", "solver", "effort", "seed", "max_sweeps", "tol")
 SWEPT = (*SHARED, "time_limit", "threads")
 
 

@@ -88,6 +88,9 @@ def factorize_model(
         0 for strict 0/1 (DiBA), 0.5 for the +-1 alphabet.
     scale_bits : 16, 32, int from 2 to 8, three of them, or "auto", optional
         Bits of an entry of the diagonals, as for `diba_np.factorize`; "auto" by default.
+    terms : int or "auto", default "auto"
+        As for `diba_np.factorize`; a matrix whose share of the bits is too small for so many gets
+        as many as fit.
     solver, effort, max_sweeps, tol
         As for `diba_np.factorize`. Like `shift` and `scale_bits` of DiBA's searches alone.
     seed : int, default 0

@@ -40,6 +40,7 @@ from diba_np.models.plan import (
 )
 from diba_np.models.shapes import matrix_view
 from diba_np.search.options import SearchOptions
+from diba_np.search.terms import terms_within
 from diba_np.sources.entry import Entry
 
 CHECKPOINT = "checkpoint"  # suffix of the file with a search's state
@@ -52,7 +53,7 @@ _MOST_RECORDED = 20  # kept or omitted arrays in the record: an attribute has it
 _MOST_TOLD = 40  # characters of a name in a line of progress
 
 # of a search: what has a meaning for many matrices
-OPTIONS = ("shift", "scale_bits", "solver", "effort", "seed", "max_sweeps", "tol")
+OPTIONS = ("shift", "scale_bits", "terms", "solver", "effort", "seed", "max_sweeps", "tol")
 
 # of a model's matrices
 METHODS = (*CHOICES, BEST)
@@ -419,11 +420,14 @@ def factorize_rows(
 
     def fit() -> CompressedMatrix:
         search = dict(options)
+        if isinstance(options.get("terms"), int):
+            scales = SearchOptions(**options).scales_for("bits")
+            most = options["terms"]
+            search["terms"] = terms_within(most, bits, A.shape, scales, gram is not None)
         if keeper is not None:
             search["checkpoint"] = keeper
         how = How(options.get("seed", 0), options.get("threads"), search=search)
         return best_of(methods, A, bits, gram, None, how)
-
     try:
         made = fit()
     except FormatError:

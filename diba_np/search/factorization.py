@@ -100,11 +100,12 @@ def factorize(
         of the budget to k: +0.4 dB at 384x384 and 1 bit. "auto" chooses the widths; it is the
         default for the budgets `bits`, `ratio` and `snr`. With a given k, where codes have nothing
         to win, and for the greedy solver the default is 16; with `init` it is that of `init`.
-    terms : int or "auto", default 1
+    terms : int or "auto", default "auto"
         How many factorizations are summed, each with diagonals of its own and an equal share of k.
         "auto" takes several only where ``scale_bits="auto"`` leaves the diagonals open, from about
         1.7 bits on (2.7 for sides of 4:1, 3.3 with inputs): +1.2 dB at 384x384 and 4 bits. For
-        smooth matrices it also searches for one term, and keeps the better.
+        smooth matrices it also searches for one term, and keeps the better. Of a result in several
+        terms ``f.terms[0].d1`` and so on are read; with ``terms=1`` always ``f.d1``.
     solver : {"auto", "greedy"}
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
@@ -250,9 +251,8 @@ def factorize(
             run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
         count = 1
-        if how.terms not in ("auto", 1) and (how.greedy or init is not None):
-            other = 'solver="greedy"' if how.greedy else "init="
-            raise ValueError(f"terms must be 1 with {other}, got {how.terms}")
+        if how.terms not in ("auto", 1) and init is not None:
+            raise ValueError(f"terms must be 1 with init=, got {how.terms}")
         if not how.greedy and init is None:
             rate = near * sum(shape) / (shape[0] * shape[1])
             count = _count(how, near, rate, shape, target, auto)

@@ -103,7 +103,7 @@ class SearchOptions:
         recorded=False,
     )
     terms: Any = _option(
-        1,
+        "auto",
         "how many terms are summed, each with diagonals of its own; auto: as many as pay",
         metavar="T",
         recorded=False,
@@ -141,6 +141,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         for one in fields(self):
             object.__setattr__(self, one.name, _checked(one, getattr(self, one.name)))
+        if self.greedy and self.terms not in ("auto", 1):
+            raise ValueError(f'terms must be 1 with solver="greedy", got {self.terms}')
 
     @classmethod
     def from_keywords(

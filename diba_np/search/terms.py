@@ -145,6 +145,21 @@ def sum_within(stored: int, shape: tuple[int, int], widths: Sequence[ScaleBits])
     return term_sizes(k, len(widths))
 
 
+def terms_within(
+    count: int, bits: float, shape: tuple[int, int], scale_bits: ScaleBits | str, coupled: bool
+) -> int:
+    """Return how many of `count` terms fit into so many bits a weight; at least one."""
+    for fewer in range(count, 1, -1):
+        auto = isinstance(scale_bits, str)
+        widths = widths_of_terms(fewer, coupled) if auto else [scale_bits] * fewer
+        try:
+            sum_within(int(bits * shape[0] * shape[1]), shape, widths)
+        except ValueError:
+            continue
+        return fewer
+    return 1
+
+
 def _in_units(state: State, unit: float, other: float) -> State:
     """Return a state of a target of one unit as one of the same matrix in another."""
     return state if unit == other else replace(state, d2=state.d2 * (unit / other))

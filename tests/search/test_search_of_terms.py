@@ -203,4 +203,4 @@ def test_a_start_is_of_a_single_term(uneven):
     with pytest.raises(ValueError, match="terms must be 1 with init="):
         factorize(uneven, k=10, terms=2, init=f.terms[0])
     assert isinstance(f.terms[0], DiBAFactors)
-    assert SearchOptions().terms == 1
+    assert SearchOptions().terms == "auto"

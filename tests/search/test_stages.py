@@ -105,7 +105,7 @@ def test_stages_beat_one_relaxation(bits, weighed, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"block_rows": 64}], ids=["whole", "in blocks"])
 def test_every_number_of_threads_gives_the_same_bits(options):
     A = np.random.default_rng(5).standard_normal((200, 150)).astype(np.float32)
-    how = {"bits": 4.0, "effort": "fast", "max_sweeps": 20} | options
+    how = {"bits": 4.0, "terms": 1, "effort": "fast", "max_sweeps": 20} | options
     one, two = (dn.factorize(A, threads=threads, **how) for threads in (1, 2))
     assert one.b1 == two.b1 and one.b2 == two.b2
     for name in ("d1", "d2", "d3"):
@@ -123,7 +123,7 @@ def test_nothing_left_over_ends_the_stages():
 
 def test_cut_where_a_stage_ends_is_about_a_fresh_search():
     A = np.random.default_rng(7).standard_normal((120, 100))
-    f = dn.factorize(A, bits=4.0, threads=1)
+    f = dn.factorize(A, bits=4.0, terms=1, threads=1)
     k = f.record["stages"][0]
     assert sum(f.record["stages"]) == f.k > k
     fresh = dn.factorize(A, k=k, threads=1).snr(A)
