@@ -1,8 +1,9 @@
 """Threads for a search: how many, and results that do not depend on the answer.
 
 BLAS splits a product by its number of threads, and the last digits of the result follow. A search
-decides about bits on those digits. So here BLAS runs on one thread, and products are cut into row
-blocks whose size depends on the shapes alone; the blocks go to as many threads as were asked for.
+decides about bits on those digits. So here BLAS runs on one thread, and products are cut into
+blocks of rows, which go to as many threads as were asked for. Sums within a row are the same
+wherever the cuts are; where they are not (Gram matrices), the cuts depend on the shapes alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ BLOCK_ENTRIES = 1 << 21  # entries of what is worked on at a time: 16 MiB in flo
 
 # flops under which a block is not worth a thread's start
 _BLOCK_FLOPS = 2e7
-_MOST_BLOCKS = 16
+_MOST_BLOCKS = 16  # of a Gram matrix
+_BLOCKS_A_THREAD = 2
+_TILE = 96  # rows: a multiple of the tiles of every BLAS kernel
 
 _CHUNK_ENTRIES = 1 << 17  # entries under which a pass is not worth a thread's start
 
@@ -65,9 +68,15 @@ class Workers:
         return list(self._pool.map(work, items))
 
     def _step(self, rows: int, flops: float) -> int:
-        """Return the rows of a block of work on `rows` rows that takes so many flops in all."""
-        blocks = int(min(_MOST_BLOCKS, max(1, flops // _BLOCK_FLOPS)))
-        return max(16, -(-rows // blocks))
+        """Return the rows of a block of work on `rows` rows that takes so many flops in all.
+
+        A product's right operand is packed anew for each block, so there are few. Rows of a product
+        do not depend on where it is cut, as long as the cuts are at whole tiles of BLAS and every
+        block is worth more than BLAS's own paths for small products.
+        """
+        most = _BLOCKS_A_THREAD * self.threads if self.threads > 1 else 1
+        blocks = int(min(most, max(1, flops // _BLOCK_FLOPS)))
+        return math.ceil(rows / blocks / _TILE) * _TILE
 
     def by_rows(self, shape: tuple[int, int], work: Callable[[slice], None]) -> None:
         """Call ``work(rows)`` for blocks of the rows of a (rows, k) array, side by side.

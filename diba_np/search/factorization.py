@@ -111,7 +111,8 @@ def factorize(
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
         about 1.8 bits on it does so in stages, each fitted to what the earlier ones leave over.
     effort : {"fast", "balanced", "best"}
-        65, 128 or 1000 iterations of the ADMM (of each stage), and longer walks in the polish.
+        65, 128 or 1000 iterations of the ADMM (of each stage), a quarter more with inputs, and
+        longer walks in the polish.
         Where components come out of uneven size, as for smooth matrices, "balanced" takes 320, and
         "best" searches that way too (unless there is a `time_limit`) and keeps the better. Of no
         meaning for the greedy solver. See Notes for what it buys.
@@ -499,7 +500,7 @@ class _Search:
             run.step("rank one", 1, 1, k, floor / (target.energy or 1.0))
             return Outcome(widened(simple, k), sweeps=1, converged=True)
         capped = how.max_sweeps is not None
-        best = self._relaxed(k, how.sweeps, 0 if capped else how.work.uneven)
+        best = self._relaxed(k, how.iterations(target.is_coupled), 0 if capped else how.work.uneven)
         also = EFFORTS.get(how.work.also)
         if best.uneven and also and not (capped or run.stopped or run.time_limit):
             other = self._relaxed(k, also.iterations, also.uneven)

@@ -34,7 +34,7 @@ def _one_by_one(H: Floats, r: Floats, values: Floats) -> Floats:
     return rounded
 
 
-def round_diagonal(H: Floats, r: Floats, old: Floats, values: Floats) -> Floats:
+def round_diagonal(H: Floats, r: Floats, old: Floats, values: Floats, anew: bool = True) -> Floats:
     """Return grid values d with a small ``d^T H d - 2 r^T d``, not above that of the old ones.
 
     Parameters
@@ -46,12 +46,15 @@ def round_diagonal(H: Floats, r: Floats, old: Floats, values: Floats) -> Floats:
         Kept, as far as it lies on the grid, where nothing better is found.
     values : (count,) float64, ascending
         The grid.
+    anew : bool
+        Whether a solution of H d = r is rounded as well, O(k^3), or the old values are only moved
+        while that pays, O(k^2).
     """
     near = old.copy()
     round_each(values, near)
     starts = [near]
     try:
-        if r.any():
+        if anew and r.any():
             starts.insert(0, _one_by_one(H, r, values))
     except np.linalg.LinAlgError:  # not positive definite in float64
         pass

@@ -37,6 +37,8 @@ class Half:
         Signs by which the component enters the balance constraint.
     held : (rows,) float32, unit norm, or None
         What p stays at.
+    norm : (k,) float32
+        What `make_basis` divided the columns by.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Half:
         self.p, self.q = np.zeros(rows, np.float32), np.ones(k, np.float32)
         self.Q = rng.standard_normal((rows, k), dtype=np.float32)
         self.X = np.zeros((rows, k), np.float32)
+        self.norm = np.ones(k, np.float32)
         self._parts = np.empty((-(-rows // magnitudes.BLOCK), k), np.float32)
         self.blend(slice(0, rows), self.X, 1.0)
         self.project(None)
@@ -157,8 +160,8 @@ class Half:
                 self.Q[rows], self.p[rows], self.q, share, self.X[rows], self._sums(rows)
             ),
         )
-        norm = np.sqrt(self._parts.sum(axis=0))
-        factor = np.float32(1.0) / np.maximum(norm, np.float32(1e-30))
+        self.norm = np.maximum(np.sqrt(self._parts.sum(axis=0)), np.float32(1e-30))
+        factor = np.float32(1.0) / self.norm
 
         def scale(rows: slice) -> None:
             self.X[rows] *= factor

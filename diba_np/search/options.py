@@ -50,6 +50,8 @@ EFFORTS = {
     "best": Effort(1000, 20, 1000, 300, 1000, "balanced"),
 }
 
+COUPLED = 1.25  # iterations with inputs over those without
+
 _GREEDY_ROUNDS = 1000  # of the greedy solver, unless told otherwise
 _TOLERANCE = 1e-5  # of the polish, likewise
 
@@ -173,6 +175,12 @@ class SearchOptions:
         if self.max_sweeps is not None:
             return self.max_sweeps
         return _GREEDY_ROUNDS if self.greedy else self.work.iterations
+
+    def iterations(self, coupled: bool) -> int:
+        """Return the iterations of the ADMM, where weights couple rows or columns and where not."""
+        if coupled and self.max_sweeps is None:
+            return round(COUPLED * self.sweeps)
+        return self.sweeps
 
     @property
     def tolerance(self) -> float:

@@ -22,6 +22,7 @@ from diba_np.search.state import (
 )
 from diba_np.search.target import Target
 
+_ROUGH = 1e-3  # share of the energy left over above which float32 tells flips apart
 FREE_ROUNDS = 2  # before the diagonals move to their grids
 
 
@@ -66,15 +67,18 @@ def polish(
     walks = Walks(effort.moves, effort.patience, state.shift)
     for round_ in range(done + 1, effort.rounds + 1):
         before, done = error, round_
+        target.rough = error > _ROUGH * energy
         if widths is not None and state.grids is None and round_ > FREE_ROUNDS:
             before = fit_grids(target, state, widths)
         for side in state.sides:
             equations = normal_equations(target, side)
-            update_row_scales(target, side, equations)
+            if target.coupling(side.axis) is None:  # a walk sets the scales of coupled rows itself
+                update_row_scales(target, side, equations)
             sweep(target, side, walks, equations)
             update_row_scales(target, side, equations)
             del equations  # the other side's need the room
         error = update_d2(target, state)
+        target.rough = False
         history.append(error / energy)
         if run.step("polish", round_, effort.rounds, k, history[-1]):
             return Outcome(state, history, done)

@@ -33,7 +33,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
-from diba_np.machine.pool import Workers, mirror
+from diba_np.machine.pool import mirror
 from diba_np.search.halves import (
     Array,
     Half,
@@ -57,7 +57,7 @@ LEAST_SHARE = 1e-8  # of the error, for the ridge
 REGAUGE_AT = 0.25  # share of the iterations after which components have found their sizes
 
 
-def _inverse(gram: Array, shift: float) -> Array:
+def inverse_of(gram: Array, shift: float) -> Array:
     """Return ``(gram + shift I)^-1`` of a symmetric positive definite (k, k) matrix."""
     shifted = gram.copy()
     shifted.reshape(-1)[:: len(gram) + 1] += np.float32(shift)
@@ -87,6 +87,10 @@ class Schedule:
     def at(self, step: float, steps: int, run: Run) -> None:
         """Set `done`; under a time limit the ramp ends in time."""
         self.done = max(step / max(steps - 3, 1), run.window_share())
+
+    def leave(self, share: float) -> None:
+        """Set `share`, within its bounds."""
+        self.share = min(1.0, max(share, LEAST_SHARE))
 
     @property
     def penalties(self) -> tuple[float, ...]:
@@ -123,9 +127,8 @@ class Published(Schedule):
         return (min(1.0, self.done) ** 3, *(1.0,) * (self.inner - 1))
 
 
-def balanced_gram(N: Array, gauge: Array, balance: float, workers: Workers) -> Array:
-    """Return ``N^T N`` plus the balance penalty's part."""
-    gram: Array = workers.gram(N)
+def balanced(gram: Array, gauge: Array, balance: float) -> Array:
+    """Add the balance penalty's part to a Gram matrix, and return it."""
     if balance:
         weight = np.float32(balance) * gauge
         gram += np.outer(weight, weight)
@@ -152,17 +155,30 @@ def _regress(
         )
 
 
-def half_step(target: Target, half: Half, other: Any, schedule: Schedule, balance: float) -> None:
+def half_step(target: Target, half: Half, other: Half, schedule: Schedule, balance: float) -> None:
     """Move one factor: regressions on the other, each followed by a projection."""
+    N = other.make_basis(schedule.softness)
+    gram = balanced(target.workers.gram(N), other.gauge, balance)
+    regress(target, half, N, gram, other.gauge, schedule, balance)
+
+
+def regress(
+    target: Target,
+    half: Half,
+    N: Array,
+    gram: Array,
+    gauge: Array,
+    schedule: Schedule,
+    balance: float,
+) -> None:
+    """Move one factor, given the other's basis N (rows, k), its balanced Gram matrix and gauge."""
     workers = target.workers
     ridge = schedule.ridge
-    N = other.make_basis(schedule.softness)
     # the old regression is not needed any more: its place serves Y, and at last the new one
     Y = target.product(half.axis, N, half.X)
-    gram = balanced_gram(N, other.gauge, balance, workers)
     penalties = schedule.penalties
     distinct = sorted(set(penalties))
-    inverses = workers.run(lambda rho: _inverse(gram, ridge + rho), distinct)
+    inverses = workers.run(lambda rho: inverse_of(gram, ridge + rho), distinct)
     fitted = np.zeros(len(Y))
     for step, rho in enumerate(penalties):
         inverse, last = inverses[distinct.index(rho)], step == len(penalties) - 1
@@ -176,10 +192,9 @@ def half_step(target: Target, half: Half, other: Any, schedule: Schedule, balanc
             half.blend(block, X, schedule.damping)
             if last:
                 half.X[block] = X
-        half.project(half.gauge * other.gauge if last and balance else None)
+        half.project(half.gauge * gauge if last and balance else None)
     if target.energy:
-        share = 1.0 - float(fitted.sum()) / target.energy
-        schedule.share = min(1.0, max(share, LEAST_SHARE))
+        schedule.leave(1.0 - float(fitted.sum()) / target.energy)
 
 
 class Sides(Protocol):

@@ -148,7 +148,7 @@ def unpack_state(packed: dict[str, Any]) -> State:
     return State(d1, b1, d2, b2, d3, packed["shift"], grids)
 
 
-def _gram(target: Target, N: Floats, weighed: Floats) -> Floats:
+def weighed_gram(target: Target, N: Floats, weighed: Floats) -> Floats:
     """Return ``N^T weighed``, which is symmetric."""
     if weighed is N:
         return target.workers.gram(N)
@@ -161,15 +161,18 @@ def normal_equations(target: Target, side: Side) -> Equations:
     """Return ``G = M M^T`` (k, k) and ``C = A M^T`` of the rows of one side, in float64.
 
     M is everything on the other side of that side's bits: D2 (B2 - shift) D3 for the left. With
-    weights ``G = M H M^T``, ``C = A H M^T`` for the left, W in the place of H for the right.
+    weights ``G = M H M^T``, ``C = A H M^T`` for the left, W in the place of H for the right; where
+    a matrix couples the rows of the side itself, C is weighed by it too.
     Cost: ``2 m n k + 2 k^2 n`` flops.
     """
+    if target.is_coupled:
+        return target.coupled_equations(side)
     state = side.state
     if side.axis == 0:
         other = side.other.scaled()
         other *= state.d2
         weighed = target.weigh_columns(other)
-        return _gram(target, other, weighed), target.matmul(weighed)
+        return weighed_gram(target, other, weighed), target.matmul(weighed)
     k = len(state.d2)
     gram, cross = np.zeros((k, k)), np.zeros((target.shape[1], k))
 
@@ -179,7 +182,7 @@ def normal_equations(target: Target, side: Side) -> Equations:
         return scaled
 
     for _, part, other, weighed in target.weighed_rows(others):
-        gram += _gram(target, other, weighed)
+        gram += weighed_gram(target, other, weighed)
         cross += target.workers.matmul(part.T, weighed)
     return gram, cross
 
@@ -247,14 +250,16 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     V = (B2 - shift) D3; with weights W of the outputs and G of the inputs ``U^T W U``, ``V G V^T``
     and ``U^T W A G V^T``. Cost: ``2 m n k + k^2 (m + n)`` flops.
     """
+    if target.is_coupled:
+        return target.coupled_d2_equations(state)
     V = state.right.scaled()
     GV = target.weigh_columns(V)
     k = len(state.d2)
     normal, right = np.zeros((k, k)), np.zeros(k)
     for _, part, U, WU in target.weighed_rows(state.left.scaled):
-        normal += _gram(target, U, WU)
+        normal += weighed_gram(target, U, WU)
         right += np.einsum("ik,ik->k", WU, target.workers.matmul(part, GV))
-    normal *= _gram(target, V, GV)
+    normal *= weighed_gram(target, V, GV)
     return normal, right
 
 

@@ -34,6 +34,8 @@ class Target:
         Root mean square of the entries (1.0 for a zero matrix); ``A / unit`` is what is fitted.
     energy : float
         Squared Frobenius norm of ``A / unit``: m n, or 0.0.
+    rough : bool
+        Whether single precision will do for equations, where the target has a choice.
 
     Notes
     -----
@@ -55,6 +57,7 @@ class Target:
             squares += float(np.vdot(part, part))
         self.unit = largest * float(np.sqrt(squares / A.size)) or 1.0
         self.energy = float(A.size) if squares else 0.0
+        self.rough = False
 
     def part(self, rows: slice, columns: slice) -> Target:
         """Return a part of the matrix, copied, as a target of its own."""
@@ -120,6 +123,14 @@ class Target:
     def is_coupled(self) -> bool:
         """Whether weights couple rows or columns."""
         return any(self.coupling(axis) is not None for axis in (0, 1))
+
+    def coupled_equations(self, side: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the normal equations of a side where weights couple this one or the other."""
+        raise NotImplementedError
+
+    def coupled_d2_equations(self, state: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the equations for d2 where weights couple a side."""
+        raise NotImplementedError
 
     def sweep_coupled(self, side: Any, move: Any, equations: Any = None) -> int:
         """Move over one side whose rows or columns are coupled; return the flips."""

@@ -45,7 +45,7 @@ from diba_np.search.weighted_target import WeightedTarget
 FROM_SQUARE, FROM_SLOPE = 1.7, 0.5  # from + slope log2(ratio): 2.7 at 4:1
 FROM_EVEN = 2.75  # where rows, and columns, are of about the size that chance gives them
 EVEN, CHANCE = 0.06, 1.3  # spread of the logarithms of their norms: at most, and over chance's
-ORTHOGONAL = 0.7  # share of chance's spread under which terms do not pay: all norms are equal
+ORTHOGONAL = 0.9  # share of chance's spread under which terms do not pay: norms are too equal
 FROM_COUPLED = 3.3  # where inputs couple the columns
 MOST_BITS = 1.35  # a weight, of any term
 WIDTHS: Widths = (3, 3, 3)
@@ -150,8 +150,10 @@ def terms_within(
 ) -> int:
     """Return how many of `count` terms fit into so many bits a weight; at least one."""
     for fewer in range(count, 1, -1):
-        auto = isinstance(scale_bits, str)
-        widths = widths_of_terms(fewer, coupled) if auto else [scale_bits] * fewer
+        if isinstance(scale_bits, str):  # "auto"
+            widths = widths_of_terms(fewer, coupled)
+        else:
+            widths = [scale_bits] * fewer
         try:
             sum_within(int(bits * shape[0] * shape[1]), shape, widths)
         except ValueError:
@@ -197,7 +199,7 @@ class _Sum:
         options: dict[str, Any] = {
             "shift": how.shift,
             "rng": np.random.default_rng([how.seed, term] if term else how.seed),
-            "iterations": how.sweeps,
+            "iterations": how.iterations(rest.is_coupled),
             "run": run,
         }
         if isinstance(rest, WeightedTarget):

@@ -9,13 +9,14 @@ independent, with ``G = M H M^T`` and ``C = A H M^T`` for the rows of B1 (`diba_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from diba_np.machine.pool import Workers
+from diba_np.machine.pool import Workers, mirror
 from diba_np.matrix.quality import decibels
 from diba_np.search.grids import round_diagonal
 from diba_np.search.moves import Move
@@ -24,15 +25,17 @@ from diba_np.search.state import (
     Equations,
     Side,
     State,
-    normal_equations,
     residuals,
     squared_error,
+    weighed_gram,
 )
 from diba_np.search.target import Target
 from diba_np.search.weights import Floats, Weights, middling
 
 # columns whose gradient is made by one matrix product; in between it is passed on, O(k) a pair
 BLOCK = 64
+
+_FORM_ROWS = 256  # of a block of a form of all rows or columns
 
 # the surrogate's scale of an output whose weight is zero, beside that of a middling one
 _LEAST_SCALE = 1e-2
@@ -42,6 +45,56 @@ _JUNK = 4.0
 
 # energy of a row beside the mean of all under which it can be lost for want of range
 _SMALL = 1e-3
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One side ``N = D (B - shift)`` (rows, k) under the weights, where a matrix couples any rows.
+
+    Attributes
+    ----------
+    bits : (rows, k) uint8
+    scales : (rows,) float64
+        Those that all else is of.
+    own : (rows, k) float64
+        N, or ``w N`` with weights of single rows.
+    weighed : (rows, k) float64
+        ``H N`` or ``W N``.
+    form : (k, k) float64
+        ``N^T H N``.
+    cross : (other rows, k) float64
+        ``W A H N`` of the matrices that there are, for the left side ``(W A H)^T N``.
+    """
+
+    bits: NDArray[np.uint8]
+    scales: Floats
+    own: Floats
+    weighed: Floats
+    form: Floats
+    cross: Floats
+
+    def is_of(self, side: Side, kind: type[np.floating[Any]]) -> bool:
+        """Whether this is the side as it is now, in this precision."""
+        return (
+            self.own.dtype == kind
+            and np.array_equal(self.scales, side.scales)
+            and np.array_equal(self.bits, side.bits)
+        )
+
+
+def _form(values: Floats, P: Floats, workers: Workers) -> Floats:
+    """Return ``values P values^T`` (n, n), P symmetric; half of it is computed."""
+    n = len(values)
+    right = workers.matmul(values, P)
+    out = np.empty((n, n), right.dtype)
+
+    def fill(start: int) -> None:
+        rows = slice(start, start + _FORM_ROWS)
+        np.matmul(right[rows], values[start:].T, out=out[rows, start:])
+
+    workers.run(fill, list(range(0, n, _FORM_ROWS)))
+    mirror(out)
+    return out
 
 
 class WeightedTarget(Target):
@@ -73,6 +126,8 @@ class WeightedTarget(Target):
         self.H = weights.regularised()
         self.w, self.W = weights.outputs, weights.output_gram
         self.energy = self.squares(self.blocks(np.float64))
+        self._held: dict[Any, Floats] = {}
+        self._known: list[_Seen | None] = [None, None]
 
     def part(self, rows: slice, columns: slice) -> Target:
         A = np.array(self.A[rows, columns])
@@ -118,25 +173,95 @@ class WeightedTarget(Target):
     def _weigh_inputs(self, E: Floats) -> Floats:
         return E if self.H is None else self.workers.matmul(E, self.H)
 
+    def _seen(self, side: Side) -> _Seen:
+        """Return what the other side and d2 need of a side; made anew only when it has changed."""
+        known = self._known[side.axis]
+        if known is not None and known.is_of(side, self._kind):
+            return known
+        matmul = self.workers.matmul
+        N = side.scaled().astype(self._kind, copy=False)
+        coupling = self._own_coupling(side.axis)
+        own = N
+        if side.axis == 0 and self.w is not None:
+            own = N * self.w[:, None].astype(N.dtype)
+        weighed = own if coupling is None else matmul(coupling, N)
+        whole = self._weighed_matrix()
+        cross = matmul(whole if side.axis else whole.T, own)
+        form = weighed_gram(self, N, weighed)
+        seen = _Seen(side.bits.copy(), side.scales.copy(), own, weighed, form, cross)
+        self._known[side.axis] = seen
+        return seen
+
+    def _weighed_matrix(self) -> Floats:
+        """Return ``W A H / unit`` of the matrices among the two that are there, (m, n)."""
+        if "W A H" not in self._held:
+            whole = np.concatenate([part for _, part in self.blocks(np.float64)])
+            if self.H is not None:
+                whole = self.workers.matmul(whole, self.H)
+            if self.W is not None:
+                whole = self.workers.matmul(self.W, whole)
+            self._held["W A H"] = whole
+        return self._in_kind("W A H", self._held["W A H"])
+
+    def _in_kind(self, name: str, array: Floats) -> Floats:
+        """Return an array in the precision of now; in single precision it is converted once."""
+        if not self.rough:
+            return array
+        if (name, "rough") not in self._held:
+            self._held[name, "rough"] = array.astype(np.float32)
+        return self._held[name, "rough"]
+
+    @property
+    def _kind(self) -> type[np.floating[Any]]:
+        return np.float32 if self.rough else np.float64
+
+    def _own_coupling(self, axis: int) -> Floats | None:
+        """Return `coupling` in the precision of now."""
+        gram = self.coupling(axis)
+        return None if gram is None else self._in_kind("WH"[axis], gram)
+
+    def coupled_equations(self, side: Side) -> Equations:
+        """Return `normal_equations` of a side, one of the two sides being coupled.
+
+        If it is this one, the cross products are weighed by its matrix too:
+        ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k) for the right.
+        """
+        seen, d2 = self._seen(side.other), side.state.d2
+        return seen.form * d2 * d2[:, None], seen.cross * d2  # d2 makes them float64
+
+    def coupled_d2_equations(self, state: State) -> Equations:
+        """Return `d2_equations`, one of the two sides being coupled."""
+        left, right = self._seen(state.left), self._seen(state.right)
+        right_side = np.einsum("ik,ik->k", left.own, right.cross, dtype=np.float64)
+        return left.form.astype(np.float64) * right.form, right_side
+
     def sweep_coupled(self, side: Side, move: Move, equations: Equations | None = None) -> int:
         """Move over rows or columns in order; return the flips.
 
         Time O(n^2 k + n k^2) in matrix products for n of them, and what the move takes.
         """
-        gram, P, pull = self._coupled_equations(side, equations)
-        V = side.scaled()
+        coupling = self._coupling_of(side)
+        H, kind = self._in_kind("WH"[side.axis], coupling), self._kind
+        P, pull = equations or self.coupled_equations(side)
+        own_P = P.astype(kind, copy=False)
+        N = side.scaled()
+        weighed = self._seen(side).weighed.copy()
         matmul = self.workers.matmul
         total = 0
-        for start in range(0, len(V), BLOCK):
-            part = slice(start, start + BLOCK)
+        for start in range(0, len(N), BLOCK):
+            part, later = slice(start, start + BLOCK), slice(start + BLOCK, None)
             scales, bits = side.scales[part], side.bits[part]
-            H = gram[part]
-            h = matmul(side.values(part), P)
-            R = pull[part] - matmul(matmul(H, V), P)
-            slack = np.full(len(bits), SLACK * self.energy / len(V))
+            h = matmul(side.values(part).astype(kind, copy=False), own_P).astype(np.float64)
+            R = pull[part] - matmul(weighed[part], own_P)
+            slack = np.full(len(bits), SLACK * self.energy / len(N))
             flips = np.zeros(len(bits), np.int64)
-            move.columns(bits, h, P, R, np.ascontiguousarray(H[:, part]), scales, slack, flips)
-            V[part] = side.scaled(part)
+            own = np.ascontiguousarray(coupling[part, part])
+            move.columns(bits, h, P, R, own, scales, slack, flips)
+            change = side.scaled(part) - N[part]
+            moved = np.flatnonzero(change.any(axis=1))
+            if moved.size and later.start < len(N):
+                change = change[moved].astype(kind, copy=False)
+                weighed[later] += matmul(H[later, part][:, moved], change)
             total += int(flips.sum())
         return total
 
@@ -145,12 +270,14 @@ class WeightedTarget(Target):
 
         Q = D1 B1 D2 B2; for d1 the same of the transpose. On a grid a good grid point is taken
         instead. The old scales stay if the new ones are worse; from off their grid they are brought
-        there first. Cost: ``2 n k (n + k) + n^3 / 3`` flops for n scales.
+        there first. Cost: ``n k (n + 2 k) + n^3 / 3`` flops for n scales.
         """
-        gram, P, pull = self._coupled_equations(side, equations)
+        H = self._coupling_of(side)
+        P, pull = equations or self.coupled_equations(side)
         scales, values = side.scales, side.values()
-        matmul = self.workers.matmul
-        normal = matmul(matmul(values, P), np.ascontiguousarray(values.T)) * gram
+        kind = self._kind
+        form = _form(values.astype(kind, copy=False), P.astype(kind, copy=False), self.workers)
+        normal = form * H
         right = np.einsum("jk,jk->j", values, pull)
 
         def error(d: Floats) -> float:
@@ -158,12 +285,12 @@ class WeightedTarget(Target):
 
         if side.grid is not None:
             scales[:] = side.grid.round(scales)
-            rounded = round_diagonal(normal, right, scales, side.grid.values)
+            rounded = round_diagonal(normal, right, scales, side.grid.values, anew=False)
             if error(rounded) <= error(scales):
                 scales[:] = rounded
             return
         # in units of each channel, so that thresholds mean the same for all
-        units = np.sqrt(np.diag(gram))
+        units = np.sqrt(np.diag(H))
         even = normal / units[:, None] / units
         largest = max(float(np.diag(even).max(initial=0.0)), np.finfo(np.float64).tiny)
         empty = np.diag(even) <= 1e-12 * largest
@@ -176,18 +303,11 @@ class WeightedTarget(Target):
         if np.isfinite(solved).all() and error(solved) <= error(scales):
             scales[:] = solved
 
-    def _coupled_equations(
-        self, side: Side, equations: Equations | None
-    ) -> tuple[Floats, Floats, Floats]:
-        """Return H (n, n), ``P = D2 U^T W U D2`` (k, k) and ``(D2 U^T W A H)^T`` (n, k).
-
-        For the left the same of the transpose.
-        """
+    def _coupling_of(self, side: Side) -> Floats:
         gram = self.coupling(side.axis)
         if gram is None:
             raise ValueError("nothing couples this side")
-        P, cross = equations or normal_equations(self, side)
-        return gram, P, self.workers.matmul(gram, cross)
+        return gram
 
     def surrogate(self) -> ScaledTarget:
         """Return the plain problem ``sqrt(W) A sqrt(diag H)``, whose columns are independent."""

@@ -461,43 +461,67 @@ def test_rounding_in_single_precision_is_no_error(rng):
 # -- the start -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rank", [0.3, 1.0])
+@pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("left", [False, True])
-def test_the_coupled_half_solves_its_regression(left, rng):
-    """The two rotations solve ``C^p X (G + ridge) + rho X = Y + rho P`` of the last inner step."""
-    A, X, w, _ = problem(1, 0.0, m=30, n=20, k=6, whole=left)
-    with workers(1) as pool, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coupled, "POWER", 1.0)
-        target = weighed_target(A, X, w, pool)
+def test_a_coupled_half_solves_its_regression(left, both, rank, rng, monkeypatch):
+    """``C~ X G + rho X = Y + (C~ - C) N G + rho P`` holds after the last inner step."""
+    monkeypatch.setattr(coupled, "POWER", 1.0)
+    monkeypatch.setattr(coupled, "RANK", rank)
+    A, X, w, _ = problem(1, 0.0, m=30, n=20, k=6, whole=left or both)
+    with workers(1) as pool:
+        target = weighed_target(A, X if both or not left else None, w, pool)
         plain = target.surrogate()
-        H = target.coupling(0 if left else 1)
-        axis = coupled._Axis(H)
-        rotated = coupled._Rotated(plain, *((axis, None) if left else (None, axis)))
-        rows = A.shape if left else A.shape[::-1]
-        half, first = (
-            Half(axis_, size, gauge, rng, pool)
-            for axis_, size, gauge in zip((0, 1) if left else (1, 0), rows, gauges(6), strict=True)
+        axes = tuple(H if H is None else coupled._Axis(H) for H in map(target.coupling, (0, 1)))
+        halves = tuple(
+            Half(i, size, gauge, rng, pool)
+            for i, (size, gauge) in enumerate(zip(A.shape, gauges(6), strict=True))
         )
+        sides = coupled.CoupledSides(plain, axes, halves)
         schedule = relaxation.Schedule(1.0)  # penalty 1 in both inner steps
+        own = 0 if left else 1
+        sides.move(1 - own, schedule, 0.0)
+        half, other = sides._seen[own], sides._seen[1 - own]
+        before = half.half.X.astype(float)
         points = []
-        blend, project = half.blend, half.project
+        blend, project = half.half.blend, half.half.project
 
         def spy_blend(rows, X, damping):
-            points.append(X.copy())
+            points.append(X.astype(float))
             blend(rows, X, damping)
 
         def spy_project(pin):
             project(pin)
-            points.append(2 * half.Z - half.Q)
+            points.append((2 * half.half.Z - half.half.Q).astype(float))
 
-        half.blend, half.project = spy_blend, spy_project
+        half.half.blend, half.half.project = spy_blend, spy_project
         ridge = schedule.ridge
-        coupled._coupled_half_step(rotated, half, first, axis, schedule, 0.0)
-        N = first.make_basis(0.0)
-        C = H / np.sqrt(np.outer(np.diag(H), np.diag(H)))
+        sides.move(own, schedule, 0.0)
+        N = other.half.X.astype(float)
+
+        def correlations(axis):
+            H = target.coupling(axis)
+            if H is None:
+                return np.eye(A.shape[axis])
+            size = np.sqrt(np.diag(H))
+            return H / np.outer(size, size)
+
+        C, G = correlations(own), N.T @ correlations(1 - own) @ N
+        np.testing.assert_allclose(np.diag(G), 1.0, atol=1e-5)
+        G += ridge * np.eye(6)
+        axis = axes[own]
+        V = axis.top.astype(float)
+        near = V * axis.lam @ V.T + axis.tail * (np.eye(len(V)) - V @ V.T)
+        if rank == 1.0:
+            np.testing.assert_allclose(near, C, atol=1e-5)
+        assert np.linalg.eigvalsh(2 * near - C).min() > 0  # so that the steps converge
         (_, a), *_ = plain.blocks(np.float64)
-        Y = C @ ((a if left else a.T) * plain.unit / rotated.unit) @ N
-        solved = C @ points[2] @ (N.T @ N + ridge * np.eye(6)) + points[2]
-        np.testing.assert_allclose(solved, Y + points[1], atol=2e-3 * np.abs(Y).max())
+        a = correlations(0) @ a @ correlations(1) / sides.target.unit
+        Y = (a if left else a.T) @ N
+        where = before * other.norm
+        solved = near @ points[2] @ G + points[2]
+        wanted = Y + (near - C) @ where @ G + points[1]
+        np.testing.assert_allclose(solved, wanted, atol=2e-3 * np.abs(Y).max())
 
 
 def test_the_start_knows_the_correlations(attention):
