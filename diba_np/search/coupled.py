@@ -2,9 +2,9 @@
 
 It minimises ``tr((A D - X1 X2^T) C^p (A D - X1 X2^T)^T)`` where ``H = D C D`` splits the Gram
 matrix of the inputs into the root mean squares D of the channels and their correlations C. The half
-that C does not couple regresses on ``C^p X2``, which is made once an iteration. The other would have
-to solve ``C^p X (G + ridge) + rho X = Y + rho P``: twice two rotations of order n. Instead it takes
-the step of a quadratic that has the same gradient where the half is: ``C^p`` is exact in its largest
+that C does not couple regresses on ``C^p X2``, made once an iteration. The other would have to solve
+``C^p X (G + ridge) + rho X = Y + rho P``: twice two rotations of order n. Instead it takes the step
+of a quadratic that has the same gradient where the half is: ``C^p`` is exact in its largest
 directions V, ``V diag(lam) V^T + tail (1 - V V^T)``, and one number in all the others. This needs
 half of the flops and, with a quarter of the directions, loses nothing. A Gram matrix of the outputs
 does the same to the other side. The power is below 1 because the projection on signs disturbs all
@@ -63,7 +63,9 @@ class _Weighed(Target):
     """``C_L^p A C_R^p`` of a plain target A; its energy is that of A under both."""
 
     def __init__(self, plain: ScaledTarget, left: _Axis | None, right: _Axis | None) -> None:
-        A = np.concatenate([part for _, part in plain.blocks(np.float32)])
+        A = np.empty(plain.shape, np.float32)
+        for rows, part in plain.blocks(np.float32):
+            A[rows] = part
         weighed = A if right is None else plain.workers.matmul(A, right.power)
         if left is not None:
             weighed = plain.workers.matmul(left.power, weighed)
@@ -81,15 +83,12 @@ class _Seen:
     half : Half
     axis : _Axis or None
         Its correlations, where its rows are coupled.
-    weighed : (rows, k) float32 or None
-        ``C^p N`` of its last basis N.
     norm : (k,) float32
         What the columns of that basis were divided by: then ``N^T C^p N`` has a diagonal of ones.
     """
 
     def __init__(self, half: Half, axis: _Axis | None) -> None:
         self.half, self.axis = half, axis
-        self.weighed: Array | None = None
         self.norm = half.norm
 
     def make_basis(self, softness: float) -> tuple[Array, Array]:
@@ -104,16 +103,9 @@ class _Seen:
         own = np.sqrt(np.maximum(np.einsum("ij,ij->j", N, weighed), np.float32(1e-30)))
         N /= own
         weighed /= own
-        self.weighed, self.norm = weighed, half.norm * own
+        half.weighed, self.norm = weighed, half.norm * own
         gram = matmul(N.T, weighed)
         return N, (gram + gram.T) / np.float32(2.0)
-
-    def weighed_basis(self) -> Array:
-        """Return ``C^p N`` of the last basis, which ``half.X`` still holds."""
-        if self.weighed is None and self.axis is not None:
-            self.weighed = self.half.workers.matmul(self.axis.power, self.half.X)
-        assert self.weighed is not None
-        return self.weighed
 
 
 class CoupledSides:
@@ -139,6 +131,7 @@ class CoupledSides:
         self._seen = [_Seen(half, axis) for half, axis in zip(halves, axes, strict=True)]
         if axes[0] is not None:
             self._seen[0].make_basis(0.0)
+            halves[0].lasting = ("X", "weighed")  # the right one's are made anew before they count
 
     def move(self, axis: int, schedule: admm.Schedule, balance: float) -> None:
         """Move one half."""
@@ -146,15 +139,17 @@ class CoupledSides:
         N, gram = other.make_basis(schedule.softness)
         gauge = other.half.gauge
         gram = admm.balanced(gram, gauge, balance)
-        if own.axis is None:
+        correlations = own.axis
+        if correlations is None:
             admm.regress(self.target, own.half, N, gram, gauge, schedule, balance)
         else:
-            _coupled_step(self.target, own, N, gram, other, schedule, balance)
+            _coupled_step(self.target, own.half, correlations, N, gram, other, schedule, balance)
 
 
 def _coupled_step(
     target: Target,
-    own: _Seen,
+    half: Half,
+    axis: _Axis,
     N: Array,
     gram: Array,
     other: _Seen,
@@ -166,8 +161,6 @@ def _coupled_step(
     Each minimises the objective with `_Axis`'s stand-in for ``C^p`` on the way from where it is,
     the basis of before, whose gradient is exact: ``C~ X G + rho X = Y + rho P``.
     """
-    half, axis = own.half, own.axis
-    assert axis is not None
     matmul = target.workers.matmul
     gram[np.diag_indices_from(gram)] += np.float32(schedule.ridge)
     values, Q = scipy.linalg.eigh(gram, driver="evd")
@@ -178,7 +171,7 @@ def _coupled_step(
     # (tail - C) of where it is, times G; what that lacks of C~ - C lies in V: `lack`, rotated
     start = half.X
     start *= other.norm
-    near = own.weighed_basis() * -other.norm
+    near = half.weighed * -other.norm
     near += tail * start
     ahead = matmul(near, gram)
     low = matmul(matmul(up, start), Q)
@@ -203,7 +196,6 @@ def _coupled_step(
         half.blend(rows, X, admm.DAMPING)
         half.project(half.gauge * other.half.gauge if last and balance else None)
     half.X = X
-    own.weighed = None
 
 
 def _dot(a: Array, b: Array) -> float:

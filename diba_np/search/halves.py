@@ -39,6 +39,10 @@ class Half:
         What p stays at.
     norm : (k,) float32
         What `make_basis` divided the columns by.
+    weighed : (rows, k) float32
+        The last basis under the correlations of the rows, where they are coupled.
+    lasting : tuple of str
+        What the next iteration needs of this half beside Q, p, q and gauge.
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class Half:
         self.Q = rng.standard_normal((rows, k), dtype=np.float32)
         self.X = np.zeros((rows, k), np.float32)
         self.norm = np.ones(k, np.float32)
+        self.weighed = self.X
+        self.lasting: tuple[str, ...] = ()
         self._parts = np.empty((-(-rows // magnitudes.BLOCK), k), np.float32)
         self.blend(slice(0, rows), self.X, 1.0)
         self.project(None)
@@ -77,9 +83,9 @@ class Half:
         signed: Array = np.copysign(np.outer(self.p, self.q), self.Q)
         return signed
 
-    def pack(self, *names: str) -> dict[str, Array]:
+    def pack(self) -> dict[str, Array]:
         """Return what the next iteration needs of this half."""
-        return {name: getattr(self, name) for name in ("Q", "p", "q", "gauge", *names)}
+        return {name: getattr(self, name) for name in ("Q", "p", "q", "gauge", *self.lasting)}
 
     def unpack(self, packed: dict[str, Array]) -> None:
         """Undo `pack`."""

@@ -224,7 +224,7 @@ class PlainSides:
 
 def _position(first: Half, second: Half, at: dict[str, Any]) -> dict[str, Any]:
     """Return where the iterations stand, for a later run."""
-    return {**at, "first": first.pack(), "second": second.pack("X")}
+    return {**at, "first": first.pack(), "second": second.pack()}
 
 
 def iterate(
@@ -247,6 +247,7 @@ def iterate(
         Iterations where the components turn out to be of uneven size, if that is more.
     """
     first, second = sides.halves
+    second.lasting = ("X",)
     k = first.q.size
     balance = schedule.balance * abs(1.0 - 2.0 * shift)
     turn = int(REGAUGE_AT * iterations)

@@ -195,7 +195,9 @@ class WeightedTarget(Target):
     def _weighed_matrix(self) -> Floats:
         """Return ``W A H / unit`` of the matrices among the two that are there, (m, n)."""
         if "W A H" not in self._held:
-            whole = np.concatenate([part for _, part in self.blocks(np.float64)])
+            whole = np.empty(self.shape)
+            for rows, part in self.blocks(np.float64):
+                whole[rows] = part
             if self.H is not None:
                 whole = self.workers.matmul(whole, self.H)
             if self.W is not None:
