@@ -2,11 +2,11 @@
 
 It minimises ``tr((A D - X1 X2^T) C^p (A D - X1 X2^T)^T)`` where ``H = D C D`` splits the Gram
 matrix of the inputs into the root mean squares D of the channels and their correlations C. The half
-that C does not couple regresses on ``C^p X2``, made once an iteration. The other would have to solve
-``C^p X (G + ridge) + rho X = Y + rho P``: twice two rotations of order n. Instead it takes the step
+that C does not couple regresses on ``C^p X2``, made once an iteration. The other would have to
+solve ``C^p X (G + ridge) + rho X = Y + rho P``: two rotations of order n, twice. It takes the step
 of a quadratic that has the same gradient where the half is: ``C^p`` is exact in its largest
 directions V, ``V diag(lam) V^T + tail (1 - V V^T)``, and one number in all the others. This needs
-half of the flops and, with a quarter of the directions, loses nothing. A Gram matrix of the outputs
+half of the flops and, with a quarter of the directions, loses little. A Gram matrix of the outputs
 does the same to the other side. The power is below 1 because the projection on signs disturbs all
 directions alike, and those that are never taken would be left to chance.
 """

@@ -111,8 +111,8 @@ def factorize(
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
         about 1.8 bits on it does so in stages, each fitted to what the earlier ones leave over.
     effort : {"fast", "balanced", "best"}
-        65, 128 or 1000 iterations of the ADMM (of each stage), a quarter more with inputs, and
-        longer walks in the polish.
+        65, 128 or 1000 iterations of the ADMM (of each stage), 1.4 times as many with inputs,
+        and longer walks in the polish.
         Where components come out of uneven size, as for smooth matrices, "balanced" takes 320, and
         "best" searches that way too (unless there is a `time_limit`) and keeps the better. Of no
         meaning for the greedy solver. See Notes for what it buys.

@@ -50,7 +50,7 @@ EFFORTS = {
     "best": Effort(1000, 20, 1000, 300, 1000, "balanced"),
 }
 
-COUPLED = 1.25  # iterations with inputs over those without
+COUPLED = 1.4  # iterations with inputs over those without
 
 _GREEDY_ROUNDS = 1000  # of the greedy solver, unless told otherwise
 _TOLERANCE = 1e-5  # of the polish, likewise
