@@ -428,6 +428,7 @@ def factorize_rows(
             search["checkpoint"] = keeper
         how = How(options.get("seed", 0), options.get("threads"), search=search)
         return best_of(methods, A, bits, gram, None, how)
+
     try:
         made = fit()
     except FormatError:
