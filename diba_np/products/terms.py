@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.kernels import columns, columns_simd, lookup_neon, lookup_portable, lookup_simd
 from diba_np.products.parallel import Real
 from diba_np.products.plan import KERNELS, Chain
-from diba_np.products.product import Kernels, Product
+from diba_np.products.product import Kernels, Product, operand
 
 Tiles = NDArray[np.uint32]
 
@@ -113,9 +113,11 @@ class SumProduct(Product):
     def vector_rounded(self, x: ArrayLike) -> Real:
         """Apply to a vector (n,) in float32, term after term; see `Product.vector_rounded`."""
         out = self._terms[0].vector_rounded(x)
-        for part in self._terms[1:]:
-            out += part.vector_rounded(x)
-        return out
+        with np.errstate(invalid="ignore", over="ignore"):
+            for part in self._terms[1:]:
+                out += part.vector_rounded(x)
+            # infinities of the terms may meet where the sum's weight is finite, or be a zero's NaN
+            return out if np.isfinite(out).all() else self.vector(operand(x).astype(np.float32))
 
 
 def run_each_kernel_of_sums(product: Product, tiles2: Tiles, tiles1: Tiles) -> Iterator[str]:
