@@ -2,6 +2,8 @@
 
 python scripts/bench_linear_trellis.py                # the table
 python scripts/bench_linear_trellis.py --smoke        # one small size, for the tests
+python scripts/bench_linear_trellis.py --rest data/minilm_attention_384x384.npy
+                                                      # as a last term on a term of DiBA: dB
 
 Processor time, medians of interleaved calls; 2 bits a weight (DiBA: k = n). "rotated" turns the
 inputs, or both sides. Ratios above 1 mean that the linear trellis is faster.
@@ -17,6 +19,8 @@ import numba
 import numpy as np
 
 import diba_np as dn
+from diba_np import methods
+from diba_np.matrix.quality import snr_db
 from diba_np.methods.linear_trellis import LinearTrellis
 from diba_np.methods.trellis_fit import Coded
 from diba_np.methods.trellis_modes import LINEAR_MODES
@@ -35,12 +39,31 @@ def random_factors(n: int, rng: np.random.Generator) -> dn.DiBAFactors:
     return dn.DiBAFactors(np.ones(n), first, np.ones(n), second, np.ones(n))
 
 
+def print_rest(path: str, rates: tuple[float, ...]) -> None:
+    """Print the SNR of the linear trellis alone, and on what a term of DiBA leaves over."""
+    A = np.load(path).astype(np.float64)
+    print("| stored bits | linear trellis | on a term of DiBA at 0.5 bits | at 1 bit |")
+    print("|---|---|---|---|")
+    first = [dn.factorize(A, bits=bits, effort="fast") for bits in (0.5, 1.0)]
+    for bits in rates:
+        cells = [f"{methods.fit('linear-trellis', A, bits).snr(A):.2f}"]
+        for f in first:
+            dense = f.to_dense()
+            rest = methods.fit("linear-trellis", A - dense, bits - f.bits_per_weight)
+            cells.append(f"{snr_db(A, dense + rest.to_dense()):.2f}")
+        print(f"| {bits:g} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--repeats", type=int, default=31)
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--rest", metavar="MATRIX.npy", help="see above")
     args = parser.parse_args()
+    if args.rest:
+        print_rest(args.rest, (3.0,) if args.smoke else (2.5, 3.0, 4.0))
+        return 0
     if args.smoke:
         args.sizes, args.repeats = [64], 3
     numba.set_num_threads(1)

@@ -160,9 +160,13 @@ def test_fit_taps_smoke():
     assert first == again and "(2, 1, 3): (  # " in first
 
 
-def test_bench_linear_trellis_smoke():
+def test_bench_linear_trellis_smoke(tmp_path):
     told = run_script("bench_linear_trellis.py", "--smoke").splitlines()
     assert len(told) == 2 + 9 and "ratio" in told[0]
+    np.save(tmp_path / "A.npy", np.random.default_rng(0).normal(size=(64, 48)))
+    told = run_script("bench_linear_trellis.py", "--smoke", "--rest", str(tmp_path / "A.npy"))
+    alone, *rest = (float(cell) for cell in told.splitlines()[-1].split("|")[2:-1])
+    assert all(10 < value < alone for value in rest)
 
 
 def test_study_matrices_smoke(tmp_path):
