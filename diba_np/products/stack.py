@@ -91,7 +91,7 @@ class Stack:
         for f in self.factors:
             names = ("b1", "b2", "d1", "d2", "d3", "shift")
             terms = getattr(f, "terms", (f,))
-            if not all(hasattr(term, name) for term in terms for name in names):
+            if not terms or not all(hasattr(term, name) for term in terms for name in names):
                 raise TypeError(f"factors must be DiBAFactors, got {type(f).__name__}")
         widths = sorted({f.shape[1] for f in self.factors})
         if len(widths) > 1:

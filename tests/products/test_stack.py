@@ -236,11 +236,16 @@ class Unfit:
     shape = (3, 40)
 
 
+class Dense(Unfit):
+    terms = ()  # as all methods have but DiBA
+
+
 @pytest.mark.parametrize(
     ("factors", "options", "error", "words"),
     [
         ([], {}, ValueError, "factors must hold at least one factorization, got none"),
         ([Unfit()], {}, TypeError, "factors must be DiBAFactors, got Unfit"),
+        ([Dense()], {}, TypeError, "factors must be DiBAFactors, got Dense"),
         ([factorization(3, 4, 2, 0), factorization(3, 5, 2, 0)], {}, ValueError,
          "factors must have the same number of columns, got 4, 5"),
         ([factorization(3, 4, 2, 0)], {"bias": np.ones(4)}, ValueError,
