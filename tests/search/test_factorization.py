@@ -126,15 +126,17 @@ def test_no_single_flip_improves_what_is_returned(solver, A, k, shift, seed):
     assert naive.improving_flips(A, *parts(f), f.shift, relative=1e-9) == 0
 
 
+@pytest.mark.filterwarnings("ignore:A loses")  # rows far below the largest, see test_units
 @settings(max_examples=25)
 @given(matrices(), st.integers(1, 6), st.sampled_from([0.0, 0.5]))
 def test_greedy_objective_never_rises_at_any_half_step(A, k, shift):
-    f = factorize(A, k=k, solver="greedy", shift=shift, max_sweeps=300)
+    # 32-bit diagonals hold every row that the search's float64 ones do
+    f = factorize(A, k=k, solver="greedy", shift=shift, max_sweeps=300, scale_bits=32)
     history = f.record["objective_history"]
     assert all(after <= before + 1e-10 for before, after in itertools.pairwise(history))
     if np.any(A):
         error = np.sum((A - naive.dense_fast(*parts(f), shift)) ** 2) / np.sum(A**2)
-        assert error <= history[-1] + 1e-3  # 16-bit diagonals
+        assert error <= history[-1] + 1e-5
 
 
 def test_the_dense_form_equals_the_reference(rng):
