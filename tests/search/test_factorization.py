@@ -90,7 +90,6 @@ def test_single_precision_diagonals(attention):
 
 
 @settings(max_examples=25)
-@pytest.mark.filterwarnings("ignore:A loses:UserWarning")  # columns that are next to nothing
 @given(matrices(9), st.integers(1, 6), st.integers(2, 8), st.sampled_from(["greedy", "auto"]))
 def test_coded_diagonals_on_matrices_of_every_kind(A, k, width, solver):
     f = factorize(A, k=k, scale_bits=width, solver=solver, max_sweeps=30)
@@ -126,7 +125,6 @@ def test_no_single_flip_improves_what_is_returned(solver, A, k, shift, seed):
     assert naive.improving_flips(A, *parts(f), f.shift, relative=1e-9) == 0
 
 
-@pytest.mark.filterwarnings("ignore:A loses")  # rows far below the largest, see test_units
 @settings(max_examples=25)
 @given(matrices(), st.integers(1, 6), st.sampled_from([0.0, 0.5]))
 def test_greedy_objective_never_rises_at_any_half_step(A, k, shift):

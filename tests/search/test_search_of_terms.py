@@ -15,7 +15,6 @@ from diba_np.search.target import Target
 from diba_np.search.terms import count_terms, spread_of, sum_within, term_sizes
 
 # rows of very different size are the point here, and few bits lose the smallest
-pytestmark = pytest.mark.filterwarnings("ignore:A loses:UserWarning")
 
 WIDTHS = st.one_of(st.sampled_from([16, 32]), st.tuples(*[st.integers(2, 8)] * 3))
 QUICK = {"max_sweeps": 24, "threads": 1}

@@ -185,7 +185,6 @@ def objective_of(A, X, w):
     return np.ones(len(A)) if weights.outputs is None else weights.outputs, H
 
 
-@pytest.mark.filterwarnings("ignore:A loses:UserWarning")  # some have next to no components
 @settings(max_examples=10)
 @given(matrices(8), st.integers(1, 5), st.sampled_from([0.0, 0.5]), st.integers(0, 99))
 @pytest.mark.parametrize("solver", ["greedy", "auto"])
