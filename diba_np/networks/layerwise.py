@@ -7,7 +7,6 @@ memory does not grow with the number of samples.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import row_blocks
-from diba_np.checks import check_number, digest
-from diba_np.files.atomic import atomic_path
+from diba_np.checks import check_number
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
-from diba_np.matrix.files import load
 from diba_np.matrix.quality import decibels, snr_db
 from diba_np.models.executors import Runner
+from diba_np.networks.finished_layers import FinishedLayers
 from diba_np.networks.stages import (
     Batches,
     DenseWeights,
@@ -35,7 +33,6 @@ from diba_np.networks.stages import (
     States,
     check_finite,
     dense_linear,
-    file_name,
     groups_of,
     layers_linear,
     read_inputs,
@@ -188,7 +185,7 @@ def compress_layers(
             raise ValueError(
                 f"biases[{name!r}] must have shape ({dense.shapes[name][0]},), got {b.shape}"
             )
-    parts = _Parts(None if folder is None else Path(folder))
+    parts = FinishedLayers(None if folder is None else Path(folder))
     here = runner or Runner(1, 1)
     result = Layerwise()
     for name, part in parts.whole(dense):
@@ -472,60 +469,3 @@ def _refitted(layer: Layer, data: Moments, bias: Array | None) -> Layer:
 def _noise(layer: Layer, sums: _Sums, bias: Array) -> float:
     """Squared error of a layer's outputs against what it should give, the dense bias left out."""
     return sums.targets.noise(layer.to_matrix().to_dense(), layer.parameters["bias"] - bias)
-
-
-# -- finished layers on disk -----------------------------------------------------------------------
-
-
-class _Parts:
-    """Finished layers in a folder: the matrix as HDF5, then bias and report, which complete it."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def _paths(self, name: str) -> tuple[Path, Path]:
-        base = Path(str(self.folder)) / file_name(name)
-        return Path(f"{base}.h5"), Path(f"{base}.npz")
-
-    def write(self, name: str, A: Array, layer: Layer, told: dict[str, Any]) -> None:
-        if self.folder is None:
-            return
-        matrix, rest = self._paths(name)
-        layer.to_matrix().save(matrix)
-        with atomic_path(rest) as path, open(path, "wb") as file:
-            text = json.dumps({**told, "sha256": digest(A)})
-            np.savez(file, bias=layer.parameters["bias"], report=np.array(text))
-
-    def finish(self, order: Sequence[str]) -> None:
-        """Keep the order of the layers: all are there."""
-        if self.folder is not None:
-            with atomic_path(self.folder / "order.json") as path:
-                path.write_text(json.dumps(list(order)), "utf-8")
-
-    def whole(self, dense: DenseWeights) -> list[tuple[str, tuple[Layer, dict[str, Any]]]]:
-        """Return all layers in their order, if they are there: no pass is needed then."""
-        path = None if self.folder is None else self.folder / "order.json"
-        if path is None or not path.is_file():
-            return []
-        layers = []
-        for name in json.loads(path.read_text("utf-8")):
-            part = self.read(name, dense[name]) if name in dense else None
-            dense.release()
-            if part is None:
-                return []
-            layers.append((name, part))
-        return layers
-
-    def read(self, name: str, A: Array) -> tuple[Layer, dict[str, Any]] | None:
-        if self.folder is None:
-            return None
-        matrix, rest = self._paths(name)
-        if not rest.is_file():
-            return None
-        with np.load(rest, allow_pickle=False) as file:
-            bias, told = file["bias"], json.loads(str(file["report"]))
-        if told.pop("sha256") != digest(A):
-            raise ValueError(f"folder must belong to these weights, {rest} is of another {name!r}")
-        return as_layer(load(matrix), bias), told
