@@ -4,6 +4,7 @@ python scripts/bench_solver.py                                  # the three matr
 python scripts/bench_solver.py --weights minilm --seeds 3       # all 39 MiniLM weights
 python scripts/bench_solver.py --weights FOLDER                 # every .npy there, 256 and up
 python scripts/bench_solver.py --kinds                          # Gaussian, Toeplitz, DCT, ...
+python scripts/bench_solver.py --coupled                        # seconds with a Gram matrix
 python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against size, 1 bit
 
 The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.methods.dbf`).
@@ -250,6 +251,27 @@ def compare_kinds(runs: Runs, args: argparse.Namespace) -> None:
     table(["kind", "bits", "peer", *titles, "sign × row scale", "SVD, 16 bits"], rows)
 
 
+def compare_coupled(matrices: list[tuple[str, np.ndarray]], args: argparse.Namespace) -> None:
+    """Print processor seconds of fits with a Gram matrix of drawn inputs beside those without."""
+    rows = []
+    for bits in args.bits:
+        for name, A in matrices:
+            for W in (A, A.T) if A.shape[0] != A.shape[1] else (A,):
+                rng = np.random.default_rng(0)
+                X = rng.standard_normal((4 * W.shape[1], W.shape[1]))
+                X *= np.arange(1, W.shape[1] + 1) ** -0.5  # a spectrum that falls
+                for effort in args.efforts:
+                    seconds = []
+                    for gram in (None, X.T @ X / len(X)):
+                        start = time.process_time()
+                        factorize(W, bits=bits, gram=gram, effort=effort, threads=1)
+                        seconds.append(time.process_time() - start)
+                    m, n = W.shape
+                    cells = [f"{s:.1f}" for s in seconds] + [f"{seconds[1] / seconds[0]:.2f}"]
+                    rows.append([name, f"{m} × {n}", f"{bits:g}", effort, *cells])
+    table(["matrix", "size", "bits", "effort", "plain s", "with a Gram matrix s", "ratio"], rows)
+
+
 def compare_sizes(runs: Runs, args: argparse.Namespace) -> None:
     """Print seconds and memory against size at one bit; sizes in ascending order.
 
@@ -283,6 +305,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th matrix only")
     parser.add_argument("--blocks", type=int, default=2, help="row blocks of a tall matrix")
     parser.add_argument("--kinds", action="store_true")
+    parser.add_argument("--coupled", action="store_true", help="seconds with a Gram matrix")
     parser.add_argument("--side", type=int, default=256, help="of the synthetic kinds")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="SIDE")
     parser.add_argument("--bits", type=float, nargs="+", default=[0.5, 1.0, 2.0])
@@ -299,6 +322,7 @@ def main() -> int:
         args.bits, args.efforts, args.side, args.sizes = [2.0], ["fast"], 40, [48]
         rng = np.random.default_rng(0)
         compare(runs, [("Gaussian", rng.standard_normal((48, 40)))], args)
+        compare_coupled([("Gaussian", rng.standard_normal((48, 40)))], args)
         compare_kinds(runs, args)
         compare_sizes(runs, args)
         return 0
@@ -309,7 +333,10 @@ def main() -> int:
         compare_sizes(runs, args)
     if not args.kinds and not args.sizes:
         found = [(n, A) for n, A in weights(args.weights, args.blocks) if args.only in n]
-        compare(runs, found[:: args.every], args)
+        if args.coupled:
+            compare_coupled(found[:: args.every], args)
+        else:
+            compare(runs, found[:: args.every], args)
     return 0
 
 
