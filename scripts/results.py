@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sources import cache_folder
 
+from diba_np.files.atomic import atomic_path
 from diba_np.files.lock import FileLock
 
 
@@ -34,7 +34,7 @@ class Results:
 
     def _read(self) -> dict[str, Any]:
         if self.path.is_file():
-            held = json.loads(self.path.read_text())
+            held = json.loads(self.path.read_text("utf-8"))
             if held["settings"] == self.settings:
                 rows: dict[str, Any] = held["rows"]
                 return rows
@@ -49,7 +49,7 @@ class Results:
             row = json.loads(json.dumps(make()))
             with FileLock(self.path.parent, wait=60.0):
                 self.rows = {**self._read(), **self.rows, key: row}
-                part = self.path.with_suffix(".part")
-                part.write_text(json.dumps({"settings": self.settings, "rows": self.rows}))
-                os.replace(part, self.path)
+                text = json.dumps({"settings": self.settings, "rows": self.rows})
+                with atomic_path(self.path) as part:
+                    part.write_text(text, "utf-8")
         return self.rows[key]

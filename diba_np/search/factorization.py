@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,31 +18,17 @@ from diba_np.machine.blas import blas_problem
 from diba_np.machine.pool import workers
 from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
-from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
-from diba_np.matrix.quality import decibels
-from diba_np.search.greedy import settle, solve_greedy
-from diba_np.search.options import EFFORTS, SearchOptions, takes_options
+from diba_np.search.options import SearchOptions, takes_options
 from diba_np.search.outcome import Outcome
-from diba_np.search.pilot import choose_widths, estimate_k
-from diba_np.search.polish import polish
+from diba_np.search.pilot import choose_widths
 from diba_np.search.progress import Run, SearchState, thinned
-from diba_np.search.rank_one import rank_one, widened
-from diba_np.search.refit import round_diagonals, state_of, sum_of
-from diba_np.search.stages import relax_staged
-from diba_np.search.state import State, sort_components, squared_error
+from diba_np.search.refit import sum_of
+from diba_np.search.solver import Solver, finish
 from diba_np.search.target import Target
-from diba_np.search.terms import (
-    count_terms,
-    finish_terms,
-    search_terms,
-    spread_of,
-    sum_within,
-    term_sizes,
-    widths_of_terms,
-)
-from diba_np.search.weighted_target import Lost, WeightedTarget, reached_db, snr_facts
+from diba_np.search.terms import count_terms, spread_of
+from diba_np.search.weighted_target import Lost, WeightedTarget, snr_facts
 from diba_np.search.weights import Weights, as_weights
 
 # of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
@@ -51,9 +36,6 @@ _USUAL_WIDTHS: Widths = (4, 3, 4)
 
 # whose versions may change the bits found
 _DECIDING_PACKAGES = ("diba_np", "numpy", "scipy", "numba")
-
-# a rank-one fit this good needs no search for bits
-_EXACT_DB = 100.0
 
 
 @takes_options()
@@ -263,7 +245,7 @@ def factorize(
                 size = budgets.intermediate_dimension(name, value, shape, scales)
         if init is not None:
             _check_init_size(init, shape, size, how.shift)
-        search = _Search(target, how, scales, init, run)
+        search = Solver(target, how, scales, init, run)
         if count > 1:
             search.sum_of(count, auto, name, value)
         try:
@@ -275,7 +257,7 @@ def factorize(
             run.close()
         if count > 1 and auto and not (outcome.others or outcome.state.grids or run.stopped):
             scales = HALF  # a single term was better, and no code fine enough for it
-        outcome = run.journal.stage("finish", lambda: _finish(target, outcome, run, scales))
+        outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, scales))
         lost = Lost(shape)
         reached = snr_facts(target, *outcome.terms, lost=lost) | lost.counts()
     source = {"sha256": source.get("sha256") or digest(matrix), **source}
@@ -365,9 +347,7 @@ def _fingerprint(
         **settings,
         "init": start,
         **{f"{k} of the activations": v for k, v in (weights.facts if weights else {}).items()},
-        **{
-            f"version of {name}": installed[name] for name in ("diba_np", "numpy", "scipy", "numba")
-        },
+        **{f"version of {name}": installed[name] for name in _DECIDING_PACKAGES},
     }
 
 
@@ -395,186 +375,3 @@ def _check_init_size(init: DiBAFactors, shape: tuple[int, int], k: int, shift: f
             f"init must have shape {shape}, k={k}, shift={shift:g}, "
             f"got shape {init.shape}, k={init.k}, shift={init.shift:g}"
         )
-
-
-class _Search:
-    """The chosen solver on one target.
-
-    Parameters
-    ----------
-    target : Target
-    how : SearchOptions
-    scale_bits : int or (int, int, int)
-        Of the diagonals, "auto" settled.
-    init : DiBAFactors or None
-        Where to start.
-    run : Run
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        how: SearchOptions,
-        scale_bits: ScaleBits,
-        init: DiBAFactors | None,
-        run: Run,
-    ) -> None:
-        self.target, self.how, self.init, self.run = target, how, init, run
-        self.scale_bits = scale_bits
-        self.widths = scale_bits if isinstance(scale_bits, tuple) else None
-        self._terms: list[ScaleBits] = []  # bits of the diagonals of each, where there are several
-        self._auto = False
-        self._budget: tuple[str, Any] = ("", None)
-
-    def sum_of(self, count: int, auto: bool, name: str, value: Any) -> None:
-        """Search for so many terms from now on, with `auto` in code widths of their own.
-
-        `name` and `value` are the budget: where it counts bits, all terms together take no more.
-        """
-        coupled = self.target.is_coupled
-        self._terms = widths_of_terms(count, coupled) if auto else [self.scale_bits] * count
-        self._auto, self._budget = auto, (name, value)
-
-    def at(self, k: int) -> Outcome:
-        """Run the solver at one k."""
-        if not self._terms or k < len(self._terms):
-            return self._single(k)
-        target, how = self.target, self.how
-        simple = rank_one(target, how.shift)
-        if decibels(target.energy, squared_error(target, simple)) >= _EXACT_DB:
-            return self._single(self._single_size(k))
-        best = search_terms(target, self._sizes(k), self._terms, how, self.run)
-        # one set of diagonals may fit uneven components better
-        if best.uneven and how.terms == "auto" and not self.run.stopped:
-            other = self._single(self._single_size(k))
-            if not self.run.stopped:
-                round_diagonals(target, other.state, self.scale_bits)
-            sweeps = best.sweeps + other.sweeps
-            if squared_error(target, other.state) < squared_error(target, *best.terms):
-                best = other
-            best = replace(best, sweeps=sweeps)
-        return best
-
-    def _sizes(self, k: int) -> list[int]:
-        """Return the sizes of the terms for the budget, or in the bits of a single term of k."""
-        name, value = self._budget
-        m, n = self.target.shape
-        if name == "k":
-            return term_sizes(k, len(self._terms))
-        if name == "snr":
-            stored = storage_bits(m, n, k, self.scale_bits)
-        else:
-            stored = int(float(value) * m * n * (DENSE_BITS if name == "ratio" else 1))
-        return sum_within(stored, (m, n), self._terms)
-
-    def _single_size(self, k: int) -> int:
-        """Choose the code widths of a single term instead; return its k."""
-        if self._auto:
-            self.scale_bits = choose_widths(self.target, k, self.how.shift, self.how.seed)
-            self.widths = self.scale_bits if isinstance(self.scale_bits, tuple) else None
-        name, value = self._budget
-        if name == "snr":
-            return k
-        return budgets.intermediate_dimension(name, value, self.target.shape, self.scale_bits)
-
-    def _single(self, k: int) -> Outcome:
-        """Run the solver for a single term."""
-        target, how, run = self.target, self.how, self.run
-        start = None if self.init is None else state_of(self.init, target.unit, self.widths)
-        if how.greedy:
-            return solve_greedy(
-                target,
-                k,
-                shift=how.shift,
-                rng=np.random.default_rng(how.seed),
-                max_sweeps=how.sweeps,
-                tol=how.tolerance,
-                run=run,
-                start=start,
-            )
-        if start is not None:
-            return run.journal.stage("polish", lambda: self._polished(start))
-        simple = rank_one(target, how.shift)
-        floor = squared_error(target, simple)
-        if decibels(target.energy, floor) >= _EXACT_DB:
-            run.step("rank one", 1, 1, k, floor / (target.energy or 1.0))
-            return Outcome(widened(simple, k), sweeps=1, converged=True)
-        capped = how.max_sweeps is not None
-        best = self._relaxed(k, how.iterations(target.is_coupled), 0 if capped else how.work.uneven)
-        also = EFFORTS.get(how.work.also)
-        if best.uneven and also and not (capped or run.stopped or run.time_limit):
-            other = self._relaxed(k, also.iterations, also.uneven)
-            sweeps = best.sweeps + other.sweeps
-            if squared_error(target, other.state) < squared_error(target, best.state):
-                best = other
-            best = replace(best, sweeps=sweeps)
-        if floor < squared_error(target, best.state):
-            best = replace(best, state=widened(simple, k))
-        return best
-
-    def _polished(self, state: State) -> Outcome:
-        how = self.how
-        return polish(self.target, state, self.run, how.tolerance, how.work, self.widths)
-
-    def _polished_once(self, state: State) -> Outcome:
-        """Polish between two stages: one round, diagonals free."""
-        once = replace(self.how.work, rounds=1)
-        return polish(self.target, state, self.run, self.how.tolerance, once)
-
-    def _relaxed(self, k: int, iterations: int, uneven: int) -> Outcome:
-        """Find signs by the ADMM and polish the bits that they are read out as."""
-        relaxed = relax_staged(
-            self.target,
-            k,
-            shift=self.how.shift,
-            seed=self.how.seed,
-            iterations=iterations,
-            uneven=uneven,
-            run=self.run,
-            polish=self._polished_once,
-        )
-        if self.run.stopped:
-            return relaxed
-        return relaxed.followed_by(
-            self.run.journal.stage("polish", lambda: self._polished(relaxed.state))
-        )
-
-    def reaching(self, goal: float) -> Outcome:
-        """Run the solver at the smallest k that reaches `goal` dB."""
-        best: dict[int, Outcome] = {}
-
-        def rounded(k: int) -> Outcome:
-            outcome = self.at(k)
-            if not outcome.others:
-                round_diagonals(self.target, outcome.state, self.scale_bits)
-            return outcome
-
-        def reach(k: int) -> float:
-            best[k] = self.run.journal.stage(f"k={k}", lambda: rounded(k))
-            if self.run.stopped:
-                raise _Ended
-            return reached_db(self.target, *best[k].terms)
-
-        shape, how = self.target.shape, self.how
-        first, slope = estimate_k(self.target, goal, how.shift, how.seed)
-        try:
-            return best[budgets.smallest_k(reach, goal, shape, first, slope)]
-        except _Ended:
-            reached = {k: reached_db(self.target, *outcome.terms) for k, outcome in best.items()}
-            enough = [k for k in best if reached[k] >= goal]
-            return best[min(enough) if enough else max(best, key=lambda k: reached[k])]
-
-
-class _Ended(Exception):
-    """The time limit or the callback has ended the search for the smallest k."""
-
-
-def _finish(target: Target, outcome: Outcome, run: Run, scale_bits: ScaleBits) -> Outcome:
-    """Round what will be stored and flip what still improves, unless the time is up."""
-    if outcome.others:
-        return finish_terms(target, outcome, run)
-    state = outcome.state
-    round_diagonals(target, state, scale_bits)
-    settled = not run.stopped and settle(target, state, run)
-    sort_components(target, state)
-    return replace(outcome, settled=settled)
