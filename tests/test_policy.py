@@ -28,9 +28,10 @@ HELPERS = (
     "_stack",
     "_neon",
     "_terms",
+    "_stages",
 )  # compiled into the kernels of other files
 KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py")) + [
-    PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name not in ("_ir", "_neon")
+    PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name != "_ir"
 ]
 
 # a folder may import from itself and from those below it in this list

@@ -67,7 +67,9 @@ if not getattr(numba.config, "CACHE_LOCATOR_CLASSES", None):  # else the user ch
     _remove_remains()
 
 
-def njit(*, fastmath: bool | set[str], parallel: bool = False) -> Callable[[Any], Any]:
+def njit(
+    *, fastmath: bool | set[str], parallel: bool = False, cached: bool = True
+) -> Callable[[Any], Any]:
     """Compile on first call, without the GIL, with NumPy's rules for division by zero.
 
     Parameters
@@ -76,6 +78,9 @@ def njit(*, fastmath: bool | set[str], parallel: bool = False) -> Callable[[Any]
         Stated at every kernel. ``False`` wherever a comparison decides about a bit.
     parallel : bool
         Whether `numba.prange` loops run on several threads.
+    cached : bool
+        Whether compiled code is kept. Not that of a function made by another: Numba would not
+        know it again in the next process.
 
     Returns
     -------
@@ -90,7 +95,7 @@ def njit(*, fastmath: bool | set[str], parallel: bool = False) -> Callable[[Any]
         compiled = numba.njit(
             fastmath=fastmath, parallel=parallel, nogil=True, error_model="numpy"
         )(function)
-        if CACHE:
+        if CACHE and cached:
             # no folder for the cache (RuntimeError, OSError): compile in every process
             with contextlib.suppress(RuntimeError, OSError):
                 compiled._cache = _Cache(function)

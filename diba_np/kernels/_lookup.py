@@ -71,3 +71,21 @@ def finish(sums, first, alpha, total, scale, bias, out):
     else:
         for i in range(part.size):
             part[i] = scale[i] * (sums[i] - shift)
+
+
+@njit(fastmath=False)
+def finish_rounded(sums, step, first, offset, weight, addend, scale, bias, out):
+    """Write ``out[first + i] = scale * (step * sums[i] + offset + weight * addend) + bias``."""
+    # slices: with offsets in the indices the loops would not be vectorized
+    last = min(first + sums.size, scale.size)
+    part, scale = out[first:last], scale[first:last]
+    for i in range(part.size):
+        part[i] = scale[i] * (step * np.float32(sums[i]) + offset)
+    if addend.size:
+        addend = addend[first:last]
+        for i in range(part.size):
+            part[i] += scale[i] * (weight * addend[i])
+    if bias.size:
+        bias = bias[first:last]
+        for i in range(part.size):
+            part[i] += bias[i]

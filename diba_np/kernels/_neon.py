@@ -7,8 +7,8 @@ the end of a unit), 16 sums rounded to 14 bits, two tables of 16 bytes with 7 bi
 look-ups are added as bytes before they are widened.
 
 Plain Python that runs at compile time, for any LLVM, on any machine: a test lowers it for three
-systems. Compiled into the kernels of other files, which carry a digest of this one, as of
-``_ir.py``.
+systems. At the end what ``_stages.py`` and ``_stack.py`` ask of a kind of look-up. Compiled into
+the kernels of other files, which carry a digest of this one, as of ``_ir.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
+from diba_np.kernels._jit import njit
 
 BITS = 5  # inputs of a float32 table; three tables a unit
 FLOAT_UNIT = 3 * 32 * 4  # bytes of a unit's tables
@@ -310,3 +311,12 @@ def mix_word_tile_neon(typingctx, tile, ahead, tables, n_units, sums):
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@njit(fastmath=False)
+def mix_neon(tiles, n_tiles, stride, tables, n_units, sums):
+    """Add the look-ups of some units to the sums of all tiles; addresses, `stride` in bytes."""
+    for t in range(n_tiles):
+        tile = tiles + stride * t
+        ahead = tile + stride * min(1, n_tiles - 1 - t)
+        mix_float_tile_neon(tile, ahead, tables, n_units, sums + 128 * t)

@@ -6,8 +6,9 @@ For a group of inputs all partial sums fill a register (AVX-512: 5 inputs, 32 su
 shift and no mask. Tables hold plain sums of the set bits, so that a zero row gives exactly zero and
 a huge input touches only the rows that use it.
 
-Plain Python that runs at compile time. Compiled into the kernels of other files, which carry a
-digest of this one, as of ``_ir.py``.
+Above, plain Python that runs at compile time; at the end what ``_stages.py`` and ``_stack.py`` ask
+of a kind of look-up. Compiled into the kernels of other files, which carry a digest of this one, as
+of ``_ir.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
+from diba_np.kernels._jit import njit
 
 
 class Isa:
@@ -193,3 +195,62 @@ class Isa:
 
 AVX512 = Isa(16, 5)
 AVX2 = Isa(8, 3)
+
+_build_tables_avx512 = AVX512.make_build_tables()
+_build_tables_avx2 = AVX2.make_build_tables()
+_mix_4_tiles_avx512 = AVX512.make_mix_tiles(4)
+_mix_3_tiles_avx512 = AVX512.make_mix_tiles(3)
+_mix_2_tiles_avx512 = AVX512.make_mix_tiles(2)
+_mix_1_tile_avx512 = AVX512.make_mix_tiles(1)
+_mix_2_tiles_avx2 = AVX2.make_mix_tiles(2)
+_mix_1_tile_avx2 = AVX2.make_mix_tiles(1)
+
+
+@njit(fastmath=False)
+def build_avx512(inputs, n_units, tables):
+    """Write the tables of some units, 96 float32 each; return the inputs' sum; addresses."""
+    return _build_tables_avx512(inputs, n_units, tables, 128)
+
+
+@njit(fastmath=False)
+def mix_avx512(tiles, n_tiles, stride, tables, n_units, sums):
+    """Add the look-ups of `n_units` units to the sums of all tiles; addresses, `stride` in bytes.
+
+    Tiles go by fours and threes: a single one waits for its own additions.
+    """
+    while n_tiles > 0:
+        if n_tiles == 4 or n_tiles > 6:
+            _mix_4_tiles_avx512(tiles, stride, tables, n_units, sums, 0)
+            size = 4
+        elif n_tiles == 3 or n_tiles > 4:
+            _mix_3_tiles_avx512(tiles, stride, tables, n_units, sums, 0)
+            size = 3
+        elif n_tiles == 2:
+            _mix_2_tiles_avx512(tiles, stride, tables, n_units, sums, 0)
+            size = 2
+        else:
+            _mix_1_tile_avx512(tiles, stride, tables, n_units, sums, 0)
+            size = 1
+        tiles += size * stride
+        sums += size * 128
+        n_tiles -= size
+
+
+@njit(fastmath=False)
+def build_avx2(inputs, n_units, tables):
+    """Do what `build_avx512` does, 40 float32 a unit."""
+    return _build_tables_avx2(inputs, n_units, tables, 32)
+
+
+@njit(fastmath=False)
+def mix_avx2(tiles, n_tiles, stride, tables, n_units, sums):
+    """Do what `mix_avx512` does."""
+    while n_tiles > 0:
+        size = min(2, n_tiles)
+        if size == 2:
+            _mix_2_tiles_avx2(tiles, stride, tables, n_units, sums, 0)
+        else:
+            _mix_1_tile_avx2(tiles, stride, tables, n_units, sums, 0)
+        tiles += size * stride
+        sums += size * 128
+        n_tiles -= size

@@ -16,6 +16,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
+from diba_np.kernels._lookup import block_size  # _lookup.py 782b058b4ee4
+from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 9ff185c0228f
 
 # of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
 TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape
@@ -28,6 +30,7 @@ SUMS_1, INNER, SUMS_2 = 18, 19, 20  # in the workspace
 N_TERMS = 21  # of the matrix that this is a term of
 COLUMNS = 22  # how many entries a row has
 
+UNIT_FLOATS = 96  # of tables, for AVX-512 and NEON; AVX2 takes 40
 LANES = 16  # a cache line
 _LINE = _ir.vector(_ir.F32, LANES)
 
@@ -209,3 +212,54 @@ def write_results(plan, work, added, out):
             if rest.size:
                 value += rest[first + j]
             out[first + j] = value
+
+
+def make_stack(build, mix):
+    """Return what a kernel of stacks calls, for a kind of look-up as in ``_stages.py``."""
+
+    @njit(fastmath=False, cached=False)
+    def stack(x, plan, work, added, out):
+        """Do what ``stack_simd.stack_avx512`` does."""
+        check = np.float32(0.0)
+        total = np.float32(0.0)
+        totals = work[plan[0, TOTALS] :]
+        n_units = plan[0, N_UNITS_1]
+        block = block_size(n_units, BLOCK_UNITS)
+        first = 0
+        while first < plan.shape[0]:
+            after = first + 1
+            while after < plan.shape[0] and plan[after, D3] == plan[first, D3]:
+                after += 1
+            start_first_stages(x, plan, first, after, work)
+            total = np.float32(0.0)
+            for u in range(0, n_units, block):
+                width = min(block, n_units - u)
+                table = work.ctypes.data + 4 * plan[first, TABLES]
+                inputs = work.ctypes.data + 4 * plan[first, INPUTS] + 60 * u
+                total += build(inputs, width, table)
+                for i in range(first, after):
+                    tiles = plan[i, TILES_1] + 64 * u
+                    sums = work.ctypes.data + 4 * plan[i, SUMS_1]
+                    mix(tiles, plan[i, N_TILES_1], 64 * n_units, table, width, sums)
+            for i in range(first, after):
+                check += finish_first_stage(plan[i], total, work)
+            first = after
+        for i in range(plan.shape[0]):
+            n_units = plan[i, N_UNITS_2]
+            block = block_size(n_units, BLOCK_UNITS)
+            total = np.float32(0.0)
+            for u in range(0, n_units, block):
+                width = min(block, n_units - u)
+                table = work.ctypes.data + 4 * plan[i, TABLES]
+                inputs = work.ctypes.data + 4 * plan[i, INNER] + 60 * u
+                total += build(inputs, width, table)
+                tiles = plan[i, TILES_2] + 64 * u
+                sums = work.ctypes.data + 4 * plan[i, SUMS_2]
+                mix(tiles, plan[i, N_TILES_2], 64 * n_units, table, width, sums)
+            totals[i] = total
+            check += finish_second_stage(plan[i], total, work)
+        if np.isfinite(check):
+            write_results(plan, work, added, out)
+        return check
+
+    return stack

@@ -15,13 +15,13 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
+from diba_np.kernels._lookup import (  # _lookup.py 782b058b4ee4
     block_size,
     cache_lines,
     finish,
     zero_if_finite,
 )
-from diba_np.kernels._permute import AVX512  # _permute.py b2d4e71cca30
+from diba_np.kernels._permute import AVX512  # _permute.py 0dc5245157ce
 from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py dae9825aeaeb
 
 # units whose tables are built at a time, 24 KiB for four columns; the same for fewer, so that the

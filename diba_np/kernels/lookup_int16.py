@@ -16,9 +16,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
-from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size, padded, scaled  # _lookup.py e780d5b3414a
+from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 782b058b4ee4
+from diba_np.kernels._stages import make_rounded_stages  # _stages.py 9ff185c0228f
 
 BLOCK_UNITS = 32  # units whose tables are built at a time: 6 KiB; even, for whole pairs
 PAIR = 30  # columns of two units
@@ -217,16 +217,10 @@ def _measured(inputs, size):
 
 
 @njit(fastmath=False)
-def _whole_pairs(n_units):
-    """Return `n_units`, one more if that makes whole pairs."""
-    return n_units + n_units % 2
-
-
-@njit(fastmath=False)
 def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, bias, out):
     """Write ``scale * ((B - 1/2) inputs + offset + weight * addend) + bias`` for some tiles."""
     n_units = tiles.shape[1]
-    block = 2 * block_size(_whole_pairs(n_units) // 2, BLOCK_UNITS // 2)
+    block = 2 * block_size((n_units + 1) // 2, BLOCK_UNITS // 2)
     tables = np.empty(48 * block + 16, dtype=np.int32)
     sums = np.zeros(32 * (stop - start), dtype=np.int32)
     half_inverse_step = np.float32(0.5) / step if step > 0 else np.float32(0.0)
@@ -245,20 +239,10 @@ def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, b
             else:
                 _mix_1_tile(source, 64 * n_units, table, width, target)
                 t += 1
-    # slices: with offsets in the indices the loops would not be vectorized
-    first = 32 * start
-    last = min(32 * stop, scale.size)
-    part, scale = out[first:last], scale[first:last]
-    for i in range(part.size):
-        part[i] = scale[i] * (step * np.float32(sums[i]) + offset)
-    if addend.size:
-        addend = addend[first:last]
-        for i in range(part.size):
-            part[i] += scale[i] * (weight * addend[i])
-    if bias.size:
-        bias = bias[first:last]
-        for i in range(part.size):
-            part[i] += bias[i]
+    finish_rounded(sums, step, 32 * start, offset, weight, addend, scale, bias, out)
+
+
+_product, _start, _piece, _end = make_rounded_stages(_measured, _mix_part, 2)  # whole pairs
 
 
 @njit(fastmath=False)
@@ -293,53 +277,13 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
     Time k (m + n) / 75 cycles, extra memory O(k) and 6 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_int16``.
     """
-    none = np.empty(0, dtype=np.float32)
-    inputs = scaled(x, d3, _whole_pairs(tiles2.shape[1]))
-    step, total, rough = _measured(inputs, x.size)
-    centre = np.float32(np.float32(0.5) - alpha)
-    c = np.float32(centre * total)
-    zero = np.float32(0.0)
-    if tiles1.shape[0] == 0:
-        _mix_part(inputs, step, tiles2, 0, tiles2.shape[0], c, zero, none, d2, bias, out)
-        return total, rough
-    w = padded(d2.size, _whole_pairs(tiles1.shape[1]), x.dtype)
-    _mix_part(inputs, step, tiles2, 0, tiles2.shape[0], zero, zero, none, d2, none, w)
-    step, inner, rough1 = _measured(w, d2.size)
-    offset = np.float32(centre * inner)
-    _mix_part(w, step, tiles1, 0, tiles1.shape[0], offset, c, mixed_d2, d1, bias, out)
-    return total + inner, np.sqrt(rough * rough + rough1 * rough1)
+    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, out)
 
 
 @njit(fastmath=False, parallel=True)
 def product_int16_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
     """Do what `product_int16` does, the output rows cut into `n_parts` pieces for the threads."""
-    none = np.empty(0, dtype=np.float32)
-    inputs = scaled(x, d3, _whole_pairs(tiles2.shape[1]))
-    step, total, rough = _measured(inputs, x.size)
-    centre = np.float32(np.float32(0.5) - alpha)
-    c = np.float32(centre * total)
-    zero = np.float32(0.0)
-    two = tiles1.shape[0] > 0
-    w = padded(d2.size, _whole_pairs(tiles1.shape[1]), x.dtype) if two else out
-    bias2 = none if two else bias
-    offset = zero if two else c
-    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    measured = np.empty(2, dtype=np.float32)  # of w: its sum, its roughness
-    counters = barrier()
+    shared = _start(x, d3, tiles2, d2, tiles1, alpha, bias, out)
     for p in numba.prange(n_parts):
-        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
-        _mix_part(inputs, step, tiles2, start, stop, offset, zero, none, d2, bias2, w)
-        if two and arrive(counters, n_parts):
-            step1, inner, rough1 = _measured(w, d2.size)
-            offset1 = np.float32(centre * inner)
-            q = take(counters)
-            while q < n_parts:
-                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
-                _mix_part(w, step1, tiles1, start, stop, offset1, c, mixed_d2, d1, bias, out)
-                if q == 0:
-                    measured[0], measured[1] = inner, rough1
-                q = take(counters)
-    if two:
-        total += measured[0]
-        rough = np.sqrt(rough * rough + measured[1] * measured[1])
-    return total, rough
+        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out)
+    return _end(shared, tiles1)

@@ -10,55 +10,33 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
+from diba_np.kernels._lookup import (  # _lookup.py 782b058b4ee4
     block_size,
-    finish,
-    padded,
-    scaled,
+    finish_rounded,
     zero_if_finite,
 )
-from diba_np.kernels._neon import (  # _neon.py b74621ec586d
+from diba_np.kernels._neon import (  # _neon.py 87811e382632
     build_float_tables_neon,
     build_word_tables_neon,
-    mix_float_tile_neon,
+    mix_neon,
     mix_word_tile_neon,
 )
-from diba_np.kernels._terms import (  # _terms.py dae9825aeaeb
-    first_tiles,
-    second_tiles,
-    term_inner,
-    term_inputs,
+from diba_np.kernels._stages import (  # _stages.py 9ff185c0228f
+    make_mix_part,
+    make_rounded_stages,
+    make_stages,
+    make_term_stages,
+    start_pieces,
+    start_term_pieces,
 )
 
-BLOCK_UNITS = 28  # units whose float32 tables are built at a time: 10.5 KiB
-BLOCK_UNITS_ROUNDED = 32  # of 16-bit tables: 4 KiB; up to 120 for sums of 16 bits
+BLOCK_UNITS_ROUNDED = 32  # units whose 16-bit tables are built at a time: 4 KiB; up to 120
 LARGEST_ENTRY = 8190.0  # of 14 bits with a sign; rounding adds up to 1
 
-
-@njit(fastmath=False)
-def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
-    """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`.
-
-    It is NaN where a row's sum is not finite.
-    """
-    n_units = tiles.shape[1]
-    block = block_size(n_units, BLOCK_UNITS)
-    tables = np.empty(96 * block + 16, dtype=np.float32)
-    sums = np.zeros(32 * (stop - start), dtype=np.float32)
-    total = np.float32(0.0)
-    for u in range(0, n_units, block):
-        width = min(block, n_units - u)
-        # asked for in the loop: Numba frees an array after the last use of its name
-        table = (tables.ctypes.data + 63) // 64 * 64
-        total += build_float_tables_neon(inputs.ctypes.data + 60 * u, width, table)
-        for t in range(start, stop):
-            tile = tiles.ctypes.data + 64 * (n_units * t + u)
-            ahead = tile + 64 * n_units * min(1, stop - 1 - t)
-            mix_float_tile_neon(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
-    finish(sums, 32 * start, alpha, total, scale, bias, out)
-    return total + zero_if_finite(sums)
+_mix_part = make_mix_part(build_float_tables_neon, mix_neon, 96)
+_product, _piece = make_stages(_mix_part)
+_terms, _terms_piece = make_term_stages(_mix_part)
 
 
 @njit(fastmath=False)
@@ -70,67 +48,17 @@ def product_neon(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     Time k (m + n) / 13 cycles (estimated for Apple's M1), extra memory O(k) and 12 KiB a thread.
     The `_par` twin is bitwise equal. naive: ``tests/naive.py::product_neon``.
     """
-    none = np.empty(0, dtype=np.float32)
-    inputs = scaled(x, d3, tiles2.shape[1])
-    if tiles1.shape[0] == 0:
-        return _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = padded(d2.size, tiles1.shape[1], x.dtype)
-    total = _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
-    total += _mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
-    return total
+    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, bias, out)
 
 
 @njit(fastmath=False, parallel=True)
 def product_neon_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """Do what `product_neon` does, the output rows cut into `n_parts` pieces for the threads."""
-    none = np.empty(0, dtype=np.float32)
-    inputs = scaled(x, d3, tiles2.shape[1])
-    two = tiles1.shape[0] > 0
-    z = padded(d2.size, tiles1.shape[1], x.dtype) if two else out
-    bias2 = none if two else bias
-    totals = np.empty(n_parts, dtype=np.float32)
-    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    counters = barrier()
+    shared = start_pieces(x, d3, tiles2, d2, tiles1, bias, n_parts, out)
     for p in numba.prange(n_parts):
-        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
-        totals[p] = _mix_part(inputs, tiles2, start, stop, alpha, d2, bias2, z)
-        if two and arrive(counters, n_parts):
-            q = take(counters)
-            while q < n_parts:
-                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
-                totals[q] += _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
-                q = take(counters)
+        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
+    totals = shared[3]
     return totals[0] + zero_if_finite(totals)
-
-
-@njit(fastmath=False)
-def _first_stages(inputs, tiles2, piece, n_pieces, alpha, d2, starts, z):
-    """Do a piece of the first stage of every term; return the sum of the inputs, or NaN."""
-    none = np.empty(0, dtype=inputs.dtype)
-    total = zero_if_finite(none)
-    for t in range(inputs.shape[0]):
-        tiles = first_tiles(tiles2, starts, t)
-        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
-        scale, part = d2[starts[t, 0] : starts[t + 1, 0]], z[starts[t, 3] : starts[t + 1, 3]]
-        total += _mix_part(inputs[t], tiles, start, stop, alpha, scale, none, part)
-    return total
-
-
-@njit(fastmath=False)
-def _second_stages(z, tiles1, piece, n_pieces, alpha, d1, starts, bias, out):
-    """Do a piece of the second stage of every term, each added to those before it.
-
-    Returns the sum of `z`, or NaN where a row's sum is not finite, with its scale or without.
-    """
-    total = zero_if_finite(out[:0])
-    start, stop = 0, 0
-    for t in range(d1.shape[0]):
-        tiles = second_tiles(tiles1, starts, t)
-        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
-        before = out if t else bias
-        part = z[starts[t, 3] : starts[t + 1, 3]]
-        total += _mix_part(part, tiles, start, stop, alpha, d1[t], before, out)
-    return total + zero_if_finite(out[32 * start : 32 * stop])
 
 
 @njit(fastmath=False)
@@ -139,26 +67,16 @@ def product_terms_neon(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_par
 
     naive: ``tests/naive.py::product_terms_neon``.
     """
-    inputs = term_inputs(x, d3, tiles2.shape[1])
-    z = term_inner(starts, x.dtype)
-    total = _first_stages(inputs, tiles2, 0, 1, alpha, d2, starts, z)
-    return total + _second_stages(z, tiles1, 0, 1, alpha, d1, starts, bias, out)
+    return _terms(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, out)
 
 
 @njit(fastmath=False, parallel=True)
 def product_terms_neon_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
     """Do what `product_terms_neon` does, the output rows cut into `n_parts` pieces."""
-    inputs = term_inputs(x, d3, tiles2.shape[1])
-    z = term_inner(starts, x.dtype)
-    totals = np.empty(n_parts, dtype=x.dtype)
-    counters = barrier()
+    shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        totals[p] = _first_stages(inputs, tiles2, p, n_parts, alpha, d2, starts, z)
-        if arrive(counters, n_parts):
-            q = take(counters)
-            while q < n_parts:
-                totals[q] += _second_stages(z, tiles1, q, n_parts, alpha, d1, starts, bias, out)
-                q = take(counters)
+        _terms_piece(p, shared, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out)
+    totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
@@ -215,20 +133,12 @@ def _mix_part_rounded(inputs, step, tiles, start, stop, offset, weight, addend, 
             tile = tiles.ctypes.data + 64 * (n_units * t + u)
             ahead = tile + 64 * n_units * min(1, stop - 1 - t)
             mix_word_tile_neon(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
-    # slices: with offsets in the indices the loops would not be vectorized
-    first = 32 * start
-    last = min(32 * stop, scale.size)
-    part, scale = out[first:last], scale[first:last]
-    for i in range(part.size):
-        part[i] = scale[i] * (step * np.float32(sums[i]) + offset)
-    if addend.size:
-        addend = addend[first:last]
-        for i in range(part.size):
-            part[i] += scale[i] * (weight * addend[i])
-    if bias.size:
-        bias = bias[first:last]
-        for i in range(part.size):
-            part[i] += bias[i]
+    finish_rounded(sums, step, 32 * start, offset, weight, addend, scale, bias, out)
+
+
+_product_rounded, _start_rounded, _piece_rounded, _end_rounded = make_rounded_stages(
+    _measured, _mix_part_rounded, 1
+)
 
 
 @njit(fastmath=False)
@@ -242,55 +152,13 @@ def product_neon_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n
     Time k (m + n) / 28 cycles (estimated for Apple's M1), extra memory O(k) and 5 KiB a thread. The
     `_par` twin is bitwise equal. naive: ``tests/naive.py::product_neon_rounded``.
     """
-    none = np.empty(0, dtype=np.float32)
-    inputs = scaled(x, d3, tiles2.shape[1])
-    step, total, rough = _measured(inputs, x.size)
-    centre = np.float32(np.float32(0.5) - alpha)
-    c = np.float32(centre * total)
-    zero = np.float32(0.0)
-    if tiles1.shape[0] == 0:
-        _mix_part_rounded(inputs, step, tiles2, 0, tiles2.shape[0], c, zero, none, d2, bias, out)
-        return total, rough
-    w = padded(d2.size, tiles1.shape[1], x.dtype)
-    _mix_part_rounded(inputs, step, tiles2, 0, tiles2.shape[0], zero, zero, none, d2, none, w)
-    step, inner, rough1 = _measured(w, d2.size)
-    offset = np.float32(centre * inner)
-    _mix_part_rounded(w, step, tiles1, 0, tiles1.shape[0], offset, c, mixed_d2, d1, bias, out)
-    return total + inner, np.sqrt(rough * rough + rough1 * rough1)
+    return _product_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, out)
 
 
 @njit(fastmath=False, parallel=True)
 def product_neon_rounded_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
     """Do what `product_neon_rounded` does, the output rows cut into `n_parts` pieces."""
-    none = np.empty(0, dtype=np.float32)
-    inputs = scaled(x, d3, tiles2.shape[1])
-    step, total, rough = _measured(inputs, x.size)
-    centre = np.float32(np.float32(0.5) - alpha)
-    c = np.float32(centre * total)
-    zero = np.float32(0.0)
-    two = tiles1.shape[0] > 0
-    w = padded(d2.size, tiles1.shape[1], x.dtype) if two else out
-    bias2 = none if two else bias
-    offset = zero if two else c
-    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    measured = np.empty(2, dtype=np.float32)  # of w: its sum, its roughness
-    counters = barrier()
+    shared = _start_rounded(x, d3, tiles2, d2, tiles1, alpha, bias, out)
     for p in numba.prange(n_parts):
-        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
-        _mix_part_rounded(inputs, step, tiles2, start, stop, offset, zero, none, d2, bias2, w)
-        if two and arrive(counters, n_parts):
-            step1, inner, rough1 = _measured(w, d2.size)
-            offset1 = np.float32(centre * inner)
-            q = take(counters)
-            while q < n_parts:
-                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
-                _mix_part_rounded(
-                    w, step1, tiles1, start, stop, offset1, c, mixed_d2, d1, bias, out
-                )
-                if q == 0:
-                    measured[0], measured[1] = inner, rough1
-                q = take(counters)
-    if two:
-        total += measured[0]
-        rough = np.sqrt(rough * rough + measured[1] * measured[1])
-    return total, rough
+        _piece_rounded(p, shared, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out)
+    return _end_rounded(shared, tiles1)

@@ -10,19 +10,13 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py e780d5b3414a
-    finish,
-    padded,
-    scaled,
-    zero_if_finite,
-)
-from diba_np.kernels._terms import (  # _terms.py dae9825aeaeb
-    first_tiles,
-    second_tiles,
-    term_inner,
-    term_inputs,
+from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 782b058b4ee4
+from diba_np.kernels._stages import (  # _stages.py 9ff185c0228f
+    make_stages,
+    make_term_stages,
+    start_pieces,
+    start_term_pieces,
 )
 
 BLOCK_UNITS = 12  # units whose tables are built at a time: 18 KiB in float32
@@ -88,6 +82,10 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
     return total + zero_if_finite(results)
 
 
+_product, _piece = make_stages(_mix_part)
+_terms, _terms_piece = make_term_stages(_mix_part)
+
+
 @njit(fastmath=False)
 def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """Do what ``lookup_simd.product_avx512`` does, on any CPU; all floats float32, or all float64.
@@ -97,67 +95,17 @@ def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     Time k (m + n) / 10 cycles, extra memory O(k) and 18 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_portable``.
     """
-    none = np.empty(0, dtype=x.dtype)
-    inputs = scaled(x, d3, tiles2.shape[1])
-    if tiles1.shape[0] == 0:
-        return _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
-    z = padded(d2.size, tiles1.shape[1], x.dtype)
-    total = _mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
-    total += _mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
-    return total
+    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, bias, out)
 
 
 @njit(fastmath=False, parallel=True)
 def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     """Do what `product_portable` does, the output rows cut into `n_parts` pieces for threads."""
-    none = np.empty(0, dtype=x.dtype)
-    inputs = scaled(x, d3, tiles2.shape[1])
-    two = tiles1.shape[0] > 0
-    z = padded(d2.size, tiles1.shape[1], x.dtype) if two else out
-    bias2 = none if two else bias
-    totals = np.empty(n_parts, dtype=x.dtype)
-    n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
-    counters = barrier()
+    shared = start_pieces(x, d3, tiles2, d2, tiles1, bias, n_parts, out)
     for p in numba.prange(n_parts):
-        start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
-        totals[p] = _mix_part(inputs, tiles2, start, stop, alpha, d2, bias2, z)
-        if two and arrive(counters, n_parts):
-            q = take(counters)
-            while q < n_parts:
-                start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
-                totals[q] += _mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
-                q = take(counters)
+        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
+    totals = shared[3]
     return totals[0] + zero_if_finite(totals)
-
-
-@njit(fastmath=False)
-def _first_stages(inputs, tiles2, piece, n_pieces, alpha, d2, starts, z):
-    """Do a piece of the first stage of every term; return the sum of the inputs, or NaN."""
-    none = np.empty(0, dtype=inputs.dtype)
-    total = zero_if_finite(none)
-    for t in range(inputs.shape[0]):
-        tiles = first_tiles(tiles2, starts, t)
-        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
-        scale, part = d2[starts[t, 0] : starts[t + 1, 0]], z[starts[t, 3] : starts[t + 1, 3]]
-        total += _mix_part(inputs[t], tiles, start, stop, alpha, scale, none, part)
-    return total
-
-
-@njit(fastmath=False)
-def _second_stages(z, tiles1, piece, n_pieces, alpha, d1, starts, bias, out):
-    """Do a piece of the second stage of every term, each added to those before it.
-
-    Returns the sum of `z`, or NaN where a row's sum is not finite, with its scale or without.
-    """
-    total = zero_if_finite(out[:0])
-    start, stop = 0, 0
-    for t in range(d1.shape[0]):
-        tiles = second_tiles(tiles1, starts, t)
-        start, stop = len(tiles) * piece // n_pieces, len(tiles) * (piece + 1) // n_pieces
-        before = out if t else bias
-        part = z[starts[t, 3] : starts[t + 1, 3]]
-        total += _mix_part(part, tiles, start, stop, alpha, d1[t], before, out)
-    return total + zero_if_finite(out[32 * start : 32 * stop])
 
 
 @njit(fastmath=False)
@@ -166,24 +114,14 @@ def product_terms_portable(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n
 
     naive: ``tests/naive.py::product_terms_portable``.
     """
-    inputs = term_inputs(x, d3, tiles2.shape[1])
-    z = term_inner(starts, x.dtype)
-    total = _first_stages(inputs, tiles2, 0, 1, alpha, d2, starts, z)
-    return total + _second_stages(z, tiles1, 0, 1, alpha, d1, starts, bias, out)
+    return _terms(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, out)
 
 
 @njit(fastmath=False, parallel=True)
 def product_terms_portable_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
     """Do what `product_terms_portable` does, the output rows cut into `n_parts` pieces."""
-    inputs = term_inputs(x, d3, tiles2.shape[1])
-    z = term_inner(starts, x.dtype)
-    totals = np.empty(n_parts, dtype=x.dtype)
-    counters = barrier()
+    shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        totals[p] = _first_stages(inputs, tiles2, p, n_parts, alpha, d2, starts, z)
-        if arrive(counters, n_parts):
-            q = take(counters)
-            while q < n_parts:
-                totals[q] += _second_stages(z, tiles1, q, n_parts, alpha, d1, starts, bias, out)
-                q = take(counters)
+        _terms_piece(p, shared, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out)
+    totals = shared[2]
     return totals[0] + zero_if_finite(totals)

@@ -82,7 +82,7 @@ class Plan:
             before = chain.start
         self.table[:, _stack.INPUTS] = self._room(15 * int(self.table[0, _stack.N_UNITS_1]))
         units = int(self.table[:, [_stack.N_UNITS_1, _stack.N_UNITS_2]].max())
-        tables = min(units, stack_simd.BLOCK_UNITS) * stack_simd.UNIT_FLOATS
+        tables = min(units, _stack.BLOCK_UNITS) * _stack.UNIT_FLOATS
         self.table[:, _stack.TABLES] = self._room(tables)
         self.table[:, _stack.TOTALS] = self._room(len(chains))
         for row in self.table:
