@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.kernels import _stack, stack_neon, stack_simd
+from diba_np.kernels._stages import BLOCK_UNITS
 
 Tiles = NDArray[np.uint32]
 Vector = NDArray[np.float32]
@@ -82,7 +83,7 @@ class Plan:
             before = chain.start
         self.table[:, _stack.INPUTS] = self._room(15 * int(self.table[0, _stack.N_UNITS_1]))
         units = int(self.table[:, [_stack.N_UNITS_1, _stack.N_UNITS_2]].max())
-        tables = min(units, _stack.BLOCK_UNITS) * _stack.UNIT_FLOATS
+        tables = min(units, BLOCK_UNITS) * _stack.UNIT_FLOATS
         self.table[:, _stack.TABLES] = self._room(tables)
         self.table[:, _stack.TOTALS] = self._room(len(chains))
         for row in self.table:
