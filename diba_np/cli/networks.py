@@ -169,14 +169,12 @@ def run_generate(args: argparse.Namespace) -> int:
     """Print a text and what a network writes after it, piece by piece."""
     net = _load(args.network)
     text = _text("-").rstrip("\n") if args.text == "-" else args.text
-    stream = None
-    if not args.json:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    prompt = [text]  # written with the first piece: a refusal should not come after it
 
-        def stream(piece: str) -> None:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+    def stream(piece: str) -> None:
+        sys.stdout.write("".join([*prompt, piece]))
+        sys.stdout.flush()
+        prompt.clear()
 
     started = time.process_time()
     written = net.generate(
@@ -186,10 +184,10 @@ def run_generate(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
-        stream=stream,
+        stream=None if args.json else stream,
     )
     if not args.json:
-        sys.stdout.write("\n")
+        sys.stdout.write("".join([*prompt, "\n"]))
         return DONE
     seconds = time.process_time() - started
     emit({"text": text, "generated": written, "cpu_seconds": seconds}, True, [])

@@ -66,6 +66,15 @@ def test_generate_streams_and_reports(small, capsys):
     assert told(capsys)["generated"] == written
 
 
+def test_generate_refuses_an_encoder_before_it_writes(tmp_path, capsys):
+    net = packed(network("bert", dtype=np.float32))
+    net.tokenizer = words()
+    net.save(tmp_path / "small.h5")
+    assert main(["generate", str(tmp_path / "small.h5"), "a b"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, "needs a decoder" in err) == ("", True)
+
+
 def test_embed_writes_a_vector_a_line(small, tmp_path, capsys):
     (tmp_path / "t.txt").write_text("a b\n\nc d e\n")
     line = ["embed", small, str(tmp_path / "t.txt"), "-o", str(tmp_path / "e.npy"), "--json"]
