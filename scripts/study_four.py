@@ -94,6 +94,7 @@ def run_digits(args: argparse.Namespace) -> list[dict[str, Any]]:
         "epochs": args.epochs,
         "dense_epochs": args.dense_epochs,
         "smoke": args.smoke,
+        "temperature": fd.TEMPERATURE,
     }
     results = Results("four-smoke" if args.smoke else "four", settings, args.folder)
     folder = results.path.with_suffix("")

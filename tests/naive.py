@@ -180,19 +180,6 @@ def pursue_columns(G, B, max_value, passes, sets, values):
     return sets, values
 
 
-def project_sparse(Z, max_value, s):
-    """Rows projected on s nonzero integers up to max_value (0: +1 alone); supports ascend."""
-    sets, values = [], []
-    for z in Z:
-        allowed = [q * sign for q in range(1, max_value + 1) for sign in (1, -1)] or [1]
-        nearest = [min(allowed, key=lambda q, v=v: (v - q) ** 2) for v in z]
-        gains = [v**2 - (v - q) ** 2 for v, q in zip(z, nearest, strict=True)]
-        kept = sorted(sorted(range(len(z)), key=lambda j: -gains[j])[:s])
-        sets.append(kept)
-        values.append([nearest[j] for j in kept])
-    return np.array(sets), np.array(values)
-
-
 def scattered(places, values, size):
     """The vector of that size with `values` at `places`, zero elsewhere."""
     z = np.zeros(size)

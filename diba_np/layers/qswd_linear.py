@@ -9,20 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy.sparse import csr_matrix
 
-from diba_np.kernels.pursuit import project_sparse
+from diba_np.kernels.pursuit import pursue_columns
 from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.layers.straight_through import check_weight, inward, rounded_codes
 from diba_np.methods.fitting import to_half
 from diba_np.methods.qswd import QSWD
-from diba_np.methods.qswd_fit import cut
+from diba_np.methods.qswd_fit import CHUNK, cut
 from diba_np.training.moments import Moments
 
 Array = NDArray[Any]
 
 SUPPORTS = ("free", "fixed", "auto")
 
-_MOST_FREE = 1 << 23  # entries of Z up to which "auto" trains where its nonzeros are
+_MOST_FREE = 1 << 23  # entries of Z up to which "auto" searches its nonzeros at every step
 _RIDGE = 1e-7
+_PASSES = 2  # over the slots of a column, from its codes at the start
 
 
 class QSWDLinear(Layer):
@@ -65,7 +66,11 @@ class QSWDLinear(Layer):
 
     def _decoded(self) -> tuple[Array, Array, Array, Array]:
         """Return what `_projected` does and the dense matrix (m, n)."""
-        codes, sets, values = self._projected()
+        parts = self._projected()
+        return *parts, self._dense(*parts)
+
+    def _dense(self, codes: Array, sets: Array, values: Array) -> Array:
+        """Return the matrix (m, n) of codes with the present scales."""
         st = self.matrix.setting
         atoms = np.ascontiguousarray((codes * self.parameters["scales"]).T, self.dtype)  # (r, d)
         if st.full:
@@ -78,7 +83,7 @@ class QSWDLinear(Layer):
                 V += part
         m, n = self.shape
         rows = V.reshape(st.bands, n, st.d).transpose(0, 2, 1).reshape(-1, n)
-        return codes, sets, values, rows[:m]
+        return rows[:m]
 
     def _forward(self, samples: Array) -> tuple[Array, Any]:
         *parts, weights = self._decoded()
@@ -137,10 +142,13 @@ class QSWDLinear(Layer):
     def refit(self, data: Moments) -> None:
         """Set the scales to their least-squares values on moments, and the bias by the means.
 
-        Cost: ``n r (n s + d) + n r^2 s`` a band, and a system of order r.
+        The codes stay as they are. Cost: ``n r (n s + d) + n r^2 s`` a band, and a system of order
+        r.
         """
+        self._refit(data, *self._projected())
+
+    def _refit(self, data: Moments, codes: Array, sets: Array, values: Array) -> None:
         st, n = self.matrix.setting, self.shape[1]
-        codes, sets, values = self._projected()
         C, Z = codes.astype(np.float64), self._sparse(sets, values).astype(np.float64)
         normal, right = np.zeros((st.r, st.r)), np.zeros(st.r)
         for band in range(st.bands):
@@ -153,7 +161,7 @@ class QSWDLinear(Layer):
         normal[np.diag_indices(st.r)] += low
         scales = self.parameters["scales"]
         scales[...] = np.linalg.solve(normal, right + low * scales)
-        self.parameters["bias"][...] = data.y_mean - self._decoded()[-1] @ data.x_mean
+        self.parameters["bias"][...] = data.y_mean - self._dense(codes, sets, values) @ data.x_mean
 
     def rounded(self) -> QSWDLinear:
         """Return a new layer as it is after storing: scales rounded to 16 bits."""
@@ -180,10 +188,12 @@ class QSWDLinear(Layer):
 class LatentQSWDLinear(QSWDLinear):
     """``y = x (C Z)^T + bias`` where both factors train too, by latent values under their codes.
 
-    The matrix of a forward is that of the latent values projected: entries of C to their grid,
-    columns of Z to s nonzeros on theirs, exactly. The gradient passes straight through: a latent
-    value gets that of the number it is projected to, and an entry outside the support of Z that of
-    a number there. Where a latent value lies beyond its grid and would move further, it gets none.
+    The matrix of a forward is that of the latent values projected: entries of C to their grid, and
+    of Z, where its support trains, the codes whose ``C Z`` is nearest to latent weights, found slot
+    by slot from those of the start (with one nonzero a column the nearest of all). The gradient
+    passes straight through: a latent value gets that of the number it is projected to, latent
+    weights that of the matrix. Where a latent value lies beyond its grid and would move further, it
+    gets none.
 
     Parameters
     ----------
@@ -191,25 +201,32 @@ class LatentQSWDLinear(QSWDLinear):
     bias : (m,) array_like, optional
     dtype : {float32, float64}
     weight : (m, n) array_like, optional
-        Dense weights: Z starts a projected gradient step nearer to them, where its projection stays
-        as it is. By default the latent values start at the codes.
+        Dense weights, where the latent ones start if that leaves the codes of their column as they
+        are. By default they start at the matrix.
     support : {"auto", "free", "fixed"}
-        "free" trains all r entries of every column of Z, and with them which s are not zero;
-        "fixed" those s. "auto" is free for a Z of up to 2^23 entries.
+        "free" trains which s entries of a column of Z are not zero, and with them their values;
+        "fixed" the values of those s alone. "auto" is free for a Z of up to 2^23 entries. A full
+        support has nothing to choose.
 
     Attributes
     ----------
     parameters : dict of str to ndarray
-        ``c (d, r)`` and ``z (p, r)``, or (p, s) where the support is fixed, both in units of the
-        codes; ``scales (r,)``, ``bias (m,)``.
+        ``c (d, r)`` in units of the codes; ``weights (p, d)``, the latent columns of the bands, or
+        where the support is fixed or full ``z (p, s)`` in units of the codes; ``scales (r,)``,
+        ``bias (m,)``.
+    free : bool
+        Whether the support trains.
     matrix : QSWD
         The start.
 
     Notes
     -----
-    With the gradient G (p, d) of the bands' columns: ``g_Z = G C``, ``g_C = G^T Z``,
-    ``g_scales = sum(g_C codes)``. A step costs what that of a dense layer does, and ``m n r``
-    (free) or ``m n s`` more.
+    With the gradient G (p, d) of the bands' columns: ``g_weights = G``, ``g_Z = G C``,
+    ``g_C = G^T Z``, ``g_scales = sum(g_C codes)``. A step costs what that of a dense layer does,
+    and ``p r (d + 4 s)`` (free) or ``m n s`` more.
+
+    Latent values of all r entries of Z instead of latent weights do not pay: Z is projected in the
+    metric of ``C^T C``, and what is largest of Z is not what is nearest to W.
     """
 
     def __init__(
@@ -226,60 +243,78 @@ class LatentQSWDLinear(QSWDLinear):
         dense = None if weight is None else check_weight(weight, self.shape)
         st = matrix.setting
         free = support == "free" or (support == "auto" and st.p * st.r <= _MOST_FREE)
-        self.free = free or st.s == st.r  # a full support has nothing to choose
-        c, z = matrix.c.astype(self.dtype), matrix.values.astype(self.dtype)
+        self.free = free and st.s < st.r
+        own = {"c": matrix.c.astype(self.dtype)}
         if self.free:
-            z = np.zeros((st.p, st.r), self.dtype)
-            np.put_along_axis(z, matrix.sets, matrix.values.astype(self.dtype), axis=1)
-            if dense is not None:
-                z = self._nearer(z, dense)
-        self.parameters |= {"c": c, "z": z}
-        self.gradients |= {"c": np.zeros_like(c), "z": np.zeros_like(z)}
+            start = matrix.to_dense() if dense is None else dense
+            own["weights"] = cut(start, st.d).astype(self.dtype)
+        else:
+            own["z"] = matrix.values.astype(self.dtype)
+        self.parameters |= own
+        self.gradients |= {name: np.zeros_like(value) for name, value in own.items()}
+        self._start = matrix.sets, matrix.values
+        if self.free:
+            self._keep_codes()
 
-    def _nearer(self, z: Array, weight: Array) -> Array:
-        """Return Z a gradient step nearer to the weights where that leaves the codes alone."""
-        C = self.matrix.c * self.parameters["scales"].astype(np.float64)
-        top = np.linalg.norm(C, 2) ** 2
-        if not top > 0:
-            return z
-        moved = (z - (z @ C.T - cut(weight, self.matrix.setting.d)) @ C / top).astype(self.dtype)
-        sets, values = self._columns(moved)
-        other = np.zeros_like(z)
-        np.put_along_axis(other, sets, values.astype(self.dtype), axis=1)
-        same = (other == z).all(axis=1)
-        return np.where(same[:, None], moved, z)
+    def _keep_codes(self) -> None:
+        """Move the latent weights of columns that would change their codes to what these decode to.
+
+        The codes are those of the start; scales decide too which are the nearest.
+        """
+        sets, values = self._start
+        before = self._sparse(sets, values)
+        changed = (self._sparse(*self._columns()) != before).getnnz(axis=1) > 0
+        codes = rounded_codes(self.parameters["c"], self._most)
+        C = codes * self.parameters["scales"].astype(np.float64)
+        self.parameters["weights"][changed] = before[changed] @ C.T
 
     @property
     def _most(self) -> int:
         """The largest code of C."""
         bits = self.matrix.setting.c_bits
-        return int(2 ** (bits - 1) - 1) if bits > 1 else 1
+        return int(2 ** (bits - 1) - 1)
 
-    def _columns(self, z: Array) -> tuple[Array, Array]:
+    def _columns(self) -> tuple[Array, Array]:
         """Return support and values of the columns of Z, (p, s), that latent values stand for."""
-        st = self.matrix.setting
+        st, p = self.matrix.setting, self.parameters
+        if self.free:
+            return self._nearest(p["weights"])
+        z = p["z"]
         if st.full:
             return self.matrix.sets, rounded_codes(z, st.z_max)
-        if self.free:
-            sets = np.empty((st.p, st.s), np.int64)
-            values = np.empty((st.p, st.s), np.int64)
-            project_sparse(np.ascontiguousarray(z), st.z_max, sets, values)
-            return sets, values
         if st.z_max == 0:
             return self.matrix.sets, np.ones(z.shape, np.int64)
         size = np.maximum(rounded_codes(np.abs(z), st.z_max), 1)
         return self.matrix.sets, np.where(z < 0, -size, size)
 
+    def _nearest(self, weights: Array) -> tuple[Array, Array]:
+        """Return the codes (p, s) near to columns (p, d), searched from those of the start."""
+        st = self.matrix.setting
+        codes = rounded_codes(self.parameters["c"], self._most)
+        C = codes * self.parameters["scales"].astype(np.float64)
+        G = np.ascontiguousarray(C.T @ C)
+        sets, values = (np.array(codes, np.int64, order="C") for codes in self._start)
+        # one nonzero is the nearest of all wherever the search begins
+        alone, passes = st.s == 1, 1 if st.s == 1 else _PASSES
+        for start in range(0, st.p, CHUNK):
+            part = slice(start, start + CHUNK)
+            B = np.ascontiguousarray(weights[part] @ C)
+            pursue_columns(G, B, st.z_max, passes, alone, sets[part], values[part])
+        return sets, values
+
     def _projected(self) -> tuple[Array, Array, Array]:
-        return rounded_codes(self.parameters["c"], self._most), *self._columns(self.parameters["z"])
+        return rounded_codes(self.parameters["c"], self._most), *self._columns()
 
     def _pull(self, gradient: Array, parts: list[Array]) -> tuple[Array, Array]:
         columns, atoms = super()._pull(gradient, parts)
         codes, sets, _ = parts
         st, p, scales = self.matrix.setting, self.parameters, self.parameters["scales"]
         self.gradients["c"] += inward((atoms * scales[:, None]).T, p["c"], self._most)
-        C = (codes * scales).astype(self.dtype)
         if self.free:
+            self.gradients["weights"] += columns
+            return columns, atoms
+        C = (codes * scales).astype(self.dtype)
+        if st.full:
             own = columns @ C
         else:
             own = np.stack(
@@ -287,6 +322,14 @@ class LatentQSWDLinear(QSWDLinear):
             )
         self.gradients["z"] += inward(own, p["z"], max(st.z_max, 1))
         return columns, atoms
+
+    def refit(self, data: Moments) -> None:
+        """Set the scales and the bias, see `QSWDLinear.refit`; the codes stay as they are."""
+        parts = self._projected()
+        self._refit(data, *parts)
+        if self.free:
+            self._start = parts[1:]
+            self._keep_codes()
 
     def rounded(self) -> LatentQSWDLinear:
         """Return a new layer as it is after storing; its latent values start at the codes."""

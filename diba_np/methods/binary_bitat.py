@@ -93,8 +93,8 @@ class BinaryBiTAT(BiTAT):
 
     Parameters
     ----------
-    codes, levels, group, scales, kept, table, scale, record
-        As of `ScalarQuantized`, 2 levels and a scale a row.
+    *parts, **named
+        Those of `ScalarQuantized`, with 2 levels and a scale a row.
     thresholds : (nk,) float16
         Of the inputs of the kept columns; one that lies on its threshold is +1.
     input_scale : float
@@ -107,25 +107,15 @@ class BinaryBiTAT(BiTAT):
     }
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        codes: Array,
-        levels: int,
-        group: int,
-        scales: Array,
-        kept: Array,
-        table: Array,
-        scale: float = 1.0,
-        record: dict[str, Any] | None = None,
-        thresholds: Array | None = None,
-        input_scale: float = 1.0,
+        self, *parts: Any, thresholds: Array | None = None, input_scale: float = 1.0, **named: Any
     ) -> None:
-        super().__init__(shape, codes, levels, group, scales, kept, table, scale, record)
-        size = codes.shape[1]
+        super().__init__(*parts, **named)
+        size = self.codes.shape[1]
         self.thresholds = np.zeros(size, "<f2") if thresholds is None else thresholds
         self.input_scale = float(input_scale)
-        if levels != 2 or scales.shape[1] != 1:
-            raise ValueError(f"levels must be 2 with a scale a row, got {levels}, {scales.shape}")
+        if self.levels != 2 or self.scales.shape[1] != 1:
+            shape = self.scales.shape
+            raise ValueError(f"levels must be 2 with a scale a row, got {self.levels}, {shape}")
         if self.thresholds.shape != (size,):
             raise ValueError(f"thresholds must have shape ({size},), got {self.thresholds.shape}")
 

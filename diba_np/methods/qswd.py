@@ -78,14 +78,15 @@ class QSWD(CompressedMatrix):
         seed : int
             Seeds the first dictionary.
         setting : tuple (d, r, s, c_bits, z_bits), optional
-            Fix the sizes instead of choosing.
+            Fix the sizes instead of choosing: d and r at least 1, s in [1, r], c_bits in [2, 16],
+            z_bits in [0, 16].
         sweeps : int
             Rounds of (Z, C) for the chosen setting.
 
         Raises
         ------
         ValueError
-            If no setting fits.
+            If no setting fits, or the given one does not or is none.
 
         Notes
         -----
@@ -186,8 +187,6 @@ class QSWD(CompressedMatrix):
         """Build the matrix again from `to_datasets`."""
         shape = (int(attrs["m"]), int(attrs["n"]))
         d, r, s, c_bits, z_bits = (int(attrs[name]) for name in ("d", "r", "s", "c_bits", "z_bits"))
-        if min(d, r) < 1 or not 1 <= s <= r or not 1 <= c_bits <= 16 or not 0 <= z_bits <= 16:
-            raise ValueError(f"sizes {(d, r, s)} and widths {(c_bits, z_bits)} contradict")
         st = Setting(shape, d, r, s, c_bits, z_bits)
         c = unpack_digits(arrays["c"], st.d * st.r, 2**st.c_bits).reshape(st.d, st.r) - 2 ** (
             st.c_bits - 1

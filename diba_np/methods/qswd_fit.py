@@ -58,6 +58,12 @@ class Setting:
     def __init__(
         self, shape: tuple[int, int], d: int, r: int, s: int, c_bits: int, z_bits: int
     ) -> None:
+        fits = min(d, r) >= 1 and 1 <= s <= r and 2 <= c_bits <= 16 and 0 <= z_bits <= 16
+        if not fits:
+            raise ValueError(
+                "setting (d, r, s, c_bits, z_bits) must have d and r of at least 1, s in [1, r], "
+                f"c_bits in [2, 16] and z_bits in [0, 16], got {(d, r, s, c_bits, z_bits)}"
+            )
         self.shape, self.d, self.r, self.s = shape, d, r, s
         self.c_bits, self.z_bits = c_bits, z_bits
         self.bands = -(-shape[0] // d)
@@ -268,7 +274,7 @@ def _dictionary_step(
         if len(fill) < unused.sum():
             fill = np.vstack([fill, np.zeros((int(unused.sum()) - len(fill), st.d))])
         C[:, unused] = fill.T
-    max_code = 2 ** (st.c_bits - 1) - 1 if st.c_bits > 1 else 1
+    max_code = 2 ** (st.c_bits - 1) - 1
     peak = np.abs(C).max(axis=0)
     if st.c_bits < 6:
         peak = np.minimum(peak, (1.2 + 0.4 * st.c_bits) * np.sqrt(np.mean(C**2, axis=0)))

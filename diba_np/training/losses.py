@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
+
+from diba_np.checks import check_number
 
 Array = NDArray[Any]
 Loss = Callable[[Array, Array], tuple[float, Array]]
@@ -41,6 +44,33 @@ def cross_entropy(y_pred: Array, y: Array) -> tuple[float, Array]:
         value = -float(np.einsum("ij,ij->", y, log_p, dtype=np.float64)) / len(y)
         gradient = np.exp(log_p) * y.sum(axis=1, keepdims=True) - y
     return value, gradient / y_pred.dtype.type(len(y))
+
+
+def softened_cross_entropy(temperature: float) -> Loss:
+    """Return the cross-entropy of softmax(y_pred / T) to softmax(y / T), times T^2.
+
+    The loss of distillation [1]_: y are the scores that a teacher gives, (N, m). With T above 1 the
+    scores of classes that are far from the answer count too, which `cross_entropy` does not see
+    where the teacher is certain; with T = 1 it is `cross_entropy` to the teacher's probabilities.
+
+    Parameters
+    ----------
+    temperature : float
+        T, above 0.
+
+    References
+    ----------
+    .. [1] G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network",
+       arXiv 1503.02531.
+    """
+    T = check_number(temperature, "temperature", above=0.0)
+
+    def loss(y_pred: Array, y: Array) -> tuple[float, Array]:
+        kind = y_pred.dtype.type
+        value, gradient = cross_entropy(y_pred / kind(T), softmax(y / kind(T), axis=1))
+        return T * T * value, gradient * kind(T)
+
+    return loss
 
 
 LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": cross_entropy}

@@ -1,12 +1,8 @@
 """QSWD as a layer: its gradients, what its estimators equal, its way into a file and back."""
 
-import naive
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from diba_np.kernels.pursuit import project_sparse
 from diba_np.layers.qswd_linear import LatentQSWDLinear, QSWDLinear
 from diba_np.layers.registry import as_layer
 from diba_np.layers.straight_through import inward
@@ -26,23 +22,6 @@ def decomposed(rng, setting=SETTINGS[1], shape=SHAPE):
     return A, QSWD.fit(A, 64.0, setting=setting)
 
 
-@given(st.data())
-def test_projection_equals_the_plain_one(data):
-    p, r = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9))
-    s, most = data.draw(st.integers(1, r)), data.draw(st.integers(0, 3))
-    # quarters: ties are frequent, and exact
-    entries = st.lists(st.integers(-20, 20), min_size=p * r, max_size=p * r)
-    kind = data.draw(st.sampled_from([np.float32, np.float64]))
-    Z = np.array(data.draw(entries), kind).reshape(p, r) / 4
-    sets, values = np.empty((p, s), np.int64), np.empty((p, s), np.int64)
-    project_sparse(Z, most, sets, values)
-    places, others = naive.project_sparse(Z.tolist(), most, s)
-    np.testing.assert_array_equal(sets, places)
-    # halfway between two integers either is the nearest
-    halfway = np.abs(np.take_along_axis(Z, sets, axis=1)) % 1 == 0.5
-    assert ((values == others) | (halfway & (np.abs(values - others) == 1))).all()
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("how", ["scales", "free", "fixed"])
 def test_a_layer_computes_what_its_matrix_does(rng, setting, how):
@@ -52,7 +31,10 @@ def test_a_layer_computes_what_its_matrix_does(rng, setting, how):
         layer = QSWDLinear(matrix, bias, np.float64)
     else:
         layer = LatentQSWDLinear(matrix, bias, np.float64, weight=A, support=how)
-        assert layer.parameters["z"].shape == matrix.sets.shape or layer.free
+        if layer.free:
+            assert layer.parameters["weights"].shape == (matrix.setting.p, setting[0])
+        else:
+            assert layer.parameters["z"].shape == matrix.sets.shape
     x = rng.normal(size=(2, 3, 17))
     expected = x @ matrix.to_dense().astype(float).T + bias
     for y in (layer.forward(x), layer(x), layer.frozen()(x), layer.rounded()(x)):
@@ -84,25 +66,32 @@ def test_smooth_gradients_equal_central_differences(rng, setting, latent):
             assert gradient[at] == pytest.approx(sum(around), rel=1e-5, abs=1e-5)
 
 
+def stored_factors(layer):
+    """Return C in units of its codes and the transpose of Z (p, r), as a file would hold them."""
+    stored = layer.to_matrix()
+    Z = np.zeros((stored.setting.p, stored.setting.r))
+    np.put_along_axis(Z, stored.sets, stored.values.astype(float), axis=1)
+    return stored.c.astype(float), Z
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("support", ["free", "fixed"])
 def test_a_latent_gradient_is_that_of_the_number_it_is_projected_to(rng, setting, support):
     _, matrix = decomposed(rng, setting)
     layer = LatentQSWDLinear(matrix, None, np.float64, support=support)
-    for name in ("c", "z"):
+    for name in {"c", "z", "weights"} & set(layer.parameters):
         layer.parameters[name] += 0.7 * rng.normal(size=layer.parameters[name].shape)
     x, weight = rng.normal(size=(6, 17)), rng.normal(size=(6, 22))
     layer.backward(2 * weight * layer.forward(x))
-    d, r, _, c_bits, _ = setting
-    stored = layer.to_matrix()  # the projection, read off what a file would hold
+    d, _, _, c_bits, _ = setting
+    C, Z = stored_factors(layer)
     scales = layer.parameters["scales"]
-    C = stored.c.astype(float)
-    Z = np.zeros((matrix.setting.p, r))
-    np.put_along_axis(Z, stored.sets, stored.values.astype(float), axis=1)
+    bands, sets = -(-22 // d), layer.to_matrix().sets
+    added = np.zeros((matrix.setting.p, d))  # to the columns of the matrix
 
     def loss():
-        bands = [(C * scales) @ Z[b * 17 : (b + 1) * 17].T for b in range(-(-22 // d))]
-        W = np.concatenate(bands)[:22]
+        V = Z @ (C * scales).T + added
+        W = np.concatenate([V[b * 17 : (b + 1) * 17].T for b in range(bands)])[:22]
         return float(np.sum(weight * (x @ W.T) ** 2))
 
     def difference(array, at):
@@ -113,17 +102,55 @@ def test_a_latent_gradient_is_that_of_the_number_it_is_projected_to(rng, setting
         array[at] = start
         return sum(around)
 
-    most = {"c": 2 ** (c_bits - 1) - 1 or 1, "z": max(matrix.setting.z_max, 1)}
+    most = {"c": 2 ** (c_bits - 1) - 1, "z": max(matrix.setting.z_max, 1), "weights": np.inf}
     beyond = 0
-    for name, array in (("c", C), ("z", Z)):
+    for name, array in (("c", C), ("weights", added) if layer.free else ("z", Z)):
         latent = layer.parameters[name]
         for at in list(np.ndindex(latent.shape))[:60]:
-            place = at if name == "c" or layer.free else (at[0], stored.sets[at])
+            place = (at[0], sets[at]) if name == "z" else at
             expected = difference(array, place)
             if abs(latent[at]) > most[name] and expected * latent[at] < 0:
                 expected, beyond = 0.0, beyond + 1
             assert layer.gradients[name][at] == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert beyond
+    assert beyond or layer.free
+
+
+@pytest.mark.parametrize("setting", SETTINGS[:2])
+def test_of_all_codes_those_stand_for_latent_weights_that_are_nearest(rng, setting):
+    """One nonzero: the nearest of all. Two: no exchange of one of them is nearer."""
+    _, r, s, _, z_bits = setting
+    _, matrix = decomposed(rng, setting)
+    layer = LatentQSWDLinear(matrix, None, np.float64)
+    layer.parameters["weights"] += 0.3 * rng.normal(size=layer.parameters["weights"].shape)
+    C, Z = stored_factors(layer)
+    C = C * layer.parameters["scales"]
+    signs = (1, -1) if z_bits else (1,)
+    for v, z in zip(layer.parameters["weights"], Z, strict=True):
+        reached = np.sum((v - C @ z) ** 2)
+        places = np.flatnonzero(z)
+        assert len(places) == s
+        for place in places:
+            rest = z.copy()
+            rest[place] = 0
+            others = [j for j in range(r) if not rest[j]]
+            errors = [np.sum((v - C @ rest - q * C[:, j]) ** 2) for j in others for q in signs]
+            assert reached <= min(errors) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("setting", SETTINGS[:3])
+def test_refit_changes_scales_and_no_code(rng, setting):
+    A, matrix = decomposed(rng, setting)
+    X = rng.normal(size=(300, 17)) * np.linspace(0.1, 3, 17)
+    data = moments([(X, X @ A.T)], True, np.zeros(22))
+    layer = LatentQSWDLinear(matrix, None, np.float64, weight=A, support="free")
+    plain = QSWDLinear(matrix, None, np.float64)
+    layer.refit(data)
+    plain.refit(data)
+    np.testing.assert_allclose(layer.parameters["scales"], plain.parameters["scales"])
+    np.testing.assert_allclose(layer(X), plain(X))
+    made = layer.to_matrix()
+    np.testing.assert_array_equal(made.c, matrix.c)
+    np.testing.assert_array_equal(made.to_dense(), plain.to_matrix().to_dense())
 
 
 def test_gradients_that_lead_further_out_are_left_out():

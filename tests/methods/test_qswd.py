@@ -159,6 +159,15 @@ def test_a_setting_over_the_budget_is_refused():
         QSWD.fit(np.eye(8), 1, setting=(8, 8, 8, 8, 8))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [(4, 9, 1, 1, 0), (4, 9, 1, 17, 0), (4, 9, 10, 8, 0), (0, 9, 1, 8, 0), (4, 9, 1, 8, 17)],
+)
+def test_a_setting_that_no_file_can_hold_is_refused(setting):
+    with pytest.raises(ValueError, match=r"setting \(d, r, s, c_bits, z_bits\) must have .* got"):
+        QSWD.fit(np.eye(8), 32, setting=setting)
+
+
 def test_better_than_the_svd_on_noise(rng):
     A = rng.standard_normal((96, 96))
     made = QSWD.fit(A, 2)
