@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from diba_np.checks import check_count, check_number, digest
 from diba_np.files.parts import Parts
 from diba_np.layers.linear import Layer
-from diba_np.layers.registry import as_layer
+from diba_np.layers.registry import LAYERS, as_layer
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.files import load
@@ -33,7 +33,7 @@ from diba_np.search.options import EFFORTS
 Array = NDArray[Any]
 
 # those whose matrices a layer can hold and train
-METHODS = ("diba", "linear-trellis", "gptq", "rtn", "sign", "bitat")
+METHODS = tuple(LAYERS)
 
 # bits of the diagonals' entries: DiBARD moves them, and few bits would take back what it gained
 SCALE_BITS = 8
@@ -100,8 +100,8 @@ def compress(
     bits : float, default 1.0
         Stored bits a weight of everything compressed together. Layers get more or less than that
         by what they matter; integer codes the same each.
-    method : {"diba", "linear-trellis", "best", "gptq", "rtn", "sign", "bitat"}, default "diba"
-        "best" takes for every matrix, at its bits, "diba" or "linear-trellis" by short fits of a
+    method : str, default "diba"
+        One that a layer trains, of `diba_np.layers.registry.LAYERS`, or "best". "best" takes for every matrix, at its bits, "diba" or "linear-trellis" by short fits of a
         part of it; where these are within half a decibel both are fitted, and the better is taken.
     effort : {"fast", "balanced", "best"}
         Of `diba_np.factorize`.

@@ -14,6 +14,7 @@ from small_networks import network
 from diba_np import networks
 from diba_np.cli.main import main
 from diba_np.layers.dense_linear import DenseLinear
+from diba_np.layers.registry import LAYERS
 from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import Teacher, matched, taught
 from diba_np.networks.importance import KeptImportance, importance, pulled
@@ -133,7 +134,7 @@ def test_independent_layers_in_processes_give_what_one_gives(dense):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("method", ["gptq", "sign", "linear-trellis", "best"])
+@pytest.mark.parametrize("method", [*sorted(set(LAYERS) - {"diba"}), "best"])
 def test_other_methods(dense, method):
     small = networks.compress(dense, rows(16), bits=3.0, method=method, epochs=1)
     assert set(small.compressed) == set(dense.layers)
