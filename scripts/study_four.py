@@ -52,8 +52,11 @@ Cell = tuple[str, str, float, int]  # network, method, bits (0: the method's own
 
 
 def key_of(cell: Cell) -> str:
+    """Return the key of a cell's row: another rate or temperature of a method is another row."""
     network, method, bits, seed = cell
-    return f"{network}, {method}, {bits:g}, seed {seed}"
+    how = fd.METHODS[method]
+    taught = f"rate {how.rate:g}, temperature {how.temperature:g}"
+    return f"{network}, {method}, {bits:g}, seed {seed}, {taught}"
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
@@ -73,7 +76,8 @@ def measured(cell: Cell, folder: Path, epochs: int, dense_epochs: int, smoke: bo
     network, method, bits, seed = cell
     images = _images(smoke)
     chosen = (fd.SMALL if smoke else fd.NETWORKS)[network]
-    dense = fd.dense_of(chosen, images, seed, dense_epochs, folder / f"{network}-{seed}.npz")
+    path, temperature = folder / f"{network}-{seed}.npz", fd.METHODS[method].temperature
+    dense = fd.dense_of(chosen, images, seed, dense_epochs, path, temperature)
     row = fd.measure(chosen, images, dense, method, bits, epochs)
     row["dense"] = dense.accuracy({}, fd.parts_of(chosen, images)["test"])
     return row
@@ -94,7 +98,6 @@ def run_digits(args: argparse.Namespace) -> list[dict[str, Any]]:
         "epochs": args.epochs,
         "dense_epochs": args.dense_epochs,
         "smoke": args.smoke,
-        "temperature": fd.TEMPERATURE,
     }
     results = Results("four-smoke" if args.smoke else "four", settings, args.folder)
     folder = results.path.with_suffix("")

@@ -82,8 +82,8 @@ class QSWDLinear(Layer):
                 part *= values[:, slot, None].astype(self.dtype)
                 V += part
         m, n = self.shape
-        rows = V.reshape(st.bands, n, st.d).transpose(0, 2, 1).reshape(-1, n)
-        return rows[:m]
+        rows: Array = V.reshape(st.bands, n, st.d).transpose(0, 2, 1).reshape(-1, n)[:m]
+        return rows
 
     def _forward(self, samples: Array) -> tuple[Array, Any]:
         *parts, weights = self._decoded()

@@ -101,8 +101,9 @@ def compress(
         Stored bits a weight of everything compressed together. Layers get more or less than that
         by what they matter; integer codes the same each.
     method : str, default "diba"
-        One that a layer trains, of `diba_np.layers.registry.LAYERS`, or "best". "best" takes for every matrix, at its bits, "diba" or "linear-trellis" by short fits of a
-        part of it; where these are within half a decibel both are fitted, and the better is taken.
+        One that a layer trains, of `diba_np.layers.registry.LAYERS`, or "best". "best" takes for
+        every matrix, at its bits, "diba" or "linear-trellis" by short fits of a part of it; where
+        these are within half a decibel both are fitted, and the better is taken.
     effort : {"fast", "balanced", "best"}
         Of `diba_np.factorize`.
     embeddings : bool, default True
