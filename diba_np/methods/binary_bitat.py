@@ -93,8 +93,8 @@ class BinaryBiTAT(BiTAT):
 
     Parameters
     ----------
-    *parts, **named
-        Those of `ScalarQuantized`, with 2 levels and a scale a row.
+    parts, named
+        What `ScalarQuantized` takes, with 2 levels and a scale a row.
     thresholds : (nk,) float16
         Of the inputs of the kept columns; one that lies on its threshold is +1.
     input_scale : float
