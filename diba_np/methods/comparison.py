@@ -179,7 +179,7 @@ def _one(shared: _Shared, label: str, rate: float) -> Row:
             X = np.asarray(test, np.float64)
             ours = X @ matrix.to_dense().T.astype(np.float64)
             row.output_snr = snr_db(X @ np.asarray(A, np.float64).T, ours)
-        row.multiplies = _multiplies(matrix)
+        row.multiplies = multiplies_packed(matrix)
         row.matvec_us = _time_product(matrix, A.shape[1])
         row.record = {name: value for name, value in matrix.record.items() if np.ndim(value) == 0}
     except Exception as error:  # one method must not end the comparison
@@ -187,7 +187,7 @@ def _one(shared: _Shared, label: str, rate: float) -> Row:
     return row
 
 
-def _multiplies(matrix: Any) -> bool:
+def multiplies_packed(matrix: Any) -> bool:
     """Tell whether the class has a product of its own; the one of the base decodes."""
     own = type(matrix)
     return own._apply is not CompressedMatrix._apply or own._matmat is not CompressedMatrix._matmat
