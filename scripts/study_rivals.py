@@ -162,11 +162,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     results = Results("rivals", settings, home)
     if not args.only_finished:
         warm_up(args.methods)
-    blocks = "-".join(map(str, args.blocks))
+    blocks = "-".join(map(str, sorted(args.blocks)))
     layers = Layers(args, home / f"grams-{args.rows}-{blocks}.npz")
     rows = []
-    for bits in args.bits:
-        for block in args.blocks:
+    for block in args.blocks:
+        for bits in args.bits:
             for kind in args.kinds:
                 for method in args.methods:
                     name = f"{block} {kind}"
@@ -188,7 +188,7 @@ def table(rows: list[dict[str, Any]], kinds: Sequence[str]) -> str:
         "| ahead of DiBA | CPU s | multiplies |",
         "|--:|---|--:|" + "--:|" * (len(kinds) + 4) + "---|",
     ]
-    for bits in dict.fromkeys(row["aim"] for row in rows):
+    for bits in sorted({row["aim"] for row in rows}):
         of_rate = [row for row in rows if row["aim"] == bits and "refused" not in row]
         methods = list(dict.fromkeys(row["method"] for row in of_rate))
         found = {(row["method"], row["layer"]): row for row in of_rate}

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from diba_np.kernels.signs import flip_signs
 from diba_np.matrix.base import Array
+from diba_np.methods.feedback import output_error, sequential_rounding
 from diba_np.methods.fitting import check_problem, gram, to_half, too_small
-from diba_np.methods.gptq import output_error, sequential_rounding
 from diba_np.methods.rounding import sign_columns
 from diba_np.methods.scalar import ScalarQuantized, least_bits, uniform_values
 

@@ -6,77 +6,19 @@ of each is spread over those still to come through the Cholesky factor of H^-1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import cholesky, solve_triangular
 
 from diba_np.matrix.base import Array
+from diba_np.methods.feedback import output_error, sequential_rounding
 from diba_np.methods.fitting import Problem, check_problem, gram
 from diba_np.methods.rounding import UniformRounding
 from diba_np.methods.scalar import fit_scales, group_starts, nearest_codes, strongest_columns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-def inverse_cholesky(H: Array) -> Array:
-    """Return the upper triangular U with ``H^-1 = U^T U``, (n, n) float64."""
-    L = cholesky(H[::-1, ::-1], lower=True)
-    # H = P L L^T P  ->  H^-1 = (P L^-1 P)^T (P L^-1 P), and P L^-1 P is upper triangular
-    inverse = solve_triangular(L, np.eye(len(H)), lower=True)
-    return np.ascontiguousarray(inverse[::-1, ::-1])
-
-
-def output_error(E: Array, H: Array) -> float:
-    """Return ``tr(E H E^T)`` for an error matrix E (m, n)."""
-    return float(np.sum((E @ H) * E))
-
-
-def sequential_rounding(
-    W: Array, H: Array, order: Array, quantize: Callable[[int, Array], Array], block: int = 128
-) -> Array:
-    """Round the columns of W one by one in `order`, spreading each error onward.
-
-    Parameters
-    ----------
-    W : (m, n) float64
-    H : (n, n) float64, positive definite
-    order : (n,) int
-    quantize : callable
-        ``quantize(position, columns)``: `position` in the order, `columns` (m, rest) the
-        compensated columns from there to the end of the block; returns the rounded first
-        column, (m,).
-    block : int
-        Columns between two BLAS-3 updates.
-
-    Returns
-    -------
-    (m, n) float64
-        The rounded columns, in the original order.
-
-    Notes
-    -----
-    O(m n^2); all but m n block of it is matrix products.
-    """
-    n = W.shape[1]
-    U = inverse_cholesky(H[np.ix_(order, order)])
-    work = W[:, order].T.copy()  # one row per column of W: contiguous
-    rounded = np.empty_like(work)
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        errors = np.empty((stop - start, W.shape[0]))
-        for i in range(start, stop):
-            rounded[i] = quantize(i, work[i:stop])
-            error = (work[i] - rounded[i]) / U[i, i]
-            work[i + 1 : stop] -= U[i, i + 1 : stop, None] * error
-            errors[i - start] = error
-        work[stop:] -= U[start:stop, stop:].T @ errors
-    result = np.empty_like(W)
-    result[:, order] = rounded.T
-    return result
 
 
 class GPTQ(UniformRounding):

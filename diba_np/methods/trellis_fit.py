@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.kernels.viterbi import trellis_states, viterbi
 from diba_np.machine.pool import Workers, workers
 from diba_np.matrix.base import Array
 from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, fit_grid
+from diba_np.methods.feedback import fed_back, sequential_rounding
 from diba_np.methods.fitting import Problem, too_small
-from diba_np.methods.gptq import inverse_cholesky, output_error, sequential_rounding
 from diba_np.methods.seeded import Rotation
 from diba_np.methods.trellis_modes import Mode, allocate, least_bits
 
@@ -225,9 +226,11 @@ def fit_coded(
     seed : int
         Of the rotations.
     rotation : {"auto", "none", "inputs", "outputs", "both"}, or several of them
-        Of several what loses least in a trial on some of the rows; "auto" stands for all but those
-        that turn a side whose size has a large odd factor.
+        Of several what loses least: without inputs in a trial on some of the rows, with inputs
+        when fitted. "auto" stands for all but those that turn a side whose size has a large odd
+        factor.
     threads : int, optional
+        For the columns; with inputs, where they go one after another, for the rotations.
     outputs : (m,) float64, optional
         Weights of the outputs, mean 1. Outputs that are rotated all weigh the same.
     scale_bits : int
@@ -240,25 +243,33 @@ def fit_coded(
 
     Notes
     -----
-    ``m n 2^width`` steps for the paths, twice where two rotations are near; with inputs
-    ``O(m n^2 + n^3)`` flops for the feedback, and the columns go one after another, on one thread.
-    A trial costs as much as `_TRIAL_ROWS` rows.
+    ``m n 2^width`` steps for the paths, twice where two rotations are near; a trial costs as much
+    as `_TRIAL_ROWS` rows. With inputs as much for each rotation, and ``O(m n^2 + n^3)`` flops for
+    its feedback: what some of the rows lose says too little about the rest there.
     """
     m, n = problem.shape
     names = [rotation] if isinstance(rotation, str) else list(rotation)
     if rotation == "auto":
         names = _worth_trying((m, n))
-    tried: list[tuple[float, _Plan]] = []
     with workers(threads) as pool:
-        for name in names:
-            plan = _Plan(problem, modes, H, name, seed, outputs, scale_bits)
-            if plan.is_possible:
-                tried.append((plan.trial_loss(pool) if len(names) > 1 else 0.0, plan))
-        if not tried:
+
+        def planned(name: str) -> _Plan:
+            return _Plan(problem, modes, H, name, seed, outputs, scale_bits)
+
+        def fitted(name: str) -> list[tuple[float, Coded]]:
+            plan = planned(name)
+            return [plan.encode(pool)] if plan.is_possible else []
+
+        if H is not None or len(names) == 1:
+            found: list[tuple[float, Coded]] = sum(pool.run(fitted, names), [])
+        else:
+            plans = [plan for plan in map(planned, names) if plan.is_possible]
+            tried = [(plan.trial_loss(pool), plan) for plan in plans]
+            tried.sort(key=lambda each: each[0])
+            near = [plan for loss, plan in tried[:2] if loss <= _NEAR * tried[0][0]]
+            found = [plan.encode(pool) for plan in near]
+        if not found:
             raise too_small("a trellis", problem.bits, _least_bits(modes, (m, n), names), (m, n))
-        tried.sort(key=lambda each: each[0])
-        near = [plan for loss, plan in tried[:2] if loss <= _NEAR * tried[0][0]]
-        found = [plan.encode(pool) for plan in near]
         return min(found, key=lambda each: each[0])[1]
 
 
@@ -315,8 +326,9 @@ class _Plan:
                 H = 0.5 * (H + H.T)
             else:
                 self.order = np.argsort(-np.diagonal(H), kind="stable")
-            U = inverse_cholesky(H[np.ix_(self.order, self.order)])
-            weight[self.order] = np.diagonal(U) ** -2.0
+            square = self.importance @ self.W**2 / m
+            self.fed, weight = fed_back(square, H, self.order, problem.bits)
+            self.aim = cho_solve(cho_factor(self.fed), H @ self.W.T).T
         self.H = H
         # rotated rows are alike, and so are rotated columns of white inputs
         r, c = _balanced(self.W, rows=not outputs, columns=H is not None or not inputs)
@@ -341,15 +353,14 @@ class _Plan:
         return bits
 
     def trial_loss(self, pool: Workers) -> float:
-        """Return the share of the output's energy that some of the rows lose."""
+        """Return the share of their energy that some of the rows lose, inputs white."""
         m = len(self.W)
         rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
         _, c, values = self._paths(pool, rows, closed=False)
         root = self.root[rows, None]
         W, r = root * self.W[rows], self.r[rows]
-        H = np.eye(W.shape[1]) if self.H is None else self.H
-        energy = output_error(W, H)
-        lost = output_error(W - root * (r[:, None] * values * c), H)
+        energy = float(np.sum(W * W))
+        lost = float(np.sum((W - root * (r[:, None] * values * c)) ** 2))
         return self.price * lost / energy if energy > 0.0 else 0.0
 
     def _paths(self, pool: Workers, rows: Array, closed: bool) -> tuple[list[Array], Array, Array]:
@@ -393,7 +404,7 @@ class _Plan:
             stored = np.flatnonzero(self.number)
             pool.run(encode_block, [stored[at : at + 16] for at in range(0, stored.size, 16)])
         else:
-            sequential_rounding(W, self.H, self.order, quantize)
+            sequential_rounding(self.aim[rows], self.fed, self.order, quantize)
         return codes, c, values
 
     def encode(self, pool: Workers) -> tuple[float, Coded]:

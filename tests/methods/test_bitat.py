@@ -15,8 +15,9 @@ from diba_np.methods.bitat import (
     importance,
     rotation,
 )
+from diba_np.methods.feedback import inverse_cholesky, sequential_rounding
 from diba_np.methods.fitting import gram
-from diba_np.methods.gptq import GPTQ, inverse_cholesky, sequential_rounding
+from diba_np.methods.gptq import GPTQ
 from diba_np.methods.rounding import SignRows, UniformRounding
 
 

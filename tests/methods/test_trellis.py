@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diba_np import FormatError, load, methods
+from diba_np.methods.feedback import output_error
 from diba_np.methods.fitting import gram
-from diba_np.methods.gptq import output_error
 from diba_np.methods.linear_trellis import LinearTrellis
 from diba_np.methods.seeded import Rotation, normals, uniforms
 from diba_np.methods.trellis import Trellis
