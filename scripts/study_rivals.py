@@ -60,7 +60,6 @@ METHODS = {
     "bqq": ("bqq", ""),
 }
 OURS = "diba"
-NOTES = {"bqq": "fitted without the inputs"}
 
 
 def grams(net: Network, rows: Calibration, names: Sequence[str]) -> dict[str, Array]:
@@ -150,7 +149,11 @@ def measured(layers: Layers, name: str, method: str, bits: float) -> Callable[[]
         E = A - f.to_dense()
         for part, H in (("snr", judge), ("snr_fit", fit)):
             row[part] = decibels(weighted_error(A, H), weighted_error(E, H))
-        return row | {"bits": f.bits_per_weight, "multiplies": multiplies_packed(f)}
+        return row | {
+            "bits": f.bits_per_weight,
+            "multiplies": multiplies_packed(f),
+            "without_inputs": not type(f).uses_inputs,
+        }
 
     return make
 
@@ -212,7 +215,7 @@ def table(rows: list[dict[str, Any]], kinds: Sequence[str]) -> str:
             stored = max(row["bits"] for row in own)
             seconds = np.mean([row["seconds"] for row in own])
             multiplies = "from its bits" if own[0]["multiplies"] else "decodes first"
-            note = f"; {NOTES[method]}" if method in NOTES else ""
+            note = "; fitted without the inputs" if own[0]["without_inputs"] else ""
             lines.append(
                 f"| {bits:g} | {method} | {stored:.3f} | {' | '.join(cells)} "
                 f"| {_mean([r['snr'] for r in own])} | {beside} | {ahead} | {seconds:.1f} "

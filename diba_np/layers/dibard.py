@@ -135,7 +135,10 @@ def retune(
     .. [1] N. Ono, arXiv 2605.05994, DiBARD.
     """
     if not isinstance(f, DiBAFactors):
-        raise TypeError(f"f must be a DiBAFactors, got {type(f).__name__}")
+        raise TypeError(
+            f"f must be a DiBAFactors, got {type(f).__name__}; scales of other methods are trained "
+            "by the layers that diba_np.layers.registry.as_layer makes"
+        )
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     score, name = _check_loss(loss)

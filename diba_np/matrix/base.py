@@ -129,6 +129,9 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
     # dataset name -> one of KINDS; every dataset of the class must be listed
     dataset_kinds: ClassVar[dict[str, str]] = {}
 
+    # whether `fit` heeds the inputs that it is given, or only checks them
+    uses_inputs: ClassVar[bool] = False
+
     # whether this is an array kept as it is
     is_array: ClassVar[bool] = False
 

@@ -127,6 +127,7 @@ class DiBAFactors(CompressedMatrix):
     """
 
     method: ClassVar[str] = "diba"
+    uses_inputs: ClassVar[bool] = True
     _terms: tuple[DiBAFactors, ...] = ()  # of a sum of several
     shape: tuple[int, int]
     T: DiBAFactors

@@ -136,6 +136,7 @@ class BiTAT(ScalarQuantized):
     """
 
     method = "bitat"
+    uses_inputs = True
 
     @classmethod
     def fit(

@@ -61,6 +61,9 @@ class Row:
         timed (methods without a product of their own decode then).
     multiplies : bool
         Whether products work on the stored parts, with nothing decoded to a dense matrix.
+    without_inputs : bool
+        Whether there were inputs and the method, which knows nothing of any, was fitted to the
+        weights alone.
     error : str
         Why there is no result; empty otherwise.
     record : dict
@@ -75,6 +78,7 @@ class Row:
     fit_seconds: float = np.nan
     matvec_us: float = np.nan
     multiplies: bool = False
+    without_inputs: bool = False
     error: str = ""
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -175,6 +179,7 @@ def _one(shared: _Shared, label: str, rate: float) -> Row:
         row.fit_seconds = time.perf_counter() - start
         row.bits_per_weight = float(matrix.bits_per_weight)
         row.snr = matrix.snr(A)
+        row.without_inputs = train is not None and not type(matrix).uses_inputs
         if test is not None:
             X = np.asarray(test, np.float64)
             ours = X @ matrix.to_dense().T.astype(np.float64)
@@ -294,7 +299,7 @@ def _decibels(value: float) -> str:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Return the rows as a text table, one line a row."""
+    """Return the rows as a text table, one line a row, and which methods knew no inputs."""
     inputs = any(np.isfinite(row.output_snr) for row in rows)
     width = max(8, *(len(row.method) for row in rows)) if rows else 8
     head = f"{'method':{width}s} {'target':>6s} {'bits/w':>7s} {'SNR dB':>7s}"
@@ -308,4 +313,7 @@ def format_table(rows: Sequence[Row]) -> str:
         line += f" {row.bits_per_weight:7.4f} {row.snr:7.2f}"
         line += f" {row.output_snr:7.2f}" if inputs else ""
         lines.append(line + f" {row.fit_seconds:7.2f} {row.matvec_us:9.1f}")
+    blind = dict.fromkeys(row.method for row in rows if row.without_inputs)
+    if blind:
+        lines.append(f"fitted without the inputs: {', '.join(blind)}")
     return "\n".join(lines)

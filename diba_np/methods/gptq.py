@@ -29,6 +29,7 @@ class GPTQ(UniformRounding):
     """
 
     method = "gptq"
+    uses_inputs = True
 
     @classmethod
     def fit(

@@ -110,6 +110,7 @@ class MESA(CompressedMatrix):
     """
 
     method = "mesa"
+    uses_inputs = True
     dataset_kinds: ClassVar[dict[str, str]] = {
         "first": "payload",
         "deltas": "payload",

@@ -51,6 +51,7 @@ class Trellis(CompressedMatrix):
     """
 
     method = "trellis"
+    uses_inputs = True
     modes: ClassVar[tuple[Mode, ...]] = LOOKUP_MODES
     dataset_kinds: ClassVar[dict[str, str]] = {
         "codes": "payload",

@@ -256,12 +256,13 @@ def fit_coded(
         def planned(name: str) -> _Plan:
             return _Plan(problem, modes, H, name, seed, outputs, scale_bits)
 
-        def fitted(name: str) -> list[tuple[float, Coded]]:
+        def fitted(name: str) -> tuple[float, Coded] | None:
             plan = planned(name)
-            return [plan.encode(pool)] if plan.is_possible else []
+            return plan.encode(pool) if plan.is_possible else None
 
         if H is not None or len(names) == 1:
-            found: list[tuple[float, Coded]] = sum(pool.run(fitted, names), [])
+            results: list[tuple[float, Coded] | None] = pool.run(fitted, names)
+            found = [each for each in results if each is not None]
         else:
             plans = [plan for plan in map(planned, names) if plan.is_possible]
             tried = [(plan.trial_loss(pool), plan) for plan in plans]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import factors
 
-from diba_np import DiBAFactors, DiBALinear, factorize, retune
+from diba_np import DiBAFactors, DiBALinear, factorize, methods, retune
 from diba_np.layers.dibard import _Fit
 from diba_np.training.losses import cross_entropy, mse
 from diba_np.training.moments import LeastSquares, moments
@@ -303,6 +303,11 @@ def test_same_seed_same_result_and_the_callback_ends(problem):
     ("changed", "error", "words"),
     [
         ({"f": 3}, TypeError, "f must be a DiBAFactors, got int"),
+        (
+            {"f": methods.fit("rtn", np.eye(8), 4.0)},
+            TypeError,
+            "got UniformRounding; scales of other methods are trained by .*as_layer",
+        ),
         ({"X": np.ones((4, 5))}, ValueError, r"X must have .*\(N, 3\), .* got \(4, 5\)"),
         ({"Y": np.ones((4, 5))}, ValueError, r"Y must have .*\(N, 2\), .* got \(4, 5\)"),
         ({"Y": np.ones((5, 2))}, ValueError, "as many samples, got 4 and 5"),

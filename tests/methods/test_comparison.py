@@ -29,9 +29,21 @@ def test_a_row_for_every_method(problem):
         assert not row.error, row.error
         assert 0 < row.bits_per_weight <= 1.5 + 1e-9
         assert np.isfinite([row.snr, row.output_snr, row.fit_seconds, row.matvec_us]).all()
-    table = format_table(rows)
-    assert len(table.splitlines()) == len(rows) + 1
-    assert "out dB" in table
+    table = format_table(rows).splitlines()
+    assert len(table) == len(rows) + 2
+    assert "out dB" in table[0]
+    assert table[-1] == (
+        "fitted without the inputs: sign, rtn, nf, bqq, svd16, svd8, qswd, fcqh, deepc"
+    )
+    assert len(format_table(compare(A, bits=1.5, methods=["bqq"])).splitlines()) == 2
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_inputs_change_what_is_fitted_where_a_method_says_so(problem, method):
+    A, X = problem
+    without, with_inputs = (methods.fit(method, A, 2.0, inputs=x) for x in (None, X))
+    equal = np.array_equal(without.to_dense(), with_inputs.to_dense())
+    assert equal != type(with_inputs).uses_inputs
 
 
 def test_rows_go_by_method_then_rate(problem):
@@ -193,7 +205,7 @@ def test_command_prints_the_rows(here, capsys, problem):
     assert rows[0]["output_snr"] is None
     status, out, _ = run(capsys, *args, "--inputs", "X.npy")
     assert status == 0
-    assert "out dB" in out and len(out.splitlines()) == 5
+    assert "out dB" in out and len(out.splitlines()) == 6
 
 
 def test_command_ends_well_where_one_method_fails(here, capsys):

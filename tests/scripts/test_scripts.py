@@ -143,6 +143,30 @@ def test_study_activations_smoke():
     assert reached["with inputs"] > reached["DBF, weighted"]
 
 
+def test_study_rivals_smoke(tmp_path):
+    def rivals(*more):
+        return run_script("study_rivals.py", "--smoke", "--folder", str(tmp_path), *more)
+
+    first = rivals("--methods", "diba", "linear-trellis")
+    rows = {}
+    for line in first.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        rows[cells[1]] = cells
+    assert set(rows) == {"diba", "linear-trellis"}
+    ours, other = (rows[name] for name in ("diba", "linear-trellis"))
+    means = [float(cells[5]) for cells in (ours, other)]
+    beside = re.match(r"([+-][\d.]+) \(", other[6])
+    assert float(beside[1]) == pytest.approx(means[1] - means[0], abs=0.02)
+    assert means[0] == pytest.approx((float(ours[3]) + float(ours[4])) / 2, abs=0.02)
+    assert ours[9] == other[9] == "from its bits" and other[7].endswith(" of 4")
+    assert float(ours[2]) <= 4 and float(other[2]) <= 4
+    # from what is kept, and only from that
+    assert rivals("--methods", "diba", "linear-trellis", "bqq", "--only-finished") == first
+    told = rivals("--methods", "diba", "bqq", "--json")
+    (bqq, *_) = (row for row in json.loads(told) if row["method"] == "bqq")
+    assert bqq["without_inputs"] and bqq["snr"] > 10
+
+
 def test_study_outputs_smoke():
     rows = json.loads(run_script("study_outputs.py", "--smoke", "--json"))
     assert len(rows) == 6
