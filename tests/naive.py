@@ -324,6 +324,12 @@ def sweep_tabu(A, B, s, M, shift, slack, moves, patience):
     return B, flips
 
 
+def update_forms(before, bits, G, C, shift):
+    """Return p and q of every row from its bits as they are now."""
+    Y = bits - shift
+    return (Y * C).sum(axis=1), np.array([y @ G @ y for y in Y])
+
+
 def round_each(values, vector):
     """Replace each entry by the nearest of the ascending values, the lesser of two as near."""
     return np.array([min(values, key=lambda v: (abs(v - entry), v)) for entry in vector])

@@ -13,6 +13,8 @@ leaves each result as it is: comparisons decide.
 
 from __future__ import annotations
 
+import numpy as np
+
 from diba_np.kernels._flips import flip_fixed, flip_joint, walk  # _flips.py 72041db610ec
 from diba_np.kernels._jit import njit
 
@@ -105,3 +107,39 @@ def sweep_tabu(bits, h, G, C, scale, slack, moves, flips, patience):
             flips[i] = walk(bits[i], h[i], G, C[i], scale[i], slack[i], moves, patience)
         else:
             flips[i] = 0
+
+
+@njit(fastmath=False)
+def update_forms(before, bits, h, G, C, p, q):
+    """Bring ``p = y.c`` and ``q = y^T G y`` of every row up to date with bits that have flipped.
+
+    Parameters
+    ----------
+    before, bits : (m, k) uint8, C-order
+        What the bits were, and what they are.
+    h : (m, k) float64, C-order
+        ``(before - shift) @ G``.
+    G : (k, k) float64, C-order
+    C : (m, k) float64, C-order
+    p, q : (m,) float64, modified in place
+
+    Notes
+    -----
+    Time O(k + F^2) a row with F flipped bits, where the forms themselves take O(k^2). naive:
+    ``tests/naive.py::update_forms``.
+    """
+    flipped = np.empty(bits.shape[1], dtype=np.int64)
+    for i in range(bits.shape[0]):
+        size = 0
+        for j in range(bits.shape[1]):
+            if bits[i, j] != before[i, j]:
+                flipped[size] = j
+                size += 1
+        for a in range(size):
+            j = flipped[a]
+            step = 1.0 - 2.0 * before[i, j]
+            others = 0.0
+            for b in range(a):
+                others += (1.0 - 2.0 * before[i, flipped[b]]) * G[j, flipped[b]]
+            p[i] += step * C[i, j]
+            q[i] += 2.0 * step * (h[i, j] + others) + G[j, j]

@@ -15,10 +15,9 @@ from diba_np.search.state import (
     normal_equations,
     pack_loop,
     squared_error,
-    sweep,
     unpack_state,
     update_d2,
-    update_row_scales,
+    walk,
 )
 from diba_np.search.target import Target
 
@@ -53,7 +52,7 @@ def polish(
 
     Notes
     -----
-    A round costs ``6 m n k + 4 k^2 (m + n)`` flops in float64 and O(k) for each move of a walk.
+    A round costs ``6 m n k + 5 k^2 (m + n)`` flops in float64 and O(k) for each move of a walk.
     """
     k, energy = len(state.d2), target.energy or 1.0
     saved = run.journal.resume()
@@ -72,10 +71,7 @@ def polish(
             before = fit_grids(target, state, widths)
         for side in state.sides:
             equations = normal_equations(target, side)
-            if target.coupling(side.axis) is None:  # a walk sets the scales of coupled rows itself
-                update_row_scales(target, side, equations)
-            sweep(target, side, walks, equations)
-            update_row_scales(target, side, equations)
+            walk(target, side, walks, equations)
             del equations  # the other side's need the room
         error = update_d2(target, state)
         target.rough = False

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.kernels.flips import update_forms
 from diba_np.matrix.diagonals import Grids, LogGrid, Widths, fit_grid
 from diba_np.search.grids import round_diagonal
-from diba_np.search.moves import Move
+from diba_np.search.moves import Move, Walks
 from diba_np.search.target import Target
 
 Floats = NDArray[np.float64]
@@ -238,9 +239,44 @@ def update_row_scales(target: Target, side: Side, equations: Equations | None = 
         np.einsum("ik,ik->i", values, values @ gram, out=q[rows])
 
     target.workers.by_rows(side.bits.shape, fill)
+    _set_scales(side, slice(None), p, q, gram)
+
+
+def _set_scales(side: Side, rows: slice, p: Floats, q: Floats, gram: Floats) -> None:
+    """Set the scales of some rows to ``p / q``, on their grid; kept where q vanishes."""
+    scales = side.scales[rows]
     np.divide(p, q, out=scales, where=q > 1e-12 * np.diag(gram).max(initial=0.0))
     if side.grid is not None:
         scales[:] = side.grid.round(scales)
+
+
+def walk(target: Target, side: Side, walks: Walks, equations: Equations) -> None:
+    """Set the scales of one side, walk over its rows' bits, and set the scales for the new ones.
+
+    Where weights couple a side its walks set scales as they go, and those of the side are solved
+    for as a whole after them. Else all is done row by row, with one product of the bits with the
+    Gram matrix: ``2 m k^2`` flops.
+    """
+    if target.coupling(side.axis) is not None:
+        target.sweep_coupled(side, walks, equations)
+        target.solve_coupled(side, equations)
+        return
+    gram, cross = equations
+    slack = np.full(len(side.bits), SLACK * target.energy / len(side.bits))
+    flips = np.zeros(len(side.bits), np.int64)
+
+    def improve(rows: slice) -> None:
+        bits, own = side.bits[rows], cross[rows]
+        values = side.values(rows)
+        h = values @ gram
+        p, q = np.einsum("ik,ik->i", values, own), np.einsum("ik,ik->i", values, h)
+        _set_scales(side, rows, p, q, gram)
+        before = bits.copy()
+        walks.rows(bits, h, gram, own, side.scales[rows], slack[rows], flips[rows])
+        update_forms(before, bits, h, gram, own, p, q)
+        _set_scales(side, rows, p, q, gram)
+
+    target.workers.by_rows(side.bits.shape, improve)
 
 
 def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:

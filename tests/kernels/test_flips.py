@@ -57,6 +57,17 @@ def test_kernel_equals_its_naive_namesake(name, seed, shift, passes):
         np.testing.assert_allclose(h, (bits - shift) @ G, atol=1e-10)
 
 
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 0.3]))
+def test_forms_follow_flipped_bits(seed, shift):
+    A, M, before, _, _ = problem(seed, shift)
+    G, C = M @ M.T, A @ M.T
+    bits = before ^ (np.random.default_rng(seed).random(before.shape) < 0.4)
+    p, q = naive.update_forms(before, before, G, C, shift)
+    kernels.update_forms(before, bits.astype(np.uint8), (before - shift) @ G, G, C, p, q)
+    expected = naive.update_forms(before, bits, G, C, shift)
+    np.testing.assert_allclose((p, q), expected, rtol=1e-9, atol=1e-9)
+
+
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5]))
 @pytest.mark.parametrize("name", NAMES)
 def test_the_error_of_no_row_rises(name, seed, shift):
