@@ -184,10 +184,11 @@ class Trellis(CompressedMatrix):
         rotation = attrs["rotation"]
         if rotation not in ROTATIONS or not 0 <= seed < 2**32:
             raise ValueError(f"rotation {rotation!r} of seed {seed} is not known")
-        numbers = [0] + [mode.number for mode in cls.modes]
-        used = [numbers.index(number) for number in arrays["used"].tolist()]
-        if used != sorted(set(used)) or not any(used):
-            raise ValueError(f"used must name each mode once, one at least, found {used}")
+        positions = {0: 0} | {mode.number: at for at, mode in enumerate(cls.modes, 1)}
+        numbers = arrays["used"].tolist()
+        used = [positions.get(number, -1) for number in numbers]
+        if used != sorted(set(used)) or not any(used) or min(used) < 0:
+            raise ValueError(f"used must name each known mode once, one at least, found {numbers}")
         chosen = unpack_digits(arrays["chosen"], n, len(used)).astype(np.uint8)
         codes, at = [], 0
         for position, number in enumerate(used):

@@ -69,6 +69,7 @@ except ValueError:
 
 def test_small_problems_get_one_thread(monkeypatch):
     monkeypatch.setattr(processors, "processors", lambda: 8)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     assert processors.threads_for(2.0 * 64 * 48 * 20) == 1
     assert processors.threads_for(2.0 * 200 * 300 * 240) == 1
     assert processors.threads_for(2.0 * 2048 * 2048 * 1024) == 8
