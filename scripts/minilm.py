@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 in NumPy: sentences to tokens, tokens to embeddings, and what each layer reads.
+"""all-MiniLM-L6-v2, and texts with their valence.
 
 python scripts/minilm.py "a sentence" "another one"    # their cosine similarities
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import sys
 import tarfile
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
-from bert import Array, Back, Bert
-from sources import MINILM, VADER, read_arrays, read_member
+from sources import MINILM, VADER, member_folder, read_member
 
+from diba_np import networks
 from diba_np.networks.inputs import batches, padded
+from diba_np.networks.network import Network
 
-HEADS = 12
 TOKENS = 48  # longer sentences are cut
 BATCH = 2048  # tokens
 
@@ -29,104 +28,27 @@ SENTENCES = (
 )
 
 
-# -- tokens ----------------------------------------------------------------------------------------
-
-
-def vocabulary() -> dict[str, int]:
-    """Return token -> id."""
-    lines = read_member(MINILM, "model/vocab.txt").decode().split("\n")
-    return {token: i for i, token in enumerate(lines) if token}
-
-
-def _stands_alone(char: str) -> bool:
-    """Whether a character is a word by itself: punctuation, ASCII symbols, Chinese characters."""
-    ascii_symbol = char.isascii() and char.isprintable() and not char.isalnum() and char != " "
-    return ascii_symbol or unicodedata.category(char)[0] == "P" or "\u4e00" <= char <= "\u9fff"
-
-
-def words(text: str) -> list[str]:
-    """Split a text into lower-case words without accents."""
-    out = []
-    for char in unicodedata.normalize("NFD", text.lower()):
-        kind = unicodedata.category(char)
-        if char.isspace():
-            out.append(" ")
-        elif kind == "Mn" or kind[0] == "C" or char == "\ufffd":
-            continue
-        else:
-            out.append(f" {char} " if _stands_alone(char) else char)
-    return "".join(out).split()
-
-
-def word_pieces(word: str, vocab: Mapping[str, int]) -> list[int]:
-    """Cut a word into the longest known pieces from the left; [UNK] if that fails."""
-    pieces, start = [], 0
-    while start < len(word):
-        prefix = "##" if start else ""
-        for end in range(len(word), start, -1):
-            if prefix + word[start:end] in vocab:
-                pieces.append(vocab[prefix + word[start:end]])
-                start = end
-                break
-        else:
-            return [vocab["[UNK]"]]
-    return pieces
-
-
-def tokenize(text: str, vocab: Mapping[str, int], most: int = TOKENS) -> list[int]:
-    """Return the ids of [CLS], at most ``most - 2`` pieces, [SEP]."""
-    pieces = [i for word in words(text) for i in word_pieces(word, vocab)]
-    return [vocab["[CLS]"], *pieces[: most - 2], vocab["[SEP]"]]
-
-
-# -- the network -----------------------------------------------------------------------------------
-
-
-def tensors() -> dict[str, Array]:
-    """Return the network's tensors by name."""
-    return read_arrays(MINILM, "model/model.safetensors")
-
-
-def load() -> Bert:
-    """Return the network."""
-    return Bert(tensors(), HEADS)
-
-
-def embed(net: Bert, texts: Sequence[Sequence[int]]) -> Array:
-    """Return (S, width) unit vectors of texts in tokens: the mean of the last hidden states."""
-    found = []
-    for rows in batches(texts, BATCH):
-        ids, mask = padded([texts[i] for i in rows])
-        found.append((rows, net.mean(net.encode(ids, mask)[0][-1], mask)[0]))
-    out = np.empty((len(texts), found[0][1].shape[1]), np.float32)
-    for rows, vectors in found:
-        out[rows] = vectors
-    return out
+def load() -> Network:
+    """Return the network with its tokenizer."""
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    return networks.load(member_folder(MINILM, "model", names))
 
 
 def inputs_of(
-    net: Bert, texts: Sequence[Sequence[int]], names: Sequence[str]
+    net: Network, rows: Sequence[Sequence[int]], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Return, for each named linear layer, what it reads when the network reads `texts`: (N, n)."""
+    """Return what each named linear layer reads when the network reads rows of tokens: (N, n)."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    layers = 1 + max(int(name.split(".")[2]) for name in names)
-    for rows in batches(texts, BATCH):
-        ids, mask = padded([texts[i] for i in rows])
+    for places in batches(rows, BATCH):
+        ids, mask = padded([rows[i] for i in places])
 
-        def linear(
-            name: str, x: Array, added: Array | None, at: Array = mask
-        ) -> tuple[Array, Back]:
+        def linear(name: str, x: np.ndarray, at: np.ndarray = mask, **how: object) -> object:
             if name in found:
-                found[name].append(x[at.ravel()])
-            return net.linear(name, x, added)
+                found[name].append(x[at])
+            return net.plain(name, x, **how)
 
-        x, _ = net.embed(ids)
-        for i in range(layers):
-            x, _ = net.layer(i, x, mask, linear)
+        net.last_hidden(ids, mask, linear)
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-# -- sentences -------------------------------------------------------------------------------------
 
 
 def sentences(kind: str = "tweets") -> tuple[list[str], np.ndarray]:
@@ -141,6 +63,5 @@ def sentences(kind: str = "tweets") -> tuple[list[str], np.ndarray]:
 
 
 if __name__ == "__main__":
-    vocab = vocabulary()
-    vectors = embed(load(), [tokenize(text, vocab) for text in sys.argv[1:]])
+    vectors = load().embed(sys.argv[1:], TOKENS)
     print(np.round(vectors @ vectors.T, 3))

@@ -1,22 +1,19 @@
 """What the studies of whole networks share: stages, the store of what ran, tables, figures.
 
-A study compresses a pretrained network at several storage ratios (float32 = 1, 16-bit diagonals
-counted) and judges it after each stage on rows that nothing was fitted to:
+A study compresses the linear layers of a pretrained network by `diba_np.networks.compress` at
+several storage ratios (float32 = 1) and judges it after each stage on rows that nothing was fitted
+to:
 
-- dense: the network as it is;
-- replaced: every weight on its own, bits fitted to the weights alone;
-- layer-wise: these bits stay; diagonals (or scales) and biases are refitted layer by layer to what
-  the compressed layers before give (DiBARD);
-- activations: bits too are fitted to that, layer by layer;
-- end to end: from there, all diagonals, layer norms and biases are trained at once, taught by the
-  dense network (DiBARD through the whole network).
+- weights: every matrix on its own, bits fitted to the weights alone;
+- trained: from there diagonals (or scales), layer norms and biases are trained through the whole
+  network, taught by the dense one (DiBARD); the bits stay;
+- activations: bits fitted layer by layer to what the compressed layers before give;
+- end to end: from there as under "trained".
 
-The integer codes and the random bits at the same stored bits go through the same stages but the
-fourth. Each finished stage lies in the cache folder, in between finished layers and the state of
-training: a study that was interrupted goes on where it was. Until all stages are there the dense
-network's hidden states lie there too, those that layers are fitted to and those that training is
-taught by (6 GB of masked tokens). With `--jobs` methods
-and ratios run side by side, in as many processes.
+Integer codes and random bits at the same stored bits go through the same stages, random bits
+through the first two. Each finished stage lies in the cache folder, in between finished layers and
+the state of training: a study that was interrupted goes on where it was. With `--jobs` methods and
+ratios run side by side, in as many processes.
 """
 
 from __future__ import annotations
@@ -29,50 +26,90 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import network_fit as nf
 import numpy as np
-from bert import LINEAR, Array, Bert
-from network_train import train
+from results import Results
 from sources import cache_folder
 
-from diba_np.layers.block_training import RETRAINING
-from diba_np.layers.mesa_linear import penalise
-from diba_np.layers.registry import LATENT, as_layer
-from diba_np.machine.processors import processors
+from diba_np import networks
 from diba_np.models.executors import Runner
-from diba_np.networks.inputs import batches
+from diba_np.networks.evaluation import evaluate
+from diba_np.networks.network import Network
 
-Chain = tuple[str, str, str]  # variant, method, ratio
+Scores = dict[str, tuple[float, float]]  # name -> mean and standard error
+Chain = tuple[str, str, str, bool]  # variant, method, ratio, whether it is fitted to activations
+Cell = tuple[str, str, str, str]  # variant, method, ratio, stage
 
 RATIOS = ("1/64", "1/32", "1/16", "1/8")
-VARIANTS = {"all": LINEAR, "attention": LINEAR[:4]}
-STAGES = ("replaced", "layer-wise", "activations", "end to end")
-METHODS: dict[str, Callable[..., nf.Form]] = {
-    "diba": nf.by_weights,
-    "codes": nf.by_label("rtn"),
-    "random": nf.at_random,
-    "qswd": nf.by_label("qswd"),
-    "mesa": nf.by_label("mesa"),
-    "bitat": nf.by_label("bitat"),
+VARIANTS = {"all": (), "attention": ("*.attention.*",)}
+STAGES = {  # whether fitted to activations, whether trained
+    "weights": (False, False),
+    "trained": (False, True),
+    "activations": (True, False),
+    "end to end": (True, True),
 }
-FITTED = ("diba", "qswd", "mesa", "bitat")  # also to activations
-MOST_BITS = {"bitat": Fraction(9, 8)}  # stored bits a weight that a method can use
-OWN = ("diba", "codes", "random")  # methods of the studies of one task
-EVEN = [1.0] * len(LINEAR)
+# name -> method of `diba_np.networks.compress`
+METHODS = {
+    "diba": "diba",
+    "codes": "gptq",
+    "random": "random",
+    "trellis": "linear-trellis",
+    "best": "best",
+    "qswd": "qswd",
+    "mesa": "mesa",
+    "bitat": "bitat",
+}
 LABELS = {
     "diba": "DiBA",
     "codes": "integer codes",
     "random": "random bits",
+    "trellis": "linear trellis",
+    "best": "the better of DiBA and trellis",
     "qswd": "QSWD",
     "mesa": "MESA",
     "bitat": "BiTAT",
 }
-MESA_ALPHA = 1e-3  # weight of its block differences
+OWN = ("diba", "codes", "random")  # methods of the studies of one task
+BLIND = ("random",)  # has no bits to fit to activations
+MOST_BITS = {"bitat": Fraction(9, 8)}  # stored bits a weight that a method can use
+
+
+class Task:
+    """What a network is for: the network, rows to fit to, rows that judge.
+
+    Parameters
+    ----------
+    net : Network
+        The dense one.
+    fit, judge : list of list of int
+        Tokens of the rows; nothing is fitted to those that judge.
+    labels : (N,) int array, optional
+        Classes of the rows that judge.
+    """
+
+    name = title = ""
+
+    def __init__(
+        self,
+        net: Network,
+        fit: Sequence[Sequence[int]],
+        judge: Sequence[Sequence[int]],
+        labels: np.ndarray | None = None,
+    ) -> None:
+        self.net, self.fit, self.judge, self.labels = net, list(fit), list(judge), labels
+
+    def mix(self, count: int) -> None:
+        """Put so many rows made of others beside those to fit to."""
+        raise SystemExit(f"--mixed: rows of {self.name} cannot be made of others")
+
+    def scores(self, net: Network) -> Scores:
+        """Return how good a network is, with standard errors."""
+        found = evaluate(net, self.judge, labels=self.labels)
+        return {"accuracy": (found["accuracy"], found["accuracy_error"])}
 
 
 class Study:
@@ -80,236 +117,123 @@ class Study:
 
     Parameters
     ----------
-    task : nf.Task
+    task : Task
     folder : Path
         Where finished stages are kept.
     args : argparse.Namespace
         What `main` parsed.
     """
 
-    def __init__(self, task: nf.Task, folder: Path, args: argparse.Namespace) -> None:
+    def __init__(self, task: Task, folder: Path, args: argparse.Namespace) -> None:
         self.task, self.folder, self.args = task, folder, args
-        self.how = {"effort": args.effort, "shift": args.shift, "threads": args.threads}
-        self._check_settings()
-        self.dense = task.network()
-        rows = np.random.default_rng(0).permutation(len(task.fit))
-        # training rows that no layer was fitted to tell more, as far as there are such
-        self.read_rows, self.train_rows = rows[: args.calibration], rows[-args.rows :]
         if args.mixed:
-            more = task.mix(args.mixed)
-            self.read_rows, self.train_rows = (
-                np.concatenate([some, more]) for some in (self.read_rows, self.train_rows)
-            )
+            task.mix(args.mixed)
+        names = "effort calibration rows taper mixed epochs rate"
+        settings = {name: getattr(args, name) for name in names.split()}
+        settings["tokens"] = [sum(map(len, rows)) for rows in (task.fit, task.judge)]
+        self.results = Results(task.name, settings, folder)
 
-    def rows_trained_on(self, ratio: str) -> Array:
-        """Return the rows to train on: above a bit a weight there is less to regain."""
-        share = min(1.0, 1 / (32 * float(Fraction(ratio)))) ** self.args.taper
-        whole = len(self.train_rows)
-        return self.train_rows[
-            np.linspace(0, whole, round(share * whole), endpoint=False, dtype=int)
-        ]
+    def dense(self) -> Scores:
+        """Return the scores of the dense network."""
+        scores: Scores = self.results.get("dense", lambda: self.task.scores(self.task.net))
+        return scores
 
-    def _check_settings(self) -> None:
-        """Keep what the results depend on, or compare it with what was kept."""
-        names = "effort shift shares tilt together calibration rows taper mixed epochs rate tokens"
-        mine = {name: getattr(self.args, name) for name in names.split()}
-        mine["texts"] = {part: sum(map(len, rows)) for part, rows in self.task.texts.items()}
-        path = self.folder / "settings.json"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(mine))
-        earlier = {
-            "shift": 0.0,
-            "shares": EVEN,
-            "tilt": 0.0,
-            "together": 0.0,
-            "taper": 0.0,
-            "mixed": 0,
-        }  # they hold none of these
-        kept = earlier | json.loads(path.read_text())
-        if kept != mine:
-            raise SystemExit(f"{self.folder} holds results of {kept}; give another --folder")
+    def path(self, cell: Cell) -> Path:
+        """Return the network's file after a stage."""
+        return self.folder / f"{key_of(cell)}.h5"
 
-    def bits(self, names: Sequence[str], ratio: str, method: str) -> dict[str, float]:
-        """Return stored bits a weight of each matrix, whose mean over all weights is the ratio's.
-
-        DiBA's follow `shares` and `tilt`; codes of few levels cannot.
-        """
-        shares, tilt = (self.args.shares, self.args.tilt) if method == "diba" else (EVEN, 0.0)
-        last = max(1, self.dense.layers - 1)
-        share, size = {}, {}
-        for name in names:
-            _, _, layer, kind = name.split(".", 3)
-            share[name] = shares[LINEAR.index(kind)] * (1 + tilt * (2 * int(layer) / last - 1))
-            size[name] = self.dense.matrices[name].size
-        mean = sum(share[name] * size[name] for name in names) / sum(size.values())
-        return {name: 32 * float(Fraction(ratio)) * share[name] / mean for name in names}
-
-    def scored(self, key: str, make: Callable[[], Bert]) -> dict[str, Any]:
-        """Return the scores kept under `key`, or make the network and judge it."""
-        path = self.folder / f"{key}.json"
-        if path.exists():
-            found: dict[str, Any] = json.loads(path.read_text())
-            return found
-        started = time.process_time()
-        net = make()
-        seconds = time.process_time() - started
-        scores = self.task.score(nf.evaluate(net, self.task))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        found = {"scores": scores, "cpu_seconds": seconds, "peak_mib": round(peak)}
-        self.tell(f"{key}: {cells(found['scores'])}, {seconds:.0f} s")
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found))
-        part.replace(path)
-        return found
+    def tokens(self, rows: int, share: float = 1.0) -> int:
+        """Return about the tokens of so many rows, or of a share of them."""
+        lengths = np.array([len(row) for row in self.task.fit])
+        return max(1, round(share * min(rows, len(lengths)) * float(lengths.mean())))
 
     def rows(self, chain: Chain) -> list[dict[str, Any]]:
-        """Return what the stages of a chain came to; those that are not kept are run."""
-        made = []
-        for stage in stages_of(chain[1], self.args.stages):
-            what = (*chain, stage)
-            if self.args.only_finished and not (self.folder / f"{key_of(*what)}.json").exists():
+        """Return what the stages of a chain came to; those that are not kept are made."""
+        rows = []
+        for cell in cells_of(chain, self.args.stages):
+            if self.args.only_finished and key_of(cell) not in self.results.rows:
                 continue
-            found = self.scored(key_of(*what), lambda what=what: self.stage(*what))
-            made.append(
-                dict(zip(("variant", "method", "ratio", "stage"), what, strict=True)) | found
-            )
-        return made
+            named = dict(zip(("variant", "method", "ratio", "stage"), cell, strict=True))
+            row = self.results.get(key_of(cell), lambda cell=cell: self.stage(cell))
+            rows.append(named | row)
+        return rows
 
-    def tell(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    def stage(self, variant: str, method: str, ratio: str, stage: str) -> Bert:
-        """Return the network after a stage, from the store or made from the stage before."""
-        net = self.task.network()
-        names = net.encoder_names(VARIANTS[variant])
-        path = self.folder / f"{key_of(variant, method, ratio, stage)}.h5"
-        layers, training = path.with_suffix(".layers"), path.with_suffix(".state.npz")
-
-        def tell(line: str) -> None:
-            self.tell(f"{path.stem}: {line}")
-
-        if path.exists():
-            nf.load(path, net)
-            return net
-        bits = self.bits(names, ratio, method)
-        if stage == "replaced":
-            held = self.made_for_all(bits, method, ratio)
-            for name in names:
-                made = held.get(name)
-                if made is None:
-                    made = METHODS[method](net.matrices[name], bits[name], **self.how)
-                net.replace({name: as_layer(made, net.own[f"{name}.bias"])})
-        elif stage == "layer-wise":
-            net = self.stage(variant, method, ratio, "replaced")
-
-            def kept(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
-                return net.made[name].to_matrix()
-
-            self.compress(net, names, kept, refit=True, folder=layers, tell=tell)
-        elif stage == "activations":
-
-            def fitted(name: str, A: Array, gram: Array, outputs: Array) -> nf.Form:
-                how = {"gram": gram, "output_weight": outputs, **self.how}
-                return METHODS[method](A, bits[name], **how)
-
-            self.compress(net, names, fitted, refit=False, folder=layers, tell=tell)
-        else:
-            net = self.stage(variant, method, ratio, before(method))
-            how = {
-                "epochs": self.args.epochs,
-                "tokens": self.args.tokens,
-                "states": self.folder / "taught",
-                "path": training,
-                "tell": tell,
-            }
-            self.trained(net, method, bits, self.rows_trained_on(ratio), how)
-        nf.save(path, net)
-        training.unlink(missing_ok=True)
-        shutil.rmtree(layers, ignore_errors=True)
-        return net
-
-    def trained(
-        self, net: Bert, method: str, bits: Mapping[str, float], rows: Array, how: dict[str, Any]
-    ) -> None:
-        """Train what a method trains through the whole network, in place."""
-        rate = self.args.rate
-
-        def run(rate: float, **more: Any) -> None:
-            train(net, self.dense, self.task, rows, rate=rate, **more, **how)
-
-        if method in LATENT:
-            for name, layer in net.made.items():
-                again = {"latent": True, "weight": net.matrices[name]}
-                matrix, bias = layer.to_matrix(), layer.parameters["bias"]
-                net.replace({name: as_layer(matrix, bias, **again)})
-        if method != "mesa":
-            run(rate)
-            return
-        # numbers under the penalty, then the values that they share
-        net.replace({name: layer.uncoded() for name, layer in net.made.items()})
-        state: Path = how["path"]
-        first = state.with_suffix(".blocks.npz")
-        if not first.exists():
-            run(rate, penalty=lambda: penalise(net.made.values(), MESA_ALPHA))
-            nf.write(first, {name: layer.values() for name, layer in net.made.items()} | net.own)
-        with np.load(first, allow_pickle=False) as held:
-            for name, layer in net.made.items():
-                layer.parameters["blocks"][...] = held[name]
-            for name, value in net.own.items():
-                value[...] = held[name]
-        net.replace({n: layer.quantized(bits=bits[n]) for n, layer in net.made.items()})
-        how["path"] = state.with_suffix(".shared.npz")
-        run(RETRAINING * rate)
-        how["path"].unlink(missing_ok=True)
-        first.unlink()
-
-    def made_for_all(
-        self, bits: Mapping[str, float], method: str, ratio: str
-    ) -> Mapping[str, nf.Form]:
-        """Return what was made of all matrices by themselves, if of these bits, or nothing."""
-        path = self.folder / f"{key_of('all', method, ratio, 'replaced')}.h5"
-        same = bits.items() <= self.bits(self.dense.encoder_names(), ratio, method).items()
-        return nf.load_matrices(path) if same and path.exists() else {}
-
-    def tidy(self) -> None:
-        """Remove the dense network's hidden states once every stage of the study is there."""
-        chains = itertools.product(VARIANTS, OWN, RATIOS)
-        keys = (key_of(*what, stage) for what in chains for stage in stages_of(what[1], STAGES))
-        if all((self.folder / f"{key}.json").exists() for key in keys):
-            for held in ("states", "taught"):
-                shutil.rmtree(self.folder / held, ignore_errors=True)
-
-    def matters(self) -> dict[str, nf.Importance]:
-        """Return how much tokens and outputs matter in the dense network, found out once."""
-        path = self.folder / "importance.npz"
-        if not path.exists():
-            places = list(batches(self.task.fit, nf.TOKENS, self.read_rows))
-            nf.save_importance(path, nf.importance(self.dense, self.task, places))
-        return nf.load_importance(path)
-
-    def compress(self, net: Bert, names: Sequence[str], fit: nf.Fit, **how: Any) -> None:
-        how |= {"together": self.args.together, "matters": self.matters()}
-        if self.args.several:
-            how["states"] = self.folder / "states"
-        nf.compress(net, self.dense, self.task, self.read_rows, names, fit, **how)
+    def stage(self, cell: Cell) -> dict[str, Any]:
+        """Make the network of a stage, write it, judge it."""
+        variant, method, ratio, stage = cell
+        activations, trained = STAGES[stage]
+        bits = 32 * float(Fraction(ratio))
+        parts = self.folder / f"{key_of((variant, method, ratio, str(activations)))}.parts"
+        # above a bit a weight there is less to regain
+        share = min(1.0, 1 / bits) ** self.args.taper
+        started = time.process_time()
+        small = networks.compress(
+            self.task.net,
+            self.task.fit,
+            bits=bits,
+            method=METHODS[method],
+            effort=self.args.effort,
+            include=VARIANTS[variant],
+            embeddings=False,
+            activations=activations,
+            codes=True,
+            epochs=self.args.epochs if trained else 0,
+            rate=self.args.rate,
+            calibrate=self.tokens(self.args.calibration),
+            taught=self.tokens(self.args.rows, share),
+            threads=self.args.threads,
+            folder=parts,
+            callback=lambda facts: tell(f"{key_of(cell)}: {json.dumps(facts)}"),
+        )
+        seconds = time.process_time() - started
+        small.save(self.path(cell))
+        if trained:
+            shutil.rmtree(parts)
+        row = {
+            "scores": self.task.scores(small),
+            "bits": stored_bits(small),
+            "cpu_seconds": seconds,
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+        tell(f"{key_of(cell)}: {text_of(row['scores'])}, {seconds:.0f} s")
+        return row
 
 
-def stages_of(method: str, wanted: Sequence[str]) -> list[str]:
-    """Return those of the stages that a method has."""
-    return [stage for stage in wanted if stage != "activations" or method in FITTED]
+def stored_bits(net: Network) -> float:
+    """Return the stored bits a weight of the compressed matrices."""
+    matrices = [layer.to_matrix() for layer in net.compressed.values()]
+    weights = sum(int(np.prod(matrix.shape)) for matrix in matrices)
+    return float(sum(matrix.storage_bits() for matrix in matrices) / weights)
 
 
-def before(method: str) -> str:
-    """Return the stage that end-to-end training starts from."""
-    return "activations" if method in FITTED else "layer-wise"
+def tell(line: str) -> None:
+    """Write a line of progress."""
+    print(line, file=sys.stderr, flush=True)
 
 
-def key_of(variant: str, method: str, ratio: str, stage: str) -> str:
-    return f"{variant}-{method}-{ratio.replace('/', '_')}-{stage.replace(' ', '_')}"
+def cells_of(chain: Chain, wanted: Sequence[str]) -> list[Cell]:
+    """Return the stages of a chain that are wanted."""
+    *what, activations = chain
+    return [(*what, stage) for stage in wanted if STAGES[stage][0] == activations]  # type: ignore[misc]
 
 
-def cells(scores: dict[str, Any]) -> str:
+def chains_of(args: argparse.Namespace) -> list[Chain]:
+    """Return what is asked for, without rates and stages that a method has not."""
+    return [
+        (variant, method, ratio, activations)
+        for variant, method, ratio in itertools.product(args.variants, args.methods, args.ratios)
+        for activations in (False, True)
+        if 32 * Fraction(ratio) <= MOST_BITS.get(method, 32)
+        and not (activations and method in BLIND)
+    ]
+
+
+def key_of(cell: Cell) -> str:
+    """Return the name of a stage in files."""
+    return "-".join(cell).replace("/", "_").replace(" ", "_")
+
+
+def text_of(scores: Scores) -> str:
     """Return scores as text: percent for accuracies, three digits for cosines."""
     parts = []
     for name, (mean, error) in scores.items():
@@ -320,44 +244,46 @@ def cells(scores: dict[str, Any]) -> str:
     return " / ".join(parts)
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of the table: a row for each variant, method and ratio.
-
-    Seconds are of making the stages shown; memory is the most that the process had until then.
-    """
-    lines = [
-        "| matrices | method | ratio | " + " | ".join(STAGES) + " | CPU s | MiB |",
-        "|---|---|---|" + "---|" * (len(STAGES) + 2),
-    ]
-    seen: dict[tuple[str, ...], dict[str, Any]] = {}
+def by_chain(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return the rows by variant, method and ratio, then by stage."""
+    seen: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
         seen.setdefault((row["variant"], row["method"], row["ratio"]), {})[row["stage"]] = row
-    for (variant, method, ratio), stages in seen.items():
-        made = [cells(stages[s]["scores"]) if s in stages else "" for s in STAGES]
+    return seen
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table: a row for each variant, method and ratio.
+
+    Bits are those of the last stage; seconds are of making the stages shown; memory is the most
+    that the process had until then.
+    """
+    lines = [
+        "| matrices | method | ratio | bits | " + " | ".join(STAGES) + " | CPU s | MiB |",
+        "|---|---|---|--:|" + "---|" * len(STAGES) + "--:|--:|",
+    ]
+    for (variant, method, ratio), stages in by_chain(rows).items():
+        scores = [text_of(stages[s]["scores"]) if s in stages else "" for s in STAGES]
+        *_, last = stages.values()
         seconds = sum(row["cpu_seconds"] for row in stages.values())
         most = max(row["peak_mib"] for row in stages.values())
-        told = [variant, LABELS[method], ratio, *made, f"{seconds:.0f}", str(most)]
-        lines.append(f"| {' | '.join(told)} |")
+        cells = [variant, LABELS[method], ratio, f"{last['bits']:.2f}", *scores]
+        lines.append(f"| {' | '.join([*cells, f'{seconds:.0f}', str(most)])} |")
     return lines
 
 
-def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Draw the first score against the ratio: end to end solid, replaced dotted."""
+def draw(path: Path, title: str, dense: Scores, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw the first score against the ratio, a style a stage, a colour a method."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise SystemExit("drawing takes an extra: pip install 'diba-np[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
     (metric, (level, _)), *_ = dense.items()
     axes.axhline(level, color="0.6", lw=3, label="dense")
-    styles = {"end to end": "-o", "activations": "--s", "layer-wise": "-.v", "replaced": ":^"}
-    colours = {method: f"C{i}" for i, method in enumerate(METHODS)}
-    for (method, colour), (stage, style) in (
-        (m, s) for m in colours.items() for s in styles.items()
-    ):
+    styles = dict(zip(STAGES, (":^", "-.v", "--s", "-o"), strict=True))
+    for (at, method), (stage, style) in itertools.product(enumerate(METHODS), styles.items()):
         points = [
             (float(Fraction(row["ratio"])), *row["scores"][metric])
             for row in rows
@@ -366,7 +292,8 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
         if points:
             x, y, error = zip(*sorted(points), strict=True)
             name = f"{LABELS[method]}, {stage}"
-            axes.errorbar(x, y, yerr=error, fmt=style, color=colour, label=name, capsize=2, ms=4)
+            how = {"fmt": style, "color": f"C{at}", "label": name, "capsize": 2, "ms": 4}
+            axes.errorbar(x, y, yerr=error, **how)
     axes.set_xscale("log", base=2)
     axes.set_xticks([float(Fraction(r)) for r in RATIOS], RATIOS)
     axes.set_xlabel("stored bits as a share of float32")
@@ -375,24 +302,20 @@ def draw(path: Path, title: str, dense: dict[str, Any], rows: list[dict[str, Any
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
-def run_side_by_side(study: Study, make: Callable[[], nf.Task], chains: Sequence[Chain]) -> None:
-    """Run what is missing of the chains, some at a time, each process with a study of its own."""
-
-    def missing(chain: Chain) -> list[str]:
-        stages = stages_of(chain[1], study.args.stages)
-        return [s for s in stages if not (study.folder / f"{key_of(*chain, s)}.json").exists()]
-
-    chains = [chain for chain in chains if missing(chain)]
-    if any(set(missing(chain)) - {"replaced"} for chain in chains):
-        study.matters()  # once, not by each of them
-    share = max(1, processors() // study.args.jobs)
-    args = argparse.Namespace(**vars(study.args) | {"threads": share})
-    with Runner(study.args.jobs, share) as runner:
-        found = runner.run(_run_chain, chains, lambda chain: (make, study.folder, args, chain))
-        if not all([done for _, done in found]):
+def run_side_by_side(study: Study, make: Callable[[], Task], chains: Sequence[Chain]) -> None:
+    """Make what is missing of the chains, some at a time, each process with a task of its own."""
+    missing = [
+        chain
+        for chain in chains
+        if any(key_of(cell) not in study.results.rows for cell in cells_of(chain, study.args.stages))
+    ]
+    with Runner(study.args.jobs, 1) as runner:
+        ends = runner.run(
+            _run_chain, missing, lambda chain: (make, study.folder, study.args, chain)
+        )
+        if not all([done for _, done in ends]):
             raise SystemExit("not all could be run; what was finished is kept")
 
 
@@ -400,9 +323,9 @@ _own: list[Study] = []  # of a process that `run_side_by_side` started
 
 
 def _run_chain(
-    make: Callable[[], nf.Task], folder: Path, args: argparse.Namespace, chain: Chain
+    make: Callable[[], Task], folder: Path, args: argparse.Namespace, chain: Chain
 ) -> bool:
-    """Run the stages of a chain; return whether all could be run."""
+    """Make the stages of a chain; return whether all could be made."""
     try:
         if not _own:
             _own.append(Study(make(), folder, args))
@@ -413,38 +336,14 @@ def _run_chain(
     return True
 
 
-def chains_of(args: argparse.Namespace) -> list[Chain]:
-    """Return what is asked for, without rates that a method cannot use."""
-    return [
-        chain
-        for chain in itertools.product(args.variants, args.methods, args.ratios)
-        if 32 * Fraction(chain[2]) <= MOST_BITS.get(chain[1], 32)
-    ]
-
-
 def parser_of(description: str, **defaults: Any) -> argparse.ArgumentParser:
     """Return the options of a study."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--ratios", nargs="+", default=list(RATIOS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(OWN))
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--effort", default="balanced", help="of the searches for bits")
-    parser.add_argument("--shift", type=float, default=0.0, help="of DiBA's bits; 0.5: +-1")
-    parser.add_argument(
-        "--shares",
-        type=float,
-        nargs=len(LINEAR),
-        default=EVEN,
-        metavar="S",
-        help=f"of DiBA's bits a weight, relative to each other: {', '.join(LINEAR)}",
-    )
-    parser.add_argument(
-        "--tilt", type=float, default=0.0, help="0.2: 0.8 of DiBA's bits at first, 1.2 at last"
-    )
-    parser.add_argument(
-        "--together", type=float, default=0.0, help="0 to 1: errors of a text's tokens add up"
-    )
     parser.add_argument("--calibration", type=int, default=300, help="rows read layer by layer")
     parser.add_argument("--rows", type=int, default=1000, help="trained on end to end")
     parser.add_argument(
@@ -454,11 +353,10 @@ def parser_of(description: str, **defaults: Any) -> argparse.ArgumentParser:
         metavar="T",
         help="--rows are of one stored bit a weight and less; at b bits 1 / b^T as many",
     )
-    parser.add_argument("--mixed", type=int, default=0, help="rows made of others, beside both")
+    parser.add_argument("--mixed", type=int, default=0, help="rows made of others, beside them")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, end to end")
-    parser.add_argument("--tokens", type=int, default=2048, help="of a step, end to end")
-    parser.add_argument("--threads", type=int, help="of the searches; default: all processors")
+    parser.add_argument("--threads", type=int, default=1, help="of the searches")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--folder", type=Path, help="where finished stages are kept")
     parser.add_argument(
@@ -474,38 +372,32 @@ def parser_of(description: str, **defaults: Any) -> argparse.ArgumentParser:
 def run(
     parser: argparse.ArgumentParser,
     args: argparse.Namespace,
-    real: Callable[[], nf.Task],
-    made: Callable[[], nf.Task],
-) -> tuple[Study, dict[str, Any], list[dict[str, Any]]]:
+    real: Callable[[], Task],
+    made: Callable[[], Task],
+) -> tuple[Study, Scores, list[dict[str, Any]]]:
     """Return a study, the dense network's scores, and the rows that are kept or can be made."""
-    if min(args.shares) <= 0 or abs(args.tilt) >= 1:
-        parser.error("--shares must be above 0 and --tilt between -1 and 1")
-    if not 0 <= args.together <= 1:
-        parser.error("--together must be between 0 and 1")
     if args.smoke:
         args.ratios, args.variants, args.calibration = ["1/8"], ["all"], 40
-        args.rows, args.epochs, args.tokens, args.rate, args.taper = 40, 10, 100, 5e-4, 0.0
+        args.rows, args.epochs, args.rate, args.taper = 40, 10, 5e-4, 0.0
         if args.folder is None:
             parser.error("--smoke needs --folder")
     if args.mixed < 0 or args.taper < 0:
         parser.error("--mixed and --taper must be at least 0")
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
-    chains = chains_of(args)
-    args.several = len(chains) > 1
     make = made if args.smoke else real
     task = make()
     study = Study(task, args.folder or cache_folder() / "studies" / task.name, args)
-    dense = study.scored("dense", lambda: study.dense)["scores"]
+    dense = study.dense()
+    chains = chains_of(args)
     if args.jobs > 1 and not args.only_finished:
         run_side_by_side(study, make, chains)
-    rows = [row for chain in chains for row in study.rows(chain)]
-    study.tidy()
-    return study, dense, rows
+        study.results.reread()
+    return study, dense, [row for chain in chains for row in study.rows(chain)]
 
 
 def main(
-    description: str, real: Callable[[], nf.Task], made: Callable[[], nf.Task], **defaults: Any
+    description: str, real: Callable[[], Task], made: Callable[[], Task], **defaults: Any
 ) -> int:
     """Run a study from the command line.
 
@@ -524,7 +416,7 @@ def main(
     if args.json:
         print(json.dumps({"dense": dense, "rows": rows}))
     else:
-        print(f"{task.name}, dense: {cells(dense)}, {len(task.judge)} rows\n")
+        print(f"{task.name}, dense: {text_of(dense)}, {len(task.judge)} rows\n")
         print("\n".join(table(rows)))
     if args.plot:
         draw(args.plot, task.title, dense, rows)

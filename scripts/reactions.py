@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from bert import Bert
-from sources import DRFP, RXNFP, read_arrays, read_member
+from sources import DRFP, RXNFP, member_folder, read_member
 
-HEADS = 4
+from diba_np import networks
+from diba_np.networks.network import Network
+
 TOKENS = 256  # longer reactions are cut
 
 _SMILES = re.compile(
@@ -38,9 +39,10 @@ class Reactions:
     labels: np.ndarray
 
 
-def load(name: str) -> Bert:
+def load(name: str) -> Network:
     """Return the network "bert_pretrained" or "bert_ft_10k_25s"."""
-    return Bert(read_arrays(RXNFP, f"/{name}/pytorch_model.bin"), HEADS)
+    names = ("config.json", "pytorch_model.bin", "vocab.txt")
+    return networks.load(member_folder(RXNFP, f"/{name}", names), kind="bert")
 
 
 def vocabulary() -> dict[str, int]:

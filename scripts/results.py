@@ -40,6 +40,10 @@ class Results:
                 return rows
         return {}
 
+    def reread(self) -> None:
+        """Take in the rows that other runs have kept meanwhile."""
+        self.rows = {**self._read(), **self.rows}
+
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """Return the row of that key, made and kept if there is none yet.
 

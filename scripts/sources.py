@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +197,11 @@ def member_path(package: Package, suffix: str) -> Path:
             file.write(data)
         Path(file.name).replace(path)
     return path
+
+
+def member_folder(package: Package, folder: str, names: Sequence[str]) -> Path:
+    """Return a folder in the cache with some members of a folder of the package."""
+    return [member_path(package, f"{folder}/{name}") for name in names][0].parent
 
 
 def read_arrays(package: Package, suffix: str) -> dict[str, np.ndarray]:

@@ -53,7 +53,7 @@ def add_commands(subcommands: Any, common: Any, writes: Any) -> None:
     command.add_argument("network", metavar="NETWORK", help=_NETWORK)
     command.add_argument("--texts", metavar="T.txt", help="UTF-8; for masked tokens one a line")
     command.add_argument("--inputs", metavar="X.npy", help="ids, images or spectrograms, with")
-    command.add_argument("--labels", metavar="Y.npy", help="their classes")
+    command.add_argument("--labels", metavar="Y.npy", help="classes of these or of the texts")
     command.add_argument("--against", metavar="NETWORK", help="usually the dense network")
     command.add_argument("--length", type=within(int, 2), default=128, help="tokens of a row")
     command.add_argument("--seed", type=within(int, 0), default=0, help="of what is masked")
@@ -139,30 +139,37 @@ def run_evaluate(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     report = {"network": args.network, "bytes": _size(args.network), **figures}
-    if other is not None:
-        report["against"] = {
-            "network": args.against,
-            "bytes": _size(args.against),
-            **figures["against"],
-        }
-    columns = [report, *([report["against"]] if other is not None else [])]
+    if "against" in figures:
+        other_facts = {"network": args.against, "bytes": _size(args.against)}
+        report["against"] = other_facts | figures["against"]
+    emit(report, args.json, _judged_lines(report))
+    return DONE
+
+
+def _judged_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was measured, a column for each network."""
+    columns = [report, *([report["against"]] if "against" in report else [])]
 
     def row(name: str, form: str) -> str:
         return "  ".join(f"{format(one[name], form):>14}" for one in columns)
 
     lines = [
-        ("judged on", f"{figures['targets']} {figures['task']}"),
+        ("judged on", f"{report['targets']} {report['task']}"),
         ("network", "  ".join(f"{Path(one['network']).name[-14:]:>14}" for one in columns)),
-        ("perplexity", row("perplexity", ".2f")),
-        ("accuracy", row("accuracy", ".4f")),
-        ("rows a second" if figures["task"] == "classes" else "tokens a second",
-         row("tokens_per_second", ".0f")),
-        ("bytes", row("bytes", "d")),
-    ]  # fmt: skip
-    if other is not None:
-        lines += [("agreement", f"{figures['agreement']:.4f}"), ("KL", f"{figures['kl']:.4f} nats")]
-    emit(report, args.json, lines)
-    return DONE
+    ]
+    if "cosine" in report:
+        told = f"{report['cosine']:.4f} ± {report['cosine_error']:.4f}"
+        lines.append(("cosine", f"{told} to the other network"))
+    else:
+        lines += [
+            ("perplexity", row("perplexity", ".2f")),
+            ("accuracy", row("accuracy", ".4f")),
+            ("its error", row("accuracy_error", ".4f")),
+        ]
+    lines += [("tokens a second", row("tokens_per_second", ".0f")), ("bytes", row("bytes", "d"))]
+    if "agreement" in report:
+        lines += [("agreement", f"{report['agreement']:.4f}"), ("KL", f"{report['kl']:.4f} nats")]
+    return lines
 
 
 def run_generate(args: argparse.Namespace) -> int:
@@ -267,7 +274,7 @@ def info_network(args: argparse.Namespace) -> int:
     return DONE
 
 
-_ALONE = ("include", "exclude", "weights", "grams", "scheduler")
+_ALONE = ("exclude", "weights", "grams", "scheduler")
 
 
 def run_compress(args: argparse.Namespace) -> int:
@@ -292,6 +299,7 @@ def run_compress(args: argparse.Namespace) -> int:
         bits=args.bits,
         method=args.method,
         effort=args.effort,
+        include=args.include or (),
         jobs=args.jobs or 1,
         threads=args.threads or 1,
         seed=args.seed,

@@ -15,6 +15,7 @@ import numpy as np
 from diba_np.matrix.base import Array, CompressedMatrix
 from diba_np.methods import fit as fit_method
 from diba_np.methods import get
+from diba_np.methods.random_bits import random_factors
 from diba_np.search.factorization import factorize
 
 # what "best" chooses among
@@ -96,11 +97,18 @@ def _trellis(method: str) -> Fit:
     return fit
 
 
+def _random(
+    A: Array, bits: float, gram: Array | None, outputs: Array | None, how: How
+) -> CompressedMatrix:
+    return random_factors(A, bits=bits, gram=gram, seed=how.seed)
+
+
 # method -> fit(A, bits, gram, outputs, how); of all others `inputs` of the same Gram matrix
 FITS: dict[str, Fit] = {
     "diba": _diba,
     "trellis": _trellis("trellis"),
     "linear-trellis": _trellis("linear-trellis"),
+    "random": _random,
 }
 
 
@@ -117,7 +125,8 @@ def fit_weighted(
     Parameters
     ----------
     method : str
-        "diba", a label of `diba_np.methods.METHODS`, or "best" of `CHOICES`.
+        "diba", "random" (the control), a label of `diba_np.methods.METHODS`, or "best" of
+        `CHOICES`.
     A : (m, n) array
     bits : float
         Stored bits a weight at most.

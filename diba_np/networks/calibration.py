@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from diba_np.checks import digest
 from diba_np.networks.inputs import as_ids, batches, padded
+from diba_np.networks.masking import drawn_tokens, mask_token
 from diba_np.networks.network import Network
+from diba_np.networks.tasks import MASKED, task_of
 from diba_np.networks.texts import BATCH, LENGTH, Texts
 
 Array = NDArray[Any]
@@ -27,16 +29,20 @@ class Calibration:
         False for padding.
     tokens : int
         Of a batch, about; rows of arrays count as one each.
+    hidden : int, optional
+        Token in the place of those that a masked-token network is asked for.
 
     Attributes
     ----------
-    inputs, mask
+    inputs, mask, hidden
     places : list of (B,) int arrays
         Rows of each batch.
     """
 
-    def __init__(self, inputs: Array, mask: Array | None, tokens: int) -> None:
-        self.inputs, self.mask, self.tokens = inputs, mask, tokens
+    def __init__(
+        self, inputs: Array, mask: Array | None, tokens: int, hidden: int | None = None
+    ) -> None:
+        self.inputs, self.mask, self.tokens, self.hidden = inputs, mask, tokens, hidden
         self.places = self.cut(np.arange(len(inputs)))
 
     def __len__(self) -> int:
@@ -65,6 +71,21 @@ class Calibration:
         longest = int(self.lengths[rows].max())
         return self.inputs[rows, :longest], self.mask[rows, :longest]
 
+    def drawn(self, tokens: int | None, seed: int) -> Calibration:
+        """Return rows drawn from all, of so many tokens about; None for all."""
+        lengths = self.lengths
+        if tokens is None or lengths.sum() <= tokens:
+            return self
+        order = np.random.default_rng(seed).permutation(len(self))
+        count = max(2, int(np.searchsorted(np.cumsum(lengths[order]), tokens)))
+        rows = np.sort(order[:count])
+        mask = None if self.mask is None else self.mask[rows]
+        return Calibration(self.inputs[rows], mask, self.tokens, self.hidden)
+
+    def asked(self, inputs: Array, mask: Array) -> Array:
+        """Return which tokens (S, T) of rows that were read predictions are asked of."""
+        return mask if self.hidden is None else inputs == self.hidden
+
     def digest(self) -> str:
         """Return the SHA-256 of the rows."""
         flat = self.inputs.reshape(len(self.inputs), -1)
@@ -72,9 +93,12 @@ class Calibration:
 
 
 def calibration(
-    net: Network, texts: Texts, length: int = LENGTH, tokens: int = BATCH
+    net: Network, texts: Texts, length: int = LENGTH, tokens: int = BATCH, seed: int = 0
 ) -> Calibration:
     """Return what a network is to be fitted to.
+
+    Of a masked-token network with a tokenizer, `diba_np.networks.masking.SHARE` of each row's
+    tokens are masked, and predictions are asked of these alone; rows that hold masks stay.
 
     Parameters
     ----------
@@ -85,6 +109,8 @@ def calibration(
         Most tokens of a row that is made of texts.
     tokens : int, default 1024
         Of a batch, about.
+    seed : int, default 0
+        Draws the tokens that are masked.
 
     Returns
     -------
@@ -99,7 +125,14 @@ def calibration(
         net.begin(texts[:1])
         return Calibration(texts, None, tokens)
     ids, mask = padded(net.rows_of(texts, length), net.config.padding)
-    return Calibration(as_ids(ids, net.config), mask, tokens)
+    ids = as_ids(ids, net.config)
+    hidden = None
+    if task_of(net) is MASKED and net.tokenizer is not None:
+        hidden = mask_token(net)
+        whole = ~(ids == hidden).any(axis=1)
+        asked = drawn_tokens(net, ids[whole], mask[whole], np.random.default_rng(seed))
+        ids[whole] = np.where(asked, hidden, ids[whole])
+    return Calibration(ids, mask, tokens, hidden)
 
 
 def iterate_batches(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,20 @@ from diba_np.matrix.files import load
 from diba_np.methods.weighted import BEST, How, fit_weighted
 from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import Calibration, calibration, iterate_batches
+from diba_np.networks.code_training import METHODS as CODED
+from diba_np.networks.code_training import distil_with_codes
 from diba_np.networks.distillation import distil
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
+from diba_np.networks.tensors import Lazy
 from diba_np.networks.texts import LENGTH, Texts
 from diba_np.search.options import EFFORTS
 
 Array = NDArray[Any]
 
 # those whose matrices a layer can hold and train
-METHODS = tuple(LAYERS)
+METHODS = (*LAYERS, "random")
 
 # bits of the diagonals' entries: DiBARD moves them, and few bits would take back what it gained
 SCALE_BITS = 8
@@ -66,9 +70,11 @@ def compress(
     bits: float = 1.0,
     method: str = "diba",
     effort: str = "fast",
+    include: Sequence[str] = (),
     embeddings: bool = True,
     feedback: bool = True,
     activations: bool = True,
+    codes: bool = False,
     epochs: int = 1,
     rate: float = 2e-3,
     length: int = LENGTH,
@@ -101,11 +107,15 @@ def compress(
         Stored bits a weight of everything compressed together. Layers get more or less than that
         by what they matter; integer codes the same each.
     method : str, default "diba"
-        One that a layer trains, of `diba_np.layers.registry.LAYERS`, or "best". "best" takes for
-        every matrix, at its bits, "diba" or "linear-trellis" by short fits of a part of it; where
-        these are within half a decibel both are fitted, and the better is taken.
+        One that a layer trains, of `diba_np.layers.registry.LAYERS`, or "random", the control:
+        random bits, their diagonals fitted; or "best", which takes for every matrix, at its bits,
+        "diba" or "linear-trellis" by short fits of a part of it; where these are within half a
+        decibel both are fitted, and the better is taken.
     effort : {"fast", "balanced", "best"}
         Of `diba_np.factorize`.
+    include : sequence of str
+        Patterns ("*.attention.*") of the linear layers that are compressed; the others stay dense.
+        By default all.
     embeddings : bool, default True
         Whether the table of tokens and the head over them are compressed too: one factorization
         where they are the same.
@@ -114,6 +124,9 @@ def compress(
         each other: `jobs` of them run at once. What earlier layers lose is then left to DiBARD.
     activations : bool, default True
         False fits matrices to the weights alone, without activations: what a study compares with.
+    codes : bool, default False
+        Whether DiBARD trains codes too where a method's can be: of "qswd", "bitat", "mesa", see
+        `diba_np.networks.code_training.distil_with_codes`.
     epochs : int, default 1
         Passes of DiBARD over `texts`; 0 leaves it out.
     rate : float, default 2e-3
@@ -173,6 +186,7 @@ def compress(
     check_number(rate, "rate", above=0.0)
     check_count(jobs, "jobs")
     check_count(seed, "seed", least=0)
+    chosen_layers(net, include)
     for name, tokens in (("calibrate", calibrate), ("taught", taught)):
         if tokens is not None:
             check_count(tokens, name)
@@ -180,11 +194,12 @@ def compress(
         raise ValueError(
             "executor= takes the place of jobs=, and needs a folder= that its processes see"
         )
-    data = calibration(net, texts, length, _BATCH)
+    data = calibration(net, texts, length, _BATCH, seed)
     settings: dict[str, Any] = {
         "bits": bits,
         "method": method,
         "effort": effort,
+        "include": list(include),
         "embeddings": bool(embeddings),
         "feedback": bool(feedback),
         "activations": bool(activations),
@@ -200,12 +215,36 @@ def compress(
         events = Events(progress, None, callback)
         try:
             runner = Runner(jobs, threads or 1, executor)
-            run = _Run(net, data, settings, home, events, runner, threads, epochs, rate, taught)
+            run = _Run(net, data, settings, home, events, runner, threads, epochs, rate, taught, codes)
             parts.write("matrices", list(run.shapes))
             return run.all()
         finally:
             events.close()
             parts.close()
+
+
+def chosen_layers(net: Network, include: Sequence[str]) -> list[str]:
+    """Return the names of the trunk's linear layers that match one of some patterns; () for all.
+
+    Raises
+    ------
+    TypeError
+        `include` is no sequence of str.
+    ValueError
+        A pattern matches no layer.
+    """
+    if isinstance(include, str) or not all(isinstance(pattern, str) for pattern in include):
+        raise TypeError(f"include must be a sequence of patterns, got {include!r}")
+    full = {name: (name, f"{name}.weight") for name in net.weights}
+    matched = {
+        pattern: {name for name, both in full.items() if any(fnmatchcase(n, pattern) for n in both)}
+        for pattern in include
+    }
+    for pattern, names in matched.items():
+        if not names:
+            raise ValueError(f"include must match linear layers, {pattern!r} matches none")
+    chosen = set().union(*matched.values()) if matched else set(net.weights)
+    return [name for name in net.weights if name in chosen]
 
 
 def _digest(net: Network) -> str:
@@ -265,6 +304,7 @@ class _Run:
         epochs: int,
         rate: float,
         taught: int | None,
+        codes: bool,
     ) -> None:
         self.net, self.data, self.settings, self.home, self.events = (
             net,
@@ -274,29 +314,20 @@ class _Run:
             events,
         )
         self.runner, self.threads, self.epochs, self.rate = runner, threads, epochs, rate
-        self.fitted = self._drawn(settings["calibrate"], settings["seed"])
-        self.taught = self._drawn(taught, settings["seed"] + 1)
+        self.codes = codes
+        self.fitted = data.drawn(settings["calibrate"], settings["seed"])
+        self.taught = data.drawn(taught, settings["seed"] + 1)
         self.weighed = self.fitted
         if net.kind.decoder:
             most = min(settings["calibrate"] or _JUDGED, _JUDGED)
-            self.weighed = self._drawn(most, settings["seed"])
+            self.weighed = data.drawn(most, settings["seed"])
         self.tables = self._tables()
+        self.names = chosen_layers(net, settings["include"])
+        self.weights = Lazy(self.names, net.weights.__getitem__)
         self.shapes: dict[str, tuple[int, int]] = {
             name: net.layers[name].shape for name in self.tables
-        } | {name: (len(A), A.shape[1]) for name, A in net.weights.items()}
-        self.stored = self.weights = self.done = 0
-
-    def _drawn(self, tokens: int | None, seed: int) -> Calibration:
-        """Return the rows that layers are fitted to."""
-        data = self.data
-        lengths = data.lengths
-        if tokens is None or lengths.sum() <= tokens:
-            return data
-        order = np.random.default_rng(seed).permutation(len(data))
-        count = max(2, int(np.searchsorted(np.cumsum(lengths[order]), tokens)))
-        rows = np.sort(order[:count])
-        mask = None if data.mask is None else data.mask[rows]
-        return Calibration(data.inputs[rows], mask, data.tokens)
+        } | {name: (len(A), A.shape[1]) for name, A in self.weights.items()}
+        self.stored = self.counted = self.done = 0
 
     def _tables(self) -> list[str]:
         """Return the table of tokens and the head, those that there are and are compressed."""
@@ -317,22 +348,23 @@ class _Run:
         if matters is not None:
             replaced |= self._layers(small, matters, fit)
         else:
-            for name in self.net.weights:
+            for name in self.names:
                 replaced[name] = self._alone(name, fit)
         small = self.net.replaced(replaced)
         if not self.epochs:
             return small
-        return distil(
-            small,
-            self.net,
-            self.taught,
-            epochs=self.epochs,
-            rate=self.rate,
-            states=self.home / f"teacher-{self.taught.digest()[:8]}",
-            path=self.home / f"training-{self.taught.digest()[:8]}-{self.epochs}-{self.rate:g}.npz",
-            seed=self.settings["seed"],
-            callback=lambda facts: self.events.tell("training", **facts),
-        )
+        name = f"training-{self.taught.digest()[:8]}-{self.epochs}-{self.rate:g}"
+        training: dict[str, Any] = {
+            "epochs": self.epochs,
+            "rate": self.rate,
+            "states": self.home / f"teacher-{self.taught.digest()[:8]}",
+            "path": self.home / f"{name}{'-codes' if self.codes else ''}.npz",
+            "seed": self.settings["seed"],
+            "callback": lambda facts: self.events.tell("training", **facts),
+        }
+        if self.codes and self.settings["method"] in CODED:
+            return distil_with_codes(small, self.net, self.taught, bits, **training)
+        return distil(small, self.net, self.taught, **training)
 
     def _importance(self) -> KeptImportance:
         """Return how much tokens and outputs matter, as it is kept: every run sees the same."""
@@ -355,7 +387,7 @@ class _Run:
         even = dict.fromkeys(self.shapes, float(bits))
         if self.settings["method"] not in _SHARED or matters is None:
             return even
-        energies = matters.energies()
+        energies = {n: energy for n, energy in matters.energies().items() if n in self.shapes}
         sizes = np.array([math.prod(self.shapes[name]) for name in energies])
         level = 0.5 * np.log2(np.maximum(list(energies.values()), 1e-300) / sizes)
         codes = (SCALE_BITS, SCALE_BITS, SCALE_BITS)  # with their grids
@@ -426,7 +458,7 @@ class _Run:
         """Return a layer fitted to its weights alone."""
         folder = self.home / "alone"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{list(self.net.weights).index(name)}.h5"
+        path = folder / f"{self.names.index(name)}.h5"
         A = self.net.weights[name]
         made: Any = load(path) if path.exists() else fit(name, A, None)
         if not path.exists():
@@ -470,11 +502,11 @@ class _Run:
 
         with self.runner as runner:
             found = compress_layers(
-                [weighed(stage) for stage in net.stages()[1:]],
-                net.weights,
+                [weighed(stage) for stage in net.stages(self.names)[1:]],
+                self.weights,
                 states(net),
                 fit,
-                biases=net.biases,
+                biases={name: b for name, b in net.biases.items() if name in self.weights},
                 ridge=RIDGES,
                 refit=False,  # it knows nothing of the outputs' weights
                 hold_out=HOLD_OUT,
@@ -494,9 +526,9 @@ class _Run:
         rate = facts["bits_per_weight"] if made is None else made.bits_per_weight
         self.done += 1
         self.stored += rate * size
-        self.weights += size
+        self.counted += size
         left = self.events.advance(_work(shape))
-        told = dict(facts) | {"bits_per_weight": rate, "bits_so_far": self.stored / self.weights}
+        told = dict(facts) | {"bits_per_weight": rate, "bits_so_far": self.stored / self.counted}
         self.events.tell("matrix", **told, left=left)
         decibels = facts["output_snr_db"] if facts["output_snr_db"] is not None else facts["snr_db"]
         text = f"{facts['name'][-40:]} {decibels:.1f} dB, {told['bits_so_far']:.2f} bits a weight"

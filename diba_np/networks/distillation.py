@@ -18,7 +18,7 @@ from diba_np.files.atomic import atomic_path
 from diba_np.networks.calibration import Calibration
 from diba_np.networks.network import Network
 from diba_np.networks.stages import load_state, save_state
-from diba_np.training.losses import cross_entropy
+from diba_np.networks.tasks import task_of
 from diba_np.training.optimisers import Adam, share_of_rate
 
 Array = NDArray[Any]
@@ -155,50 +155,45 @@ def matched(
 
 
 def taught(
-    student: Network, teacher: Network, x: Array, aim: Array, mask: Array, back: bool = True
+    student: Network,
+    teacher: Network,
+    x: Array,
+    aim: Array,
+    mask: Array,
+    asked: Array | None = None,
+    back: bool = True,
 ) -> tuple[float, Array | None]:
-    """Return the mean divergence of the student's predictions, and the gradient at its states.
+    """Return how far the student's outputs are from the teacher's, and the gradient at its states.
 
     Parameters
     ----------
     student, teacher : Network
     x, aim : (S, T, width) arrays
         Last hidden states of the two.
-    mask : (S, T) bool array
+    mask, asked : (S, T) bool arrays
+        No padding; tokens that a masked-token network is asked for, by default all.
     back : bool
         Whether to go back through the student's head.
 
     Returns
     -------
     float
-        Kullback–Leibler divergence in nats, a mean over tokens, or over rows of classes.
+        Mean loss of `diba_np.networks.tasks.task_of`.
     gradient : (S, T, width) array, or None
     """
-    classes = student.head_name is None
-    count = len(x) if classes else int(mask.sum())
+    task = task_of(teacher)
+    asked = mask if asked is None else asked
+    count = max(task.count(asked), 1)
     gradient = np.zeros_like(x) if back else None
     total = 0.0
-    for row in range(len(x)):  # the logits of one row at a time
-        some = slice(row, row + 1)
-        at = np.ones(1, bool) if classes else mask[row]
-        p, _ = teacher.head(aim[some], mask[some], linear=teacher.plain)
-        y, pull = student.head(x[some], mask[some], linear=None if back else student.plain)
-        p, flat = p.reshape(len(at), -1)[at], y.reshape(len(at), -1)[at]
-        p -= p.max(axis=1, keepdims=True)
-        logs = p - np.log(np.exp(p).sum(axis=1, keepdims=True))
-        p = np.exp(logs)
-        value, g = cross_entropy(flat, p)
-        total += value * len(flat) + float(np.vdot(p, logs))
+    for some in task.parts(teacher, asked):
+        at = mask[some], asked[some]
+        y, pull = task.outputs(student, x[some], *at, None if back else student.plain)
+        value, g = task.loss(y, task.outputs(teacher, aim[some], *at, teacher.plain)[0])
+        total += value
         if gradient is not None:
-            wide = np.zeros((len(at), y.shape[-1]), y.dtype)
-            wide[at] = g * (len(flat) / count)
-            gradient[some] = pull(wide.reshape(y.shape))
+            gradient[some] = pull(g / g.dtype.type(count))
     return total / count, gradient
-
-
-def has_head(net: Network) -> bool:
-    """Tell whether a network has a head that gives logits."""
-    return net.head_name is not None or net.tensors.find("classifier") is not None
 
 
 class _Lesson:
@@ -207,43 +202,44 @@ class _Lesson:
     def __init__(self, student: Network, teacher: Network, hidden: float, states: Path | None):
         self.student, self.dense, self.hidden = student, teacher, hidden
         self.teacher = Teacher(teacher, states)
-        self.predicts = has_head(teacher)
 
     def loss(self, rows: Array, data: Calibration, share: float = 0.0) -> tuple[float, float]:
-        """Return divergence and distance of hidden states; go back with a share of the batch."""
+        """Return loss and distance of hidden states; go back with a share of the batch."""
         inputs, mask = data.read(rows)
         aim = self.teacher.states(rows, inputs, mask)
         last = self.teacher.places[-1]
         now, back = self.student.forward(inputs, mask, None if share else self.student.plain)
         at = np.ones(now[-1].shape[:2], bool) if mask is None else mask
         apart, gradients = matched(dict(enumerate(now)), aim, at)
-        value, pull = 0.0, None
-        if self.predicts:
-            value, pull = taught(self.student, self.dense, now[-1], aim[last], at, bool(share))
+        asked = data.asked(np.asarray(inputs), at)
+        value, pull = taught(
+            self.student, self.dense, now[-1], aim[last], at, asked, back=bool(share)
+        )
         if share:
             kind = now[-1].dtype.type
             weighed = {place: g * kind(self.hidden * share) for place, g in gradients.items()}
-            if pull is not None:
-                weighed[last] = weighed[last] + pull * kind(share)
+            weighed[last] = weighed[last] + pull * kind(share)
             back(weighed)
         return value, apart
 
     def judge(self, data: Calibration, places: Sequence[Array]) -> float:
-        """Return the divergence of rows that nothing is trained on, or how far their states are."""
-        which = 0 if self.predicts else 1
-        losses = [(self.loss(rows, data)[which], len(rows)) for rows in places]
+        """Return the loss of rows that nothing is trained on."""
+        losses = [(self.loss(rows, data)[0], len(rows)) for rows in places]
         return sum(value * size for value, size in losses) / sum(size for _, size in losses)
 
 
 def trained(student: Network, dense: Network) -> dict[str, Array]:
-    """Return what of a compressed network is trained: all vectors but biases that are new."""
+    """Return what of a compressed network is trained: all but tables, and biases that are new."""
     old = {f"{name}.bias" for name in dense.biases}
     layers = student.compressed
     parameters: dict[str, Array] = {}
     for name, value in student.parameters.items():
         owner, _, what = name.rpartition(".")
-        new = owner in layers and what == "bias" and name not in old
-        if value.ndim == 1 and not new:
+        if owner in layers:
+            trains = what != "bias" or name in old
+        else:
+            trains = value.ndim == 1
+        if trains:
             parameters[name] = value
     return parameters
 
@@ -261,6 +257,7 @@ def distil(
     states: Path | None = None,
     path: Path | None = None,
     seed: int = 0,
+    penalty: Callable[[], float] | None = None,
     callback: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Network:
     """Train diagonals or scales, norms and biases of a compressed network end to end.
@@ -281,16 +278,19 @@ def distil(
     tokens : int
         Of a step; it is made of batches of `data`.
     hold_out : float
-        Share of the rows, at least one of two or more, that are not trained on and judge: by the
-        divergence, or by hidden states where there is no head.
+        Share of the rows, at least one of two or more, that are not trained on and judge.
     states : Path, optional
         Folder of the teacher's hidden states, see `Teacher`.
     path : Path, optional
         File of the state of training, written once a minute and continued from.
     seed : int
         Draws the order of the rows.
+    penalty : callable, optional
+        Called after each way back: adds to the gradients of the student's layers and returns what
+        it adds to the loss.
     callback : callable, optional
-        Called with ``{"step", "steps", "divergence", "hidden"}`` of the last ten steps.
+        Called with ``{"step", "steps", "divergence", "hidden"}`` of the last ten steps:
+        "divergence" is the loss of `taught`.
 
     Returns
     -------
@@ -331,6 +331,8 @@ def distil(
         loss = np.zeros(2)
         for part in steps[at]:
             loss += len(part) / size * np.array(lesson.loss(part, data, len(part) / size))
+        if penalty is not None:
+            loss[0] += penalty()
         if not np.isfinite(loss).all():
             raise FloatingPointError(f"step {at + 1} of {len(steps)}: the loss is {loss}")
         gradients = student.gradients

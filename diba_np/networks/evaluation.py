@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import check_count
 from diba_np.networks.inputs import batches, padded
+from diba_np.networks.masking import drawn_tokens, mask_token
 from diba_np.networks.network import Network
+from diba_np.networks.tasks import CLASSES, SENTENCES, Task, log_shares, task_of
 from diba_np.networks.texts import BATCH, LENGTH, Texts
 
 Array = NDArray[Any]
 
-MASKED = 0.15  # share of the tokens that a masked-token network is asked for
 _IMAGES = 16  # of a batch
 
 
@@ -31,32 +32,35 @@ def evaluate(
     length: int = LENGTH,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Judge a network: perplexity of a decoder, accuracy of an encoder.
+    """Judge a network: perplexity of a decoder, accuracy of an encoder, cosines without a head.
 
     Parameters
     ----------
     net : Network
     texts : str, sequence of str, sequence of sequences of int, or (S, T) int array
-        What a decoder, or an encoder of masked tokens, is judged on.
+        What it is judged on; with `labels` where classes are told.
     against : Network, optional
-        Usually the dense network; of the same vocabulary or classes.
+        Usually the dense network; of the same vocabulary or classes. Needed where there is no head:
+        vectors of texts (`Network.embed`) are compared with its.
     inputs : array_like, optional
         In the place of texts where classes are told: token ids, images or spectrograms.
     labels : (S,) int array_like, optional
-        Their classes.
+        The classes of `texts` or `inputs`.
     length : int, default 128
         Tokens of a row that is made of texts.
     seed : int, default 0
-        Draws the tokens that are masked: `MASKED` of each row, at least one.
+        Draws the tokens that are masked: 15 % of each row, at least one.
 
     Returns
     -------
     dict
-        ``task`` ("next tokens", "masked tokens", "classes"), ``targets``, ``accuracy`` of the most
-        probable token or class, ``perplexity``, ``tokens_per_second`` (of processor time, rows
-        read side by side); with `against` also ``against`` (its accuracy, perplexity, tokens a
-        second), ``agreement`` (share of targets with the same most probable one) and ``kl`` (mean
-        Kullback-Leibler divergence from `against`, nats).
+        ``task`` ("next tokens", "masked tokens", "classes", "sentences"), ``targets``,
+        ``tokens_per_second`` (of processor time, rows read side by side); ``accuracy`` of the most
+        probable token or class, ``accuracy_error`` (its standard error, the targets of a row taken
+        together), ``perplexity``; with `against` also ``against`` (the same of it), ``agreement``
+        (share of targets with the same most probable one) and ``kl`` (mean Kullback-Leibler
+        divergence from `against`, nats). Of "sentences" instead ``cosine`` (mean) and
+        ``cosine_error`` (its standard error).
 
     Raises
     ------
@@ -65,53 +69,91 @@ def evaluate(
         do not fit together.
     """
     check_count(seed, "seed", least=0)
-    task, rows = _rows(net, texts, inputs, labels, length, seed)
-    nets = [net] if against is None else [net, against]
     if against is not None and (against.kind.decoder, against.config.vocabulary) != (
         net.kind.decoder,
         net.config.vocabulary,
     ):
         raise ValueError("against must be a network of the same kind and vocabulary")
-    linears = [one.frozen() for one in nets]
-    sums = [{"loss": 0.0, "right": 0, "seconds": 0.0} for _ in nets]
-    targets = tokens = same = 0
-    divergence = 0.0
+    task = _checked_task(net, texts, inputs, labels)
+    if task is SENTENCES:
+        return _vectors(net, against, texts, length)
+    rows = _rows(net, texts, inputs, labels, length, seed)
+    nets = [net] if against is None else [net, against]
+    sums = [_Sums(one) for one in nets]
+    same, divergence = 0, 0.0
     for batch in rows:
         logs: list[Array] = []
-        for one, linear, total in zip(nets, linears, sums, strict=True):
-            started = time.process_time()
-            shares = _log_shares(_outputs(one, batch, linear))
-            total["seconds"] += time.process_time() - started
+        for total in sums:
+            shares = total.add(batch)
             if logs and shares.shape != logs[0].shape:
                 raise ValueError(f"against must have {logs[0].shape[1]} outputs, as the network")
-            total["right"] += int((shares.argmax(axis=1) == batch["targets"]).sum())
-            at = np.arange(len(shares)), batch["targets"]
-            total["loss"] -= float(shares[at].sum(dtype=np.float64))
             logs.append(shares)
-        targets += len(batch["targets"])
-        tokens += int(batch["tokens"])
         if against is not None:
             same += int((logs[0].argmax(axis=1) == logs[1].argmax(axis=1)).sum())
             divergence += float((np.exp(logs[1]) * (logs[1] - logs[0])).sum(dtype=np.float64))
-    measures = [
-        {
-            "accuracy": total["right"] / targets,
-            "perplexity": math.exp(min(total["loss"] / targets, 700.0)),
-            "tokens_per_second": tokens / max(total["seconds"], 1e-9),
-        }
-        for total in sums
-    ]
-    report: dict[str, Any] = {"task": task, "targets": targets, **measures[0]}
+    targets = sums[0].targets
+    report: dict[str, Any] = {"task": task.name, "targets": targets, **sums[0].measures()}
     if against is not None:
-        report |= {"against": measures[1], "agreement": same / targets, "kl": divergence / targets}
+        other = sums[1].measures()
+        report |= {"against": other, "agreement": same / targets, "kl": divergence / targets}
     return report
 
 
-def _log_shares(logits: Array) -> Array:
-    """Return the logarithms of the softmax over the last axis."""
-    shifted: Array = logits - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
+class _Sums:
+    """What is summed up of one network, batch by batch."""
+
+    def __init__(self, net: Network) -> None:
+        self.net, self._linear = net, net.frozen()
+        self.loss = self.seconds = 0.0
+        self.tokens = 0
+        self._rows: list[Array] = []  # right answers and targets of each row, (2, rows)
+
+    @property
+    def targets(self) -> int:
+        return int(sum(part[1].sum() for part in self._rows))
+
+    def add(self, batch: dict[str, Any]) -> Array:
+        """Take in a batch; return the logarithms of the probabilities (N, outputs)."""
+        started = time.process_time()
+        shares = log_shares(_outputs(self.net, batch, self._linear))
+        self.seconds += time.process_time() - started
+        wanted = batch["targets"]
+        right = shares.argmax(axis=1) == wanted
+        asked = batch.get("asked")
+        row = np.arange(len(wanted)) if asked is None else np.nonzero(asked)[0]
+        self._rows.append(np.stack([np.bincount(row, right), np.bincount(row)]))
+        self.loss -= float(shares[np.arange(len(shares)), wanted].sum(dtype=np.float64))
+        self.tokens += int(batch["tokens"])
+        return shares
+
+    def measures(self) -> dict[str, float]:
+        """Return accuracy with its standard error, perplexity, tokens a second."""
+        right, count = np.concatenate(self._rows, axis=1)
+        accuracy = right.sum() / count.sum()
+        return {
+            "accuracy": float(accuracy),
+            "accuracy_error": float(np.linalg.norm(right - accuracy * count) / count.sum()),
+            "perplexity": math.exp(min(self.loss / count.sum(), 700.0)),
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+        }
+
+
+def _vectors(net: Network, against: Network | None, texts: Any, length: int) -> dict[str, Any]:
+    """Return how near the vectors of texts are to those of another network."""
+    if against is None:
+        raise TypeError("a network without a head is judged against another: give against=")
+    rows = net.rows_of(texts, length)
+    started = time.process_time()
+    vectors = net.embed(rows)
+    seconds = time.process_time() - started
+    cosines = np.einsum("sw,sw->s", vectors, against.embed(rows), dtype=np.float64)
+    return {
+        "task": SENTENCES.name,
+        "targets": len(rows),
+        "cosine": float(cosines.mean()),
+        "cosine_error": float(cosines.std() / math.sqrt(len(rows))),
+        "tokens_per_second": sum(map(len, rows)) / max(seconds, 1e-9),
+    }
 
 
 def _outputs(net: Network, batch: dict[str, Any], linear: Any) -> Array:
@@ -121,6 +163,19 @@ def _outputs(net: Network, batch: dict[str, Any], linear: Any) -> Array:
     return net.head(x if asked is None else x[asked], linear=linear)[0]
 
 
+def _checked_task(
+    net: Network, texts: Texts | None, inputs: ArrayLike | None, labels: ArrayLike | None
+) -> Task:
+    """Return what a network is judged by; what that takes must be given, and no more."""
+    task = task_of(net)
+    given = texts is not None, inputs is not None, labels is not None
+    if task is CLASSES and given not in ((True, False, True), (False, True, True)):
+        raise TypeError("to judge classes give labels, with texts or inputs")
+    if task is not CLASSES and given != (True, False, False):
+        raise TypeError(f"to judge {task.name} give texts alone")
+    return task
+
+
 def _rows(
     net: Network,
     texts: Texts | None,
@@ -128,23 +183,18 @@ def _rows(
     labels: ArrayLike | None,
     length: int,
     seed: int,
-) -> tuple[str, Iterator[dict[str, Any]]]:
-    """Return what is judged, and batches of inputs, places that are asked for, and targets."""
-    if inputs is not None or labels is not None:
-        if inputs is None or labels is None or texts is not None:
-            raise TypeError("give texts, or inputs and labels")
-        return "classes", _labelled(net, np.asarray(inputs), np.asarray(labels))
-    if texts is None:
-        raise TypeError("give texts, or inputs and labels")
-    if not net.kind.decoder and net.head_name is None:
-        raise ValueError("a network that tells classes apart is judged on inputs and labels")
+) -> Iterator[dict[str, Any]]:
+    """Return batches of inputs, places that are asked for, and targets."""
+    if labels is not None:
+        data = np.asarray(inputs) if texts is None else net.rows_of(texts, length)
+        return _labelled(net, data, np.asarray(labels))
     least = 2 if net.kind.decoder else 1
-    rows = [row for row in net.rows_of(texts, length) if len(row) >= least]
+    rows = [row for row in net.rows_of(texts, length) if len(row) >= least]  # type: ignore[arg-type]
     if not rows:
         raise ValueError(f"texts must hold a row of {least} tokens or more, got none")
     if net.kind.decoder:
-        return "next tokens", _following(net, rows)
-    return "masked tokens", _masked(net, rows, np.random.default_rng(seed))
+        return _following(net, rows)
+    return _masked(net, rows, np.random.default_rng(seed))
 
 
 def _following(net: Network, rows: list[list[int]]) -> Iterator[dict[str, Any]]:
@@ -166,19 +216,10 @@ def _following(net: Network, rows: list[list[int]]) -> Iterator[dict[str, Any]]:
 def _masked(
     net: Network, rows: list[list[int]], rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    tokenizer = net.need_tokenizer()
-    hidden = tokenizer.id_of(tokenizer.mask) if tokenizer.mask else None
-    if hidden is None:
-        raise ValueError("masked tokens need a tokenizer with a mask, this one has none")
-    special = {tokenizer.id_of(t) for t in ("[CLS]", "[SEP]", "<s>", "</s>", "[PAD]", "<pad>")}
+    hidden = mask_token(net)
     for places in batches(rows, BATCH):
         ids, mask = padded([rows[i] for i in places], net.config.padding)
-        free = mask & ~np.isin(ids, [i for i in special if i is not None])
-        asked = np.zeros_like(mask)
-        for row, may in zip(asked, free, strict=True):
-            at = np.flatnonzero(may)
-            if at.size:
-                row[rng.choice(at, max(1, round(MASKED * at.size)), replace=False)] = True
+        asked = drawn_tokens(net, ids, mask, rng)
         if asked.any():
             yield {
                 "inputs": np.where(asked, hidden, ids),
@@ -189,16 +230,21 @@ def _masked(
             }
 
 
-def _labelled(net: Network, inputs: Array, labels: Array) -> Iterator[dict[str, Any]]:
-    if labels.dtype.kind not in "iu" or labels.shape != inputs.shape[:1] or not len(labels):
+def _labelled(net: Network, data: Any, labels: Array) -> Iterator[dict[str, Any]]:
+    if labels.dtype.kind not in "iu" or labels.shape != (len(data),) or not len(labels):
         raise ValueError(
-            f"labels must be ints of shape ({len(inputs)},), got {labels.dtype} {labels.shape}"
+            f"labels must be ints of shape ({len(data)},), got {labels.dtype} {labels.shape}"
         )
     classes = net.layers[net.tensors.need("classifier")].shape[0]
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels must lie in [0, {classes - 1}], got {labels.min()}..{labels.max()}"
         )
-    for at in range(0, len(inputs), _IMAGES):
-        some = inputs[at : at + _IMAGES]
+    if isinstance(data, list):
+        for places in batches(data, BATCH):
+            ids, mask = padded([data[i] for i in places], net.config.padding)
+            yield {"inputs": ids, "mask": mask, "targets": labels[places], "tokens": mask.sum()}
+        return
+    for at in range(0, len(data), _IMAGES):
+        some = data[at : at + _IMAGES]
         yield {"inputs": some, "targets": labels[at : at + _IMAGES], "tokens": len(some)}

@@ -15,6 +15,7 @@ from diba_np.files.atomic import atomic_path
 from diba_np.networks.calibration import Calibration, iterate_batches
 from diba_np.networks.network import Network
 from diba_np.networks.stages import load_state, save_state
+from diba_np.networks.tasks import task_of
 
 Array = NDArray[Any]
 
@@ -51,9 +52,9 @@ def importance(
 ) -> Iterator[tuple[str, Importance]]:
     """Yield how much tokens and outputs of each layer of the trunk matter, the last layers first.
 
-    Gradients are those of the cross-entropy to labels that are drawn from what the network
-    predicts: their mean squares are the diagonal of its Fisher information. A network without a
-    head is taken at random signs times its last hidden states.
+    Gradients of tokens are those of the cross-entropy to labels that are drawn from what the
+    network predicts: their mean squares are the diagonal of its Fisher information. Those of
+    classes and of vectors of whole rows are of random signs times these outputs.
 
     Parameters
     ----------
@@ -90,9 +91,11 @@ def importance(
             return Path(space) / f"{layer}-{at}.npy"
 
         masks: list[Array] = []
+        asked: list[Array] = []
         for at, inputs, mask in iterate_batches(rows):
             state = first(net.begin(inputs, mask), net.plain)[0]
             masks.append(np.asarray(state["mask"], bool))
+            asked.append(rows.asked(inputs, masks[-1]))
             save_state(path(0, at), state)
         for number, steps in enumerate(layers):
             with net.released():
@@ -104,7 +107,7 @@ def importance(
         with net.released():
             for at, mask in enumerate(masks):
                 x, back = net.ended(load_state(path(len(layers), at))["x"])
-                save_state(path("gradient", at), back(pulled(net, x, mask, rng)))
+                save_state(path("gradient", at), back(pulled(net, x, mask, asked[at], rng)))
         for number in reversed(range(len(layers))):
             with net.released():
                 sums: dict[str, _Sums] = {}
@@ -195,25 +198,12 @@ def _through_layer(
     return g["x"]
 
 
-def pulled(net: Network, x: Array, mask: Array, rng: np.random.Generator) -> Array:
-    """Return the gradient at the last hidden states (S, T, width) for labels that are drawn."""
-    g = np.zeros_like(x)
-    if net.head_name is None and net.tensors.find("classifier") is None:
-        g[mask] = rng.choice([-1.0, 1.0], (int(mask.sum()), x.shape[-1]))
-        return g
-    for row in range(len(x)):  # the logits of one row at a time
-        some = slice(row, row + 1)
-        y, back = net.head(x[some], mask[some])
-        p = y - y.max(axis=-1, keepdims=True)
-        np.exp(p, out=p)
-        p /= p.sum(axis=-1, keepdims=True)
-        flat = p.reshape(-1, p.shape[-1])
-        drawn = rng.random((len(flat), 1)).astype(np.float64)
-        label = (np.cumsum(flat, axis=1, dtype=np.float64) < drawn).sum(axis=1)
-        flat[np.arange(len(flat)), np.minimum(label, flat.shape[1] - 1)] -= 1
-        if p.ndim == 3:
-            p *= mask[some][..., None]
-        g[some] = back(p)
+def pulled(net: Network, x: Array, mask: Array, asked: Array, rng: np.random.Generator) -> Array:
+    """Return the gradient at the last hidden states (S, T, width) that the network's task draws."""
+    task, g = task_of(net), np.zeros_like(x)
+    for some in task.parts(net, asked):
+        y, back = task.outputs(net, x[some], mask[some], asked[some])
+        g[some] = back(task.drawn(y, rng))
     return g
 
 

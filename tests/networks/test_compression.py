@@ -244,7 +244,7 @@ def test_weights_of_outputs_are_products_of_gradients():
         g.reshape(-1, g.shape[-1]).copy()
     )
     hidden, back = net.forward(data.inputs, data.mask)
-    back({-1: pulled(net, hidden[-1], np.ones((4, 6), bool), np.random.default_rng(5))})
+    back({-1: pulled(net, hidden[-1], *np.ones((2, 4, 6), bool), np.random.default_rng(5))})
     for name, parts in gradients.items():
         if name in net.weights:
             whole = sum(g.T @ g for g in parts)

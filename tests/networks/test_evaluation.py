@@ -54,15 +54,15 @@ def test_classes_are_judged_by_labels(kind):
     found = evaluate(net, inputs=inputs, labels=labels, against=net)
     assert found["accuracy"] == found["agreement"] == 1
     assert evaluate(net, inputs=inputs, labels=(labels + 1) % 3)["accuracy"] == 0
-    with pytest.raises(ValueError, match="judged on inputs and labels"):
+    with pytest.raises(TypeError, match="classes give labels"):
         evaluate(net, ROWS)
     with pytest.raises(ValueError, match=r"labels must be ints of shape \(3,\)"):
         evaluate(net, inputs=inputs, labels=labels[:2])
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\]"):
         evaluate(net, inputs=inputs, labels=labels + 3)
-    with pytest.raises(TypeError, match="give texts, or inputs and labels"):
+    with pytest.raises(TypeError, match="classes give labels, with texts or inputs"):
         evaluate(net, inputs=inputs)
-    with pytest.raises(TypeError, match="give texts, or inputs and labels"):
+    with pytest.raises(TypeError, match="classes give labels, with texts or inputs"):
         evaluate(net)
 
 

@@ -1,0 +1,153 @@
+"""What a network is for: outputs that are read off its last hidden states, and how far two differ.
+
+Shapes: last hidden states x (S, T, width), mask and asked (S, T), outputs y (N, size) of N targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diba_np.networks.blocks.block import Back
+from diba_np.networks.network import Network
+from diba_np.networks.steps import Linear
+from diba_np.networks.texts import unit_means
+from diba_np.training.losses import cross_entropy
+
+Array = NDArray[Any]
+
+_MOST = 1 << 22  # outputs that are held at a time, where rows are small enough
+
+
+class Task:
+    """A task by its name: its outputs, its loss, and gradients that stand for those of any loss."""
+
+    name = ""
+
+    def count(self, asked: Array) -> int:
+        """Return how many targets rows have, of which some tokens (S, T) are asked for."""
+        return len(asked)
+
+    def parts(self, net: Network, asked: Array) -> Iterator[slice]:
+        """Yield rows whose outputs are to be held at a time."""
+        yield slice(0, len(asked))
+
+    def outputs(
+        self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
+    ) -> tuple[Array, Back]:
+        """Return the outputs of a network's last hidden states, and the step back to these."""
+        raise NotImplementedError
+
+    def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
+        """Return a sum over targets of how far outputs are from the dense network's; gradient."""
+        raise NotImplementedError
+
+    def drawn(self, y: Array, rng: np.random.Generator) -> Array:
+        """Return random gradients of outputs: their mean products tell which errors matter."""
+        raise NotImplementedError
+
+
+class Tokens(Task):
+    """The next tokens, or those that are masked: divergence of their probabilities, in nats."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def count(self, asked: Array) -> int:
+        return int(asked.sum())
+
+    def parts(self, net: Network, asked: Array) -> Iterator[slice]:
+        words = net.layers[str(net.head_name)].shape[0]
+        size = max(1, _MOST // (asked.shape[1] * words))
+        for at in range(0, len(asked), size):
+            yield slice(at, at + size)
+
+    def outputs(
+        self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
+    ) -> tuple[Array, Back]:
+        y, pull = net.head(x[asked], linear=linear)
+
+        def back(gradient: Array) -> Array:
+            g = np.zeros_like(x)
+            g[asked] = pull(gradient)
+            return g
+
+        return y, back
+
+    def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
+        return divergence(y, aim)
+
+    def drawn(self, y: Array, rng: np.random.Generator) -> Array:
+        """Return the gradients of the cross-entropy to labels that the outputs themselves draw."""
+        p = np.exp(log_shares(y))
+        drawn = rng.random((len(p), 1))
+        label = (np.cumsum(p, axis=1, dtype=np.float64) < drawn).sum(axis=1)
+        p[np.arange(len(p)), np.minimum(label, p.shape[1] - 1)] -= 1
+        return p
+
+
+class Classes(Task):
+    """Classes of whole rows: divergence of their probabilities, in nats."""
+
+    name = "classes"
+
+    def outputs(
+        self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
+    ) -> tuple[Array, Back]:
+        return net.head(x, mask, linear=linear)
+
+    def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
+        return divergence(y, aim)
+
+    def drawn(self, y: Array, rng: np.random.Generator) -> Array:
+        """Return random signs about their mean: where a class is certain, labels would tell nothing."""
+        signs = rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
+        return signs - signs.mean(axis=1, keepdims=True)
+
+
+class Sentences(Task):
+    """Unit vectors of whole rows, means over their tokens: one minus the cosine."""
+
+    name = "sentences"
+
+    def outputs(
+        self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
+    ) -> tuple[Array, Back]:
+        return unit_means(x, mask)
+
+    def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
+        return len(y) - float(np.vdot(y, aim)), -aim
+
+    def drawn(self, y: Array, rng: np.random.Generator) -> Array:
+        return rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
+
+
+NEXT, MASKED = Tokens("next tokens"), Tokens("masked tokens")
+CLASSES, SENTENCES = Classes(), Sentences()
+
+
+def task_of(net: Network) -> Task:
+    """Return what a network is for: by its head; without one its rows become vectors."""
+    if net.kind.decoder:
+        return NEXT
+    if net.head_name is not None:
+        return MASKED
+    return SENTENCES if net.tensors.find("classifier") is None else CLASSES
+
+
+def log_shares(y: Array) -> Array:
+    """Return the logarithms of the softmax over the last axis."""
+    shifted: Array = y - y.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def divergence(y: Array, aim: Array) -> tuple[float, Array]:
+    """Return the Kullback-Leibler divergence from the aim's probabilities, a sum; its gradient."""
+    logs = log_shares(aim)
+    p = np.exp(logs)
+    value, gradient = cross_entropy(y, p)
+    return value * len(y) + float(np.vdot(p, logs)), gradient * len(y)
