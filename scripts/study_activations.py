@@ -52,8 +52,8 @@ def real_cases(names: tuple[str, ...], most_rows: int) -> dict[str, tuple[np.nda
     """Return name -> (A, inputs of the even tweets, inputs of the odd tweets)."""
     import minilm
 
-    net, vocab = minilm.load(), minilm.vocabulary()
-    texts = [minilm.tokenize(text, vocab) for text in minilm.sentences("tweets")[0]]
+    net = minilm.load()
+    texts = net.rows_of(minilm.sentences("tweets")[0], minilm.TOKENS)
     layers = [name.removesuffix(".weight") for name in names]
     halves = [minilm.inputs_of(net, texts[start::2], layers) for start in (0, 1)]
     rng = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def real_cases(names: tuple[str, ...], most_rows: int) -> dict[str, tuple[np.nda
     for name, layer in zip(names, layers, strict=True):
         inputs = [half[layer] for half in halves]
         taken = [X[np.sort(rng.permutation(len(X))[:most_rows])] for X in inputs]
-        cases[name] = (net.matrices[layer], *taken)
+        cases[name] = (net.weights[layer], *taken)
     return cases
 
 

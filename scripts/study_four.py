@@ -29,12 +29,12 @@ from typing import Any
 
 import digits
 import four_digits as fd
-import network_fit as nf
 import network_study
 import numpy as np
 import study_classes
 from results import Results
 
+from diba_np import networks
 from diba_np.methods.qswd import QSWD
 from diba_np.models.executors import Runner
 
@@ -209,7 +209,7 @@ def run_classes(args: argparse.Namespace) -> list[str]:
     names = [name for name in args.methods if name in (SMOKED if args.smoke else CLASSES)]
     options = ["--variants", "all", "--methods", *(CLASSES[name] for name in names)]
     options += ["--ratios", *(str(Fraction(bits) / 32) for bits in args.bits)]
-    options += ["--jobs", str(args.jobs)]
+    options += ["--jobs", str(args.jobs), "--stages", "weights", "activations", "end to end"]
     if args.folder is not None:
         options += ["--folder", str(args.folder / "classes")]
     options += [f"--{name}" for name in ("smoke", "only-finished") if getattr(args, _plain(name))]
@@ -229,27 +229,20 @@ def class_table(
 ) -> list[str]:
     """Return the lines of a table: a row for each method and rate."""
     labels = {name: label for label, name in CLASSES.items()}
-    columns = ("replaced", "activations", "end to end")
+    columns = ("weights", "activations", "end to end")
     titles = ("replaced", "layer-wise", "end to end")
-    chains: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        chains.setdefault((row["method"], row["ratio"]), {})[row["stage"]] = row
     lines = [
-        f"{study.task.title}, dense {network_study.cells(dense)}, {len(study.task.judge)} rows",
+        f"{study.task.title}, dense {network_study.text_of(dense)}, {len(study.task.judge)} rows",
         "",
         "| method | bits | " + " | ".join(titles) + " | "
         "stored: payload + scales + index + books | us | dense us | CPU s |",
         "|---|--:|" + "---|" * (len(titles) + 1) + "--:|--:|--:|",
     ]
-    for (method, ratio), stages in chains.items():
-        # codes are refitted layer by layer, the others are fitted so
-        scores = [
-            stages.get("layer-wise" if method == "codes" and at == "activations" else at)
-            for at in columns
-        ]
+    for (variant, method, ratio), stages in network_study.by_chain(rows).items():
+        scores = [stages.get(stage) for stage in columns]
         cells = [labels[method], f"{32 * float(Fraction(ratio)):g}"]
-        cells += ["" if row is None else network_study.cells(row["scores"]) for row in scores]
-        path = study.folder / f"{network_study.key_of('all', method, ratio, 'end to end')}.h5"
+        cells += ["" if row is None else network_study.text_of(row["scores"]) for row in scores]
+        path = study.path((variant, method, ratio, "end to end"))
         cells += _stored_and_times(study, path) if path.exists() else ["", "", ""]
         cells.append(f"{sum(row['cpu_seconds'] for row in stages.values()):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -258,8 +251,9 @@ def class_table(
 
 def _stored_and_times(study: network_study.Study, path: Path) -> list[str]:
     """Return stored bits a weight by kind, and microseconds of all products, ours and dense."""
-    matrices = nf.load_matrices(path)
-    weights = {name: study.dense.matrices[name] for name in matrices}
+    small = networks.load(path)
+    matrices = {name: layer.to_matrix() for name, layer in small.compressed.items()}
+    weights = {name: study.task.net.weights[name] for name in matrices}
     count = sum(A.size for A in weights.values())
     parts = [
         sum(f.storage_breakdown().get(kind, 0) for f in matrices.values()) / count for kind in KINDS

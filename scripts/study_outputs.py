@@ -19,38 +19,39 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import network_fit as nf
 import numpy as np
-from bert import Array, Back, Bert
+from network_study import Task
 from scipy.optimize import brentq
 
 import diba_np as dn
 from diba_np.matrix.quality import decibels
-from diba_np.networks.inputs import batches
+from diba_np.networks.calibration import calibration, iterate_batches
+from diba_np.networks.importance import importance
+from diba_np.networks.network import Network
+
+Array = np.ndarray
 
 WEIGHTS = ("no", "vector", "matrix")
 
 
 def measures(
-    net: Bert, task: nf.Task, rows: Array, names: Sequence[str]
+    net: Network, rows: Sequence[Sequence[int]], names: Sequence[str]
 ) -> dict[str, tuple[Array, Array]]:
     """Return W (m, m) of the outputs and H (n, n) of the inputs of some layers, on some rows."""
-    places = list(batches(task.fit, nf.TOKENS, rows))
-    matters = nf.importance(net, task, places)
-    grams = {name: np.zeros((net.matrices[name].shape[1],) * 2) for name in names}
-    for at, some in enumerate(places):
-        ids, mask, _ = task.read("fit", some)
+    data = calibration(net, rows, tokens=2048)
+    matters = dict(importance(net, data))
+    grams = {name: np.zeros((net.weights[name].shape[1],) * 2) for name in names}
+    for at, inputs, mask in iterate_batches(data):
 
-        def linear(name: str, x: Array, added: Array | None, at: int = at) -> tuple[Array, Back]:
+        def linear(name: str, x: Array, at: int = at, **how: Any) -> Any:
             if name in grams:
-                weighed = x * np.sqrt(matters[name].tokens[at])[:, None].astype(x.dtype)
+                root = np.sqrt(matters[name].tokens[at]).astype(x.dtype)
+                weighed = (x * root[..., None]).reshape(-1, x.shape[-1])
                 grams[name] += weighed.T @ weighed
-            return net.linear(name, x, added)
+            return net.plain(name, x, **how)
 
-        x, _ = net.embed(ids)
-        for i in range(net.layers):
-            x, _ = net.layer(i, x, mask, linear)
-    return {name: (matters[name].channels, grams[name]) for name in names}
+        net.last_hidden(inputs, mask, linear)
+    return {name: (matters[name].outputs, grams[name]) for name in names}
 
 
 def fitted(A: Array, W: Array, H: Array, weights: str, bits: float, **how: Any) -> Array:
@@ -91,19 +92,22 @@ def main() -> int:
     if args.smoke:
         import study_classes
 
-        task: nf.Task = study_classes.made()
+        task: Task = study_classes.made()
         args.layers, args.rows, args.bits = [0], 20, 4.0
     else:
         import study_sentences
 
         task = study_sentences.real()
-    net = task.network()
-    names = [n for n in net.encoder_names() if int(n.split(".")[2]) in args.layers]
-    rows = np.random.default_rng(0).permutation(len(task.fit))[: 2 * args.rows]
-    own, other = (measures(net, task, half, names) for half in np.split(rows, 2))
+    net = task.net
+    numbers = {f".{at}." for at in args.layers}
+    names = [name for name in net.weights if any(number in name for number in numbers)]
+    drawn = np.random.default_rng(0).permutation(len(task.fit))[: 2 * args.rows]
+    own, other = (
+        measures(net, [task.fit[i] for i in half], names) for half in np.split(drawn, 2)
+    )
     told = []
     for name in names:
-        A = net.matrices[name]
+        A = net.weights[name]
         row: dict[str, Any] = {"weight": name, "shape": list(A.shape), "bits": args.bits}
         for weights in WEIGHTS:
             started = time.process_time()

@@ -84,7 +84,7 @@ class Calibration:
 
     def asked(self, inputs: Array, mask: Array) -> Array:
         """Return which tokens (S, T) of rows that were read predictions are asked of."""
-        return mask if self.hidden is None else inputs == self.hidden
+        return mask if self.hidden is None else mask & (inputs == self.hidden)
 
     def digest(self) -> str:
         """Return the SHA-256 of the rows."""
@@ -129,7 +129,7 @@ def calibration(
     hidden = None
     if task_of(net) is MASKED and net.tokenizer is not None:
         hidden = mask_token(net)
-        whole = ~(ids == hidden).any(axis=1)
+        whole = ~(mask & (ids == hidden)).any(axis=1)
         asked = drawn_tokens(net, ids[whole], mask[whole], np.random.default_rng(seed))
         ids[whole] = np.where(asked, hidden, ids[whole])
     return Calibration(ids, mask, tokens, hidden)

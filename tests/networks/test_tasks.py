@@ -1,0 +1,336 @@
+"""What networks are for: outputs, losses and gradients of each task; tokens that are masked."""
+
+import numpy as np
+import pytest
+from small_networks import inputs_of, network
+from test_texts import packed, words
+
+from diba_np import networks
+from diba_np.networks import code_training
+from diba_np.networks.calibration import calibration
+from diba_np.networks.distillation import taught, trained
+from diba_np.networks.evaluation import evaluate
+from diba_np.networks.importance import EVEN, importance, pulled
+from diba_np.networks.inputs import batches, padded
+from diba_np.networks.masking import drawn_tokens
+from diba_np.networks.tasks import CLASSES, MASKED, NEXT, SENTENCES, task_of
+
+TASKS = {  # task -> kind and head of a small network
+    NEXT: ("llama", None),
+    MASKED: ("bert", "masked"),
+    CLASSES: ("bert", "classes"),
+    SENTENCES: ("bert", "none"),
+}
+BITS = {"diba": 3.0, "gptq": 3.0, "qswd": 4.0, "mesa": 4.0, "bitat": 1.2, "random": 3.0}
+
+
+def small(task, dtype=np.float32, **more):
+    kind, head = TASKS[task]
+    return network(kind, head, dtype=dtype, **more)
+
+
+@pytest.fixture(params=TASKS, ids=lambda task: task.name)
+def task(request):
+    return request.param
+
+
+def test_a_network_has_the_task_of_its_head(task):
+    assert task_of(small(task)) is task
+    assert task_of(network("vit")) is CLASSES
+
+
+def test_gradients_of_a_lesson_are_central_differences(task):
+    net, rng = small(task, np.float64), np.random.default_rng(0)
+    x, aim, turn = rng.normal(size=(3, 3, 5, 8))
+    mask = np.arange(5) < np.array([[5], [3], [4]])
+    asked = mask & (np.arange(5) % 2 == 0)
+
+    def value(x):
+        return taught(net, net, x, aim, mask, asked, back=False)[0]
+
+    gradient, step = taught(net, net, x, aim, mask, asked)[1], 1e-5
+    slope = (value(x + step * turn) - value(x - step * turn)) / (2 * step)
+    assert np.isclose(slope, np.vdot(gradient, turn), rtol=1e-5)
+    assert not gradient[~mask].any()
+    assert value(x) > 0
+    assert abs(value(aim)) < 1e-12
+
+
+def test_the_loss_is_a_mean_over_targets(task):
+    """A batch counts as much as its rows do, one by one."""
+    net, rng = small(task, np.float64), np.random.default_rng(1)
+    x, aim = rng.normal(size=(2, 3, 5, 8))
+    mask = np.arange(5) < np.array([[5], [3], [4]])
+    parts = [taught(net, net, *(a[i : i + 1] for a in (x, aim, mask)))[0] for i in range(3)]
+    sizes = [task.count(mask[i : i + 1]) for i in range(3)]
+    assert taught(net, net, x, aim, mask)[0] == pytest.approx(np.average(parts, weights=sizes))
+
+
+def test_outputs_are_those_that_the_network_gives(task):
+    net = small(task, np.float64)
+    ids, mask = inputs_of(TASKS[task][0])
+    mask = np.ones(ids.shape, bool) if mask is None else mask
+    y, _ = task.outputs(net, net.last_hidden(ids, mask), mask, mask)
+    if task is SENTENCES:
+        expected = net.embed([list(row[at]) for row, at in zip(ids, mask, strict=True)])
+    else:
+        expected = net.logits(ids, mask)
+        expected = expected if task is CLASSES else expected[mask]
+    np.testing.assert_allclose(y, expected, atol=1e-10)
+
+
+def test_drawn_gradients_lean_to_no_side(task):
+    rng, y = np.random.default_rng(0), np.random.default_rng(1).normal(size=(1, 6))
+    drawn = task.drawn(np.repeat(y, 20000, axis=0), rng)
+    assert np.abs(drawn.mean(axis=0)).max() < 0.03
+    if task in (NEXT, MASKED):  # the Fisher information of the softmax
+        p = np.exp(y[0]) / np.exp(y).sum()
+        np.testing.assert_allclose(drawn.T @ drawn / 20000, np.diag(p) - np.outer(p, p), atol=0.02)
+
+
+def test_classes_of_certain_rows_matter_too():
+    y = np.array([[40.0, 0.0, 0.0]])
+    assert np.abs(CLASSES.drawn(np.repeat(y, 50, axis=0), np.random.default_rng(0))).mean() > 0.3
+
+
+def test_batches_hold_like_lengths_and_every_row_once():
+    texts = [[0] * length for length in (3, 9, 1, 4, 9, 2)]
+    cut = list(batches(texts, 12))
+    assert sorted(np.concatenate(cut)) == list(range(6))
+    assert all(len(rows) * max(len(texts[i]) for i in rows) <= 12 for rows in cut)
+    assert [len(texts[i]) for rows in cut for i in rows] == [1, 2, 3, 4, 9, 9]
+
+
+# -- importance ------------------------------------------------------------------------------------
+
+
+def test_importance_is_that_of_tokens_and_outputs(task):
+    net = small(task)
+    rows = [list(np.random.default_rng(i).integers(2, 19, 3 + i % 6)) for i in range(24)]
+    data = calibration(net, rows, tokens=60)
+    masks = [data.read(places)[1] for places in data.places]
+    found = dict(importance(net, data))
+    assert set(found) == set(net.weights)
+    for each in found.values():
+        for weights, mask in zip(each.tokens, masks, strict=True):
+            assert not weights[~mask].any()
+            assert (weights[mask] > 0).all()
+        count = sum(mask.sum() for mask in masks)
+        assert sum(weights.sum() for weights in each.tokens) == pytest.approx(count, rel=1e-4)
+        assert np.diag(each.outputs).mean() == pytest.approx(1)
+        assert np.linalg.eigvalsh(each.outputs)[0] > 0.99 * EVEN
+    if task is CLASSES:  # only the first token is read at the end
+        last = found["bert.encoder.layer.1.output.dense"].tokens
+        assert max(part[:, 1:].max() for part in last) < 2 * EVEN  # what follows no gradient
+        assert np.mean([part[:, 0].mean() for part in last]) > 10 * EVEN
+
+
+def test_tokens_that_are_asked_for_alone_pull():
+    net = small(MASKED)
+    ids, mask = inputs_of("bert")
+    asked = np.zeros(mask.shape, bool)
+    asked[0, 2] = True
+    g = pulled(net, net.last_hidden(ids, mask), mask, asked, np.random.default_rng(0))
+    assert g[0, 2].any()
+    assert not g[~asked].any()
+
+
+# -- tokens that are masked ------------------------------------------------------------------------
+
+
+def test_texts_are_masked_for_a_network_that_tells_masked_tokens():
+    net = small(MASKED)
+    net.tokenizer = words()
+    hidden = net.tokenizer.id_of("[MASK]")
+    rows = [[4 + (i + j) % 9 for j in range(4 + i)] for i in range(12)]
+    rows.append([4, hidden, 5])
+    data = calibration(net, rows)
+    ids, mask = padded(rows, net.config.padding)
+    asked = data.asked(data.inputs, data.mask)
+    assert data.hidden == hidden
+    assert asked.sum(axis=1).tolist() == [max(1, round(0.15 * len(row))) for row in rows[:-1]] + [1]
+    assert (asked <= mask).all()
+    assert np.flatnonzero(asked[-1]).tolist() == [1]
+    np.testing.assert_array_equal(data.inputs[~asked], ids[~asked])
+    assert (data.inputs[asked] == hidden).all()
+    np.testing.assert_array_equal(calibration(net, rows).inputs, data.inputs)
+    assert (calibration(net, rows, seed=1).inputs != data.inputs).any()
+    part = data.drawn(20, 0)
+    assert part.hidden == hidden and part.lengths.sum() >= 20
+
+
+def test_without_a_tokenizer_every_token_is_asked_for():
+    data = calibration(small(MASKED), [[3, 4, 5], [6, 7]])
+    assert data.hidden is None
+    np.testing.assert_array_equal(data.asked(data.inputs, data.mask), data.mask)
+
+
+def test_special_tokens_are_never_masked():
+    net = small(MASKED)
+    net.tokenizer = words()
+    special = [net.tokenizer.id_of(token) for token in ("[CLS]", "[SEP]", "[UNK]")]
+    special = [number for number in special if number is not None]
+    assert special
+    ids = np.array([special + [9]] * 20)
+    asked = drawn_tokens(net, ids, np.ones(ids.shape, bool), np.random.default_rng(0))
+    assert (asked.sum(axis=1) == 1).all()
+    assert asked[:, -1].all()
+    none = np.array([special])
+    assert not drawn_tokens(net, none, np.ones(none.shape, bool), np.random.default_rng(0)).any()
+
+
+# -- judged ----------------------------------------------------------------------------------------
+
+
+def test_classes_of_rows_of_tokens_are_judged_without_their_padding():
+    net = small(CLASSES)
+    rows = [[3, 4, 5, 6], [7], [8, 9], [4, 3, 2]]
+    labels = np.array([int(net.logits([row]).argmax()) for row in rows])
+    found = evaluate(net, rows, labels=labels, against=packed(net))
+    assert (found["task"], found["targets"], found["accuracy"]) == ("classes", 4, 1.0)
+    labels[0] = (labels[0] + 1) % 3
+    half = evaluate(net, rows, labels=labels)
+    assert half["accuracy"] == 0.75
+    assert half["accuracy_error"] == pytest.approx(np.sqrt(3 / 16) / 2)
+    with pytest.raises(TypeError, match="give labels, with texts or inputs"):
+        evaluate(net, rows, inputs=padded(rows)[0], labels=labels)
+    with pytest.raises(TypeError, match="masked tokens give texts alone"):
+        evaluate(small(MASKED), rows, labels=labels)
+
+
+def test_standard_errors_take_the_targets_of_a_row_together():
+    net = network("llama", dtype=np.float32)
+    rows = [[3, 4, 5, 6, 2, 7], [7, 8, 9], [2, 3, 4, 5]]
+    right = [net.logits([row])[0, :-1].argmax(-1) == row[1:] for row in rows]
+    mean = np.concatenate(right).mean()
+    apart = [(part - mean).sum() for part in right]
+    found = evaluate(net, rows)
+    assert found["accuracy_error"] == pytest.approx(np.sqrt(np.square(apart).sum()) / 10)
+
+
+def test_vectors_of_sentences_are_judged_by_their_cosines():
+    dense = small(SENTENCES)
+    rows = [[3, 4, 5, 6], [7], [8, 9], [4, 3, 2]]
+    other = packed(dense)
+    found = evaluate(other, rows, against=dense)
+    cosines = np.einsum("ij,ij->i", other.embed(rows), dense.embed(rows))
+    assert found["cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
+    assert found["cosine_error"] == pytest.approx(cosines.std() / 2, abs=1e-6)
+    assert evaluate(dense, rows, against=dense)["cosine"] == pytest.approx(1)
+    with pytest.raises(TypeError, match="judged against another"):
+        evaluate(dense, rows)
+
+
+# -- compressed ------------------------------------------------------------------------------------
+
+
+def test_every_task_is_nearer_after_activations_and_training(task):
+    kind, head = TASKS[task]
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    net = network(kind, head, dtype=np.float32, **sizes)
+    rows = np.random.default_rng(0).integers(2, 19, (120, 10))
+    held = np.random.default_rng(1).integers(2, 19, (40, 10))
+    mask = np.ones(held.shape, bool)
+
+    def apart(other):
+        last, aim = (one.last_hidden(held, mask) for one in (other, net))
+        return taught(other, net, last, aim, mask, back=False)[0]
+
+    how = {"bits": 2.5, "method": "gptq", "embeddings": False}
+    alone = networks.compress(net, rows, activations=False, epochs=0, **how)
+    fitted = networks.compress(net, rows, epochs=0, **how)
+    done = networks.compress(net, rows, epochs=8, rate=5e-3, **how)
+    assert apart(fitted) < apart(alone)
+    assert apart(done) < apart(fitted)
+
+
+@pytest.mark.parametrize("method", list(BITS))
+def test_layers_of_every_method_are_compressed_and_trained(method):
+    net = small(CLASSES, hidden_size=16, intermediate_size=24)
+    rows = np.random.default_rng(0).integers(2, 19, (40, 8))
+    how = {"bits": BITS[method], "method": method, "embeddings": False}
+    made = networks.compress(net, rows, epochs=2, codes=True, **how)
+    assert set(made.compressed) == set(net.weights)
+    matrices = [layer.to_matrix() for layer in made.compressed.values()]
+    bits = sum(matrix.storage_bits() for matrix in matrices)
+    assert bits <= 1.02 * BITS[method] * sum(A.size for A in net.weights.values())
+    assert np.isfinite(made.logits(rows[:2])).all()
+
+
+@pytest.mark.parametrize("method", ["qswd", "mesa"])
+def test_codes_are_trained_where_asked(method, tmp_path):
+    net = small(SENTENCES, hidden_size=16, intermediate_size=24)
+    rows = np.random.default_rng(0).integers(2, 19, (200, 8))
+    how = {"bits": BITS[method], "method": method, "embeddings": False, "folder": tmp_path}
+    how["rate"] = 1e-2
+    start, stay, move = (
+        networks.compress(net, rows, epochs=epochs, codes=codes, **how)
+        for epochs, codes in ((0, False), (30, False), (30, True))
+    )
+
+    def dense(of):
+        return {name: layer.to_matrix().to_dense() for name, layer in of.compressed.items()}
+
+    first, second, third = map(dense, (start, stay, move))
+    assert any(not np.array_equal(second[name], third[name]) for name in first), method
+    assert any(not np.array_equal(first[name], third[name]) for name in first)
+    again = networks.compress(net, rows, epochs=30, codes=True, **how)
+    assert all(np.array_equal(third[name], dense(again)[name]) for name in third)
+
+
+def test_signs_are_trained_by_latent_values(monkeypatch):
+    seen = {}
+
+    def distil(student, teacher, data, **how):
+        seen.update(trained(student, teacher))
+        return student
+
+    monkeypatch.setattr(code_training, "distil", distil)
+    net = small(SENTENCES, hidden_size=16, intermediate_size=24)
+    rows = np.random.default_rng(0).integers(2, 19, (8, 6))
+    how = {"bits": 1.2, "method": "bitat", "embeddings": False}
+    start = networks.compress(net, rows, epochs=0, **how)
+    made = networks.compress(net, rows, codes=True, **how)
+    assert {f"{name}.signs" for name in net.weights} <= set(seen)
+    for name, layer in start.compressed.items():  # they start where the signs were
+        one, other = (x.to_matrix().to_dense() for x in (layer, made.compressed[name]))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_scales_of_groups_are_trained():
+    net = small(MASKED, hidden_size=16, intermediate_size=24)
+    rows = np.random.default_rng(0).integers(2, 19, (20, 8))
+    made = networks.compress(net, rows, bits=6.0, method="rtn", embeddings=False, epochs=0)
+    scales = {name for name in made.parameters if name.endswith(".scales")}
+    assert len(scales) == len(net.weights)
+    assert scales <= set(trained(made, net))
+    tables = {"bert.embeddings.position_embeddings.weight"}
+    assert tables.isdisjoint(trained(made, net))
+
+
+def test_layers_are_chosen_by_patterns():
+    net = small(MASKED)
+    rows = np.random.default_rng(0).integers(2, 19, (8, 6))
+    how = {"bits": 4.0, "method": "rtn", "embeddings": False, "epochs": 0}
+    for include, chosen in (
+        (["*.attention.*"], ".attention."),
+        (["*layer.1.intermediate.dense.weight"], "layer.1.intermediate"),
+    ):
+        for activations in (True, False):
+            made = networks.compress(net, rows, include=include, activations=activations, **how)
+            assert set(made.compressed) == {name for name in net.weights if chosen in name}
+    with pytest.raises(ValueError, match=r"'\*\.gate' matches none"):
+        networks.compress(net, rows, include=["*.attention.*", "*.gate"], **how)
+    with pytest.raises(TypeError, match="include must be a sequence of patterns"):
+        networks.compress(net, rows, include="*.attention.*", **how)
+
+
+def test_the_shares_of_chosen_layers_spend_the_budget():
+    net = small(MASKED, hidden_size=24, intermediate_size=32)
+    rows = np.random.default_rng(0).integers(2, 19, (40, 8))
+    made = networks.compress(
+        net, rows, bits=3.0, include=["*.attention.*"], embeddings=False, epochs=0
+    )
+    matrices = [layer.to_matrix() for layer in made.compressed.values()]
+    weights = sum(np.prod(matrix.shape) for matrix in matrices)
+    assert 2.7 < sum(matrix.storage_bits() for matrix in matrices) / weights <= 3.0
