@@ -309,7 +309,9 @@ def run_side_by_side(study: Study, make: Callable[[], Task], chains: Sequence[Ch
     missing = [
         chain
         for chain in chains
-        if any(key_of(cell) not in study.results.rows for cell in cells_of(chain, study.args.stages))
+        if any(
+            key_of(cell) not in study.results.rows for cell in cells_of(chain, study.args.stages)
+        )
     ]
     with Runner(study.args.jobs, 1) as runner:
         ends = runner.run(

@@ -201,7 +201,8 @@ def member_path(package: Package, suffix: str) -> Path:
 
 def member_folder(package: Package, folder: str, names: Sequence[str]) -> Path:
     """Return a folder in the cache with some members of a folder of the package."""
-    return [member_path(package, f"{folder}/{name}") for name in names][0].parent
+    paths = [member_path(package, f"{folder}/{name}") for name in names]
+    return paths[0].parent
 
 
 def read_arrays(package: Package, suffix: str) -> dict[str, np.ndarray]:

@@ -102,9 +102,7 @@ def main() -> int:
     numbers = {f".{at}." for at in args.layers}
     names = [name for name in net.weights if any(number in name for number in numbers)]
     drawn = np.random.default_rng(0).permutation(len(task.fit))[: 2 * args.rows]
-    own, other = (
-        measures(net, [task.fit[i] for i in half], names) for half in np.split(drawn, 2)
-    )
+    own, other = (measures(net, [task.fit[i] for i in half], names) for half in np.split(drawn, 2))
     told = []
     for name in names:
         A = net.weights[name]

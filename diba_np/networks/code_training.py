@@ -1,4 +1,4 @@
-"""DiBARD for methods whose codes are trained too: by latent values, or as blocks of numbers first."""
+"""DiBARD where codes are trained too: by latent values, or as blocks of numbers first."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from diba_np.networks.distillation import distil
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
+from diba_np.networks.shares import shares
 from diba_np.networks.tensors import Lazy
 from diba_np.networks.texts import LENGTH, Texts
 from diba_np.search.options import EFFORTS
@@ -57,10 +58,8 @@ _COUPLED = 1024
 HOLD_OUT = 0.125
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
-# methods whose bits a weight are any number; what a matrix gets at least, as a share of the mean
-# since the rule of shares does not hold where only few directions are coded, and at most, in bits
+# methods whose bits a weight are any number
 _SHARED = ("diba", "linear-trellis", BEST)
-_LEAST, _MOST = 0.25, 4.0
 
 
 def compress(
@@ -104,8 +103,8 @@ def compress(
         What it is fitted to: texts, token ids, or the arrays that patches are cut from; see
         `diba_np.networks.calibration.calibration`. What it is judged by should be other texts.
     bits : float, default 1.0
-        Stored bits a weight of everything compressed together. Layers get more or less than that
-        by what they matter; integer codes the same each.
+        Stored bits a weight of everything compressed together. Layers of a decoder get more or less
+        than that by what they matter; those of an encoder, and integer codes, the same each.
     method : str, default "diba"
         One that a layer trains, of `diba_np.layers.registry.LAYERS`, or "random", the control:
         random bits, their diagonals fitted; or "best", which takes for every matrix, at its bits,
@@ -215,7 +214,9 @@ def compress(
         events = Events(progress, None, callback)
         try:
             runner = Runner(jobs, threads or 1, executor)
-            run = _Run(net, data, settings, home, events, runner, threads, epochs, rate, taught, codes)
+            run = _Run(
+                net, data, settings, home, events, runner, threads, epochs, rate, taught, codes
+            )
             parts.write("matrices", list(run.shapes))
             return run.all()
         finally:
@@ -377,35 +378,17 @@ class _Run:
         return found
 
     def _shares(self, matters: KeptImportance | None) -> dict[str, float]:
-        """Return the bits a weight of every matrix; the tables get the mean.
-
-        An ideal code's error falls by a factor of four with each bit; the sum of errors is least
-        where all matrices end at one error a weight, so that a matrix of four times the energy a
-        weight gets a bit more.
-        """
-        bits = self.settings["bits"]
-        even = dict.fromkeys(self.shapes, float(bits))
-        if self.settings["method"] not in _SHARED or matters is None:
+        """Return the bits a weight of every matrix; the tables get the mean."""
+        bits = float(self.settings["bits"])
+        even = dict.fromkeys(self.shapes, bits)
+        uneven = self.settings["method"] in _SHARED and self.net.kind.decoder
+        if matters is None or not uneven:
             return even
         energies = {n: energy for n, energy in matters.energies().items() if n in self.shapes}
-        sizes = np.array([math.prod(self.shapes[name]) for name in energies])
-        level = 0.5 * np.log2(np.maximum(list(energies.values()), 1e-300) / sizes)
         codes = (SCALE_BITS, SCALE_BITS, SCALE_BITS)  # with their grids
-        smallest = [storage_bits(*self.shapes[name], 1, codes) for name in energies]
-        if sum(smallest) > bits * sizes.sum():
-            raise ValueError(
-                f"bits is too small: k=1 of every matrix takes {sum(smallest) / sizes.sum():.4g} "
-                f"bits a weight, got {bits:g}"
-            )
-        least = np.maximum(np.divide(smallest, sizes), _LEAST * bits)
-        most = np.maximum(least, max(_MOST, bits))
-        low, high = least.min() - level.max(), most.max() - level.min()
-        for _ in range(60):
-            middle = (low + high) / 2
-            spent = np.clip(level + middle, least, most) @ sizes
-            low, high = (low, middle) if spent > bits * sizes.sum() else (middle, high)
-        rates = np.clip(level + low, least, most)
-        return even | dict(zip(energies, map(float, rates), strict=True))
+        least = {name: storage_bits(*self.shapes[name], 1, codes) for name in energies}
+        sizes = {name: math.prod(self.shapes[name]) for name in energies}
+        return even | shares(energies, sizes, bits, least)
 
     # -- matrices ----------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ class Classes(Task):
         return divergence(y, aim)
 
     def drawn(self, y: Array, rng: np.random.Generator) -> Array:
-        """Return random signs about their mean: where a class is certain, labels would tell nothing."""
+        """Return random signs about their mean; where a class is certain labels tell nothing."""
         signs = rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
         return signs - signs.mean(axis=1, keepdims=True)
 

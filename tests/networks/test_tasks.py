@@ -13,6 +13,7 @@ from diba_np.networks.evaluation import evaluate
 from diba_np.networks.importance import EVEN, importance, pulled
 from diba_np.networks.inputs import batches, padded
 from diba_np.networks.masking import drawn_tokens
+from diba_np.networks.shares import LEAST, shares
 from diba_np.networks.tasks import CLASSES, MASKED, NEXT, SENTENCES, task_of
 
 TASKS = {  # task -> kind and head of a small network
@@ -325,12 +326,32 @@ def test_layers_are_chosen_by_patterns():
         networks.compress(net, rows, include="*.attention.*", **how)
 
 
-def test_the_shares_of_chosen_layers_spend_the_budget():
-    net = small(MASKED, hidden_size=24, intermediate_size=32)
+def test_shares_end_at_one_error_a_weight():
+    """Four times the energy a weight is a bit more, where no bound is in the way."""
+    energies = {"a": 1.0, "b": 4.0, "c": 16.0 * 3, "d": 1e-9}
+    sizes = {"a": 1000, "b": 1000, "c": 3000, "d": 500}
+    smallest = dict.fromkeys(energies, 10)
+    found = shares(energies, sizes, 2.0, smallest)
+    assert found["b"] - found["a"] == pytest.approx(1.0)
+    assert found["c"] - found["b"] == pytest.approx(1.0)
+    assert found["d"] == pytest.approx(LEAST * 2.0)
+    assert sum(found[name] * sizes[name] for name in found) == pytest.approx(2.0 * 5500)
+    huge = shares(energies | {"c": 1e12}, sizes, 2.0, smallest | {"d": 800})
+    assert (huge["c"], huge["d"]) == (pytest.approx((11000 - 1000 - 800) / 3000, rel=1e-6), 1.6)
+    with pytest.raises(ValueError, match="bits is too small: k=1 of every matrix takes"):
+        shares(energies, sizes, 2.0, dict.fromkeys(energies, 4000))
+
+
+@pytest.mark.parametrize(("task", "even"), [(MASKED, True), (NEXT, False)])
+def test_the_budget_of_chosen_layers_is_spent(task, even):
+    """Layers of an encoder get the same each, those of a decoder by what they matter."""
+    net = small(task, hidden_size=24, intermediate_size=32)
     rows = np.random.default_rng(0).integers(2, 19, (40, 8))
-    made = networks.compress(
-        net, rows, bits=3.0, include=["*.attention.*"], embeddings=False, epochs=0
-    )
+    include = [f"{name}" for name in list(net.weights)[:6]]
+    made = networks.compress(net, rows, bits=3.0, include=include, embeddings=False, epochs=0)
     matrices = [layer.to_matrix() for layer in made.compressed.values()]
-    weights = sum(np.prod(matrix.shape) for matrix in matrices)
-    assert 2.7 < sum(matrix.storage_bits() for matrix in matrices) / weights <= 3.0
+    rates = [matrix.bits_per_weight for matrix in matrices]
+    weights = [np.prod(matrix.shape) for matrix in matrices]
+    assert list(made.compressed) == include
+    assert 2.7 < np.average(rates, weights=weights) <= 3.0
+    assert (max(rates) < 3.01) == even

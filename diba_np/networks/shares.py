@@ -1,0 +1,62 @@
+"""How the bits of a network are shared among its matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# what a matrix gets at least, as a share of the mean, since the rule of shares does not hold where
+# only few directions are coded, and at most, in bits
+LEAST, MOST = 0.25, 4.0
+
+
+def shares(
+    energies: Mapping[str, float],
+    sizes: Mapping[str, int],
+    bits: float,
+    smallest: Mapping[str, int],
+) -> dict[str, float]:
+    """Return bits a weight of every matrix, whose mean over all weights is the budget.
+
+    An ideal code's error falls by a factor of four with each bit; the sum of errors is least where
+    all matrices end at one error a weight, so that a matrix of four times the energy a weight gets
+    a bit more.
+
+    Parameters
+    ----------
+    energies : mapping of str to float
+        As of `diba_np.networks.importance.Importance`.
+    sizes : mapping of str to int
+        Weights of each.
+    bits : float
+        Stored bits a weight of all together.
+    smallest : mapping of str to int
+        Stored bits that each takes at least.
+
+    Returns
+    -------
+    dict of str to float
+
+    Raises
+    ------
+    ValueError
+        The budget does not hold the smallest forms of all.
+    """
+    weights = np.array([sizes[name] for name in energies])
+    level = 0.5 * np.log2(np.maximum(list(energies.values()), 1e-300) / weights)
+    needed = np.array([smallest[name] for name in energies])
+    if needed.sum() > bits * weights.sum():
+        raise ValueError(
+            f"bits is too small: k=1 of every matrix takes {needed.sum() / weights.sum():.4g} "
+            f"bits a weight, got {bits:g}"
+        )
+    least = np.maximum(needed / weights, LEAST * bits)
+    most = np.maximum(least, max(MOST, bits))
+    low, high = least.min() - level.max(), most.max() - level.min()
+    for _ in range(60):
+        middle = (low + high) / 2
+        spent = np.clip(level + middle, least, most) @ weights
+        low, high = (low, middle) if spent > bits * weights.sum() else (middle, high)
+    rates = np.clip(level + low, least, most)
+    return dict(zip(energies, map(float, rates), strict=True))
