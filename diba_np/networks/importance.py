@@ -52,9 +52,9 @@ def importance(
 ) -> Iterator[tuple[str, Importance]]:
     """Yield how much tokens and outputs of each layer of the trunk matter, the last layers first.
 
-    Gradients of tokens are those of the cross-entropy to labels that are drawn from what the
-    network predicts: their mean squares are the diagonal of its Fisher information. Those of
-    classes and of vectors of whole rows are of random signs times these outputs.
+    Gradients of next tokens are those of the cross-entropy to labels that are drawn from what the
+    network predicts: their mean squares are the diagonal of its Fisher information. Those of masked
+    tokens, classes and vectors of whole rows are of random signs times these outputs.
 
     Parameters
     ----------

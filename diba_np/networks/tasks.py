@@ -81,6 +81,14 @@ class Tokens(Task):
         return divergence(y, aim)
 
     def drawn(self, y: Array, rng: np.random.Generator) -> Array:
+        """Return random signs about their mean: most masked tokens are certain."""
+        return centred_signs(y, rng)
+
+
+class NextTokens(Tokens):
+    """The next tokens, of which few are certain."""
+
+    def drawn(self, y: Array, rng: np.random.Generator) -> Array:
         """Return the gradients of the cross-entropy to labels that the outputs themselves draw."""
         p = np.exp(log_shares(y))
         drawn = rng.random((len(p), 1))
@@ -104,8 +112,7 @@ class Classes(Task):
 
     def drawn(self, y: Array, rng: np.random.Generator) -> Array:
         """Return random signs about their mean; where a class is certain labels tell nothing."""
-        signs = rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
-        return signs - signs.mean(axis=1, keepdims=True)
+        return centred_signs(y, rng)
 
 
 class Sentences(Task):
@@ -125,7 +132,7 @@ class Sentences(Task):
         return rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
 
 
-NEXT, MASKED = Tokens("next tokens"), Tokens("masked tokens")
+NEXT, MASKED = NextTokens("next tokens"), Tokens("masked tokens")
 CLASSES, SENTENCES = Classes(), Sentences()
 
 
@@ -136,6 +143,13 @@ def task_of(net: Network) -> Task:
     if net.head_name is not None:
         return MASKED
     return SENTENCES if net.tensors.find("classifier") is None else CLASSES
+
+
+def centred_signs(y: Array, rng: np.random.Generator) -> Array:
+    """Return random signs of the shape of outputs (N, size), about the mean of each target."""
+    signs = rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
+    centred: Array = signs - signs.mean(axis=1, keepdims=True)
+    return centred
 
 
 def log_shares(y: Array) -> Array:
