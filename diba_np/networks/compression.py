@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -30,7 +30,7 @@ from diba_np.networks.distillation import distil
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
-from diba_np.networks.shares import shares
+from diba_np.networks.shares import check_budget, shares
 from diba_np.networks.tensors import Lazy
 from diba_np.networks.texts import LENGTH, Texts
 from diba_np.search.options import EFFORTS
@@ -209,19 +209,22 @@ def compress(
     }
     with tempfile.TemporaryDirectory() as space:
         home = Path(space) if folder is None else Path(folder)
-        home.mkdir(parents=True, exist_ok=True)
-        parts = Parts(home / "network", settings)
         events = Events(progress, None, callback)
         try:
             runner = Runner(jobs, threads or 1, executor)
             run = _Run(
                 net, data, settings, home, events, runner, threads, epochs, rate, taught, codes
             )
-            parts.write("matrices", list(run.shapes))
-            return run.all()
+            run.check_budget()  # before anything is written
+            home.mkdir(parents=True, exist_ok=True)
+            parts = Parts(home / "network", settings)
+            try:
+                parts.write("matrices", list(run.shapes))
+                return run.all()
+            finally:
+                parts.close()
         finally:
             events.close()
-            parts.close()
 
 
 def chosen_layers(net: Network, include: Sequence[str]) -> list[str]:
@@ -381,14 +384,30 @@ class _Run:
         """Return the bits a weight of every matrix; the tables get the mean."""
         bits = float(self.settings["bits"])
         even = dict.fromkeys(self.shapes, bits)
-        uneven = self.settings["method"] in _SHARED and self.net.kind.decoder
-        if matters is None or not uneven:
+        if matters is None or not self._is_uneven:
             return even
         energies = {n: energy for n, energy in matters.energies().items() if n in self.shapes}
+        sizes, smallest = self._sizes(energies)
+        return even | shares(energies, sizes, bits, smallest)
+
+    @property
+    def _is_uneven(self) -> bool:
+        """Whether matrices get unequal shares of the budget."""
+        own = self.settings["method"] in _SHARED and self.settings["activations"]
+        return own and self.net.kind.decoder
+
+    def _sizes(self, names: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the weights of some matrices, and the stored bits of each with k=1."""
         codes = (SCALE_BITS, SCALE_BITS, SCALE_BITS)  # with their grids
-        least = {name: storage_bits(*self.shapes[name], 1, codes) for name in energies}
-        sizes = {name: math.prod(self.shapes[name]) for name in energies}
-        return even | shares(energies, sizes, bits, least)
+        shapes = {name: self.shapes[name] for name in names}
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        return sizes, {name: storage_bits(*shape, 1, codes) for name, shape in shapes.items()}
+
+    def check_budget(self) -> None:
+        """Refuse a budget that is too small for what it is shared among."""
+        if self._is_uneven:
+            sizes, smallest = self._sizes(n for n in self.shapes if n not in self.tables)
+            check_budget(sizes, self.settings["bits"], smallest)
 
     # -- matrices ----------------------------------------------------------------------------------
 

@@ -43,14 +43,10 @@ def shares(
     ValueError
         The budget does not hold the smallest forms of all.
     """
+    check_budget(sizes, bits, smallest)
     weights = np.array([sizes[name] for name in energies])
     level = 0.5 * np.log2(np.maximum(list(energies.values()), 1e-300) / weights)
     needed = np.array([smallest[name] for name in energies])
-    if needed.sum() > bits * weights.sum():
-        raise ValueError(
-            f"bits is too small: k=1 of every matrix takes {needed.sum() / weights.sum():.4g} "
-            f"bits a weight, got {bits:g}"
-        )
     least = np.maximum(needed / weights, LEAST * bits)
     most = np.maximum(least, max(MOST, bits))
     low, high = least.min() - level.max(), most.max() - level.min()
@@ -60,3 +56,23 @@ def shares(
         low, high = (low, middle) if spent > bits * weights.sum() else (middle, high)
     rates = np.clip(level + low, least, most)
     return dict(zip(energies, map(float, rates), strict=True))
+
+
+def check_budget(sizes: Mapping[str, int], bits: float, smallest: Mapping[str, int]) -> None:
+    """Refuse a budget that does not hold the smallest forms of all matrices.
+
+    Parameters
+    ----------
+    sizes, bits, smallest
+        As of `shares`.
+
+    Raises
+    ------
+    ValueError
+    """
+    needed, weights = sum(smallest.values()), sum(sizes[name] for name in smallest)
+    if needed > bits * weights:
+        raise ValueError(
+            f"bits is too small: k=1 of every matrix takes {needed / weights:.4g} bits a weight, "
+            f"got {bits:g}"
+        )
