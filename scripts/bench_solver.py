@@ -5,6 +5,7 @@ python scripts/bench_solver.py --weights minilm --seeds 3       # all 39 MiniLM 
 python scripts/bench_solver.py --weights FOLDER                 # every .npy there, 256 and up
 python scripts/bench_solver.py --kinds                          # Gaussian, Toeplitz, DCT, ...
 python scripts/bench_solver.py --coupled                        # seconds with a Gram matrix
+python scripts/bench_solver.py --ranks 0.125 0.25 1             # its half step, exact in a share
 python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against size, 1 bit
 
 The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.methods.dbf`).
@@ -33,6 +34,7 @@ import diba_np
 from diba_np import factorize
 from diba_np.matrix.quality import snr_db
 from diba_np.methods.dbf import dbf
+from diba_np.search import coupled
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 LEAST_SIDE = 256
@@ -251,18 +253,44 @@ def compare_kinds(runs: Runs, args: argparse.Namespace) -> None:
     table(["kind", "bits", "peer", *titles, "sign × row scale", "SVD, 16 bits"], rows)
 
 
+def drawn_gram(n: int) -> np.ndarray:
+    """Return the Gram matrix of drawn inputs whose spectrum falls, (n, n)."""
+    X = np.random.default_rng(0).standard_normal((4 * n, n))
+    X *= np.arange(1, n + 1) ** -0.5
+    gram: np.ndarray = X.T @ X / len(X)
+    return gram
+
+
+def compare_ranks(matrices: list[tuple[str, np.ndarray]], args: argparse.Namespace) -> None:
+    """Print the output SNR and seconds by the share of directions that a half step is exact in."""
+    rows, usual = [], coupled.RANK
+    for bits in args.bits:
+        for name, A in matrices:
+            for effort in args.efforts:
+                cells = []
+                for share in args.ranks:
+                    start = time.process_time()
+                    coupled.RANK = share
+                    try:
+                        gram = drawn_gram(A.shape[1])
+                        f = factorize(A, bits=bits, gram=gram, effort=effort, threads=1)
+                    finally:
+                        coupled.RANK = usual
+                    seconds = time.process_time() - start
+                    cells.append(f"{f.record['output_snr_db']:.2f} ({seconds:.1f})")
+                rows.append([name, f"{bits:g}", effort, *cells])
+    table(["matrix", "bits", "effort", *(f"{share:g}, dB (s)" for share in args.ranks)], rows)
+
+
 def compare_coupled(matrices: list[tuple[str, np.ndarray]], args: argparse.Namespace) -> None:
     """Print processor seconds of fits with a Gram matrix of drawn inputs beside those without."""
     rows = []
     for bits in args.bits:
         for name, A in matrices:
             for W in (A, A.T) if A.shape[0] != A.shape[1] else (A,):
-                rng = np.random.default_rng(0)
-                X = rng.standard_normal((4 * W.shape[1], W.shape[1]))
-                X *= np.arange(1, W.shape[1] + 1) ** -0.5  # a spectrum that falls
                 for effort in args.efforts:
                     seconds = []
-                    for gram in (None, X.T @ X / len(X)):
+                    for gram in (None, drawn_gram(W.shape[1])):
                         start = time.process_time()
                         factorize(W, bits=bits, gram=gram, effort=effort, threads=1)
                         seconds.append(time.process_time() - start)
@@ -306,6 +334,9 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=2, help="row blocks of a tall matrix")
     parser.add_argument("--kinds", action="store_true")
     parser.add_argument("--coupled", action="store_true", help="seconds with a Gram matrix")
+    parser.add_argument(
+        "--ranks", type=float, nargs="+", metavar="SHARE", help="exact directions of a half step"
+    )
     parser.add_argument("--side", type=int, default=256, help="of the synthetic kinds")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="SIDE")
     parser.add_argument("--bits", type=float, nargs="+", default=[0.5, 1.0, 2.0])
@@ -323,6 +354,8 @@ def main() -> int:
         rng = np.random.default_rng(0)
         compare(runs, [("Gaussian", rng.standard_normal((48, 40)))], args)
         compare_coupled([("Gaussian", rng.standard_normal((48, 40)))], args)
+        args.ranks = [0.125, 1.0]
+        compare_ranks([("Gaussian", rng.standard_normal((48, 40)))], args)
         compare_kinds(runs, args)
         compare_sizes(runs, args)
         return 0
@@ -333,7 +366,9 @@ def main() -> int:
         compare_sizes(runs, args)
     if not args.kinds and not args.sizes:
         found = [(n, A) for n, A in weights(args.weights, args.blocks) if args.only in n]
-        if args.coupled:
+        if args.ranks:
+            compare_ranks(found[:: args.every], args)
+        elif args.coupled:
             compare_coupled(found[:: args.every], args)
         else:
             compare(runs, found[:: args.every], args)
