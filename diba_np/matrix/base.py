@@ -7,6 +7,7 @@ drift away from the bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -96,6 +97,43 @@ def _is_plain(x: Any, n: int) -> bool:
 def _multiplied(apply: Callable[[Array], Array], x: Array) -> Array:
     """Apply a map on (n, N) arrays to a vector or a matrix."""
     return apply(x[:, None])[:, 0] if x.ndim == 1 else apply(x)
+
+
+def real_product(
+    X: Array, fast: Callable[[Array], Array], dense: Callable[[Array], Array]
+) -> Array:
+    """Multiply from stored parts, or with the dense matrix where the result is not finite.
+
+    Parameters
+    ----------
+    X : (n, N) array
+        Complex columns are multiplied as real and imaginary parts.
+    fast, dense : callable
+        From real C-order (n, N) to (m, N), float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        The columns hold no numbers.
+    """
+    if X.dtype == np.float32 and X.flags.carray and X.size:
+        x = X
+    else:
+        X = np.asarray(X)
+        if X.dtype.kind == "c":
+            real, imaginary = (real_product(part, fast, dense) for part in (X.real, X.imag))
+            return real + 1j * imaginary
+        if X.dtype.kind not in "buif":
+            raise TypeError(f"the operand must hold real numbers, got dtype {X.dtype}")
+        x = np.require(X, np.result_type(np.float32, X.dtype), ["C", "W", "A"])
+        if not x.size:
+            return np.asarray(dense(x))
+    y = fast(x)
+    # a sum is not finite if a term is not; one that overflows is looked at again
+    if math.isfinite(np.add.reduce(y, axis=None)):
+        return y
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(dense(x))
 
 
 def _index(index: Any) -> Any:

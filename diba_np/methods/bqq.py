@@ -9,7 +9,6 @@ format with diagonals (384 x 384 at 1 bit: 6.48 dB against 4.9 to 5.3).
 from __future__ import annotations
 
 import functools
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.kernels.pursuit import descend_bits
 from diba_np.machine.blas import single_threaded_blas
-from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.matrix.base import Array, CompressedMatrix, real_product, take
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.fitting import Problem, check_problem, too_small
 from diba_np.products.product import Product
@@ -153,26 +152,26 @@ class BQQ(CompressedMatrix):
 
     def _apply(self, X: Array) -> Array:
         forward, _, rows, columns = self._halves
-        return self._product(X, forward, rows, columns)
+
+        def fast(x: Array) -> Array:
+            return self._multiply(x, forward, rows, columns)
+
+        return real_product(X, fast, lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:
         _, back, rows, columns = self._halves
-        return self._product(Y, back, columns, rows)
 
-    def _product(self, X: Array, product: Product, out: Array, into: Array) -> Array:
-        X = np.asarray(X)
-        if X.dtype.kind == "c":
-            real, imaginary = (self._product(x, product, out, into) for x in (X.real, X.imag))
-            return real + 1j * imaginary
+        def fast(y: Array) -> Array:
+            return self._multiply(y, back, columns, rows)
+
+        return real_product(Y, fast, lambda y: self._dense().T @ y)
+
+    def _multiply(self, x: Array, product: Product, out: Array, into: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
-            result = product.matrix(X)
-            x = X.astype(result.dtype, copy=False)
+            result = product.matrix(x)
             result += out.astype(x.dtype) * x.sum(axis=0) + into.T.astype(x.dtype) @ x
             result *= x.dtype.type(self.scale)
-            if math.isfinite(float(result.sum())):
-                return result
-            dense = self._dense() if out is self._halves[2] else self._dense().T
-            return np.asarray(dense @ x)
+        return result
 
     # ---- file --------------------------------------------------------------------------
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -8,7 +8,6 @@ packed matrices S_r of signs, and a short circular filter T on their sums.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,15 +15,13 @@ import numpy as np
 
 from diba_np.arrays import RowIndex
 from diba_np.kernels.filters import filter_back, filter_sums
-from diba_np.matrix.base import Array
+from diba_np.matrix.base import Array, real_product
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.seeded import Rotation
 from diba_np.methods.trellis import Trellis
 from diba_np.methods.trellis_fit import Coded, rotations, scales_of
 from diba_np.methods.trellis_modes import LINEAR_MODES, Mode
 from diba_np.products.product import Product
-
-_SINGLE = np.dtype(np.float32)
 
 
 class LinearTrellis(Trellis):
@@ -78,33 +75,10 @@ class LinearTrellis(Trellis):
         return rows
 
     def _apply(self, X: Array) -> Array:
-        return self._product(X, self._multiply, lambda x: self._dense() @ x)
+        return real_product(X, self._multiply, lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:
-        return self._product(Y, self._multiply_transposed, lambda y: self._dense().T @ y)
-
-    def _product(
-        self, X: Array, fast: Callable[[Array], Array], dense: Callable[[Array], Array]
-    ) -> Array:
-        """Multiply with real columns; through the dense matrix where something is not finite."""
-        if X.dtype == _SINGLE and X.flags.carray and X.size:
-            x = X
-        else:
-            X = np.asarray(X)
-            if X.dtype.kind == "c":
-                real, imaginary = (self._product(part, fast, dense) for part in (X.real, X.imag))
-                return real + 1j * imaginary
-            if X.dtype.kind not in "buif":
-                raise TypeError(f"the operand must hold real numbers, got dtype {X.dtype}")
-            x = np.require(X, np.result_type(np.float32, X.dtype), ["C", "W", "A"])
-            if not x.size:
-                return np.asarray(dense(x))
-        y = fast(x)
-        # a sum is not finite if a term is not; one that overflows is looked at again
-        if math.isfinite(np.add.reduce(y, axis=None)):
-            return y
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(dense(x))
+        return real_product(Y, self._multiply_transposed, lambda y: self._dense().T @ y)
 
     def _multiply(self, x: Array) -> Array:
         outputs, inputs = self.turns
