@@ -107,33 +107,22 @@ def real_product(
     Parameters
     ----------
     X : (n, N) array
-        Complex columns are multiplied as real and imaginary parts.
+        As of `as_operand`; complex columns are multiplied as real and imaginary parts.
     fast, dense : callable
         From real C-order (n, N) to (m, N), float32 or float64.
-
-    Raises
-    ------
-    TypeError
-        The columns hold no numbers.
     """
-    if X.dtype == np.float32 and X.flags.carray and X.size:
-        x = X
-    else:
-        X = np.asarray(X)
-        if X.dtype.kind == "c":
-            real, imaginary = (real_product(part, fast, dense) for part in (X.real, X.imag))
-            return real + 1j * imaginary
-        if X.dtype.kind not in "buif":
-            raise TypeError(f"the operand must hold real numbers, got dtype {X.dtype}")
-        x = np.require(X, np.result_type(np.float32, X.dtype), ["C", "W", "A"])
-        if not x.size:
-            return np.asarray(dense(x))
-    y = fast(x)
-    # a sum is not finite if a term is not; one that overflows is looked at again
-    if math.isfinite(np.add.reduce(y, axis=None)):
-        return y
+    if X.dtype.kind == "c":
+        real, imaginary = (real_product(part, fast, dense) for part in (X.real, X.imag))
+        return real + 1j * imaginary
+    if not X.flags.carray:
+        X = np.require(X, requirements=["C", "W", "A"])
+    if X.size:
+        y = fast(X)
+        # a sum is not finite if a term is not; one that overflows is looked at again
+        if math.isfinite(np.add.reduce(y, axis=None)):
+            return y
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(dense(x))
+        return np.asarray(dense(X))
 
 
 def _index(index: Any) -> Any:
@@ -158,9 +147,8 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
     Notes
     -----
     Results have dtype ``np.result_type(np.float32, x.dtype)``, at most float64 (complex128). A
-    product of a subclass that
-    overrides neither `_apply` nor `_apply_transposed` decodes the matrix once and keeps
-    the dense copy (4 m n bytes).
+    product of a subclass that overrides neither `_apply` nor `_apply_transposed` decodes the matrix
+    once and keeps the dense copy (4 m n bytes).
     """
 
     method: ClassVar[str] = ""
