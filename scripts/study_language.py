@@ -28,6 +28,7 @@ from results import Results
 from sources import ADDRESSES, SMOLLM2, VADER, cache_folder, read_member, read_members
 
 from diba_np import networks
+from diba_np.networks.evaluation import evaluate
 from diba_np.networks.network import Network
 
 Array = Any
@@ -118,50 +119,12 @@ def made(fit: list[str]) -> tuple[Network, Array, Array]:
     return net, rng.integers(0, words, (64, 12)), rng.integers(0, words, (8, 12))
 
 
-class Judge:
-    """What a network is judged by: the next tokens, and the dense network's predictions.
-
-    Parameters
-    ----------
-    dense : Network
-    rows : (S, T) int array
-    """
-
-    def __init__(self, dense: Network, rows: Array) -> None:
-        self.dense, self.rows = dense, rows
-        self.last = dense.last_hidden(rows)
-
-    def scores(self, net: Network) -> dict[str, float]:
-        """Return perplexity, top-1 accuracy, agreement and divergence with the dense network."""
-        started = time.process_time()
-        hidden = net.last_hidden(self.rows)
-        seconds = time.process_time() - started
-        sums = np.zeros(4)
-        for x, aim, ids in zip(hidden, self.last, self.rows, strict=True):
-            logs, taught = (log_softmax(of.head(h)[0]) for of, h in ((net, x), (self.dense, aim)))
-            logs, taught, following = logs[:-1], taught[:-1], ids[1:]
-            best = logs.argmax(axis=1)
-            sums += (
-                -logs[np.arange(len(following)), following].sum(),
-                (best == following).sum(),
-                (best == taught.argmax(axis=1)).sum(),
-                (np.exp(taught) * (taught - logs)).sum(),
-            )
-        count = self.rows[:, 1:].size
-        loss, right, agree, apart = sums / count
-        return {
-            "perplexity": float(np.exp(loss)),
-            "accuracy": right,
-            "agreement": agree,
-            "divergence": apart,
-            "tokens_per_second": self.rows.size / seconds,
-        }
-
-
-def log_softmax(y: Array) -> Array:
-    """Return the logarithms of the probabilities of logits (T, vocabulary)."""
-    y = y - y.max(axis=-1, keepdims=True)
-    return y - np.log(np.exp(y).sum(axis=-1, keepdims=True))
+def scores(net: Network, dense: Network, rows: Array) -> dict[str, float]:
+    """Return perplexity, top-1 accuracy, agreement and divergence with the dense network."""
+    found = evaluate(net, rows, against=dense)
+    named = {"divergence": "kl"}
+    names = ("perplexity", "accuracy", "agreement", "divergence", "tokens_per_second")
+    return {name: found[named.get(name, name)] for name in names}
 
 
 def sizes(net: Network) -> dict[str, float]:
@@ -181,11 +144,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of the table."""
     dense, fit, judging = (made if args.smoke else real)(args.fit)
     fit = fit[np.random.default_rng(0).permutation(len(fit))[: args.rows]]
-    judge = Judge(dense, judging)
     home = args.folder or cache_folder() / "studies" / "language"
     names = "effort rows calibrate taught epochs rate fit embeddings smoke"
     results = Results("language", {name: getattr(args, name) for name in names.split()}, home)
-    rows = [results.get("dense", lambda: {"stage": "dense"} | sizes(dense) | judge.scores(dense))]
+    rows = [
+        results.get(
+            "dense", lambda: {"stage": "dense"} | sizes(dense) | scores(dense, dense, judging)
+        )
+    ]
     for method in args.methods:
         for bits in args.bits:
             for stage in args.stages:
@@ -193,7 +159,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 if args.only_finished and key not in results.rows:
                     continue
                 rows.append(
-                    results.get(key, one(dense, fit, judge, home, args, method, bits, stage))
+                    results.get(key, one(dense, fit, judging, home, args, method, bits, stage))
                 )
                 tell(f"{key}: " + json.dumps(rows[-1]))
     return rows
@@ -202,7 +168,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def one(
     dense: Network,
     fit: Array,
-    judge: Judge,
+    judging: Array,
     home: Path,
     args: argparse.Namespace,
     method: str,
@@ -240,7 +206,7 @@ def one(
         seconds = time.process_time() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         size = small.save(home / f"{folder.name}-{stage.replace(' ', '-')}.h5")
-        found = sizes(small) | judge.scores(small) | {"bytes": size}
+        found = sizes(small) | scores(small, dense, judging) | {"bytes": size}
         return told | found | {"cpu": seconds, "peak_gib": peak}
 
     return make

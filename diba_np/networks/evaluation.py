@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
 from diba_np.checks import check_count
 from diba_np.networks.inputs import batches, padded
 from diba_np.networks.masking import drawn_tokens, mask_token
 from diba_np.networks.network import Network
-from diba_np.networks.tasks import CLASSES, SENTENCES, Task, log_shares, task_of
+from diba_np.networks.tasks import CLASSES, SENTENCES, Task, task_of
 from diba_np.networks.texts import BATCH, LENGTH, Texts
 
 Array = NDArray[Any]
@@ -115,7 +116,7 @@ class _Sums:
     def add(self, batch: dict[str, Any]) -> Array:
         """Take in a batch; return the logarithms of the probabilities (N, outputs)."""
         started = time.process_time()
-        shares = log_shares(_outputs(self.net, batch, self._linear))
+        shares: Array = log_softmax(_outputs(self.net, batch, self._linear), axis=-1)
         self.seconds += time.process_time() - started
         wanted = batch["targets"]
         right = shares.argmax(axis=1) == wanted

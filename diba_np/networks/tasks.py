@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from diba_np.networks.blocks.block import Back
 from diba_np.networks.network import Network
@@ -90,7 +91,7 @@ class NextTokens(Tokens):
 
     def drawn(self, y: Array, rng: np.random.Generator) -> Array:
         """Return the gradients of the cross-entropy to labels that the outputs themselves draw."""
-        p = np.exp(log_shares(y))
+        p: Array = np.exp(log_softmax(y, axis=-1))
         drawn = rng.random((len(p), 1))
         label = (np.cumsum(p, axis=1, dtype=np.float64) < drawn).sum(axis=1)
         p[np.arange(len(p)), np.minimum(label, p.shape[1] - 1)] -= 1
@@ -152,16 +153,9 @@ def centred_signs(y: Array, rng: np.random.Generator) -> Array:
     return centred
 
 
-def log_shares(y: Array) -> Array:
-    """Return the logarithms of the softmax over the last axis."""
-    shifted: Array = y - y.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
-
-
 def divergence(y: Array, aim: Array) -> tuple[float, Array]:
     """Return the Kullback-Leibler divergence from the aim's probabilities, a sum; its gradient."""
-    logs = log_shares(aim)
+    logs = log_softmax(aim, axis=-1)
     p = np.exp(logs)
     value, gradient = cross_entropy(y, p)
     return value * len(y) + float(np.vdot(p, logs)), gradient * len(y)
