@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from diba_np.checks import check_count, check_number, digest
 from diba_np.files.parts import Parts
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import LAYERS, as_layer
-from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.files import load
-from diba_np.methods.weighted import BEST, How, fit_weighted
+from diba_np.methods.weighted import BEST
 from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import Calibration, calibration, iterate_batches
 from diba_np.networks.code_training import METHODS as CODED
@@ -29,6 +28,7 @@ from diba_np.networks.code_training import distil_with_codes
 from diba_np.networks.distillation import distil
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
+from diba_np.networks.matrix_fit import SCALE_BITS, Fit
 from diba_np.networks.network import Network
 from diba_np.networks.shares import check_budget, shares
 from diba_np.networks.tensors import Lazy
@@ -40,19 +40,12 @@ Array = NDArray[Any]
 # those whose matrices a layer can hold and train
 METHODS = (*LAYERS, "random")
 
-# bits of the diagonals' entries: DiBARD moves them, and few bits would take back what it gained
-SCALE_BITS = 8
-
 # tokens of a batch: what the way back keeps of all layers is the largest thing in memory
 _BATCH = 512
 
 # tokens from whose gradients a decoder's weights of outputs are; all its tokens count alike but for
 # their sizes, so that many more can be fitted to
 _JUDGED = 8192
-
-# most outputs of a matrix whose errors are weighed together; of wider ones each alone: coupled, the
-# fit of 1536 x 576 takes 26 processor seconds instead of 9
-_COUPLED = 1024
 
 # of `compress_layers`: batches that choose how far the target goes from the dense weights
 HOLD_OUT = 0.125
@@ -185,7 +178,7 @@ def compress(
     check_number(rate, "rate", above=0.0)
     check_count(jobs, "jobs")
     check_count(seed, "seed", least=0)
-    chosen_layers(net, include)
+    names = chosen_layers(net, include)
     for name, tokens in (("calibrate", calibrate), ("taught", taught)):
         if tokens is not None:
             check_count(tokens, name)
@@ -213,7 +206,18 @@ def compress(
         try:
             runner = Runner(jobs, threads or 1, executor)
             run = _Run(
-                net, data, settings, home, events, runner, threads, epochs, rate, taught, codes
+                net,
+                names,
+                data,
+                settings,
+                home,
+                events,
+                runner,
+                threads,
+                epochs,
+                rate,
+                taught,
+                codes,
             )
             run.check_budget()  # before anything is written
             home.mkdir(parents=True, exist_ok=True)
@@ -256,49 +260,13 @@ def _digest(net: Network) -> str:
     return digest(np.array([list(bytes.fromhex(digest(A))) for A in net.weights.values()], float))
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How one matrix is fitted: `compress_layers` calls it, also in other processes.
-
-    Parameters
-    ----------
-    method, effort, seed, threads
-        As of `compress`.
-    bits : dict of str to float
-        Bits a weight by matrix.
-    outputs : KeptImportance or None
-        Weights of the outputs.
-    rows : (m,) array, optional
-        Those of a matrix that is not of the trunk.
-    looked_up : bool
-        Whether the matrix is a table whose rows are looked up.
-    """
-
-    method: str
-    effort: str
-    seed: int
-    threads: int | None
-    bits: Mapping[str, float]
-    outputs: KeptImportance | None
-    rows: Array | None = None
-    looked_up: bool = False
-
-    def __call__(self, name: str, A: Array, gram: Array | None) -> CompressedMatrix:
-        """Return the compressed A (m, n), errors weighed by a Gram matrix (n, n) and outputs."""
-        weights = self.rows if self.outputs is None else self.outputs.outputs(name)
-        if weights is not None and weights.ndim == 2:
-            if self.method != "diba" or len(weights) > _COUPLED:
-                weights = np.diag(weights).copy()
-        how = How(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)
-        return fit_weighted(self.method, A, self.bits[name], gram, weights, how)
-
-
 class _Run:
     """One call of `compress`."""
 
     def __init__(
         self,
         net: Network,
+        names: list[str],
         data: Calibration,
         settings: Mapping[str, Any],
         home: Path,
@@ -310,13 +278,8 @@ class _Run:
         taught: int | None,
         codes: bool,
     ) -> None:
-        self.net, self.data, self.settings, self.home, self.events = (
-            net,
-            data,
-            settings,
-            home,
-            events,
-        )
+        self.net, self.names, self.data, self.settings = net, names, data, settings
+        self.home, self.events = home, events
         self.runner, self.threads, self.epochs, self.rate = runner, threads, epochs, rate
         self.codes = codes
         self.fitted = data.drawn(settings["calibrate"], settings["seed"])
@@ -326,7 +289,6 @@ class _Run:
             most = min(settings["calibrate"] or _JUDGED, _JUDGED)
             self.weighed = data.drawn(most, settings["seed"])
         self.tables = self._tables()
-        self.names = chosen_layers(net, settings["include"])
         self.weights = Lazy(self.names, net.weights.__getitem__)
         self.shapes: dict[str, tuple[int, int]] = {
             name: net.layers[name].shape for name in self.tables
@@ -404,10 +366,13 @@ class _Run:
         return sizes, {name: storage_bits(*shape, 1, codes) for name, shape in shapes.items()}
 
     def check_budget(self) -> None:
-        """Refuse a budget that is too small for what it is shared among."""
+        """Refuse a budget that does not hold k=1 of all matrices that share it, or of one alone."""
+        sizes, smallest = self._sizes(n for n in self.shapes if n not in self.tables)
         if self._is_uneven:
-            sizes, smallest = self._sizes(n for n in self.shapes if n not in self.tables)
             check_budget(sizes, self.settings["bits"], smallest)
+        elif self.settings["method"] == "diba":
+            for name, least in smallest.items():
+                check_budget(sizes, self.settings["bits"], {name: least})
 
     # -- matrices ----------------------------------------------------------------------------------
 

@@ -72,7 +72,8 @@ def check_budget(sizes: Mapping[str, int], bits: float, smallest: Mapping[str, i
     """
     needed, weights = sum(smallest.values()), sum(sizes[name] for name in smallest)
     if needed > bits * weights:
+        what = "every matrix" if len(smallest) > 1 else repr(*smallest)
         raise ValueError(
-            f"bits is too small: k=1 of every matrix takes {needed / weights:.4g} bits a weight, "
+            f"bits is too small: k=1 of {what} takes {needed / weights:.4g} bits a weight, "
             f"got {bits:g}"
         )
