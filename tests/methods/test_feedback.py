@@ -56,14 +56,12 @@ def test_a_code_of_one_bit_loses_less_under_it(correlated):
     square, order = np.mean(W**2, axis=0), np.argsort(-np.diagonal(H), kind="stable")
     size = 0.8 * np.sqrt(square)[order]
 
-    def lost(W, F):
-        rounded = sequential_rounding(
-            W, F, order, lambda at, rest: size[at] * np.where(rest[0] >= 0, 1.0, -1.0)
-        )
-        return rounded
+    def signs(at, rest):
+        return size[at] * np.where(rest[0] >= 0, 1.0, -1.0)
 
     fed, _ = fed_back(square, H, order, 1.0)
-    plain, charged = lost(W, H), lost(np.linalg.solve(fed, H @ W.T).T, fed)
+    plain = sequential_rounding(W, H, order, signs)
+    charged = sequential_rounding(np.linalg.solve(fed, H @ W.T).T, fed, order, signs)
     assert output_error(W - charged, H) < 0.9 * output_error(W - plain, H)
 
 

@@ -230,7 +230,7 @@ def test_every_task_is_nearer_after_activations_and_training(task):
     kind, head = TASKS[task]
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     net = network(kind, head, dtype=np.float32, **sizes)
-    rows = np.random.default_rng(0).integers(2, 19, (120, 10))
+    rows = np.random.default_rng(0).integers(2, 19, (240, 10))
     held = np.random.default_rng(1).integers(2, 19, (40, 10))
     mask = np.ones(held.shape, bool)
 
@@ -241,12 +241,8 @@ def test_every_task_is_nearer_after_activations_and_training(task):
     how = {"bits": 2.0, "method": "gptq", "embeddings": False}
     alone = networks.compress(net, rows, activations=False, epochs=0, **how)
     fitted = networks.compress(net, rows, epochs=0, **how)
-    done = networks.compress(net, rows, epochs=16, rate=5e-3, **how)
-    assert apart(fitted) < apart(alone)
-    if task == CLASSES:  # hardly anything is left to learn: kept only if the rows held out say so
-        assert apart(done) <= apart(fitted)
-    else:
-        assert apart(done) < apart(fitted)
+    done = networks.compress(net, rows, epochs=12, rate=5e-3, **how)
+    assert apart(done) < apart(fitted) < apart(alone)
 
 
 @pytest.mark.parametrize("method", list(BITS))
@@ -345,6 +341,14 @@ def test_shares_end_at_one_error_a_weight():
     assert (huge["c"], huge["d"]) == (pytest.approx((11000 - 1000 - 800) / 3000, rel=1e-6), 1.6)
     with pytest.raises(ValueError, match="bits is too small: k=1 of every matrix takes"):
         shares(energies, sizes, 2.0, dict.fromkeys(energies, 4000))
+
+
+@pytest.mark.parametrize(("task", "what"), [(MASKED, r"'bert\.encoder.*'"), (NEXT, "every matrix")])
+def test_a_budget_too_small_leaves_nothing_behind(task, what, tmp_path):
+    rows = np.random.default_rng(0).integers(2, 19, (8, 6))
+    with pytest.raises(ValueError, match=f"bits is too small: k=1 of {what} takes"):
+        networks.compress(small(task), rows, bits=0.1, folder=tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
 
 
 @pytest.mark.parametrize(("task", "even"), [(MASKED, True), (NEXT, False)])
