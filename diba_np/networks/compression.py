@@ -324,7 +324,7 @@ class _Run:
             "epochs": self.epochs,
             "rate": self.rate,
             "states": self.home / f"teacher-{self.taught.digest()[:8]}",
-            "path": self.home / f"{name}{'-codes' if self.codes else ''}.npz",
+            "path": self.home / f"{name}{'-codes' if self.codes else ''}.checkpoint",
             "seed": self.settings["seed"],
             "callback": lambda facts: self.events.tell("training", **facts),
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.checks import check_count, check_number
-from diba_np.files.atomic import atomic_path
+from diba_np.files.checkpoint import Checkpoint
 from diba_np.networks.calibration import Calibration
 from diba_np.networks.network import Network
 from diba_np.networks.stages import load_state, save_state
@@ -26,7 +25,6 @@ Array = NDArray[Any]
 PLACES = 8  # hidden states that teach, evenly spaced; what lies on disk is as many a token
 WARM = 0.05  # share of the steps over which the rate rises
 AHEAD = 16  # steps whose rows the dense network reads in one go
-EVERY = 60.0  # seconds between two writes of the state
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -282,7 +280,7 @@ def distil(
     states : Path, optional
         Folder of the teacher's hidden states, see `Teacher`.
     path : Path, optional
-        File of the state of training, written once a minute and continued from.
+        Checkpoint of the training, written once a minute and continued from.
     seed : int
         Draws the order of the rows.
     penalty : callable, optional
@@ -320,8 +318,8 @@ def distil(
     before = lesson.judge(data, judging)
     start = {name: value.copy() for name, value in parameters.items()}
     history: list[tuple[float, float]] = []
-    done = 0 if path is None or not path.exists() else load_training(path, optimiser)
-    saved = time.monotonic()
+    keeper = None if path is None else Checkpoint(path)
+    done = 0 if keeper is None else _go_on(keeper, optimiser, len(steps))
     for at in range(done, len(steps)):
         if at == done or at % AHEAD == 0:
             ahead = steps[at : (at // AHEAD + 1) * AHEAD]
@@ -342,15 +340,14 @@ def distil(
             warm * share_of_rate("cosine", at / len(steps)),
         )
         history.append((float(loss[0]), float(loss[1])))
-        if path is not None and time.monotonic() - saved > EVERY:
-            save_training(path, optimiser)
-            saved = time.monotonic()
+        if keeper is not None and keeper.due():
+            _keep(keeper, optimiser)
         if callback is not None and ((at + 1) % 10 == 0 or at + 1 == len(steps)):
             value, apart = np.mean(history[-10:], axis=0)
             facts = {"step": at + 1, "steps": len(steps)}
             callback(facts | {"divergence": float(value), "hidden": float(apart)})
-    if path is not None:
-        save_training(path, optimiser)
+    if keeper is not None:
+        _keep(keeper, optimiser)
     student.zero_grad()
     stored = student.replaced({n: layer.rounded() for n, layer in student.compressed.items()})
     lesson.student = stored
@@ -369,25 +366,28 @@ def _steps(data: Calibration, order: Array, tokens: int, rng: Any) -> list[list[
     return [mixed[at : at + together] for at in range(0, len(mixed), together)]
 
 
-def save_training(path: Path, optimiser: Adam) -> None:
-    """Write the state of a training: parameters, moments, steps taken."""
-    arrays: dict[str, Array] = {"steps": np.array(optimiser.steps)}
-    for name, value in optimiser.parameters.items():
-        arrays |= {
-            f"{name}/value": value,
-            f"{name}/first": optimiser.first[name],
-            f"{name}/second": optimiser.second[name],
-        }
-    with atomic_path(path) as part, open(part, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+def _arrays(optimiser: Adam) -> dict[str, Mapping[str, Array]]:
+    """Return what changes while a training runs: parameters and moments."""
+    return {
+        "parameters": optimiser.parameters,
+        "first": optimiser.first,
+        "second": optimiser.second,
+    }
 
 
-def load_training(path: Path, optimiser: Adam) -> int:
-    """Put back what `save_training` wrote; return the steps that were taken."""
-    with np.load(path, allow_pickle=False) as arrays:
-        for name, value in optimiser.parameters.items():
-            value[...] = arrays[f"{name}/value"]
-            optimiser.first[name][...] = arrays[f"{name}/first"]
-            optimiser.second[name][...] = arrays[f"{name}/second"]
-        optimiser.steps = int(arrays["steps"])
+def _keep(keeper: Checkpoint, optimiser: Adam) -> None:
+    """Write the state of a training."""
+    keeper.write({"steps": optimiser.steps, **_arrays(optimiser)})
+
+
+def _go_on(keeper: Checkpoint, optimiser: Adam, steps: int) -> int:
+    """Put back what is kept of a training of so many steps; return the steps that were taken."""
+    shapes = {name: value.shape for name, value in optimiser.parameters.items()}
+    state = keeper.open({"steps": steps, "parameters": shapes})
+    if state is None:
+        return 0
+    for what, arrays in _arrays(optimiser).items():
+        for name, array in arrays.items():
+            array[...] = state[what][name]
+    optimiser.steps = state["steps"]
     return optimiser.steps

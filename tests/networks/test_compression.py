@@ -13,6 +13,7 @@ from small_networks import network
 
 from diba_np import networks
 from diba_np.cli.main import main
+from diba_np.files.checkpoint import Checkpoint
 from diba_np.layers.dense_linear import DenseLinear
 from diba_np.layers.registry import LAYERS
 from diba_np.networks.calibration import calibration
@@ -98,7 +99,9 @@ def test_no_layer_gets_a_bias_that_it_had_not(stages):
     assert all(not layer.parameters["bias"].any() for layer in stages[-1].compressed.values())
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path):
+def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "due", lambda keeper: True)  # the training is kept at each step
+
     class Stopped(Exception):
         pass
 
@@ -116,7 +119,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path)
     for stop in (stop_at("matrix", 1), stop_at("matrix", 7), stop_at("training", 1)):
         with pytest.raises(Stopped):
             networks.compress(dense, rows(FITTED), callback=stop, **options)
-    assert same(networks.compress(dense, rows(FITTED), **options), stages[-1])
+    seen = []
+    told = {"callback": lambda facts: seen.append(facts) if facts["event"] == "training" else None}
+    assert same(networks.compress(dense, rows(FITTED), **told, **options), stages[-1])
+    assert seen[0]["step"] == 20  # what came before was taken over
     # what is finished is only read
     assert same(networks.compress(dense, rows(FITTED), **options), stages[-1])
 
