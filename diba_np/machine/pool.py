@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,16 +68,18 @@ class Workers:
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
-    def _step(self, rows: int, flops: float) -> int:
-        """Return the rows of a block of work on `rows` rows that takes so many flops in all.
+    def _cut(self, rows: slice, flops: float) -> list[slice]:
+        """Cut rows, on which work takes so many flops in all, into blocks of like size.
 
         A product's right operand is packed anew for each block, so there are few. Rows of a product
         do not depend on where it is cut, as long as the cuts are at whole tiles of BLAS and every
         block is worth more than BLAS's own paths for small products.
         """
         most = _BLOCKS_A_THREAD * self.threads if self.threads > 1 else 1
-        blocks = int(min(most, max(1, flops // _BLOCK_FLOPS)))
-        return math.ceil(rows / blocks / _TILE) * _TILE
+        tiles = max(1, (rows.stop - rows.start) // _TILE)  # the last block takes what is left over
+        blocks = int(min(most, max(1, flops // _BLOCK_FLOPS), tiles))
+        cuts = [rows.start + _TILE * round(at * tiles / blocks) for at in range(blocks)]
+        return [slice(*ends) for ends in pairwise([*cuts, rows.stop])]
 
     def by_rows(self, shape: tuple[int, int], work: Callable[[slice], None]) -> None:
         """Call ``work(rows)`` for blocks of the rows of a (rows, k) array, side by side.
@@ -87,9 +90,7 @@ class Workers:
         rows, k = shape
         for block in self.row_blocks(rows, k):
             size = block.stop - block.start
-            step = self._step(size, 2.0 * size * k * k)
-            starts = range(block.start, block.stop, step)
-            self.run(work, [slice(at, min(at + step, block.stop)) for at in starts])
+            self.run(work, self._cut(block, 2.0 * size * k * k))
 
     def by_chunks(self, shape: tuple[int, int], chunk: int, work: Callable[[slice], None]) -> None:
         """Call ``work(rows)`` for runs of whole chunks of `chunk` rows, side by side.
@@ -110,11 +111,8 @@ class Workers:
         n = B.shape[1]
         if out is None:
             out = np.empty((m, n), np.result_type(A, B))
-        step = self._step(m, 2.0 * m * n * p)
-        self.run(
-            lambda start: np.matmul(A[start : start + step], B, out=out[start : start + step]),
-            list(range(0, m, step)),
-        )
+        cuts = self._cut(slice(0, m), 2.0 * m * n * p)
+        self.run(lambda rows: np.matmul(A[rows], B, out=out[rows]), cuts)
         return out
 
     def gram(self, A: NDArray[Any]) -> NDArray[Any]:

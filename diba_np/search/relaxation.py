@@ -29,10 +29,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
+from diba_np.machine.lapack import invert_definite
 from diba_np.machine.pool import mirror
 from diba_np.search.halves import (
     Array,
@@ -61,16 +61,11 @@ def inverse_of(gram: Array, shift: float) -> Array:
     """Return ``(gram + shift I)^-1`` of a symmetric positive definite (k, k) matrix."""
     shifted = gram.copy()
     shifted.reshape(-1)[:: len(gram) + 1] += np.float32(shift)
-    # the transposed view is in LAPACK's order, so that nothing is copied
-    factor, info = scipy.linalg.lapack.spotrf(shifted.T, lower=1, clean=0, overwrite_a=1)
-    if info == 0:
-        inverse, info = scipy.linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
-    if info != 0:
+    if not invert_definite(shifted):
         exact = gram.astype(np.float64) + shift * np.eye(len(gram))
         return np.linalg.inv(exact).astype(np.float32)
-    upper: Array = inverse.T
-    mirror(upper)
-    return upper
+    mirror(shifted)
+    return shifted
 
 
 @dataclass

@@ -7,12 +7,16 @@ import sys
 import numpy as np
 import pytest
 import scipy
+from hypothesis import given
+from hypothesis import strategies as st
 
-from diba_np.machine.pool import workers
+from diba_np.machine.pool import _TILE, workers
 from diba_np.machine.processors import resolve_threads
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (384, 384, 172), (1000, 777, 301), (7, 3000, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (384, 384, 172), (1000, 777, 301), (7, 3000, 3), (97, 4000, 300)]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_matmul_is_bitwise_the_same(shape, dtype, rng):
     m, p, n = shape
@@ -24,6 +28,22 @@ def test_matmul_is_bitwise_the_same(shape, dtype, rng):
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
     np.testing.assert_allclose(results[0], A @ B, atol=1e-3)
+
+
+@given(st.integers(1, 5000), st.integers(1, 2000), st.integers(1, 9))
+def test_blocks_of_rows_are_of_like_size_and_whole_tiles(rows, k, threads):
+    seen = []
+    with workers(threads) as pool:
+        for block in pool.row_blocks(rows, k):
+            seen.append(pool._cut(block, 2.0 * (block.stop - block.start) * k * k))
+    cuts = [part for parts in seen for part in parts]
+    assert [row for part in cuts for row in range(rows)[part]] == list(range(rows))
+    for parts in seen:
+        assert len(parts) <= 2 * threads
+        sizes = [part.stop - part.start for part in parts]
+        assert all(size % _TILE == 0 for size in sizes[:-1])
+        assert max(sizes) - min(sizes) < 2 * _TILE
+        assert len(parts) == 1 or min(sizes) >= _TILE
 
 
 def wheels_with_openblas():
