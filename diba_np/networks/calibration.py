@@ -82,6 +82,10 @@ class Calibration:
         mask = None if self.mask is None else self.mask[rows]
         return Calibration(self.inputs[rows], mask, self.tokens, self.hidden)
 
+    def batched(self, tokens: int) -> Calibration:
+        """Return the same rows in batches of so many tokens about."""
+        return Calibration(self.inputs, self.mask, tokens, self.hidden)
+
     def asked(self, inputs: Array, mask: Array) -> Array:
         """Return which tokens (S, T) of rows that were read predictions are asked of."""
         return mask if self.hidden is None else mask & (inputs == self.hidden)

@@ -250,7 +250,7 @@ def distil(
     epochs: int = 1,
     rate: float = 2e-3,
     hidden: float = 1.0,
-    tokens: int = 1024,
+    tokens: int | None = None,
     hold_out: float = 0.05,
     states: Path | None = None,
     path: Path | None = None,
@@ -273,8 +273,8 @@ def distil(
         along a half cosine.
     hidden : float
         Weight of the distance of hidden states (`matched`) beside the divergence of predictions.
-    tokens : int
-        Of a step; it is made of batches of `data`.
+    tokens : int, optional
+        Of a step, which is made of batches of `data` or is a smaller one; by default the task's.
     hold_out : float
         Share of the rows, at least one of two or more, that are not trained on and judge.
     states : Path, optional
@@ -302,6 +302,8 @@ def distil(
     """
     check_count(epochs, "epochs")
     check_number(rate, "rate", above=0.0)
+    tokens = check_count(task_of(teacher).step_tokens if tokens is None else tokens, "tokens")
+    data = data.batched(min(tokens, data.tokens))
     lesson = _Lesson(student, teacher, hidden, states)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))

@@ -24,9 +24,17 @@ _MOST = 1 << 22  # outputs that are held at a time, where rows are small enough
 
 
 class Task:
-    """A task by its name: its outputs, its loss, and gradients that stand for those of any loss."""
+    """A task by its name: its outputs, its loss, and gradients that stand for those of any loss.
+
+    Attributes
+    ----------
+    name : str
+    step_tokens : int
+        Of a step of training.
+    """
 
     name = ""
+    step_tokens = 1024
 
     def count(self, asked: Array) -> int:
         """Return how many targets rows have, of which some tokens (S, T) are asked for."""
@@ -88,6 +96,8 @@ class Tokens(Task):
 
 class NextTokens(Tokens):
     """The next tokens, of which few are certain."""
+
+    step_tokens = 256  # each is a target: a step of 1024 is no better, and there are fewer
 
     def drawn(self, y: Array, rng: np.random.Generator) -> Array:
         """Return the gradients of the cross-entropy to labels that the outputs themselves draw."""
