@@ -7,6 +7,7 @@ python scripts/bench_solver.py --kinds                          # Gaussian, Toep
 python scripts/bench_solver.py --coupled                        # seconds with a Gram matrix
 python scripts/bench_solver.py --ranks 0.125 0.25 1             # its half step, exact in a share
 python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against size, 1 bit
+python scripts/bench_solver.py --threads 1 2 --sizes 2048       # wall time by threads, 1 bit
 
 The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.methods.dbf`).
 Ours has `scale_bits="auto"` unless told otherwise. Seconds are of the processor, without
@@ -324,6 +325,26 @@ def compare_sizes(runs: Runs, args: argparse.Namespace) -> None:
     table(["size", "k", "effort", "seconds", each, "peak GiB", "SNR, dB"], rows)
 
 
+def compare_threads(args: argparse.Namespace) -> None:
+    """Print wall time by the number of threads at one bit, in turns; the machine should be idle."""
+    rows = []
+    for side in sorted(args.sizes):
+        A = np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
+        for effort in args.efforts:
+            spent: dict[int, list[tuple[float, float]]] = {count: [] for count in args.threads}
+            for _ in range(args.seeds):
+                for count, found in spent.items():
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    factorize(A, bits=1.0, effort=effort, threads=count)
+                    found.append((time.perf_counter() - wall, time.process_time() - cpu))
+            medians = [median(wall for wall, _ in found) for found in spent.values()]
+            for (count, found), wall in zip(spent.items(), medians, strict=True):
+                cells = [f"{wall:.1f}", f"{median(cpu for _, cpu in found):.1f}"]
+                ratio = f"{medians[0] / wall:.2f}"
+                rows.append([f"{side} × {side}", effort, str(count), *cells, ratio])
+    table(["size", "effort", "threads", "wall s", "processor s", "speed"], rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -339,6 +360,7 @@ def main() -> int:
     )
     parser.add_argument("--side", type=int, default=256, help="of the synthetic kinds")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="SIDE")
+    parser.add_argument("--threads", type=int, nargs="+", help="with --sizes, --seeds for repeats")
     parser.add_argument("--bits", type=float, nargs="+", default=[0.5, 1.0, 2.0])
     parser.add_argument("--efforts", nargs="+", choices=EFFORTS, default=["fast", "balanced"])
     parser.add_argument("--shifts", type=float, nargs="+", default=[0.0, 0.5])
@@ -358,11 +380,15 @@ def main() -> int:
         compare_ranks([("Gaussian", rng.standard_normal((48, 40)))], args)
         compare_kinds(runs, args)
         compare_sizes(runs, args)
+        args.threads = [1, 2]
+        compare_threads(args)
         return 0
     warm_up()
     if args.kinds:
         compare_kinds(runs, args)
-    if args.sizes:
+    if args.sizes and args.threads:
+        compare_threads(args)
+    elif args.sizes:
         compare_sizes(runs, args)
     if not args.kinds and not args.sizes:
         found = [(n, A) for n, A in weights(args.weights, args.blocks) if args.only in n]

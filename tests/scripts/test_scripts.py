@@ -111,7 +111,8 @@ def test_bench_solver_smoke():
     assert "| Gaussian | 48 × 40 | 2 |" in out
     assert "| 48 × 40 | 2 | fast |" in out  # seconds with a Gram matrix and without
     assert "| matrix | bits | effort | 0.125, dB (s) | 1, dB (s) |" in out
-    assert out.count("\n|---") == 6
+    assert "| 48 × 48 | fast | 2 |" in out  # by threads
+    assert out.count("\n|---") == 7
 
 
 def test_what_a_layer_reads_is_shown_without_padding():
