@@ -9,7 +9,7 @@ from concurrent import futures
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,20 +205,8 @@ def compress(
         events = Events(progress, None, callback)
         try:
             runner = Runner(jobs, threads or 1, executor)
-            run = _Run(
-                net,
-                names,
-                data,
-                settings,
-                home,
-                events,
-                runner,
-                threads,
-                epochs,
-                rate,
-                taught,
-                codes,
-            )
+            training = _Training(epochs, rate, codes, data.drawn(taught, seed + 1))
+            run = _Run(net, names, data, settings, home, events, runner, threads, training)
             run.check_budget()  # before anything is written
             home.mkdir(parents=True, exist_ok=True)
             parts = Parts(home / "network", settings)
@@ -260,6 +248,15 @@ def _digest(net: Network) -> str:
     return digest(np.array([list(bytes.fromhex(digest(A))) for A in net.weights.values()], float))
 
 
+class _Training(NamedTuple):
+    """What `compress` was asked for of DiBARD."""
+
+    epochs: int
+    rate: float
+    codes: bool
+    rows: Calibration
+
+
 class _Run:
     """One call of `compress`."""
 
@@ -273,17 +270,12 @@ class _Run:
         events: Events,
         runner: Runner,
         threads: int | None,
-        epochs: int,
-        rate: float,
-        taught: int | None,
-        codes: bool,
+        training: _Training,
     ) -> None:
         self.net, self.names, self.data, self.settings = net, names, data, settings
         self.home, self.events = home, events
-        self.runner, self.threads, self.epochs, self.rate = runner, threads, epochs, rate
-        self.codes = codes
+        self.runner, self.threads, self.training = runner, threads, training
         self.fitted = data.drawn(settings["calibrate"], settings["seed"])
-        self.taught = data.drawn(taught, settings["seed"] + 1)
         self.weighed = self.fitted
         if net.kind.decoder:
             most = min(settings["calibrate"] or _JUDGED, _JUDGED)
@@ -317,20 +309,21 @@ class _Run:
             for name in self.names:
                 replaced[name] = self._alone(name, fit)
         small = self.net.replaced(replaced)
-        if not self.epochs:
+        epochs, rate, codes, rows = self.training
+        if not epochs:
             return small
-        name = f"training-{self.taught.digest()[:8]}-{self.epochs}-{self.rate:g}"
-        training: dict[str, Any] = {
-            "epochs": self.epochs,
-            "rate": self.rate,
-            "states": self.home / f"teacher-{self.taught.digest()[:8]}",
-            "path": self.home / f"{name}{'-codes' if self.codes else ''}.checkpoint",
+        read, kind = rows.digest()[:8], "-codes" if codes else ""
+        options: dict[str, Any] = {
+            "epochs": epochs,
+            "rate": rate,
+            "states": self.home / f"teacher-{read}",
+            "path": self.home / f"training-{read}-{epochs}-{rate:g}{kind}.checkpoint",
             "seed": self.settings["seed"],
             "callback": lambda facts: self.events.tell("training", **facts),
         }
-        if self.codes and self.settings["method"] in CODED:
-            return distil_with_codes(small, self.net, self.taught, bits, **training)
-        return distil(small, self.net, self.taught, **training)
+        if codes and self.settings["method"] in CODED:
+            return distil_with_codes(small, self.net, rows, bits, **options)
+        return distil(small, self.net, rows, **options)
 
     def _importance(self) -> KeptImportance:
         """Return how much tokens and outputs matter, as it is kept: every run sees the same."""
