@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import time
@@ -311,9 +312,10 @@ def run_compress(args: argparse.Namespace) -> int:
     shutil.rmtree(parts, ignore_errors=True)
     report, lines = _part_lines(small)
     seconds = time.monotonic() - started
-    decibels = [event["output_snr_db"] for event in facts if event.get("output_snr_db") is not None]
-    if decibels:
-        lines.append(("outputs", decibels_text(sum(decibels) / len(decibels)) + " in the mean"))
+    reached = [event["output_snr_db"] for event in facts if event.get("output_snr_db") is not None]
+    if reached:
+        finite = [decibels for decibels in reached if math.isfinite(decibels)] or [math.inf]
+        lines.append(("outputs", decibels_text(sum(finite) / len(finite)) + " in the mean"))
     lines += [("seconds", f"{seconds:.1f}"), ("file", f"{output} ({_size(args.output)} bytes)")]
     whole = {"output": args.output, "bits": report, "wall_seconds": seconds}
     emit({**whole, "file_bytes": _size(args.output)}, args.json, lines)

@@ -208,6 +208,7 @@ def compress(
             training = _Training(epochs, rate, codes, data.drawn(taught, seed + 1))
             run = _Run(net, names, data, settings, home, events, runner, threads, training)
             run.check_budget()  # before anything is written
+            run.check_states()
             home.mkdir(parents=True, exist_ok=True)
             parts = Parts(home / "network", settings)
             try:
@@ -366,6 +367,19 @@ class _Run:
         elif self.settings["method"] == "diba":
             for name, least in smallest.items():
                 check_budget(sizes, self.settings["bits"], {name: least})
+
+    def check_states(self) -> None:
+        """Refuse a network whose hidden states overflow on the first text."""
+        if not (self.settings["activations"] or self.training.epochs):
+            return
+        _, inputs, mask = next(iter(iterate_batches(self.fitted)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = self.net.last_hidden(inputs[:1], None if mask is None else mask[:1])
+        if not np.isfinite(x if mask is None else x[mask[:1]]).all():
+            raise ValueError(
+                f"{self.net.tensors.label}: the hidden states of the first text are not finite in "
+                f"{self.net.dtype}; look at the sizes of the weights"
+            )
 
     # -- matrices ----------------------------------------------------------------------------------
 

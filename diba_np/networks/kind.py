@@ -7,6 +7,7 @@ the names that the rest of the package uses.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import Any
 
 from diba_np.errors import FormatError
 from diba_np.networks.blocks.activations import ACTIVATIONS
+from diba_np.networks.blocks.rotary import frequencies
 
 # model_type of a configuration -> module of `kinds`
 KINDS = {
@@ -221,22 +223,37 @@ def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config
     return _checked(Config(kind=source["model_type"], source=dict(source), **fields), label)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+# fields that a configuration sets -> what holds of them, and its name in messages
+_NEEDED = (lambda value: _is_count(value, 1), "an int from 1 on")
+_COUNT = (_is_count, "an int from 0 on")
+_REAL = (lambda value: _is_number(value) and value >= 0, "a number from 0 on")
+_SIDES = (lambda value: value == (0, 0) or all(_is_count(v, 1) for v in value), "ints from 1 on")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("layers", "width", "heads", "inner"), _NEEDED),
+    **dict.fromkeys(("key_heads", "head_width", "vocabulary"), _COUNT),
+    **dict.fromkeys(("positions", "types", "channels"), _COUNT),
+    **dict.fromkeys(("epsilon", "base"), _REAL),
+    **dict.fromkeys(("image", "patch", "stride"), _SIDES),
+    "padding": (lambda value: _is_count(value, -1), "an int"),  # some write -1 for none
+    "window": (lambda value: value is None or _is_count(value, 1), "an int from 1 on, or null"),
+    "tied": (lambda value: value is None or isinstance(value, bool), "true or false"),
+}
+
+
 def _checked(config: Config, label: str) -> Config:
     """Return the settings with widths of heads filled in, their values checked."""
-    needed = ["layers", "width", "heads", "inner"]
-    for name in [
-        *needed,
-        "key_heads",
-        "head_width",
-        "vocabulary",
-        "positions",
-        "types",
-        "channels",
-    ]:
+    for name, (holds, rule) in _RULES.items():
         value = getattr(config, name)
-        least = 1 if name in needed else 0
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise FormatError(f"{label}: {name}: found {value!r}, expected an int from {least} on")
+        if not holds(value):
+            raise FormatError(f"{label}: {name}: found {value!r}, expected {rule}")
     key_heads = config.key_heads or config.heads
     if config.heads % key_heads:
         raise FormatError(
@@ -251,4 +268,11 @@ def _checked(config: Config, label: str) -> Config:
             f"{label}: found activation {config.activation!r}, expected {', '.join(ACTIVATIONS)}"
         )
     width = config.head_width or config.width // config.heads
-    return dataclasses.replace(config, key_heads=key_heads, head_width=width)
+    if config.base:
+        try:
+            frequencies(width, config.base, config.scaling)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{label}: {error}") from error
+    # one that the table of tokens does not have: any will do, rows are masked there
+    padding = config.padding if 0 <= config.padding < config.vocabulary else 0
+    return dataclasses.replace(config, key_heads=key_heads, head_width=width, padding=padding)

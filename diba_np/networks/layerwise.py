@@ -58,7 +58,8 @@ class Layerwise:
     report : list of dict
         For each layer ``name, shape, bits_per_weight, snr_db`` (of the weights),
         ``output_snr_db`` (of the layer's outputs in the compressed network against those in the
-        dense one, on the batches held out), ``input_snr_db`` (the same of its inputs), ``seconds``.
+        dense one, on the batches held out; None where those are zero), ``input_snr_db`` (the same
+        of its inputs), ``seconds``.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -442,7 +443,7 @@ def _compress(
         "shape": list(A.shape),
         "bits_per_weight": layer.to_matrix().bits_per_weight,
         "snr_db": snr_db(A, layer.to_matrix().to_dense()),
-        "output_snr_db": decibels(held.outputs, _noise(layer, held, own)),
+        "output_snr_db": decibels(held.outputs, _noise(layer, held, own)) if held.outputs else None,
         "input_snr_db": decibels(held.inputs, held.moved) if moved else None,
         "seconds": round(time.monotonic() - started, 3),
     }

@@ -90,6 +90,13 @@ def load(
         config = read_json(path / CONFIG)
         if kind is not None:
             config["model_type"] = kind
+        quantized = config.get("quantization_config")
+        if quantized:
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise FormatError(
+                f"{path / CONFIG}: the weights are quantized already ({method}), and their codes "
+                "are not read; bring the network as it was before"
+            )
         tensors = {entry.name: FromEntry(entry) for entry in open_source(path)}
         tokenizer = read_tokenizer(path)
     elif path.suffix.lower() == ".gguf":

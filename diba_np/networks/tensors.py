@@ -175,8 +175,21 @@ class Tensors:
         return name in self.tensors
 
     def array(self, name: str) -> Array:
-        """Return a tensor by its full name, in its own type."""
-        return self.tensors[name].read()
+        """Return a tensor by its full name, in its own type.
+
+        Raises
+        ------
+        FormatError
+            It holds NaN or infinity.
+        """
+        values = self.tensors[name].read()
+        wrong = np.argwhere(~np.isfinite(values))
+        if wrong.size:
+            at = tuple(map(int, wrong[0]))
+            raise FormatError(
+                f"{self.label}: tensor {name}: found {values[at]} at {at}, expected finite numbers"
+            )
+        return values
 
     def bias(self, name: str) -> Array | None:
         """Return the bias of a layer, if it has one."""

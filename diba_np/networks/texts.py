@@ -77,7 +77,10 @@ class TextMethods:
                 (r for r in rows if r.ndim != 1 or (r.size and r.dtype.kind not in "iu")), None
             )
             if wrong is not None:
-                raise TypeError(f"texts must be strings or rows of token ids, got {wrong.dtype}")
+                raise TypeError(
+                    "texts must be strings or rows of token ids, got a part of shape "
+                    f"{wrong.shape} and dtype {wrong.dtype}"
+                )
             ids = [[int(i) for i in row] for row in rows if row.size]
         else:
             ids = self._cut(parts, length)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from small_networks import network
 
+import diba_np as dn
 from diba_np import networks
 from diba_np.cli.main import main
 from diba_np.files.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from diba_np.layers.registry import LAYERS
 from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import Teacher, matched, taught
 from diba_np.networks.importance import KeptImportance, importance, pulled
+from diba_np.networks.layerwise import compress_layers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -333,6 +335,29 @@ def test_texts_of_a_decoder_are_joined_and_cut():
 def test_bad_input(dense, texts, options, error, message):
     with pytest.raises(error, match=message):
         networks.compress(dense, texts, **options)
+
+
+def test_hidden_states_that_overflow_are_refused_before_anything_is_written(tmp_path):
+    net = decoder()
+    large = net.replaced({})
+    for block in large.blocks.values():
+        for name, values in block.parameters.items():
+            block.parameters[name] = values * 1e30
+    with pytest.raises(ValueError, match="hidden states of the first text are not finite"):
+        networks.compress(large, rows(2), bits=4.0, folder=tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_layer_that_gives_nothing_has_no_output_snr(rng):
+    weights = {"a": np.zeros((4, 6)), "b": rng.normal(size=(4, 4))}
+
+    def stage(x, linear):
+        return linear("b", linear("a", x), added=x[:, :4])
+
+    fit = lambda name, A, gram: dn.factorize(A, k=4, gram=gram, effort="fast")  # noqa: E731
+    batches = [rng.normal(size=(12, 6)) for _ in range(3)]
+    report = compress_layers([stage], weights, batches, fit).report
+    assert [part["output_snr_db"] for part in report] == [None, None]
 
 
 def test_a_network_is_asked_for():

@@ -156,6 +156,16 @@ def test_unknown_kinds(change, match):
         ("llama", {"intermediate_size": 13}, r"found shape \(12, 8\), expected \(13, 8\)"),
         ("gpt2", {"n_inner": 16}, r"found shape \(8, 32\), expected \(8, 16\)"),
         ("vit", {"image_size": 12}, r"found shape \(1, 5, 8\), expected \(1, 10, 8\)"),
+        ("vit", {"patch_size": "4"}, "patch: found .* expected ints from 1 on"),
+        ("bert", {"layer_norm_eps": "1e-5"}, "epsilon: found '1e-5', expected a number from 0 on"),
+        ("llama", {"rms_norm_eps": -1.0}, "epsilon: found -1.0, expected a number from 0 on"),
+        ("llama", {"rms_norm_eps": float("nan")}, "epsilon: found nan"),
+        ("llama", {"rope_theta": "a"}, "base: found 'a', expected a number from 0 on"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "factor must be a number, got NoneType"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be finite and"),
+        ("llama", {"tie_word_embeddings": "yes"}, "tied: found 'yes', expected true or false"),
+        ("llama", {"pad_token_id": "x"}, "padding: found 'x', expected an int"),
+        ("mistral", {"sliding_window": "x"}, "window: found 'x', expected an int from 1 on"),
     ],
 )
 def test_settings_that_contradict_the_tensors(kind, change, match):
@@ -188,6 +198,44 @@ def test_what_a_kind_does_otherwise():
         network("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(ValueError, match="rope_scaling must be"):
         network("llama", rope_scaling={"rope_type": "yarn"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "match"),
+    [
+        ("smollm3", {"no_rope_layers": 3}, "no_rope_layers must be a list, got 3"),
+        ("llama", {"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
+        ("vit", {"image_size": [8, 8, 8]}, "must be one count or two, got"),
+        ("vit", {"patch_size": 0}, "must be one count or two, got 0"),
+    ],
+)
+def test_settings_of_the_wrong_form(kind, change, match):
+    with pytest.raises(ValueError, match=match):
+        network(kind, **change)
+
+
+@pytest.mark.parametrize("token", [-1, 19, 500])
+def test_a_padding_that_the_table_has_not(token):
+    net = network("llama", pad_token_id=token)
+    rows = [[3, 4, 5], [3, 4, 5, 6, 7]]
+    assert net.perplexity(rows) == pytest.approx(network("llama").perplexity(rows), rel=1e-12)
+
+
+def test_numbers_that_are_not_finite_are_named():
+    tensors = tensors_of("llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][2, 3] = np.nan
+    net = networks.build(config_of("llama"), tensors, label="mine")
+    with pytest.raises(dn.FormatError, match=rf"mine: tensor {name}: found nan at \(2, 3\)"):
+        net.logits(np.array([[1, 2]]))
+
+
+def test_codes_of_another_quantization_are_not_taken_for_weights(tmp_path):
+    folder_of(tmp_path / "net", "llama")
+    config = config_of("llama", quantization_config={"quant_method": "fp8"})
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(dn.FormatError, match=r"quantized already \(fp8\).* bring the network"):
+        networks.load(tmp_path / "net")
 
 
 def test_old_names_of_norms_and_prefixes():

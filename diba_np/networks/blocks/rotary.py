@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from diba_np.checks import check_number
 from diba_np.networks.blocks.block import Back
 
 Array = NDArray[Any]
+
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def frequencies(width: int, base: float, scaling: Mapping[str, Any] | None = None) -> Array:
@@ -31,27 +34,32 @@ def frequencies(width: int, base: float, scaling: Mapping[str, Any] | None = Non
 
     Raises
     ------
-    ValueError
-        The scaling is of another type.
+    TypeError, ValueError
+        The scaling is of another type, or one of its numbers is missing or not above 0.
     """
     angles = base ** -(np.arange(0, width, 2) / width)
     kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type"))
     if scaling is None or kind == "default":
         return angles
     if kind == "linear":
-        return angles / float(scaling["factor"])
+        return angles / _positive(scaling, "factor")
     if kind == "factors":
         divided: Array = angles / np.asarray(scaling["factors"], np.float64)
         return divided
     if kind == "llama3":
-        factor = float(scaling["factor"])
-        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-        turns = float(scaling["original_max_position_embeddings"]) * angles / (2 * math.pi)
+        factor, low, high, length = (_positive(scaling, name) for name in _LLAMA3)
+        if high <= low:
+            raise ValueError(f"rope_scaling: {_LLAMA3[2]} must be above {_LLAMA3[1]}, got {high:g}")
+        turns = length * angles / (2 * math.pi)
         # between the two bounds, given in turns over the original length, from one to the other
         share = np.clip((turns - low) / (high - low), 0.0, 1.0)
         stretched: Array = (1 - share) * angles / factor + share * angles
         return stretched
     raise ValueError(f'rope_scaling must be "linear", "llama3" or "default", got {kind!r}')
+
+
+def _positive(scaling: Mapping[str, Any], name: str) -> float:
+    return check_number(scaling.get(name), f"rope_scaling: {name}", above=0.0)
 
 
 class Rotary:

@@ -11,7 +11,10 @@ from diba_np.networks.kind import Kind
 
 def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     # newer configurations have the positions' settings together
-    rotary = dict(source.get("rope_parameters") or source.get("rope_scaling") or {})
+    rotary = source.get("rope_parameters") or source.get("rope_scaling") or {}
+    if not isinstance(rotary, Mapping):
+        raise ValueError(f"rope_scaling must be an object, got {rotary!r}")
+    rotary = dict(rotary)
     base = rotary.pop("rope_theta", None) or fields["base"]
     if source["model_type"] == "mistral":
         fields["window"] = source.get("sliding_window", 4096)
@@ -22,8 +25,10 @@ def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]
     else:
         fields["window"] = None
     rotated = fields.pop("rotated") or ()
+    if not isinstance(rotated, (list, tuple)):
+        raise ValueError(f"no_rope_layers must be a list, got {rotated!r}")
     return fields | {
-        "base": float(base),
+        "base": base,
         "scaling": rotary or None,
         "unrotated": tuple(i for i, turns in enumerate(rotated) if not turns),
     }

@@ -8,8 +8,10 @@ from diba_np.networks.kind import Kind
 
 def pair(value: Any) -> tuple[int, int]:
     """Return (rows, columns) of one number or two."""
-    rows, columns = value if isinstance(value, (list, tuple)) else (value, value)
-    return int(rows), int(columns)
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or 0 in sides:
+        raise ValueError(f"sizes of images and patches must be one count or two, got {value!r}")
+    return sides[0], sides[1]
 
 
 def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
