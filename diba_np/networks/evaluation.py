@@ -96,6 +96,7 @@ def evaluate(
     report: dict[str, Any] = {"task": task.name, "targets": targets, **sums[0].measures()}
     if against is not None:
         other = sums[1].measures()
+        divergence = max(divergence, 0.0)  # of equal networks rounding may leave less
         report |= {"against": other, "agreement": same / targets, "kl": divergence / targets}
     return report
 

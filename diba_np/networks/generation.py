@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +278,11 @@ def stream_tokens(
     ------
     TypeError, ValueError
         An argument is of the wrong kind or value, or the network is no decoder.
+
+    Warns
+    -----
+    UserWarning
+        The network has no position for further tokens.
     """
     _check_decoder(net)
     check_count(tokens, "tokens", least=0)
@@ -299,8 +305,14 @@ def stream_tokens(
             if token in stops:
                 return
             yield token
-            most = net.config.positions
-            if at + 1 == tokens or (most and session.length == most):
+            if at + 1 == tokens:
+                return
+            if session.length == net.config.positions:
+                warnings.warn(
+                    f"the text ends at the last of the network's {session.length} positions, after "
+                    f"{at + 1} of {tokens} tokens",
+                    stacklevel=2,
+                )
                 return
             logits = session.step(token)
 
