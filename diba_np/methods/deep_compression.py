@@ -202,4 +202,5 @@ class DeepCompression(CompressedMatrix):
         if len(ends) != count or (count and positions[-1] >= m * n):
             raise ValueError(f"gaps must place {count} entries inside {m * n}, found {len(ends)}")
         centroids = take(arrays, "centroids", "<f2", r)
-        return cls((m, n), positions, codes, centroids, gap_bits, attrs["coder"], attrs["scale"])
+        coder = attrs["coder"] if attrs["coder"] == attrs["gap_coder"] else "auto"
+        return cls((m, n), positions, codes, centroids, gap_bits, coder, attrs["scale"])

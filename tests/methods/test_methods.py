@@ -43,9 +43,10 @@ def test_budget_holds_and_bits_are_the_files_bytes(label, bits, matrix, tmp_path
     assert 0 <= os.path.getsize(path) - made.storage_bits() // 8 <= HEADER_BYTES
 
 
+@pytest.mark.parametrize("bits", [1.7, 3.0, 6.0])
 @pytest.mark.parametrize("label", LABELS)
-def test_save_and_load_give_the_same_matrix(label, matrix, inputs, tmp_path):
-    made = methods.fit(label, matrix, 1.7, inputs=inputs)
+def test_save_and_load_give_the_same_matrix(label, bits, matrix, inputs, tmp_path):
+    made = methods.fit(label, matrix, bits, inputs=inputs)
     path = tmp_path / "a.h5"
     made.save(path)
     for again in (load(path), type(made).load(path)):
