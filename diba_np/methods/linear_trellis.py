@@ -119,12 +119,16 @@ class Values:
             for position, (number, codes) in enumerate(zip(coded.used, coded.codes, strict=True))
             if number
         ]
+        self._zero = np.flatnonzero(np.array(coded.used)[coded.chosen] == 0)
 
     def multiply(self, x: Array) -> Array:
         """Return the (m, N) product with x (n, N), C-order float32 or float64."""
         out = self._parts[0].multiply(x)
         for part in self._parts[1:]:
             out += part.multiply(x)
+        if self._zero.size:  # NaN and infinity reach the result from there too
+            with np.errstate(invalid="ignore"):
+                out[0] += 0 * np.add.reduce(x[self._zero], axis=0)
         return out
 
     def multiply_transposed(self, y: Array) -> Array:

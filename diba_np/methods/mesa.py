@@ -7,6 +7,7 @@ one from a single matrix (layer mode).
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -208,19 +209,23 @@ class MESA(CompressedMatrix):
             result[np.ix_(r, c)] = values
         return result
 
-    def _dense(self) -> Any:
-        if self._decoded is None:
-            self._decoded = (self._values().astype(np.float32), *self._orders())
-        return self._decoded
+    @functools.cached_property
+    def _parts(self) -> tuple[Array, Array, Array]:
+        """The blocks (count, rows, columns) float32, and the rows and columns of each."""
+        return (self._values().astype(np.float32), *self._orders())
 
     def _apply(self, X: Array) -> Array:
-        values, rows, columns = self._dense()
+        if not np.isfinite(X).all():  # that meets the zeros outside the blocks too
+            return super()._apply(X)
+        values, rows, columns = self._parts
         out = np.zeros((self.shape[0], X.shape[1]), np.result_type(np.float32, X))
         out[rows.ravel()] = np.matmul(values, X[columns]).reshape(rows.size, -1)
         return out
 
     def _apply_transposed(self, Y: Array) -> Array:
-        values, rows, columns = self._dense()
+        if not np.isfinite(Y).all():
+            return super()._apply_transposed(Y)
+        values, rows, columns = self._parts
         out = np.zeros((self.shape[1], Y.shape[1]), np.result_type(np.float32, Y))
         out[columns.ravel()] = np.matmul(values.transpose(0, 2, 1), Y[rows]).reshape(
             columns.size, -1

@@ -113,7 +113,7 @@ def allocate(
     Parameters
     ----------
     modes : sequence of Mode
-        With ascending bits a weight, on a convex curve.
+        With descending distortion.
     size : int
         Weights of a column.
     importance : (n,) float64, at least 0
@@ -140,32 +140,52 @@ def allocate(
     best: tuple[float, Array, list[int]] | None = None
     for low in range(len(rates)):
         for high in range(low, len(rates)):
-            left = budget - index_bits(n, high - low + 1) - n * int(rates[low])
+            hull = _hull(rates, errors, low, high)
+            left = budget - index_bits(n, high - low + 1) - n * int(rates[hull[0]])
             if left < 0 or high == 0:
                 continue
-            level = np.full(n, low)
-            if high > low:
-                gains = (errors[low:high] - errors[low + 1 : high + 1]) / np.maximum(
-                    np.diff(rates[low : high + 1]), 1
-                )
-                slopes = np.maximum(importance, 0.0)[:, None] * gains
-                prices = np.broadcast_to(np.diff(rates[low : high + 1]), slopes.shape).ravel()
+            place, steps = np.zeros(n, np.int64), len(hull) - 1
+            if steps:
+                rises = np.diff(rates[hull])
+                slopes = np.maximum(importance, 0.0)[:, None] * (-np.diff(errors[hull]) / rises)
+                prices = np.broadcast_to(rises, slopes.shape).ravel()
                 # stable, and on a convex curve the steps of a column stay in their order
                 order = np.argsort(-slopes.ravel(), kind="stable")
                 whole = int(np.searchsorted(np.cumsum(prices[order]), left, side="right"))
-                np.add.at(level, order[:whole] // (high - low), 1)
+                np.add.at(place, order[:whole] // steps, 1)
                 left -= int(prices[order[:whole]].sum())
                 for at in order[whole : whole + 256]:  # what is left is worth a few steps
-                    column, step = divmod(int(at), high - low)
-                    if level[column] == low + step and prices[at] <= left:
-                        level[column] += 1
+                    column, step = divmod(int(at), steps)
+                    if place[column] == step and prices[at] <= left:
+                        place[column] += 1
                         left -= int(prices[at])
+            level = np.array(hull)[place]
             loss = float(np.sum(importance * errors[level]))
             if level.max() > 0 and (best is None or loss < best[0] * (1 - 1e-12)):
                 used = np.unique(level)
                 # fewer than the range allows: cheaper to tell, never dearer
                 best = (loss, np.searchsorted(used, level).astype(np.uint8), used.tolist())
     return None if best is None else best[1:]
+
+
+def _hull(rates: Array, errors: Array, low: int, high: int) -> list[int]:
+    """Return the modes from `low` to `high` on the convex hull of rates and errors.
+
+    Of short columns, whose last step is filled up, some modes are not.
+    """
+    hull: list[int] = []
+    for i in range(low, high + 1):
+        while hull and rates[i] <= rates[hull[-1]]:
+            hull.pop()
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            if (errors[a] - errors[b]) * (rates[i] - rates[b]) > (errors[b] - errors[i]) * (
+                rates[b] - rates[a]
+            ):
+                break
+            hull.pop()
+        hull.append(i)
+    return hull
 
 
 def index_bits(n: int, used: int) -> int:

@@ -57,6 +57,32 @@ def test_save_and_load_give_the_same_matrix(label, bits, matrix, inputs, tmp_pat
     assert not [name for name in os.listdir(tmp_path) if "part" in name]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("label", LABELS)
+def test_what_is_not_finite_reaches_every_output(label, value, matrix):
+    sparse = matrix.copy()
+    sparse[:, :30] = 0
+    made = methods.fit(label, sparse, 1.0)
+    for operator, dense in ((made, made.to_dense()), (made.T, made.to_dense().T)):
+        x = np.ones(operator.shape[1])
+        x[0] = value
+        with np.errstate(invalid="ignore"):
+            found, expected = operator @ x, dense.astype(np.float64) @ x
+        np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+
+
+@pytest.mark.parametrize("bits", [0.7, 1.5, 3.0])
+@pytest.mark.parametrize("label", ["trellis", "linear-trellis"])
+@pytest.mark.parametrize("shape", [(1, 33), (3, 64), (7, 31), (16, 31), (31, 16), (16, 64)])
+def test_short_columns_keep_to_the_budget(label, shape, bits, rng):
+    try:
+        made = methods.fit(label, rng.normal(size=shape), bits)
+    except ValueError as error:
+        assert "bits" in str(error)
+    else:
+        assert made.storage_bits() <= bits * shape[0] * shape[1]
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_products_equal_the_dense_matrix(label, matrix, rng):
     made = methods.fit(label, matrix, 2.0)
