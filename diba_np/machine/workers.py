@@ -10,7 +10,8 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, spawn
+from types import ModuleType
 from typing import Any, TypeVar
 
 from diba_np.machine.blas import threads_of_children
@@ -34,6 +35,34 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+_main = threading.Lock()
+
+
+@contextlib.contextmanager
+def main_left_out() -> Iterator[None]:
+    """Let processes started inside not run the caller's script.
+
+    A spawned process imports the script that spawns it, which then has to stand under
+    ``if __name__ == "__main__":``; what processes call here is in modules of this package.
+    """
+    with _main:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
+
+
+def _script() -> dict[str, Any]:
+    """Return what tells another process which script this is."""
+    return {
+        name: value
+        for name, value in spawn.get_preparation_data("").items()
+        if name.startswith("init_main_")
+    }
 
 
 def _end_with_the_parent() -> None:
@@ -64,10 +93,13 @@ def _serve(requests: connection.Connection[Any, Any]) -> None:
     _end_with_the_parent()
     while True:
         try:
-            work, arguments = requests.recv()
+            script, call = requests.recv(), requests.recv_bytes()
         except EOFError:
             return
         try:
+            if script:
+                spawn.prepare(script)
+            work, arguments = pickle.loads(call)
             requests.send((True, work(*arguments)))
         except Exception as error:
             requests.send((False, _portable(error)))
@@ -80,9 +112,15 @@ class _Worker:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with threads_of_children(threads), _interrupts_held():
+        with threads_of_children(threads), _interrupts_held(), main_left_out():
             self.process.start()
         theirs.close()
+
+    def send(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Let the process call a function; one of the caller's script runs that there first."""
+        call = pickle.dumps((work, arguments))
+        self.connection.send(_script() if b"__main__" in call else None)
+        self.connection.send_bytes(call)
 
     def end(self) -> None:
         """End the process at once."""
@@ -151,7 +189,7 @@ class Workers:
                         busy[worker] = item
                         # what cannot be sent because the process is gone is seen below
                         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                            worker.connection.send((work, arguments(item)))
+                            worker.send(work, arguments(item))
                 ready = set(connection.wait([worker.connection for worker in busy]))
                 for worker in [worker for worker in busy if worker.connection in ready]:
                     item = busy.pop(worker)

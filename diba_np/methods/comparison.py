@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np import methods
 from diba_np.checks import as_matrix, as_samples, check_count
 from diba_np.machine.blas import threads_of_children
+from diba_np.machine.workers import main_left_out
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import snr_db
 from diba_np.methods.dbf import dbf
@@ -121,11 +122,6 @@ def compare(
     TypeError, ValueError
         For arguments that no method could take.
 
-    Notes
-    -----
-    As with everything that spawns processes, a script that passes ``jobs > 1`` has to stand under
-    ``if __name__ == "__main__":``.
-
     Examples
     --------
     >>> A = np.random.default_rng(0).standard_normal((40, 30))
@@ -226,7 +222,7 @@ def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> Itera
     import concurrent.futures
     import multiprocessing
 
-    with threads_of_children(1):
+    with threads_of_children(1), main_left_out():
         pool = concurrent.futures.ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), _start_worker, (shared,)
         )

@@ -146,9 +146,6 @@ def factorize_model(
     rows as columns, each a task of its own; the shape alone decides. Memory: beside what
     `factorize` takes, a task's rows for each process.
 
-    Processes are spawned: a script that does not pass ``jobs=1`` has to stand under
-    ``if __name__ == "__main__":``.
-
     Examples
     --------
     >>> import numpy as np

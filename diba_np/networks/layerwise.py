@@ -137,7 +137,8 @@ def compress_layers(
         First states of the compressed network where they are not those of the dense one.
     runner : Runner, optional
         Runs the fits of a group of layers, in processes of its own or on an executor; `fit` and
-        what it returns must then go through a pickle. By default they run here one by one.
+        what it returns must then go through a pickle, and a script that defines `fit` stand under
+        ``if __name__ == "__main__":``. By default they run here one by one.
     folder : path, optional
         Finished layers are kept there, a file each; a later call with the same network and folder
         goes on where the first one ended. Another way of fitting needs another folder.

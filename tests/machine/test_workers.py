@@ -94,6 +94,56 @@ if __name__ == "__main__":
 """
 
 
+BARE = """
+import sys
+import numpy as np
+import diba_np as dn
+
+print("once")
+A = np.random.default_rng(0).normal(size=(2, 40, 30))
+model = dn.factorize_model({"a": A[0], "b": A[1]}, bits=3.0, jobs=2, effort="fast", min_size=1)
+rows = dn.compare(A[0], bits=[3.0, 4.0], methods=["rtn", "sign"], jobs=2)
+print(sorted(model), len(rows), [row.error for row in rows], sys.modules["__main__"].A.shape)
+"""
+
+
+def run_script(folder, code):
+    (folder / "program.py").write_text(code)
+    return subprocess.run(
+        [sys.executable, folder / "program.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(diba_np.__file__).parents[1])},
+    )
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    found = run_script(tmp_path, BARE)
+    assert found.stdout == "once\n['a', 'b'] 4 ['', '', '', ''] (2, 40, 30)\n"
+    assert found.stderr == ""
+
+
+OWN = """
+import os
+from diba_np.machine.workers import Workers
+
+def square(x): return x * x, os.getpid() != parent
+
+parent = os.getppid() if __name__ != "__main__" else os.getpid()
+if __name__ == "__main__":
+    both = Workers(2, 1)
+    for _ in range(2):
+        print(sorted(both.run(square, [1, 2], lambda x: (x,))))
+    both.end()
+"""
+
+
+def test_a_function_of_the_script_runs_in_processes(tmp_path):
+    found = run_script(tmp_path, OWN)
+    assert found.stdout == 2 * "[(1, (1, True)), (2, (4, True))]\n", found.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_parent_and_say_nothing(tmp_path, number):
