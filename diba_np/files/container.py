@@ -403,6 +403,11 @@ def read_container(
                     there = "one factorization, at its root; leave group= out"
                 raise FormatError(f"{final}: group {group}: found {there}, expected it")
         if not _is_ours(place):
+            if group is None and "contents" in file.attrs:
+                raise FormatError(
+                    f"{final}: holds a whole {file.attrs['contents']}, expected one matrix; name one "
+                    f"with group= ({_names(file)})"
+                )
             format_name = "none"
             if "format" in place.attrs:
                 format_name = f"{place.attrs['format']!r} of another program"

@@ -42,7 +42,8 @@ def load(path: PathLike, *, group: str | None = None) -> CompressedMatrix:
     ------
     FileNotFoundError
     FormatError
-        As `diba_np.files.container.read_container`, or the contents contradict each other.
+        As `diba_np.files.container.read_container`, or the contents contradict each other. A whole
+        model is opened by `diba_np.models.file.open_model`, a network by `diba_np.networks.load`.
     """
     contents = read_container(path, layout, group=group)
     if contents.attributes.get("method") == "alias":  # of a model's file: see `models.file`
