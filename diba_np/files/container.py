@@ -404,10 +404,8 @@ def read_container(
                 raise FormatError(f"{final}: group {group}: found {there}, expected it")
         if not _is_ours(place):
             if group is None and "contents" in file.attrs:
-                raise FormatError(
-                    f"{final}: holds a whole {file.attrs['contents']}, expected one matrix; name one "
-                    f"with group= ({_names(file)})"
-                )
+                whole = f"found a whole {file.attrs['contents']} with {_names(file)}"
+                raise FormatError(f"{final}: {whole}, expected one matrix; name one with group=")
             format_name = "none"
             if "format" in place.attrs:
                 format_name = f"{place.attrs['format']!r} of another program"

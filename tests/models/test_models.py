@@ -528,7 +528,8 @@ def test_command_errors_are_one_sentence(here, capsys):
     for command in ("apply", "reconstruct"):
         args = [command, "m.h5", *(["x.npy"] if command == "apply" else []), "-o", "o.npy"]
         status, _, err = run(capsys, *args)
-        assert status == 1 and "holds a whole model, expected one matrix; name one with --g" in err
+        assert status == 1 and "found a whole model with groups" in err
+        assert "expected one matrix; name one with --group" in err
         status, _, err = run(capsys, *args, "--group", "third")
         assert status == 1 and "group third" in err
 
