@@ -7,7 +7,7 @@ python scripts/study_mesa.py --smoke     # a few seconds on drawn digits, no dow
 
 The digits are those of `digits.py`, cut by class into 6,000 to fit,
 2,000 to validate and 2,000 to test. Settings are chosen on the validation digits alone, by one
-rule: the best mean accuracy among those that compress at least 100 times. For the table, networks
+rule: the best mean accuracy among those that compress at least 110 times. For the table, networks
 are trained on fit and validation digits together and judged on the test digits. Each stream takes
 the shorter of Huffman and arithmetic coding (rANS); the rate with Huffman alone stands beside it.
 """
@@ -25,7 +25,7 @@ from digits import Digits, drawn_digits, load_digits, shift, split
 
 from diba_np.methods.mesa_training import PIPELINES, Outcome, delta_entropy, run_pipeline
 
-LEAST_RATE = 100.0  # compression that a setting must reach to be chosen
+LEAST_RATE = 110.0  # compression that a setting must reach to be chosen
 
 # tried by --select: pipeline, q (2^q values are shared), first step size of Adam, weight of the
 # block differences, decay
@@ -33,12 +33,14 @@ SETTINGS = [
     *(("FC", 5, 1e-3, 0.0, decay) for decay in (0.0, 0.1, 0.5)),
     *(("MESA", 5, 1e-2, 0.002, decay) for decay in (0.0, 0.03, 0.1)),
     *(("MESA", 5, 1e-2, 0.004, decay) for decay in (0.03, 0.06)),
+    *(("MESA", 4, 1e-2, alpha, 0.06) for alpha in (0.001, 0.002, 0.003)),
 ]
 
 # what it chose: step size and decay of the dense networks, and of those that train blocks
 DENSE = {"rate": 1e-3, "decay": 0.5}
 BLOCK = {"rate": 1e-2, "decay": 0.06}
-ALPHA, Q = 0.004, 5
+ALPHA, Q = 0.002, 4  # 0.003 ties with it on 3 seeds
+OTHERS_Q = 5  # of the pipelines beside it
 
 
 def huffman_rate(made: Outcome) -> float:
@@ -57,7 +59,7 @@ def select(parts: dict[str, Digits], options: dict[str, Any], seeds: int) -> Non
     print(f"Validation, {seeds} seed(s)")
     print("| pipeline | q | rate | alpha | decay | accuracy % | compression | Huffman alone |")
     print("|---|---|---|---|---|---|---|---|")
-    best = {"FC": (0.0, ()), "MESA": (0.0, ())}
+    best: dict[str, tuple[float, tuple[float, ...]]] = {"FC": (0.0, ()), "MESA": (0.0, ())}
     for name, q, rate, alpha, decay in SETTINGS:
         made = [
             run_pipeline(name, data, q=q, rate=rate, alpha=alpha, decay=decay, seed=seed, **options)
@@ -70,7 +72,7 @@ def select(parts: dict[str, Digits], options: dict[str, Any], seeds: int) -> Non
         setting = f"{name} | {q} | {rate:g} | {alpha:g} | {decay:g}"
         print(f"| {setting} | {cells} |", flush=True)
         if name == "FC" or rates.mean() >= LEAST_RATE:
-            best[name] = max(best[name], (float(accuracy.mean()), (rate, alpha, decay)))
+            best[name] = max(best[name], (float(accuracy.mean()), (q, rate, alpha, decay)))
     for name, (accuracy_reached, setting) in best.items():
         print(f"{name}: chosen (q, rate, alpha, decay) = {setting}, {accuracy_reached:.2f} %")
 
@@ -87,8 +89,8 @@ def table(
     both = zip(parts["fit"], parts["validation"], strict=True)
     data = (*(np.concatenate(pair) for pair in both), *parts["test"])
     print(
-        f"LeNet-300-100, p = (.1, .1, .2), q = {Q}, MESA {q}, alpha = {alpha}; mean ± standard "
-        f"error of {seeds} seed(s), {len(data[1])} digits to train, {len(data[3])} to test"
+        f"LeNet-300-100, p = (.1, .1, .2), q = {OTHERS_Q}, MESA {q}, alpha = {alpha}; mean ± "
+        f"standard error of {seeds} seed(s), {len(data[1])} digits to train, {len(data[3])} to test"
     )
     print(
         "| pipeline | accuracy % | points lost | bits a kept weight | compression "
@@ -101,7 +103,7 @@ def table(
         steps = DENSE if name in ("FC", "FC+Q+H", "DeepC") else BLOCK
         made, started = [], time.process_time()
         for seed in range(seeds):
-            how = {"q": q if name == "MESA" else Q, "alpha": alpha, **steps, **options}
+            how = {"q": q if name == "MESA" else OTHERS_Q, "alpha": alpha, **steps, **options}
             one = run_pipeline(name, data, seed=seed, dense=dense[seed], **how)
             if name == "FC":
                 dense[seed] = one.network
@@ -132,7 +134,7 @@ def alphas(parts: dict[str, Digits], options: dict[str, Any], tried: tuple[float
     print("| alpha | validation accuracy % | compression | codes -> deltas, layer by layer |")
     print("|---|---|---|---|")
     for alpha in tried:
-        made = run_pipeline("MESA", data, alpha=alpha, **BLOCK, **options)
+        made = run_pipeline("MESA", data, q=OTHERS_Q, alpha=alpha, **BLOCK, **options)
         pairs = (delta_entropy(layer) for layer in made.layers)
         text = ", ".join(f"{codes:.2f} -> {deltas:.2f}" for codes, deltas in pairs)
         print(
