@@ -222,14 +222,15 @@ def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> Itera
     import concurrent.futures
     import multiprocessing
 
-    with threads_of_children(1), main_left_out():
+    with threads_of_children(1):
         pool = concurrent.futures.ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), _start_worker, (shared,)
         )
         with pool:
             # high rates take longest: first in, so that none is left alone at the end
             order = sorted(tasks, key=lambda task: -task[1])
-            futures = {pool.submit(_work, *task): task for task in order}
+            with main_left_out():  # the processes start here
+                futures = {pool.submit(_work, *task): task for task in order}
             for future in concurrent.futures.as_completed(futures):
                 try:
                     yield future.result()
