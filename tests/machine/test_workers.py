@@ -87,7 +87,7 @@ CODE = """
 import os, time
 from diba_np.machine.workers import Workers
 
-def sleep(): print(os.getpid(), flush=True); time.sleep(60)
+def sleep(): os.write(1, f"{os.getpid()}\\n".encode()); time.sleep(60)  # one write a line
 
 if __name__ == "__main__":
     list(Workers(2, 1).run(sleep, [0, 1], lambda item: ()))
