@@ -299,7 +299,10 @@ class _Fit:
     def evaluate(self, x: Array, y: Array) -> tuple[float, Array]:
         """Return the mean loss of some samples and its gradient; check what a callable gave."""
         outputs = self.layer.forward(x)
-        value, gradient = self.loss(outputs, y)
+        found = self.loss(outputs, y)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise TypeError(f"loss must return (value, gradient), got {found!r}")
+        value, gradient = found
         if np.shape(gradient) != outputs.shape:
             raise ValueError(
                 "loss must return (value, gradient) with a gradient of shape "

@@ -252,6 +252,9 @@ def test_a_loss_with_a_gradient_of_another_shape_is_refused(problem):
     f, X, Y = problem
     with pytest.raises(ValueError, match=r"gradient of shape \(40, 12\), got \(\)"):
         retune(f, X, Y, loss=lambda y_pred, y: (0.0, 1.0))
+    for value in (0.0, (0.0,), None):
+        with pytest.raises(TypeError, match=r"loss must return \(value, gradient\), got"):
+            retune(f, X, Y, loss=lambda y_pred, y, value=value: value)
 
 
 def test_without_bias(problem):
