@@ -183,9 +183,9 @@ class Tensors:
             It holds NaN or infinity.
         """
         values = self.tensors[name].read()
-        wrong = np.argwhere(~np.isfinite(values))
-        if wrong.size:
-            at = tuple(map(int, wrong[0]))
+        finite = np.isfinite(values)
+        if not finite.all():
+            at = tuple(map(int, np.argwhere(~finite)[0]))
             raise FormatError(
                 f"{self.label}: tensor {name}: found {values[at]} at {at}, expected finite numbers"
             )
