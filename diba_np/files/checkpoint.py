@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diba_np.checks import check_number
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike, atomic_path, remove_leftovers
+from diba_np.files.fingerprint import as_stored, differences
 
 FORMAT = "diba_np checkpoint"
 VERSION = 2
@@ -79,7 +80,7 @@ class Checkpoint:
         FormatError
             The file is damaged or no checkpoint.
         """
-        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._fingerprint = as_stored(fingerprint)
         remove_leftovers(self.path)
         if not self.path.exists():
             return None
@@ -100,13 +101,12 @@ class Checkpoint:
         return arrays
 
     def _compare(self, recorded: dict[str, Any]) -> None:
-        for name in sorted(recorded.keys() | self._fingerprint.keys()):
-            old, new = recorded.get(name), self._fingerprint.get(name)
-            if old != new:
-                raise ValueError(
-                    f"{self.path}: checkpoint of another run, {name} was {_short(old)} and is now "
-                    f"{_short(new)}; give the same arguments, or remove it to start anew"
-                )
+        apart = differences(recorded, self._fingerprint)
+        if apart:
+            raise ValueError(
+                f"{self.path}: checkpoint of another run, {', '.join(apart)}; "
+                "give the same arguments, or remove it to start anew"
+            )
 
     def due(self) -> bool:
         """Return whether `every` seconds have passed since the last write."""
@@ -158,11 +158,6 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Any]:
     if damaged is not None:
         raise zipfile.BadZipFile(f"checksum of {damaged}")
     return about, _gather(json.loads(archive.read("state.json")), archive)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def _scatter(value: Any, arrays: list[NDArray[Any]]) -> Any:

@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diba_np.errors import FormatError
 from diba_np.files.atomic import atomic_path, beside
+from diba_np.files.fingerprint import as_stored, differences
 from diba_np.files.lock import FileLock
 
 
@@ -26,15 +28,17 @@ class Parts:
     ------
     ValueError
         The parts are of a run with another fingerprint.
+    FormatError
+        It cannot be told whose parts they are.
     OSError
-        Another run writes to this output now; the folder cannot be written.
+        Another run writes to this output now; the folder cannot be read or written.
     """
 
     def __init__(self, output: Path, fingerprint: dict[str, Any], restart: bool = False) -> None:
         self.folder = beside(output, ".parts")
         self._lock = self._acquire(output)
         try:
-            self._check(json.loads(json.dumps(fingerprint)), restart)
+            self._check(as_stored(fingerprint), restart)
         except BaseException:
             self._lock.close()
             raise
@@ -51,22 +55,34 @@ class Parts:
 
     def _check(self, fingerprint: dict[str, Any], restart: bool) -> None:
         path = self.folder / "run.json"
-        there = self.read("run")
-        if there is not None and there != fingerprint:
+        kept = self._kept_run(path, restart)
+        if kept is not None and kept != fingerprint:
             if not restart:
-                differences = ", ".join(
-                    f"{key}: {_short(there.get(key))} there, {_short(value)} here"
-                    for key, value in fingerprint.items()
-                    if there.get(key) != value
-                )
                 raise ValueError(
-                    f"{self.folder} holds parts of another run ({differences}); finish that one, "
+                    f"{self.folder} holds parts of another run "
+                    f"({', '.join(differences(kept, fingerprint))}); finish that one, "
                     "delete the folder, or ask for a restart"
                 )
-            there = None
-        if there is None:
+            kept = None
+        if kept is None:
             self.finish()
             _write_json(path, fingerprint)
+
+    def _kept_run(self, path: Path, restart: bool) -> dict[str, Any] | None:
+        """Return the fingerprint of the run whose parts these are; None where none has begun."""
+        try:
+            kept = json.loads(path.read_text("utf-8"))
+            if not isinstance(kept, dict):
+                raise ValueError("no object")
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if restart:
+                return None
+            raise FormatError(
+                f"{path}: not readable ({error}); delete the folder, or ask for a restart"
+            ) from error
+        return kept
 
     def read(self, name: str) -> Any:
         """Return the value that was written under a name; None if there is nothing readable."""
@@ -100,11 +116,6 @@ class Parts:
 
     def _contents(self) -> list[Path]:
         return [path for path in self.folder.glob("*") if path.name != "lock"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else "other"
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.checks import digest
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
+from diba_np.machine.versions import versions
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.files import load
 from diba_np.methods.weighted import BEST
@@ -21,6 +21,7 @@ from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import Calibration, iterate_batches
 from diba_np.networks.code_training import METHODS as CODED
 from diba_np.networks.code_training import distil_with_codes
+from diba_np.networks.digest import network_digest
 from diba_np.networks.distillation import distil
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
@@ -60,11 +61,8 @@ class Settings:
 
     def fingerprint(self, net: Network, texts: Calibration) -> dict[str, Any]:
         """Return what a folder of finished stages is recognised by."""
-        own = [list(bytes.fromhex(digest(A))) for A in net.weights.values()]
-        return asdict(self) | {
-            "texts": texts.digest(),
-            "network": digest(np.array(own, float)),
-        }
+        kept = {"texts": texts.digest(), "network": network_digest(net)}
+        return asdict(self) | kept | versions()
 
 
 class Training(NamedTuple):
@@ -155,7 +153,7 @@ class CompressionRun:
             "epochs": epochs,
             "rate": rate,
             "states": self.home / f"teacher-{read}",
-            "path": self.home / f"training-{read}-{epochs}-{rate:g}{kind}.checkpoint",
+            "path": self.home / f"training-{read}-{epochs}-{rate!r}{kind}.checkpoint",
             "seed": self.settings.seed,
             "callback": lambda facts: self.events.tell("training", **facts),
         }

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from diba_np.checks import check_count, check_number
 from diba_np.files.checkpoint import Checkpoint
+from diba_np.machine.versions import versions
 from diba_np.networks.calibration import Calibration
+from diba_np.networks.digest import network_digest
 from diba_np.networks.network import Network
 from diba_np.networks.stages import load_state, save_state
 from diba_np.networks.tasks import task_of
@@ -76,14 +78,13 @@ class Teacher:
             return
         batches = [rows for rows in batches if not all(self._path(int(r)).exists() for r in rows)]
         net = self.net
-        first, *rest = net.steps()
-        ends = [rest[at : at + 4] for at in range(0, len(rest), 4)]
+        layers = net.layer_steps()
         with tempfile.TemporaryDirectory(dir=self.folder) as space:
             paths = [Path(space) / f"{at}.npy" for at in range(len(batches))]
             kept: list[list[Array]] = [[] for _ in batches]
             for path, rows in zip(paths, batches, strict=True):
-                save_state(path, first(net.begin(*data.read(rows)), net.plain)[0])
-            for layer, steps in enumerate(ends, 1):
+                save_state(path, net.start(net.begin(*data.read(rows)), net.plain)[0])
+            for layer, steps in enumerate(layers, 1):
                 with net.released():
                     for path, half in zip(paths, kept, strict=True):
                         state = load_state(path)
@@ -91,7 +92,7 @@ class Teacher:
                             state = step(state, net.plain)[0]
                         save_state(path, state)
                         if layer in self.places:
-                            x = state["x"] if layer < len(ends) else net.ended(state["x"])[0]
+                            x = state["x"] if layer < len(layers) else net.ended(state["x"])[0]
                             half.append(_halved(x))
             for rows, half in zip(batches, kept, strict=True):
                 self._keep(rows, np.stack(half), data.read(rows)[1])
@@ -280,7 +281,8 @@ def distil(
     states : Path, optional
         Folder of the teacher's hidden states, see `Teacher`.
     path : Path, optional
-        Checkpoint of the training, written once a minute and continued from.
+        Checkpoint of the training, written once a minute and continued from; one of other
+        arguments, rows, teacher or versions is refused.
     seed : int
         Draws the order of the rows.
     penalty : callable, optional
@@ -297,6 +299,8 @@ def distil(
 
     Raises
     ------
+    ValueError
+        `path` holds the checkpoint of another training.
     FloatingPointError
         The loss is no longer finite.
     """
@@ -321,7 +325,16 @@ def distil(
     start = {name: value.copy() for name, value in parameters.items()}
     history: list[tuple[float, float]] = []
     keeper = None if path is None else Checkpoint(path)
-    done = 0 if keeper is None else _go_on(keeper, optimiser, len(steps))
+    done = 0
+    if keeper is not None:
+        asked: dict[str, Any] = {
+            "epochs": epochs,
+            "rate": rate,
+            "hidden": hidden,
+            "hold_out": hold_out,
+        }
+        asked |= {"tokens": tokens, "batch": data.tokens, "seed": seed, "rows": data.digest()}
+        done = _go_on(keeper, optimiser, asked | {"teacher": network_digest(teacher)})
     for at in range(done, len(steps)):
         if at == done or at % AHEAD == 0:
             ahead = steps[at : (at // AHEAD + 1) * AHEAD]
@@ -382,10 +395,10 @@ def _keep(keeper: Checkpoint, optimiser: Adam) -> None:
     keeper.write({"steps": optimiser.steps, **_arrays(optimiser)})
 
 
-def _go_on(keeper: Checkpoint, optimiser: Adam, steps: int) -> int:
-    """Put back what is kept of a training of so many steps; return the steps that were taken."""
+def _go_on(keeper: Checkpoint, optimiser: Adam, asked: Mapping[str, Any]) -> int:
+    """Put back what is kept of such a training; return the steps that were taken."""
     shapes = {name: value.shape for name, value in optimiser.parameters.items()}
-    state = keeper.open({"steps": steps, "parameters": shapes})
+    state = keeper.open({**asked, "parameters": shapes} | versions())
     if state is None:
         return 0
     for what, arrays in _arrays(optimiser).items():

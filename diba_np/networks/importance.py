@@ -83,8 +83,7 @@ def importance(
     before every layer. Cost: two forward passes and a backward one.
     """
     rng = np.random.default_rng(seed)
-    first, *rest = net.steps()
-    layers = [rest[at : at + 4] for at in range(0, len(rest), 4)]
+    layers = net.layer_steps()
     with tempfile.TemporaryDirectory(dir=scratch) as space:
 
         def path(layer: int | str, at: int) -> Path:
@@ -93,7 +92,7 @@ def importance(
         masks: list[Array] = []
         asked: list[Array] = []
         for at, inputs, mask in iterate_batches(rows):
-            state = first(net.begin(inputs, mask), net.plain)[0]
+            state = net.start(net.begin(inputs, mask), net.plain)[0]
             masks.append(np.asarray(state["mask"], bool))
             asked.append(rows.asked(inputs, masks[-1]))
             save_state(path(0, at), state)

@@ -210,13 +210,14 @@ def compress_layers(
                 name,
                 dense[name],
                 given.get(name),
-                waiting.pop(name),
+                waiting[name],
                 fit,
                 ridges,
                 refit,
             ),
         )
         for name, found in done:
+            del waiting[name]  # not before: the call of a process that was killed is made again
             parts.write(name, dense[name], *found)
             finished[name] = found
         for name in order[len(result.report) :]:

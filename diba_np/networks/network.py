@@ -9,6 +9,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ class Network(TextMethods):
     ----------
     config : Config
     weights : mapping of str to (m, n) array
-        Dense weights of the trunk's linear layers by their names in the source without ".weight",
-        in the order in which they are called; read at every access.
+        Weights of the trunk's linear layers by their names in the source without ".weight", in the
+        order in which they are called; decoded or read from the source at every access.
     biases : mapping of str to (m,) array
         Of those that have one.
     layers : mapping of str to Layer
@@ -64,8 +65,6 @@ class Network(TextMethods):
         Norms and tables by name.
     record : dict
         How the network was made.
-    watch : callable or None
-        Called on the way back with the name of a linear layer and the gradient of its outputs.
     """
 
     def __init__(
@@ -75,15 +74,11 @@ class Network(TextMethods):
         self.tokenizer = tokenizer
         self.dtype = check_float(dtype)
         self.record: dict[str, Any] = {}
-        self.watch: Callable[[str, Array], None] | None = None
         self.heads = [name for name in map(tensors.find, HEADS) if name is not None]
         self.token_name = tensors.find("tokens")
         self.head_name = self._find_head()
         outside = [self.token_name, self.head_name, tensors.find("patches")]
         everything = [*outside, *tensors.names, *self.heads]
-        self.weights: Mapping[str, Array] = Lazy(tensors.names, self._weight)
-        biased = [name for name in tensors.names if tensors.has(f"{name}.bias")]
-        self.biases: Mapping[str, Array] = Lazy(biased, self._bias)
         self.layers = Layers(Lazy([name for name in everything if name], self._make_layer))
         self.blocks = dict(self._make_blocks())
         c = self.config
@@ -102,18 +97,41 @@ class Network(TextMethods):
             return self.token_name if tied or not stored else own
         return None
 
+    @property
+    def weights(self) -> Mapping[str, Array]:
+        return Lazy(self.tensors.names, self._weight)
+
+    @property
+    def biases(self) -> Mapping[str, Array]:
+        held, has = self.layers.held(), self.tensors.has
+        return Lazy(
+            [
+                name
+                for name in self.tensors.names
+                if has(f"{name}.bias") or (name in held and held[name].parameters["bias"].any())
+            ],
+            self._bias,
+        )
+
     def _weight(self, name: str) -> Array:
-        return np.asarray(self.tensors.matrix(name), self.dtype)
+        layer = self.layers.held().get(name)
+        if layer is None:
+            return np.asarray(self.tensors.matrix(name), self.dtype)
+        dense = layer.weight if isinstance(layer, DenseLinear) else layer.to_matrix().to_dense()
+        return np.asarray(dense, self.dtype)
 
     def _bias(self, name: str) -> Array:
-        return np.asarray(self.tensors.array(f"{name}.bias"), self.dtype)
+        layer = self.layers.held().get(name)
+        if layer is None:
+            return np.asarray(self.tensors.array(f"{name}.bias"), self.dtype)
+        return layer.parameters["bias"]
 
     def _make_layer(self, name: str) -> Layer:
         if name in self.tensors.compressed:
             bias = self.tensors.bias(name)
             return as_layer(self.tensors.compressed[name](), bias, self.dtype)
         bias = None if name in (self.token_name, self.head_name) else self.tensors.bias(name)
-        return DenseLinear(self._weight(name), bias, self.dtype)
+        return DenseLinear(self.tensors.matrix(name), bias, self.dtype)
 
     def _make_blocks(self) -> Iterator[tuple[str, Block]]:
         """Yield norms, tables and what else is no linear layer, with their names."""
@@ -194,8 +212,6 @@ class Network(TextMethods):
         other.layers, other.record = Layers(self.layers.source), dict(self.record)
         for name, layer in (self.layers.held() | dict(layers)).items():
             other.layers[name] = layer
-        for part in ("weights", "biases"):
-            setattr(other, part, getattr(self, part))
         return other
 
     def save(self, path: PathLike) -> int:
@@ -246,14 +262,7 @@ class Network(TextMethods):
         self, name: str, x: Array, added: Array | None = None, keep: Array | None = None
     ) -> tuple[Array, Back]:
         """Return what a layer gives for x (..., n), plus what is added, and the step back."""
-        y, pull = apply_linear(self.layers[name], x, added)
-
-        def back(gradient: Array) -> Array:
-            if self.watch is not None:
-                self.watch(name, gradient)
-            return pull(gradient)
-
-        return y, back
+        return apply_linear(self.layers[name], x, added)
 
     def plain(
         self, name: str, x: Array, added: Array | None = None, keep: Array | None = None
@@ -307,16 +316,14 @@ class Network(TextMethods):
         """Return the state with the embeddings "x" in the place of what was read."""
         raise NotImplementedError
 
-    def steps(self) -> list[Step]:
-        """Return the steps after one another: the embedding, then four for each layer.
+    def layer_steps(self) -> list[list[Step]]:
+        """Return the steps of each layer after the embedding, `start`.
 
-        Of each of the four a linear layer is the first thing but for a norm: queries, keys and
-        values; the mixed values' matrix; the feed-forward's inner ones; its outer one.
+        Of each of a layer's four a linear layer is the first thing but for a norm: queries, keys
+        and values; the mixed values' matrix; the feed-forward's inner ones; its outer one.
         """
         layers = LayerSteps(self.tensors, self.blocks, self.rotary)
-        return [self.start] + [
-            step for i in range(self.config.layers) for step in layers.of_layer(i)
-        ]
+        return [layers.of_layer(i) for i in range(self.config.layers)]
 
     def stages(self, names: Sequence[str] | None = None) -> list[Stage]:
         """Return the trunk as `diba_np.networks.layerwise.compress_layers` takes it.
@@ -344,7 +351,7 @@ class Network(TextMethods):
 
             return run
 
-        return [stage(step) for step in self.steps()]
+        return [stage(step) for step in chain([self.start], *self.layer_steps())]
 
     # -- whole passes ------------------------------------------------------------------------------
 
@@ -395,10 +402,12 @@ class Network(TextMethods):
     ) -> Iterator[tuple[Array, StateBack, int | None]]:
         """Yield "x" after each step, the step back, and the layer that it ends, 0 the embedding."""
         state = self.begin(inputs, mask)
-        for number, step in enumerate(self.steps()):
-            state, back = step(state, call)
-            yield state["x"], back, number // 4 if number % 4 == 0 else None
-            del back  # holds what the step read
+        first: Step = self.start
+        for layer, steps in enumerate([[first], *self.layer_steps()]):
+            for number, step in enumerate(steps, 1):
+                state, back = step(state, call)
+                yield state["x"], back, layer if number == len(steps) else None
+                del back  # holds what the step read
 
     def ended(self, x: Array) -> tuple[Array, Back]:
         """Return what the norm after the last layer, if there is one, makes of x; the step back."""

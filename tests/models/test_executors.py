@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_from_its_parts(here):
     assert os.path.exists("m.h5.parts/0.h5") or list(here.glob("m.h5.parts/*.h5"))
     # other settings: refused, and the parts stay
     with pytest.raises(
-        ValueError, match=r"holds parts of another run \(bits: 3\.0 there, 2\.0 here"
+        ValueError, match=r"holds parts of another run \(bits was 3\.0 and is now 2\.0"
     ):
         dn.factorize_model("m.npz", bits=2.0, effort="fast", jobs=1, threads=1, output="m.h5")
     seen = []

@@ -575,7 +575,7 @@ def test_best_goes_on_from_its_parts(rng, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         dn.factorize_model(model, output=path, callback=stop, **how)
-    with pytest.raises(ValueError, match='method: "best" there, "diba" here'):
+    with pytest.raises(ValueError, match='method was "best" and is now "diba"'):
         dn.factorize_model(model, output=path, **(how | {"method": "diba"}))
     events = []
     made = dn.factorize_model(model, output=path, callback=events.append, **how)

@@ -18,7 +18,7 @@ from diba_np.files.checkpoint import Checkpoint
 from diba_np.layers.dense_linear import DenseLinear
 from diba_np.layers.registry import LAYERS
 from diba_np.networks.calibration import calibration
-from diba_np.networks.distillation import Teacher, matched, taught
+from diba_np.networks.distillation import Teacher, distil, matched, taught
 from diba_np.networks.importance import KeptImportance, importance, pulled
 from diba_np.networks.layerwise import compress_layers
 
@@ -30,9 +30,11 @@ VOCABULARY = 40
 FITTED = 160
 
 
+SIZES = {"hidden_size": 24, "intermediate_size": 32, "vocab_size": VOCABULARY}
+
+
 def decoder(**more):
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "vocab_size": VOCABULARY}
-    return network("llama", dtype=np.float32, **(sizes | more))
+    return network("llama", dtype=np.float32, **(SIZES | more))
 
 
 def rows(count, seed=0, tokens=12):
@@ -131,8 +133,44 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path,
 
 def test_another_run_is_refused_where_one_is_kept(dense, tmp_path):
     networks.compress(dense, rows(4), method="rtn", bits=3.0, epochs=0, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"bits: 3\.0 there, 2\.0 here"):
+    with pytest.raises(ValueError, match=r"bits was 3\.0 and is now 2\.0"):
         networks.compress(dense, rows(4), method="rtn", bits=2.0, epochs=0, folder=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["table", "norm", "bias", "dtype"])
+def test_a_network_that_differs_in_one_part_is_another(dense, tmp_path, part):
+    options = {"method": "rtn", "bits": 4.0, "epochs": 0, "folder": tmp_path}
+    networks.compress(dense, rows(4), **options)
+    other = network("llama", dtype=np.float64, **SIZES) if part == "dtype" else decoder()
+    if part == "table":
+        other.layers[other.token_name].weight[3, 5] += 0.25
+    elif part == "norm":
+        next(iter(other.blocks.values())).parameters["weight"][2] += 0.25
+    elif part == "bias":
+        other.layers[next(iter(other.weights))].parameters["bias"][1] += 0.25
+    with pytest.raises(ValueError, match=r"another run \(network was"):
+        networks.compress(other, rows(4), **options)
+
+
+def test_a_layer_that_was_put_in_the_place_of_another_is_what_is_compressed(rng):
+    net, name = decoder(), "model.layers.1.mlp.up_proj"
+    A, b = rng.normal(size=net.layers[name].shape), rng.normal(size=len(net.weights[name]))
+    net.layers[name] = DenseLinear(A, b)
+    for options in ({}, {"activations": False}):
+        small = networks.compress(net, rows(40), bits=8.0, method="rtn", epochs=0, **options)
+        assert small.layers[name].to_matrix().snr(A) > 30
+        assert np.allclose(small.layers[name].parameters["bias"], b, atol=0.2)
+
+
+def test_a_training_of_other_arguments_is_refused(dense, stages, tmp_path):
+    data = calibration(dense, rows(8), tokens=48)
+    options = {"epochs": 1, "rate": 1e-3, "hold_out": 0.25, "path": tmp_path / "t"}
+    distil(stages[1].replaced({}), dense, data, **options)
+    for other in ({"rate": 1.001e-3}, {"seed": 1}, {"hidden": 0.3}, {"hold_out": 0.5}):
+        with pytest.raises(ValueError, match=f"checkpoint of another run, {next(iter(other))} was"):
+            distil(stages[1].replaced({}), dense, data, **(options | other))
+    with pytest.raises(ValueError, match="checkpoint of another run, rows was"):
+        distil(stages[1].replaced({}), dense, calibration(dense, rows(8, 1), tokens=48), **options)
 
 
 def test_independent_layers_in_processes_give_what_one_gives(dense):
@@ -173,7 +211,7 @@ def test_a_trellis_run_goes_on_and_another_method_is_refused(dense, tmp_path):
     options = {"bits": 3.0, "method": "linear-trellis", "epochs": 0}
     with pytest.raises(Stopped):
         networks.compress(dense, rows(40), folder=tmp_path, callback=stop, **options)
-    with pytest.raises(ValueError, match='method: "linear-trellis" there, "best" here'):
+    with pytest.raises(ValueError, match='method was "linear-trellis" and is now "best"'):
         networks.compress(dense, rows(40), folder=tmp_path, **(options | {"method": "best"}))
     again = networks.compress(dense, rows(40), folder=tmp_path, **options)
     assert same(again, networks.compress(dense, rows(40), **options))
@@ -248,11 +286,19 @@ def test_weights_of_outputs_are_products_of_gradients():
     data = calibration(net, np.random.default_rng(3).integers(0, 19, (4, 6)))
     found = dict(importance(net, data, seed=5))
     gradients = {}
-    net.watch = lambda name, g: gradients.setdefault(name, []).append(
-        g.reshape(-1, g.shape[-1]).copy()
-    )
-    hidden, back = net.forward(data.inputs, data.mask)
+
+    def linear(name, x, added=None, keep=None):
+        y, pull = net.linear(name, x, added)
+
+        def back(g):
+            gradients.setdefault(name, []).append(g.reshape(-1, g.shape[-1]).copy())
+            return pull(g)
+
+        return y, back
+
+    hidden, back = net.forward(data.inputs, data.mask, linear)
     back({-1: pulled(net, hidden[-1], *np.ones((2, 4, 6), bool), np.random.default_rng(5))})
+    assert gradients.keys() >= net.weights.keys()
     for name, parts in gradients.items():
         if name in net.weights:
             whole = sum(g.T @ g for g in parts)

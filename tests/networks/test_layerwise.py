@@ -1,5 +1,8 @@
 """Layer by layer: feedback pays, moments are exact, masks and resuming hold."""
 
+import functools
+import os
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ import diba_np as dn
 from diba_np.layers.linear import DiBALinear
 from diba_np.methods import fit as fit_baseline
 from diba_np.methods.random_bits import random_factors
+from diba_np.models.executors import Runner
 from diba_np.networks.capture import capture
 from diba_np.networks.layerwise import Layerwise, compress_layers
 from diba_np.training.moments import LinearMoments, TargetMoments, moments
@@ -461,3 +465,23 @@ class TestIndependent:
 
 def quick_codes(name, A, gram):
     return fit_baseline("rtn", A, 3)
+
+
+def rounded_after_an_end(mark, name, A, gram):
+    """Round a matrix; the first process that is asked to is gone before it answers."""
+    if not mark.exists():
+        mark.touch()
+        os._exit(9)
+    return fit_baseline("rtn", A, 4.0)
+
+
+def test_the_fit_of_a_process_that_was_killed_is_made_again(rng, data, tmp_path):
+    net, fit = Network(rng, depth=2), functools.partial(rounded_after_an_end, tmp_path / "mark")
+    found = []
+    for runner in (Runner(2, 1), Runner(1, 1)):  # the second finds the mark
+        with runner:
+            options = {"biases": net.biases, "feedback": False, "runner": runner}
+            made = compress_layers(net.stages, net.weights, list(data), fit, **options)
+        found.append({name: layer.to_matrix().to_dense() for name, layer in made.layers.items()})
+    for name in net.weights:
+        assert np.array_equal(found[0][name], found[1][name])

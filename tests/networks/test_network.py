@@ -151,17 +151,6 @@ def test_replaced_leaves_the_network_alone(rng):
         net.layers[name] = np.eye(8)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_watch_sees_the_gradients_of_outputs(kind, rng):
-    net = network(kind)
-    seen = {}
-    net.watch = seen.setdefault
-    y, hidden, back = outputs(net, kind)
-    back(rng.normal(size=y.shape), np.zeros_like(hidden[1]))
-    assert set(net.weights) <= set(seen)
-    assert all(g.shape[-1] == net.layers[name].shape[0] for name, g in seen.items())
-
-
 @pytest.mark.parametrize(
     ("ids", "error", "match"),
     [

@@ -1,0 +1,48 @@
+"""Parts of a run that was cut off: what is kept, what is refused, what is never removed."""
+
+import json
+
+import pytest
+
+from diba_np import FormatError
+from diba_np.files.parts import Parts
+
+
+@pytest.fixture
+def output(tmp_path):
+    """A run with one part, ended before the whole was written."""
+    parts = Parts(tmp_path / "m.h5", {"a": 1})
+    parts.path(0).write_bytes(b"of a task")
+    parts.close()
+    return tmp_path / "m.h5"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_parts_of_which_it_cannot_be_told_whose_they_are_stay(output, text):
+    folder = output.with_name("m.h5.parts")
+    (folder / "run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(FormatError, match=r"run\.json: not readable .* ask for a restart"):
+        Parts(output, {"a": 1})
+    assert (folder / "0.h5").read_bytes() == b"of a task"
+    Parts(output, {"a": 1}, restart=True).close()
+    assert not folder.exists()
+
+
+def test_an_error_of_the_disk_removes_nothing(output, monkeypatch):
+    def fail(path, *_, **__):
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_text", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            Parts(output, {"a": 1})
+    parts = Parts(output, {"a": 1})
+    assert parts.path(0).read_bytes() == b"of a task"
+    parts.close()
+
+
+def test_a_setting_that_is_gone_is_a_difference(output):
+    path = output.with_name("m.h5.parts") / "run.json"
+    path.write_text(json.dumps({"a": 1, "gone": [2]}))
+    with pytest.raises(ValueError, match=r"another run \(gone was \[2\] and is now null\)"):
+        Parts(output, {"a": 1})
