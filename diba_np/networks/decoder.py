@@ -48,5 +48,5 @@ class Decoder(Network):
         self, x: Array, mask: Array | None = None, *, linear: Linear | None = None
     ) -> tuple[Array, Back]:
         """Return the logits (..., vocabulary) of last hidden states and the step back."""
-        y, back = (linear or self.linear)(str(self.head_name), x)
+        y, back = (linear or self.linear)(self.need_head(), x)
         return y, back

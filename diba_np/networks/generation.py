@@ -92,7 +92,8 @@ class Session:
             both = [self._norm(net.tensors.need(place, i)) for place in ("mix_norm", "outer_norm")]
             self._parts.append((*stacks, *both, net.rotary is not None and i not in c.unrotated))
         self._end = self._norm(net.tensors.need("end_norm"))
-        self._head = one_below_the_other([net.layers[str(net.head_name)]], dtype)
+        head = net.layers[net.need_head()]
+        self._head = one_below_the_other([head], dtype)
         places = find("positions")
         self._places = None if places is None else net.blocks[places].parameters["weight"]
         wide = (c.heads + 2 * c.key_heads) * c.head_width
@@ -100,7 +101,7 @@ class Session:
         self._joined, self._mixed = np.empty(wide, dtype), np.empty(c.heads * c.head_width, dtype)
         self._inner = np.empty(c.inner * (2 if find("gate") else 1), dtype)
         self._active = np.empty(c.inner, dtype)
-        self._logits = np.empty(net.layers[str(net.head_name)].shape[0], dtype)
+        self._logits = np.empty(head.shape[0], dtype)
         self._room(self.capacity)
 
     def _norm(self, name: str) -> Callable[[Array], Array]:

@@ -92,10 +92,28 @@ class Network(TextMethods):
         """Return the name of the layer that gives logits over the vocabulary, if there is one."""
         own = self.tensors.find("head")
         stored = own is not None and self.tensors.has(f"{own}.weight")
+        if not self.kind.decoder and self.tensors.find("masked_dense") is None:
+            return None
         tied = not stored if self.config.tied is None else self.config.tied
-        if self.kind.decoder or self.tensors.find("masked_dense") is not None:
-            return self.token_name if tied or not stored else own
-        return None
+        if tied:
+            return self.token_name
+        return own if stored else None
+
+    def need_head(self) -> str:
+        """Return the name of the layer that gives logits over the vocabulary.
+
+        Raises
+        ------
+        ValueError
+            There is none.
+        """
+        if self.head_name is None:
+            raise ValueError(
+                f"{self.tensors.label}: logits need a head over the vocabulary, the network has "
+                "none: its configuration says that the table of tokens is not one "
+                "(tie_word_embeddings), and the head's own weight is not there"
+            )
+        return self.head_name
 
     @property
     def weights(self) -> Mapping[str, Array]:

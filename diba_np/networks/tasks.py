@@ -69,7 +69,7 @@ class Tokens(Task):
         return int(asked.sum())
 
     def parts(self, net: Network, asked: Array) -> Iterator[slice]:
-        words = net.layers[str(net.head_name)].shape[0]
+        words = net.layers[net.need_head()].shape[0]
         size = max(1, _MOST // (asked.shape[1] * words))
         for at in range(0, len(asked), size):
             yield slice(at, at + size)
@@ -149,10 +149,8 @@ CLASSES, SENTENCES = Classes(), Sentences()
 
 def task_of(net: Network) -> Task:
     """Return what a network is for: by its head; without one its rows become vectors."""
-    if net.kind.decoder:
-        return NEXT
     if net.head_name is not None:
-        return MASKED
+        return NEXT if net.kind.decoder else MASKED
     return SENTENCES if net.tensors.find("classifier") is None else CLASSES
 
 

@@ -5,7 +5,7 @@ import pytest
 from small_networks import CONFIGS, DECODERS, PATCHES, TOKENS, inputs_of, network
 
 import diba_np as dn
-from diba_np import methods
+from diba_np import methods, networks
 from diba_np.networks.layerwise import compress_layers
 
 
@@ -182,3 +182,17 @@ def test_bad_masks_and_patches():
         assert kind in PATCHES
     with pytest.raises(ValueError, match="need a head"):
         network("bert", "none").logits([[1, 2]])
+
+
+def test_a_decoder_without_its_own_head_has_hidden_states_alone(tmp_path):
+    """The table of tokens is no head where the configuration says so."""
+    net = network("qwen2", tie_word_embeddings=False)
+    assert net.head_name is None
+    for call in (net.logits, lambda ids: net.generate(ids[0], 2), net.perplexity):
+        with pytest.raises(ValueError, match="logits need a head over the vocabulary"):
+            call([[1, 2, 3]])
+    small = networks.compress(net, [[1, 2, 3, 4]] * 8, bits=8.0, method="rtn")
+    small.save(tmp_path / "s.h5")
+    for each in (small, networks.load(tmp_path / "s.h5")):
+        cosines = (each.embed([[5, 6, 7]]) * net.embed([[5, 6, 7]])).sum()
+        assert cosines > 0.99
