@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diba_np.cli.options import search_options
+from diba_np.cli.options import add_search_options, positive, search_options, share, within
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -21,6 +22,133 @@ from diba_np.cli.output import (
     size_report,
     write_file,
 )
+from diba_np.cli.parser import Parents
+
+OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
+
+EXAMPLES = {
+    "factorize": (
+        "diba-np factorize A.npy --bits 1.0 -o A.h5",
+        "diba-np factorize A.npy --snr 10 --scale-bits auto --effort best",
+        "diba-np factorize A.npy --bits 2 --inputs X.npy --json",
+    ),
+    "info": ("diba-np info A.h5", "diba-np info model.h5 --group layer.0 --json"),
+    "retune": ("diba-np retune A.h5 --inputs X.npy --targets Y.npy -o B.h5",),
+    "reconstruct": (
+        "diba-np reconstruct A.h5 -o A_hat.npy",
+        "diba-np reconstruct A.h5 -o - > A_hat.npy",
+    ),
+    "apply": (
+        "diba-np apply A.h5 X.npy -o Y.npy",
+        "diba-np apply A.h5 X.npy --transpose -o - > Y.npy",
+    ),
+    "verify": ("diba-np verify A.h5", "diba-np verify A.h5 A.npy"),
+    "warmup": ("diba-np warmup",),
+    "doctor": ("diba-np doctor", "diba-np doctor --json"),
+}
+
+
+def add_factorize(subcommands: Any, given: Parents) -> None:
+    """Add the command that makes a factorization."""
+    command = subcommands.add_parser(
+        "factorize", parents=[given.common, given.writes], help="factorize a .npy matrix"
+    )
+    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument("-o", "--output", metavar="A.h5", help="default: beside the matrix")
+    size = command.add_mutually_exclusive_group(required=True)
+    size.add_argument("--k", type=positive(int), help="intermediate dimension")
+    size.add_argument("--bits", type=positive(float), help="stored bits per weight, all counted")
+    size.add_argument("--ratio", type=share, help="share of the dense float32 size")
+    size.add_argument(
+        "--snr",
+        type=within(float, -sys.float_info.max),
+        help="smallest k that reaches this many dB",
+    )
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
+    )
+    command.add_argument(
+        "--output-weight",
+        metavar="w.npy",
+        help="(m,) weights of the outputs' squared errors, or (m, m) of their products",
+    )
+    add_search_options(command)
+    command.add_argument(
+        "--checkpoint", metavar="PATH", help="keep the state here; go on from it if it is there"
+    )
+    command.add_argument(
+        "--checkpoint-every", type=positive(float), default=60.0, metavar="SECONDS"
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    command.set_defaults(run=run_factorize)
+
+
+def add_stored(subcommands: Any, given: Parents) -> None:
+    """Add the commands of what is stored: info, retune, reconstruct, apply, verify."""
+    command = subcommands.add_parser(
+        "info", parents=[given.common, given.reads], help="what a file holds"
+    )
+    command.set_defaults(run=run_info)
+
+    command = subcommands.add_parser(
+        "retune", parents=[*given], help="refit the diagonals to data; bits stay"
+    )
+    command.add_argument("--inputs", metavar="X.npy", required=True, help="(N, n), one a row")
+    command.add_argument("--targets", metavar="Y.npy", required=True, help="(N, m), or (N,) labels")
+    command.add_argument("-o", "--output", metavar="B.h5", required=True)
+    command.add_argument("--loss", choices=("mse", "cross_entropy"), default="mse")
+    command.add_argument("--method", choices=("als", "lbfgs", "adam"))
+    command.add_argument("--no-bias", action="store_true", help="fit no bias")
+    command.add_argument("--steps", type=positive(int), metavar="N")
+    command.add_argument("--batch-size", type=positive(int), default=256, metavar="N")
+    command.add_argument("--learning-rate", type=positive(float), default=5e-3, help="of adam")
+    command.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
+    command.add_argument("--clip", type=positive(float), help="largest norm of adam's gradient")
+    command.add_argument("--patience", type=positive(int), default=5, metavar="STEPS")
+    command.add_argument(
+        "--stay", type=within(float, 0), default=0.0, help="weight on staying near the start"
+    )
+    command.add_argument(
+        "--validation", type=float, default=0.1, help="share of samples that judge"
+    )
+    command.add_argument("--seed", type=within(int, 0), default=0)
+    command.add_argument("--threads", type=positive(int), metavar="N")
+    command.set_defaults(run=run_retune)
+
+    command = subcommands.add_parser("reconstruct", parents=[*given], help="expand to a dense .npy")
+    command.add_argument("-o", "--output", metavar="A_hat.npy", required=True, help=OUTPUT)
+    command.set_defaults(run=run_reconstruct)
+
+    command = subcommands.add_parser(
+        "apply",
+        parents=[*given],
+        help="multiply vectors, one a row: Y = X A^T, plus the bias if there is one",
+    )
+    command.add_argument("inputs", metavar="X.npy", help="(n,) or (..., n)")
+    command.add_argument("-o", "--output", metavar="Y.npy", required=True, help=OUTPUT)
+    command.add_argument("--transpose", action="store_true", help="Y = X A instead")
+    command.set_defaults(run=run_apply)
+
+    command = subcommands.add_parser(
+        "verify", parents=[given.common, given.reads], help="check a file, and against its matrix"
+    )
+    command.add_argument("matrix", metavar="A.npy", nargs="?")
+    command.set_defaults(run=run_verify)
+
+
+def add_installation(subcommands: Any, given: Parents) -> None:
+    """Add the commands of the installation: warmup, doctor."""
+    command = subcommands.add_parser(
+        "warmup", parents=[given.common], help="compile now what the first use would wait for"
+    )
+    command.set_defaults(run=run_warmup)
+
+    command = subcommands.add_parser(
+        "doctor",
+        parents=[given.common],
+        help="versions, CPU, kernels, threads and cache, for a bug report",
+    )
+    command.set_defaults(run=run_doctor)
 
 
 def run_factorize(args: argparse.Namespace) -> int:

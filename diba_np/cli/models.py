@@ -1,4 +1,4 @@
-"""The subcommand ``model``, and what ``info`` and ``verify`` say about a model's file."""
+"""The subcommands ``model`` and ``export``; what ``info`` and ``verify`` say of a model's file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diba_np.cli import networks
-from diba_np.cli.options import SHARED, search_options
+from diba_np.cli.options import SHARED, add_search_options, positive, search_options
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -19,8 +19,108 @@ from diba_np.cli.output import (
     emit,
     size_report,
 )
+from diba_np.cli.parser import Parents
 
 _MOST_SHOWN = 3  # of the arrays that are kept as they are
+
+EXAMPLES = {
+    "model": (
+        "diba-np model weights.npz --bits 1.0 -o model.h5",
+        "diba-np model folder --bits 2 --include '*.attention.*' --jobs 2 -o model.h5",
+        "diba-np model folder --texts T.txt --bits 1.0 -o small.h5",
+    ),
+    "export": (
+        "diba-np export model.h5 -o model.safetensors",
+        "diba-np export small.h5 -o folder",
+    ),
+}
+
+
+def add_model(subcommands: Any, given: Parents) -> None:
+    """Add the command that factorizes a model or compresses a network."""
+    command = subcommands.add_parser(
+        "model",
+        parents=[given.common, given.writes],
+        help="factorize every matrix of a model within one budget",
+    )
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of .npy or of a Hugging Face model; a NumPy, safetensors, HDF5, GGUF, ONNX "
+        "or torch file; the index of shards",
+    )
+    command.add_argument("-o", "--output", metavar="OUT.h5", required=True, help="the model file")
+    command.add_argument(
+        "--bits",
+        type=positive(float),
+        required=True,
+        help="stored bits per weight of the whole model, all counted",
+    )
+    command.add_argument(
+        "--method",
+        choices=("diba", "linear-trellis", "best"),
+        default="diba",
+        help="what matrices are compressed by; best: the better for each, by short fits",
+    )
+    command.add_argument(
+        "--include", action="append", default=[], metavar="GLOB", help="only these names"
+    )
+    command.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="not these names"
+    )
+    command.add_argument(
+        "--min-size", type=positive(int), default=16, metavar="N", help="smaller ones are kept"
+    )
+    command.add_argument(
+        "--allocation",
+        choices=("shared", "relative", "uniform"),
+        default="shared",
+        help="the least total error, of the matrices as they are or each relative to its size; "
+        "or the same rate everywhere",
+    )
+    command.add_argument("--weights", metavar="W.json", help="sensitivities: {GLOB: number}")
+    command.add_argument("--grams", metavar="SOURCE", help="X^T X / N by name, from such a source")
+    command.add_argument(
+        "--texts",
+        metavar="T.txt",
+        help="SOURCE is a network of a known kind: fit its layers to what they read there, then "
+        "train diagonals end to end (effort: fast)",
+    )
+    add_search_options(command, *SHARED)
+    command.add_argument(
+        "--jobs", type=positive(int), metavar="N", help="processes; default: one a processor"
+    )
+    command.add_argument("--threads", type=positive(int), metavar="N", help="of each process")
+    command.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on a Dask cluster")
+    command.add_argument("--restart", action="store_true", help="drop parts of another run")
+    command.add_argument("--json-log", metavar="FILE", help="append each event, one a line")
+    command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    command.set_defaults(run=_run_model, effort=None)
+
+
+def add_export(subcommands: Any, given: Parents) -> None:
+    """Add the command that writes a model or network dense."""
+    command = subcommands.add_parser(
+        "export",
+        parents=[given.common, given.writes],
+        help="write a model or network dense, for other software",
+    )
+    command.add_argument(
+        "file", metavar="MODEL.h5", help="what `diba-np model` wrote, or a network"
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="a folder, or a name that ends with .safetensors or .npz",
+    )
+    command.set_defaults(run=run_export)
+
+
+def _run_model(args: argparse.Namespace) -> int:
+    args.effort = args.effort or ("balanced" if args.texts is None else "fast")
+    return run_model(args) if args.texts is None else networks.run_compress(args)
 
 
 def _read_weights(path: str) -> dict[str, float]:

@@ -21,6 +21,7 @@ from diba_np.cli.output import (
     load_array,
     write_file,
 )
+from diba_np.cli.parser import Parents
 
 EXAMPLES = {
     "evaluate": (
@@ -38,18 +39,10 @@ EXAMPLES = {
 _NETWORK = "a network: a folder with config.json, a .gguf, or a file of model --texts"
 
 
-def add_commands(subcommands: Any, common: Any, writes: Any) -> None:
-    """Add the subcommands to the parser.
-
-    Parameters
-    ----------
-    subcommands
-        What `argparse` adds parsers with.
-    common, writes : ArgumentParser
-        Options of every command, and of those that write.
-    """
+def add_commands(subcommands: Any, given: Parents) -> None:
+    """Add the commands of networks: evaluate, generate, embed."""
     command = subcommands.add_parser(
-        "evaluate", parents=[common], help="judge a network, alone or against another"
+        "evaluate", parents=[given.common], help="judge a network, alone or against another"
     )
     command.add_argument("network", metavar="NETWORK", help=_NETWORK)
     command.add_argument("--texts", metavar="T.txt", help="UTF-8; for masked tokens one a line")
@@ -60,7 +53,7 @@ def add_commands(subcommands: Any, common: Any, writes: Any) -> None:
     command.add_argument("--seed", type=within(int, 0), default=0, help="of what is masked")
     command.set_defaults(run=run_evaluate)
 
-    command = subcommands.add_parser("generate", parents=[common], help="go on with a text")
+    command = subcommands.add_parser("generate", parents=[given.common], help="go on with a text")
     command.add_argument("network", metavar="NETWORK", help=_NETWORK)
     command.add_argument("text", metavar="TEXT", help="- reads it from standard input")
     command.add_argument("--tokens", type=positive(int), default=40, metavar="N", help="at most")
@@ -75,7 +68,7 @@ def add_commands(subcommands: Any, common: Any, writes: Any) -> None:
     command.set_defaults(run=run_generate)
 
     command = subcommands.add_parser(
-        "embed", parents=[common, writes], help="unit vectors of texts, one a line"
+        "embed", parents=[given.common, given.writes], help="unit vectors of texts, one a line"
     )
     command.add_argument("network", metavar="NETWORK", help=_NETWORK)
     command.add_argument("texts", metavar="T.txt", help="UTF-8, one text a line")

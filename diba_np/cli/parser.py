@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -64,6 +64,14 @@ class Parser(argparse.ArgumentParser):
         if wrong:
             message += nearest(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
         super().error(message)
+
+
+class Parents(NamedTuple):
+    """Options of every command, of those that write, and what those of a stored matrix read."""
+
+    common: Parser
+    writes: Parser
+    reads: Parser
 
 
 # -- completion ------------------------------------------------------------------------------------

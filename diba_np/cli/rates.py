@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diba_np.cli.options import SWEPT, search_options
+from diba_np.cli.options import SWEPT, add_search_options, positive, search_options, within
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -22,9 +22,82 @@ from diba_np.cli.output import (
     load_array,
     size_report,
 )
+from diba_np.cli.parser import Parents
 
 if TYPE_CHECKING:
     from diba_np.methods.comparison import Row
+
+EXAMPLES = {
+    "compare": (
+        "diba-np compare A.npy --bits 1 2 4",
+        "diba-np compare A.npy --bits 1 --methods diba dbf rtn --plot out.png",
+        "diba-np compare A.npy --bits 1 2 3 --recommend",
+    ),
+    "sweep": (
+        "diba-np sweep A.npy --bits 0.5 1 2 4",
+        "diba-np sweep A.npy --plot curve.png -o curve.h5",
+    ),
+}
+
+
+def add_compare(subcommands: Any, given: Parents) -> None:
+    """Add the command that compares methods."""
+    command = subcommands.add_parser(
+        "compare",
+        parents=[given.common, given.writes],
+        help="every method on one .npy matrix at equal bits",
+    )
+    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument(
+        "--bits",
+        type=positive(float),
+        nargs="+",
+        required=True,
+        metavar="R",
+        help="stored bits per weight, all counted",
+    )
+    command.add_argument(
+        "--methods", nargs="+", default=["all"], metavar="NAME", help="default: all of them"
+    )
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"
+    )
+    command.add_argument("--jobs", type=positive(int), default=1, metavar="N", help="processes")
+    command.add_argument("--seed", type=within(int, 0), default=0)
+    command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
+    command.add_argument(
+        "--recommend",
+        action="store_true",
+        help="only one line a rate: the best method, its lead, whether it has to decode",
+    )
+    command.set_defaults(run=run_compare)
+
+
+def add_sweep(subcommands: Any, given: Parents) -> None:
+    """Add the command of the rate-distortion curve."""
+    command = subcommands.add_parser(
+        "sweep",
+        parents=[given.common, given.writes],
+        help="the rate-distortion curve of a .npy matrix",
+    )
+    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument(
+        "--bits",
+        type=positive(float),
+        nargs="+",
+        default=[0.5, 1.0, 2.0, 4.0],
+        metavar="R",
+        help="stored bits per weight, all counted; default: 0.5 1 2 4",
+    )
+    command.add_argument(
+        "-o", "--output", metavar="A.h5", help="keep each factorization, in a group a rate"
+    )
+    command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
+    )
+    add_search_options(command, *SWEPT, effort="fast", scale_bits="auto")
+    command.set_defaults(run=run_sweep)
 
 
 def _check_plot(name: str | None, force: bool, inputs: Sequence[str | None]) -> Path | None:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diba_np.cli import parser as shell
 from diba_np.cli.output import (
     DONE,
     CommandError,
@@ -17,6 +16,34 @@ from diba_np.cli.output import (
     load_array,
     write_file,
 )
+from diba_np.cli.parser import SHELLS, Parents, completion
+
+EXAMPLES = {
+    "plot": ("diba-np plot A.h5 A.npy -o A.png", "diba-np plot A.h5 -o - > A.png"),
+    "report": ("diba-np report A.h5 A.npy -o A.html",),
+    "completion": (
+        "diba-np completion bash > ~/.local/share/bash-completion/completions/diba-np",
+        "diba-np completion fish > ~/.config/fish/completions/diba-np.fish",
+    ),
+}
+
+
+def add_commands(subcommands: Any, given: Parents) -> None:
+    """Add the commands that show: plot, report, completion."""
+    for name, what in (
+        ("plot", "one page of pictures"),
+        ("report", "an HTML page for any browser"),
+    ):
+        command = subcommands.add_parser(
+            name, parents=[*given], help=f"{what} of a stored matrix (matplotlib)"
+        )
+        command.add_argument("matrix", metavar="A.npy", nargs="?", help="what it stands for")
+        command.add_argument("-o", "--output", help="default: beside A.h5; - for standard output")
+        command.set_defaults(run=run_plot if name == "plot" else run_report)
+
+    command = subcommands.add_parser("completion", help="print a script for tab completion")
+    command.add_argument("shell", choices=SHELLS)
+    command.set_defaults(run=run_completion)
 
 
 def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, str]:
@@ -69,7 +96,7 @@ def run_report(args: argparse.Namespace) -> int:
     return _tell(args, output, file_bytes, panels)
 
 
-def run_completion(args: argparse.Namespace, parser: shell.Parser) -> int:
+def run_completion(args: argparse.Namespace) -> int:
     """Print a completion script."""
-    sys.stdout.write(shell.completion(parser, args.shell))
+    sys.stdout.write(completion(args.parser, args.shell))
     return DONE
