@@ -95,7 +95,7 @@ def add_model(subcommands: Any, given: Parents) -> None:
     command.add_argument("--restart", action="store_true", help="drop parts of another run")
     command.add_argument("--json-log", metavar="FILE", help="append each event, one a line")
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    command.set_defaults(run=_run_model, effort=None)
+    command.set_defaults(run=run_model, effort=None)
 
 
 def add_export(subcommands: Any, given: Parents) -> None:
@@ -118,11 +118,6 @@ def add_export(subcommands: Any, given: Parents) -> None:
     command.set_defaults(run=run_export)
 
 
-def _run_model(args: argparse.Namespace) -> int:
-    args.effort = args.effort or ("balanced" if args.texts is None else "fast")
-    return run_model(args) if args.texts is None else networks.run_compress(args)
-
-
 def _read_weights(path: str) -> dict[str, float]:
     try:
         weights = json.loads(Path(path).read_text("utf-8"))
@@ -136,14 +131,32 @@ def _read_weights(path: str) -> dict[str, float]:
 
 
 def run_model(args: argparse.Namespace) -> int:
-    """Factorize every matrix of a model into one file and report the totals."""
+    """Factorize every matrix of a model, or compress a network, into one file."""
     output = Path(args.output)
-    read = [args.source, args.weights, args.grams]
+    read = [args.source, args.weights, args.grams, args.texts]
     check_output(output, args.force, streams=False, inputs=read)
     if output.exists() and not output.is_file():
         raise CommandError(f"{output}: is no file; a model is written to one")
     if args.json_log and Path(args.json_log).resolve() == output.resolve():
         raise CommandError(f"{output}: --json-log and --output must be two files")
+    args.effort = args.effort or ("balanced" if args.texts is None else "fast")
+    try:
+        return _factorize(args) if args.texts is None else networks.run_compress(args)
+    except KeyboardInterrupt:
+        from diba_np.files.atomic import beside
+
+        parts = beside(output, ".parts")
+        if not parts.is_dir():
+            raise
+        count = len(list(parts.rglob("*.h5")))
+        what = f"{count} finished searches are" if count else "the plan is"
+        raise CommandError(
+            f"interrupted; {what} kept in {parts}, the same command goes on"
+        ) from None
+
+
+def _factorize(args: argparse.Namespace) -> int:
+    """Factorize every matrix of a model and report the totals."""
     weights = _read_weights(args.weights) if args.weights else None
     from diba_np.models.factorization import factorize_model
 
@@ -152,7 +165,7 @@ def run_model(args: argparse.Namespace) -> int:
             args.source,
             bits=args.bits,
             method=args.method,
-            output=output,
+            output=args.output,
             include=args.include,
             exclude=args.exclude,
             min_size=args.min_size,
@@ -167,18 +180,6 @@ def run_model(args: argparse.Namespace) -> int:
             json_log=args.json_log,
             **search_options(args, *SHARED),
         )
-    except KeyboardInterrupt:
-        from diba_np.files.atomic import beside
-
-        parts = beside(output, ".parts")
-        count = len(list(parts.glob("*.h5"))) if parts.is_dir() else 0
-        if not count and parts.is_dir():
-            raise CommandError(f"interrupted; the plan is kept in {parts}") from None
-        if not count:
-            raise
-        raise CommandError(
-            f"interrupted; {count} finished searches are kept in {parts}, the same command goes on"
-        ) from None
     except ImportError as error:
         raise CommandError(str(error)) from error
     with model:

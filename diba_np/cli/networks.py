@@ -7,10 +7,11 @@ import math
 import shutil
 import sys
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from diba_np.cli.options import positive, within
+from diba_np.cli.options import SHARED, positive, within
 from diba_np.cli.output import (
     DONE,
     STANDARD_OUTPUT,
@@ -18,6 +19,7 @@ from diba_np.cli.output import (
     check_output,
     decibels_text,
     emit,
+    finite,
     load_array,
     write_file,
 )
@@ -152,8 +154,8 @@ def _judged_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("network", "  ".join(f"{Path(one['network']).name[-14:]:>14}" for one in columns)),
     ]
     if "cosine" in report:
-        told = f"{report['cosine']:.4f} ± {report['cosine_error']:.4f}"
-        lines.append(("cosine", f"{told} to the other network"))
+        cosine = f"{report['cosine']:.4f} ± {report['cosine_error']:.4f}"
+        lines.append(("cosine", f"{cosine} to the other network"))
     else:
         lines += [
             ("perplexity", row("perplexity", ".2f")),
@@ -200,7 +202,7 @@ def run_embed(args: argparse.Namespace) -> int:
     import numpy as np
 
     output = Path(args.output)
-    check_output(output, args.force)
+    check_output(output, args.force, inputs=[args.network, args.texts])
     net = _load(args.network)
     vectors = net.embed(_lines(args.texts))
 
@@ -268,47 +270,91 @@ def info_network(args: argparse.Namespace) -> int:
     return DONE
 
 
-_ALONE = ("exclude", "weights", "grams", "scheduler")
+# of `model`, without meaning for a network
+_ALONE = (
+    "exclude",
+    "min_size",
+    "allocation",
+    "weights",
+    "grams",
+    "scheduler",
+    *(name for name in SHARED if name not in ("effort", "seed")),
+)
+
+
+def _remove(parts: Path, output: Path) -> None:
+    """Remove what earlier runs keep of an output; CommandError while one writes there."""
+    from diba_np.files.lock import FileLock
+
+    with ExitStack() as held:
+        try:
+            for lock in parts.rglob("lock"):  # whatever runs there holds one of these
+                held.enter_context(FileLock(lock))
+        except BlockingIOError:
+            raise CommandError(f"{output}: another run writes to it now") from None
+        shutil.rmtree(parts, ignore_errors=True)
+    if sys.platform == "win32":  # where an open file stays
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def run_compress(args: argparse.Namespace) -> int:
-    """Compress a network with activations, and train it end to end."""
-    output = Path(args.output)
-    check_output(output, args.force, streams=False)
-    given = [name for name in _ALONE if getattr(args, name)]
+    """Compress a network with activations, and train it end to end, its output checked already."""
+    usual = args.parser.subparsers()["model"].get_default
+    given = [name for name in _ALONE if getattr(args, name) != usual(name)]
     if given:
-        raise CommandError(f"--{given[0]} is of matrices alone; leave it out with --texts")
+        option = given[0].replace("_", "-")
+        raise CommandError(f"--{option} is of matrices alone; leave it out with --texts")
     from diba_np import networks
+    from diba_np.files.atomic import beside
+    from diba_np.models.executors import Events
 
+    output = Path(args.output)
     net = _load(args.source)
     texts = _texts(args.texts, net)
-    parts = output.with_name(output.name + ".parts")
-    if args.restart and parts.is_dir():
-        shutil.rmtree(parts)
+    parts = beside(output, ".parts")
+    log = Events(log=Path(args.json_log) if args.json_log else None)
+    if args.restart:
+        _remove(parts, output)
     started = time.monotonic()
-    facts: list[dict[str, Any]] = []
-    small = networks.compress(
-        net,
-        texts,
-        bits=args.bits,
-        method=args.method,
-        effort=args.effort,
-        include=args.include or (),
-        jobs=args.jobs or 1,
-        threads=args.threads or 1,
-        seed=args.seed,
-        folder=parts,
-        progress=not args.quiet,
-        callback=lambda event: facts.append(event) if event.get("event") == "matrix" else None,
-    )
-    small.save(output)
-    shutil.rmtree(parts, ignore_errors=True)
+    reached: list[float] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        log.tell(**finite(event))
+        if event.get("output_snr_db") is not None:
+            reached.append(event["output_snr_db"])
+
+    try:
+        small = networks.compress(
+            net,
+            texts,
+            bits=args.bits,
+            method=args.method,
+            effort=args.effort,
+            include=args.include or (),
+            jobs=args.jobs or 1,
+            threads=args.threads or 1,
+            seed=args.seed,
+            folder=parts,
+            progress=not args.quiet,
+            callback=tell,
+        )
+        small.save(output)
+        log.tell("done")
+    except KeyboardInterrupt:
+        log.tell("interrupted")
+        raise
+    except Exception as error:
+        log.tell("failed", error=str(error))
+        raise
+    finally:
+        log.close()
+    with suppress(CommandError):  # the same run has begun once more
+        _remove(parts, output)
     report, lines = _part_lines(small)
     seconds = time.monotonic() - started
-    reached = [event["output_snr_db"] for event in facts if event.get("output_snr_db") is not None]
     if reached:
-        finite = [decibels for decibels in reached if math.isfinite(decibels)] or [math.inf]
-        lines.append(("outputs", decibels_text(sum(finite) / len(finite)) + " in the mean"))
+        inexact = [decibels for decibels in reached if math.isfinite(decibels)] or [math.inf]
+        lines.append(("outputs", decibels_text(sum(inexact) / len(inexact)) + " in the mean"))
     lines += [("seconds", f"{seconds:.1f}"), ("file", f"{output} ({_size(args.output)} bytes)")]
     whole = {"output": args.output, "bits": report, "wall_seconds": seconds}
     emit({**whole, "file_bytes": _size(args.output)}, args.json, lines)

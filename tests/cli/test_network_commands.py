@@ -1,6 +1,7 @@
 """The commands of whole networks, on small random ones."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from diba_np import networks
 from diba_np.cli.main import main
+from diba_np.files.parts import Parts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "networks"))
 
@@ -120,6 +122,19 @@ def test_info_counts_bits_by_kind_of_tensor(small, capsys):
         (["embed", "{net}", "{good}", "-o", "{out}"], "texts need a tokenizer"),
         (["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", "{out}", "--exclude", "a"],
          "--exclude is of matrices alone"),
+        (["embed", "{small}", "{good}", "-o", "{good}", "--force"], "is also what is read"),
+        (["embed", "{small}", "{good}", "-o", "{small}", "--force"], "is also what is read"),
+        (["model", "{small}", "--texts", "{good}", "--bits", "1", "-o", "{good}", "--force"],
+         "is also what is read"),
+        (["model", "{small}", "--texts", "{good}", "--bits", "1", "-o", "{small}", "--force"],
+         "is also what is read"),
+        (["model", "{small}", "--texts", "{good}", "--bits", "1", "-o", os.devnull],
+         "is no file; a model is written to one"),
+        *((["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", "{out}", *option],
+           f"{option[0]} is of matrices alone; leave it out with --texts")
+          for option in (("--shift", "0.5"), ("--scale-bits", "8"), ("--terms", "2"),
+                         ("--solver", "greedy"), ("--max-sweeps", "9"), ("--tol", "0.1"),
+                         ("--min-size", "32"), ("--allocation", "uniform"))),
         (["model", "{other}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
          "model_type must be one of bert"),
     ],
@@ -141,6 +156,45 @@ def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def compressing(small, tmp_path):
+    """The command that compresses a network, without its output."""
+    (tmp_path / "t.txt").write_text("a b c d e f g\n")
+    words = ["model", small, "--texts", str(tmp_path / "t.txt"), "--bits", "9", "--quiet"]
+    return [*words, "-o", str(tmp_path / "out.h5")]
+
+
+@pytest.mark.parametrize("place", ["", "network"])
+def test_a_restart_leaves_a_run_that_is_writing(place, compressing, tmp_path, capsys):
+    (tmp_path / "out.h5.parts").mkdir()
+    # of another `model`, or of `networks.compress`
+    own = tmp_path / "out.h5.parts" / place if place else tmp_path / "out.h5"
+    running = Parts(own, {})
+    running.write("finished", 1)
+    assert main([*compressing, "--restart"]) == 1
+    assert "out.h5: another run writes to it now" in capsys.readouterr().err
+    assert running.read("finished") == 1
+    running.close()
+
+
+def test_an_interruption_tells_what_is_kept(compressing, tmp_path, capsys, monkeypatch):
+    (tmp_path / "out.h5.parts").mkdir()
+    (tmp_path / "out.h5.parts" / "another.h5").touch()
+
+    def interrupted(*_, folder, **__):
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / "table-0.h5").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(networks, "compress", interrupted)
+    log = tmp_path / "log"
+    assert main([*compressing, "--restart", "--json-log", str(log)]) == 1
+    err = capsys.readouterr().err
+    assert f"1 finished searches are kept in {tmp_path / 'out.h5.parts'}, the same" in err
+    assert json.loads(log.read_text())["event"] == "interrupted"
+
+
 def test_a_network_from_its_folder_to_another_folder(tmp_path, capsys, rng):
     folder_of(tmp_path / "net", "llama")
     (tmp_path / "net" / "tokenizer.json").write_text(words().text)
@@ -148,8 +202,10 @@ def test_a_network_from_its_folder_to_another_folder(tmp_path, capsys, rng):
     (tmp_path / "t.txt").write_text(" ".join(names[i] for i in rng.integers(0, 15, 600)))
     source, out, text = (str(tmp_path / name) for name in ("net", "small.h5", "t.txt"))
     line = ["model", source, "--texts", text, "--bits", "9", "-o", out, "--quiet", "--json"]
-    assert main(line) == 0
+    assert main([*line, "--json-log", str(tmp_path / "log")]) == 0
     report = told(capsys)
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert {*events} >= {"matrix", "done"} and events[-1] == "done"
     assert report["file_bytes"] == Path(out).stat().st_size
     assert not Path(f"{out}.parts").exists()
     assert main(["evaluate", out, "--texts", text, "--against", source, "--json"]) == 0
