@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from diba_np.errors import FormatError
+from diba_np.sources.gguf import need
 
 Array = NDArray[Any]
 
@@ -68,18 +68,17 @@ def config_of(metadata: Mapping[str, Any], names: Sequence[str], label: str) -> 
         )
     config: dict[str, Any] = {"model_type": architecture}
     for key, end in _SETTINGS.items():
-        value = metadata.get(f"{architecture}.{end}")
+        name = f"{architecture}.{end}"
+        value = metadata.get(name) if key in _OPTIONAL else need(metadata, name, label)
         if value is not None:
             config[key] = value
-        elif key not in _OPTIONAL:
-            raise FormatError(f"{label}: {architecture}.{end}: found none, expected it")
     for key, end in _SPECIAL.items():
         value = metadata.get(f"tokenizer.ggml.{end}_token_id")
         if value is not None:
             config[key] = value
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling == "linear":
-        factor = metadata[f"{architecture}.rope.scaling.factor"]
+        factor = need(metadata, f"{architecture}.rope.scaling.factor", label)
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     elif scaling != "none":
         raise ValueError(f"{label}: rope.scaling.type must be none or linear, got {scaling!r}")

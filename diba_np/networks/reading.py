@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +19,11 @@ from diba_np.networks.kind import kind_of, read_config
 from diba_np.networks.network import Network
 from diba_np.networks.tensors import Held, Tensor, Tensors
 from diba_np.networks.tokenizer import gguf_tokenizer, read_tokenizer
-from diba_np.sources.entry import Entry
+from diba_np.sources.entry import Entry, read_json
 from diba_np.sources.gguf import read_metadata
 from diba_np.sources.opening import open_source
 
 CONFIG = "config.json"
-
 
 Array = NDArray[Any]
 
@@ -186,22 +184,3 @@ def build(
     held = {name: t if hasattr(t, "read") else Held(t) for name, t in tensors.items()}
     form = Decoder if kind_of(settings.kind).decoder else Encoder
     return form(Tensors(settings, held, label), tokenizer, dtype)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises
-    ------
-    FormatError
-        It holds no JSON object.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        table = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(table, dict):
-        raise FormatError(f"{path}: found {type(table).__name__}, expected an object")
-    return table

@@ -5,13 +5,15 @@ Kept as the JSON text of a ``tokenizer.json``, whatever it was read from.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diba_np.errors import FormatError
+from diba_np.sources.entry import read_json
+from diba_np.sources.gguf import need
 
 _EXTRA = "texts need the package tokenizers: pip install 'diba-np[networks]'"
 
@@ -22,6 +24,17 @@ def _package() -> Any:
     except ImportError as error:
         raise ImportError(f"{_EXTRA}; without it give token ids") from error
     return tokenizers
+
+
+@contextmanager
+def _as_format_error(label: str) -> Iterator[None]:
+    """Turn whatever the package, or what is made for it, finds wrong into a `FormatError`."""
+    try:
+        yield
+    except (FormatError, ImportError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # the package raises nothing narrower
+        raise FormatError(f"{label}: not readable as a tokenizer ({error})") from error
 
 
 class Tokenizer:
@@ -45,10 +58,8 @@ class Tokenizer:
     @cached_property
     def _inner(self) -> Any:
         package = _package()
-        try:
+        with _as_format_error(self.label):
             inner = package.Tokenizer.from_str(self.text)
-        except Exception as error:  # the package raises nothing narrower
-            raise FormatError(f"{self.label}: not readable as a tokenizer ({error})") from error
         inner.no_padding()
         inner.no_truncation()
         return inner
@@ -101,30 +112,22 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     """
     path = folder / "tokenizer.json"
     if path.is_file():
-        return Tokenizer(path.read_text("utf-8"), str(path))
+        with _as_format_error(str(path)):
+            return Tokenizer(path.read_text("utf-8"), str(path))
     pieces, words = folder / "vocab.json", folder / "vocab.txt"
-    settings = _settings(folder)
     if pieces.is_file() and (folder / "merges.txt").is_file():
-        vocabulary = json.loads(pieces.read_text("utf-8"))
-        lines = (folder / "merges.txt").read_text("utf-8").splitlines()
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#ver")]
-        return Tokenizer(_byte_level(vocabulary, merges, ()), str(pieces))
+        vocabulary = read_json(pieces)
+        with _as_format_error(str(folder / "merges.txt")):
+            lines = (folder / "merges.txt").read_text("utf-8").splitlines()
+            parts = [line.split(" ") for line in lines if line and not line.startswith("#ver")]
+            return Tokenizer(_byte_level(vocabulary, [*map(tuple, parts)], ()), str(pieces))
     if words.is_file():
-        lower = bool(settings.get("do_lower_case", True))
-        lines = words.read_text("utf-8").split("\n")
-        return Tokenizer(_word_pieces([line for line in lines if line], lower), str(words))
+        settings = folder / "tokenizer_config.json"
+        lower = not settings.is_file() or bool(read_json(settings).get("do_lower_case", True))
+        with _as_format_error(str(words)):
+            lines = words.read_text("utf-8").split("\n")
+            return Tokenizer(_word_pieces([line for line in lines if line], lower), str(words))
     return None
-
-
-def _settings(folder: Path) -> Mapping[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path}: not readable as JSON ({error})") from error
-    return settings
 
 
 def _word_pieces(lines: Sequence[str], lower: bool) -> str:
@@ -199,20 +202,29 @@ def gguf_tokenizer(metadata: Mapping[str, Any], label: str) -> Tokenizer | None:
         return None
     if model not in ("gpt2", "llama"):
         raise FormatError(f"{label}: tokenizer.ggml.model: found {model}, expected gpt2, llama")
-    tokens = metadata["tokenizer.ggml.tokens"]
+    with _as_format_error(label):
+        return Tokenizer(_gguf_text(metadata, model, label), label)
+
+
+def _gguf_text(metadata: Mapping[str, Any], model: str, label: str) -> str:
+    """Return the tokenizer in a GGUF file's metadata."""
+    tokens = need(metadata, "tokenizer.ggml.tokens", label)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     special = [t for t, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER)]
     if model == "llama":
-        text = _sentence_pieces(vocabulary, metadata["tokenizer.ggml.scores"], special)
+        scores = need(metadata, "tokenizer.ggml.scores", label)
+        text = _sentence_pieces(vocabulary, scores, special)
     else:
-        merges = [tuple(m.split(" ", 1)) for m in metadata["tokenizer.ggml.merges"]]
+        pairs = need(metadata, "tokenizer.ggml.merges", label)
+        merges = [tuple(pair.split(" ", 1)) for pair in pairs]
         text = _byte_level(
             vocabulary, merges, special, metadata.get("tokenizer.ggml.pre", "default")
         )
     if metadata.get("tokenizer.ggml.add_bos_token", model == "llama"):
-        text = _beginning(text, tokens[int(metadata["tokenizer.ggml.bos_token_id"])], vocabulary)
-    return Tokenizer(text, label)
+        first = need(metadata, "tokenizer.ggml.bos_token_id", label)
+        text = _beginning(text, tokens[int(first)], vocabulary)
+    return text
 
 
 def _beginning(text: str, token: str, vocabulary: Mapping[str, int]) -> str:

@@ -123,6 +123,27 @@ def unique_json(text: bytes | str, label: str) -> Any:
             raise ValueError("nested too deeply") from None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises
+    ------
+    FileNotFoundError
+    FormatError
+        It holds no JSON object.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    with as_format_error(str(path), "JSON"):
+        try:
+            table = json.loads(path.read_text("utf-8"))
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+    if not isinstance(table, dict):
+        raise FormatError(f"{path}: found {type(table).__name__}, expected an object")
+    return table
+
+
 def check_unique(entries: list[Entry], label: str) -> list[Entry]:
     """Return the entries; FormatError where two have one name."""
     seen: set[str] = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,20 @@ def read_metadata(path: Path) -> dict[str, Any]:
     FormatError
     """
     return _read_head(path)[0]
+
+
+def need(metadata: Mapping[str, Any], key: str, label: str) -> Any:
+    """Return the value of a key of a GGUF file's metadata.
+
+    Raises
+    ------
+    FormatError
+        There is none.
+    """
+    value = metadata.get(key)
+    if value is None:
+        raise FormatError(f"{label}: {key}: found none, expected it; convert the network once more")
+    return value
 
 
 def open_gguf(path: Path) -> list[Entry]:

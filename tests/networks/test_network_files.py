@@ -307,5 +307,15 @@ def test_gguf_of_another_architecture():
         read({"general.architecture": "llama"}, [], "x.gguf")
 
 
+def test_a_gguf_that_stretches_by_no_factor():
+    from diba_np.networks.gguf_layout import _OPTIONAL, _SETTINGS
+    from diba_np.networks.gguf_layout import config_of as read
+
+    metadata = {f"llama.{end}": 1 for key, end in _SETTINGS.items() if key not in _OPTIONAL}
+    metadata |= {"general.architecture": "llama", "llama.rope.scaling.type": "linear"}
+    with pytest.raises(dn.FormatError, match=r"x.gguf: llama.rope.scaling.factor: found none"):
+        read(metadata, [], "x.gguf")
+
+
 def test_the_decoders_are_all_there():
     assert set(DECODERS) < set(CONFIGS)

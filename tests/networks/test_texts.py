@@ -212,6 +212,57 @@ def test_gguf_tokenizer_of_bytes():
         gguf_tokenizer({"tokenizer.ggml.model": "rwkv"}, "x.gguf")
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"tokens": None}, r"x.gguf: tokenizer.ggml.tokens: found none, expected it; convert"),
+        ({"merges": None}, r"x.gguf: tokenizer.ggml.merges: found none"),
+        ({"model": "llama"}, r"x.gguf: tokenizer.ggml.scores: found none"),
+        ({"bos_token_id": None}, r"x.gguf: tokenizer.ggml.bos_token_id: found none"),
+        ({"bos_token_id": 3}, r"x.gguf: not readable as a tokenizer \(list index"),
+        ({"tokens": 3}, "x.gguf: not readable as a tokenizer"),
+        ({"merges": ["a c"]}, "x.gguf: not readable as a tokenizer"),
+        ({"merges": [["a", "b"]]}, "x.gguf: not readable as a tokenizer"),
+        ({"token_type": [1]}, "x.gguf: not readable as a tokenizer"),
+        ({"model": "llama", "scores": [0]}, "x.gguf: not readable as a tokenizer"),
+    ],
+)
+def test_gguf_tokenizers_that_are_damaged(change, match):
+    from diba_np.networks.tokenizer import gguf_tokenizer
+
+    whole = {
+        "model": "gpt2",
+        "tokens": ["a", "b", "ab"],
+        "merges": ["a b"],
+        "add_bos_token": True,
+        "bos_token_id": 0,
+    } | change
+    metadata = {f"tokenizer.ggml.{name}": v for name, v in whole.items() if v is not None}
+    with pytest.raises(dn.FormatError, match=match):
+        gguf_tokenizer(metadata, "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ({"tokenizer.json": b"\xe9"}, r"tokenizer.json: not readable as a tokenizer"),
+        ({"vocab.txt": b"\xe9"}, r"vocab.txt: not readable as a tokenizer"),
+        ({"vocab.txt": b"a", "tokenizer_config.json": b"[]"}, "config.json: found list, expected"),
+        ({"vocab.json": b"{", "merges.txt": b""}, r"vocab.json: not readable as JSON"),
+        ({"vocab.json": b"[]", "merges.txt": b""}, r"vocab.json: found list, expected an object"),
+        ({"vocab.json": b'{"a": "b"}', "merges.txt": b""}, "not readable as a tokenizer"),
+        ({"vocab.json": b"{}", "merges.txt": b"a b"}, r"merges.txt: not readable as a tokenizer"),
+    ],
+)
+def test_tokenizers_of_folders_that_are_damaged(files, match, tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(dn.FormatError, match=match):
+        read_tokenizer(tmp_path)
+
+
 def test_gguf_tokenizer_of_sentence_pieces():
     from diba_np.networks.tokenizer import gguf_tokenizer
 
