@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diba_np.cli import networks
-from diba_np.cli.options import SHARED, add_search_options, positive, search_options
+from diba_np.cli.options import add_search_options, positive, search_options
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -20,6 +20,7 @@ from diba_np.cli.output import (
     size_report,
 )
 from diba_np.cli.parser import Parents
+from diba_np.search.options import SHARED
 
 _MOST_SHOWN = 3  # of the arrays that are kept as they are
 

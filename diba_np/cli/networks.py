@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from diba_np.cli.options import SHARED, positive, within
+from diba_np.cli.options import positive, within
 from diba_np.cli.output import (
     DONE,
     STANDARD_OUTPUT,
@@ -24,6 +24,7 @@ from diba_np.cli.output import (
     write_file,
 )
 from diba_np.cli.parser import Parents
+from diba_np.search.options import SHARED
 
 EXAMPLES = {
     "evaluate": (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from diba_np.search.options import SearchOptions
+from diba_np.search.options import SHARED, SearchOptions
 
 
 def positive(kind: type) -> Callable[[str], Any]:
@@ -74,8 +74,7 @@ def terms(text: str) -> Any:
 terms.__name__ = "number of terms"
 
 
-# options of a search that many matrices share, and those of a curve
-SHARED = ("shift", "scale_bits", "terms", "solver", "effort", "seed", "max_sweeps", "tol")
+# options of a search that the points of a curve have in common
 SWEPT = (*SHARED, "time_limit", "threads")
 
 

@@ -24,12 +24,12 @@ from diba_np.models.plan import (
     Scan,
     scan,
 )
-from diba_np.models.run import MOST_NAMED, OPTIONS, ModelRun, Settings
-from diba_np.search.options import SearchOptions, takes_options
+from diba_np.models.run import MOST_NAMED, ModelRun, Settings
+from diba_np.search.options import SHARED, SearchOptions, takes_options
 from diba_np.sources.opening import Source, open_source
 
 
-@takes_options(*OPTIONS)
+@takes_options(*SHARED)
 def factorize_model(
     source: Source,
     *,
@@ -160,7 +160,7 @@ def factorize_model(
     settings = Settings(
         check_number(bits, "bits", above=0.0),
         allocation,
-        SearchOptions.from_keywords(options, "factorize_model", OPTIONS),
+        SearchOptions.from_keywords(options, "factorize_model", SHARED),
         method,
     )
     min_size = check_count(min_size, "min_size")

@@ -39,7 +39,7 @@ from diba_np.models.plan import (
     sample_curves,
 )
 from diba_np.models.shapes import matrix_view
-from diba_np.search.options import SearchOptions
+from diba_np.search.options import SHARED, SearchOptions
 from diba_np.search.terms import terms_within
 from diba_np.sources.entry import Entry
 
@@ -51,9 +51,6 @@ MOST_NAMED = 3  # arrays in a message
 _LOST = 1.0  # dB under which next to nothing of a matrix is left
 _MOST_RECORDED = 20  # kept or omitted arrays in the record: an attribute has its limits
 _MOST_TOLD = 40  # characters of a name in a line of progress
-
-# of a search: what has a meaning for many matrices
-OPTIONS = ("shift", "scale_bits", "terms", "solver", "effort", "seed", "max_sweeps", "tol")
 
 # of a model's matrices
 METHODS = (*CHOICES, BEST)
@@ -80,7 +77,7 @@ class Settings:
         used = self.search.as_used()
         return (
             {"bits": self.bits, "allocation": self.allocation, "method": self.method}
-            | {name: used[name] for name in OPTIONS}
+            | {name: used[name] for name in SHARED}
             | {"scale_bits": self.search.scales_for("bits")}
         )
 
@@ -265,7 +262,7 @@ class ModelRun:
             # half a bit keeps the division from costing a component
             rate = (shares[task.number] + 0.5) / math.prod(task.shape)
             options = {
-                **{name: getattr(self.settings.search, name) for name in OPTIONS},
+                **{name: getattr(self.settings.search, name) for name in SHARED},
                 "threads": self.threads,
             }
             # other machines may not see the folder

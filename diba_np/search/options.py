@@ -217,6 +217,10 @@ class SearchOptions:
         return {one.name: used[one.name] for one in fields(self) if one.metadata[mark]}
 
 
+# options with a meaning for many matrices
+SHARED = ("shift", "scale_bits", "terms", "solver", "effort", "seed", "max_sweeps", "tol")
+
+
 def _checked(one: Any, value: Any) -> Any:
     """Return the value of a field, checked by its rule; None where that is the default."""
     from diba_np.checks import check_count, check_number

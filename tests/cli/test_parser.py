@@ -13,6 +13,11 @@ import pytest
 from diba_np import load
 from diba_np.cli.main import EXAMPLES, build_parser, main
 from diba_np.cli.parser import SHELLS, completion
+from diba_np.layers import dibard
+from diba_np.models.plan import ALLOCATIONS
+from diba_np.models.run import METHODS
+from diba_np.training.losses import LOSSES
+from diba_np.training.optimisers import SCHEDULES
 
 COMMANDS = sorted(build_parser().subparsers())
 
@@ -60,6 +65,20 @@ def test_a_slip_is_answered_with_what_was_meant(line, words, capsys):
 def test_abbreviations_still_work():
     args = build_parser().parse_args(["factorize", "A.npy", "--bits", "1", "--max", "3"])
     assert args.max_sweeps == 3
+
+
+def test_choices_are_those_of_the_functions():
+    # the parser imports nothing heavy, and so has to repeat them
+    commands = build_parser().subparsers()
+    known = {
+        ("model", "--method"): METHODS,
+        ("model", "--allocation"): ALLOCATIONS,
+        ("retune", "--loss"): tuple(LOSSES),
+        ("retune", "--method"): dibard.METHODS,
+        ("retune", "--schedule"): SCHEDULES,
+    }
+    for (name, option), choices in known.items():
+        assert commands[name].options()[option].choices == choices
 
 
 def test_completion_names_every_subcommand_and_option():
