@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diba_np.matrix.base import CompressedMatrix
-    from diba_np.matrix.factors import DiBAFactors
 
 DONE, FAILED = 0, 1
 
@@ -208,7 +207,7 @@ def decibels_text(value: float | None) -> str:
     return "exact" if value is None or value == math.inf else f"{value:.3f} dB"
 
 
-def size_report(matrix: DiBAFactors | CompressedMatrix) -> Report:
+def size_report(matrix: CompressedMatrix) -> Report:
     """Return the fields "sizes" of a report."""
     m, n = matrix.shape
     report = {"m": m, "n": n, "method": matrix.method}

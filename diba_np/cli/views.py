@@ -75,23 +75,27 @@ def _tell(args: argparse.Namespace, output: Path, file_bytes: int, panels: Any) 
 def run_plot(args: argparse.Namespace) -> int:
     """Draw a stored matrix on one page."""
     output, compressed, matrix, title = _inputs_of(args, ".png")
-    from diba_np.report.pictures import headline, panels_of, save_page
+    from diba_np.report.pictures import headline, plot_factors
 
-    panels = panels_of(compressed, matrix)
+    panels: list[Any] = []
     kind = output.suffix.lstrip(".") or "png"
     heading = f"{title}: {headline(compressed, matrix)}"
-    file_bytes = write_file(output, lambda path: save_page(panels, path, heading, kind))
+
+    def draw(path: Path) -> None:
+        panels.extend(plot_factors(compressed, path, matrix, heading, kind))
+
+    file_bytes = write_file(output, draw)
     return _tell(args, output, file_bytes, panels)
 
 
 def run_report(args: argparse.Namespace) -> int:
     """Write an HTML page about a stored matrix."""
     output, compressed, matrix, title = _inputs_of(args, ".html")
-    from diba_np.report.page import html_page
+    from diba_np.report.page import html_report
     from diba_np.report.pictures import panels_of
 
     panels = panels_of(compressed, matrix)
-    page = html_page(compressed, panels, matrix, title)
+    page = html_report(compressed, matrix, title, panels)
     file_bytes = write_file(output, lambda path: path.write_text(page, encoding="utf-8"))
     return _tell(args, output, file_bytes, panels)
 

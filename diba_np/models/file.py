@@ -18,12 +18,10 @@ from diba_np.files.container import group_key, read_groups, read_root
 from diba_np.files.container_writer import write_groups
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import DENSE_BITS
-from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.files import load
 from diba_np.matrix.small_floats import value_type
+from diba_np.models.export import export_model
 from diba_np.models.shapes import matrix_shape
-
-Made = DiBAFactors | CompressedMatrix
 
 CONTENTS = "model"
 
@@ -46,10 +44,10 @@ class Alias:
 
 
 # (name, array shape, array dtype, what stands for it)
-Item = tuple[str, tuple[int, ...], str, Made | Alias]
+Item = tuple[str, tuple[int, ...], str, CompressedMatrix | Alias]
 
 
-class ModelFactors(Mapping[str, Made]):
+class ModelFactors(Mapping[str, CompressedMatrix]):
     """What stands for each array of a model, by the array's name; read when first asked for.
 
     A mapping of name to `DiBAFactors`, to a stack of row blocks (`RowBlocks`, of large tall
@@ -76,7 +74,7 @@ class ModelFactors(Mapping[str, Made]):
         self,
         record: dict[str, Any],
         arrays: dict[str, tuple[tuple[int, ...], str]],
-        made: dict[str, Made],
+        made: dict[str, CompressedMatrix],
         path: Path | None = None,
         aliases: dict[str, str] | None = None,
     ) -> None:
@@ -88,7 +86,7 @@ class ModelFactors(Mapping[str, Made]):
     @classmethod
     def of(cls, items: Iterable[Item], record: dict[str, Any]) -> ModelFactors:
         """Return a model in memory."""
-        arrays, contents, aliases = {}, dict[str, Made](), {}
+        arrays, contents, aliases = {}, dict[str, CompressedMatrix](), {}
         for name, shape, dtype, thing in items:
             arrays[name] = (shape, dtype)
             if isinstance(thing, Alias):
@@ -99,7 +97,7 @@ class ModelFactors(Mapping[str, Made]):
 
     # -- mapping -----------------------------------------------------------------------------------
 
-    def __getitem__(self, name: str) -> Made:
+    def __getitem__(self, name: str) -> CompressedMatrix:
         if self._closed:
             raise ValueError("the model is closed")
         if name not in self._arrays:
@@ -119,7 +117,7 @@ class ModelFactors(Mapping[str, Made]):
         where = "" if self.path is None else f", {str(self.path)!r}"
         return f"ModelFactors({len(self)} arrays, {self.size} weights{where})"
 
-    def _read(self, name: str) -> Made:
+    def _read(self, name: str) -> CompressedMatrix:
         stored = load(self.path or "", group=group_key(name))
         shape, dtype = self._arrays[name]
         matrix = matrix_shape(shape) if len(shape) > 1 else (0, 0)
@@ -219,8 +217,6 @@ class ModelFactors(Mapping[str, Made]):
         floats rounded to the nearest; .npz has neither and gets float32. Arrays under two names
         are written twice. The memory is that of a block of rows.
         """
-        from diba_np.models.export import export_model
-
         return export_model(self, path, check_count(shard_bytes, "shard_bytes"))
 
 
@@ -249,7 +245,7 @@ def write_model(path: PathLike, items: Iterable[Item], record: dict[str, Any]) -
 
 
 def _contents(
-    content: Made | Alias, shape: tuple[int, ...]
+    content: CompressedMatrix | Alias, shape: tuple[int, ...]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]:
     """Return attributes, arrays and record of a group; that of an alias holds a name alone."""
     if not isinstance(content, Alias):

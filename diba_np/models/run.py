@@ -27,7 +27,7 @@ from diba_np.matrix.row_blocks import stack
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.methods.weighted import BEST, CHOICES, How, best_of, nearest, rate_of, weighted_error
 from diba_np.models.executors import Events, Runner
-from diba_np.models.file import Alias, Item, Made, ModelFactors, open_model, write_model
+from diba_np.models.file import Alias, Item, ModelFactors, open_model, write_model
 from diba_np.models.grams import Grams
 from diba_np.models.plan import (
     ALLOCATIONS,
@@ -331,7 +331,7 @@ class ModelRun:
         for task in self.tasks:
             by_name.setdefault(task.name, []).append(task)
         for matrix in self.matrices:
-            content: Made | Alias
+            content: CompressedMatrix | Alias
             if matrix.alias_of is not None:
                 yield matrix.name, matrix.shape, matrix.dtype, Alias(matrix.alias_of)
                 continue

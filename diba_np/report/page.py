@@ -6,13 +6,13 @@ import base64
 import html
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
 from diba_np._version import __version__
 from diba_np.matrix import quality
-from diba_np.matrix.factors import DiBAFactors
 from diba_np.report.pictures import Panel, draw_page, headline, look, panels_of
 
 if TYPE_CHECKING:
@@ -32,22 +32,22 @@ pre { overflow-x: auto; background: #f4f4f4; padding: 1rem; font-size: .85rem; }
 """
 
 
-def _facts(made: Any, A: ArrayLike | None) -> list[tuple[str, str]]:
-    m, n = made.shape
-    facts = [("shape", f"{m} × {n}"), ("method", made.method)]
-    if made.terms:
-        alphabet = "0 and 1" if not made.shift else f"{-made.shift:g} and {1 - made.shift:g}"
-        sizes = ", ".join(str(term.k) for term in made.terms)
-        terms = f" in {len(made.terms)} terms of {sizes}" if len(made.terms) > 1 else ""
-        facts += [("intermediate dimension k", f"{made.k}{terms}"), ("bits stand for", alphabet)]
-    ratio = made.storage_ratio()
+def _facts(matrix: CompressedMatrix, A: ArrayLike | None) -> list[tuple[str, str]]:
+    m, n = matrix.shape
+    facts = [("shape", f"{m} × {n}"), ("method", matrix.method)]
+    if matrix.terms:
+        alphabet = "0 and 1" if not matrix.shift else f"{-matrix.shift:g} and {1 - matrix.shift:g}"
+        sizes = ", ".join(str(term.k) for term in matrix.terms)
+        terms = f" in {len(matrix.terms)} terms of {sizes}" if len(matrix.terms) > 1 else ""
+        facts += [("intermediate dimension k", f"{matrix.k}{terms}"), ("bits stand for", alphabet)]
+    ratio = matrix.storage_ratio()
     facts += [
-        ("stored bits a weight", f"{made.bits_per_weight:.4f}"),
+        ("stored bits a weight", f"{matrix.bits_per_weight:.4f}"),
         ("share of float32", f"{ratio:.5f} (1/{1 / ratio:.1f})"),
     ]
     if A is not None:
-        facts.append(("SNR of the weights", f"{quality.snr_db(A, made):.3f} dB"))
-    record = made.record
+        facts.append(("SNR of the weights", f"{quality.snr_db(A, matrix):.3f} dB"))
+    record = matrix.record
     if record.get("snr_db") is not None:
         facts.append(("SNR when made", f"{record['snr_db']:.3f} dB"))
     if "solver" in record:
@@ -56,16 +56,21 @@ def _facts(made: Any, A: ArrayLike | None) -> list[tuple[str, str]]:
 
 
 def html_report(
-    made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None, title: str | None = None
+    matrix: CompressedMatrix,
+    A: ArrayLike | None = None,
+    title: str | None = None,
+    panels: Sequence[Panel] | None = None,
 ) -> str:
     """Return a self-contained HTML page: figures, pictures with text alternatives, the record.
 
     Parameters
     ----------
-    made : DiBAFactors or CompressedMatrix
+    matrix : CompressedMatrix
     A : (m, n) array_like, optional
         The matrix that it stands for.
     title : str, optional
+    panels : sequence of Panel, optional
+        The pictures; by default all of `panels_of`.
 
     Returns
     -------
@@ -79,20 +84,11 @@ def html_report(
     ValueError
         The shape of `A` is another one.
     """
-    return html_page(made, panels_of(made, A), A, title)
-
-
-def html_page(
-    made: DiBAFactors | CompressedMatrix,
-    panels: list[Panel],
-    A: ArrayLike | None = None,
-    title: str | None = None,
-) -> str:
-    """Return `html_report`'s page with pictures that were made already."""
+    panels = panels_of(matrix, A) if panels is None else panels
     heading = html.escape(title or "A compressed matrix")
     rows = "\n".join(
         f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in _facts(made, A)
+        for name, value in _facts(matrix, A)
     )
     figures = []
     for panel in panels:
@@ -107,7 +103,7 @@ def html_page(
             f"<img alt='{html.escape(panel.title)}: {text}' src='data:image/png;base64,{data}'>"
             f"<figcaption>{text}</figcaption></figure>"
         )
-    record = html.escape(json.dumps(made.record, indent=1, default=str))
+    record = html.escape(json.dumps(matrix.record, indent=1, default=str))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -118,7 +114,7 @@ def html_page(
 </head>
 <body>
 <h1>{heading}</h1>
-<p>{html.escape(headline(made, A))}</p>
+<p>{html.escape(headline(matrix, A))}</p>
 <table>
 {rows}
 </table>

@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import largest_magnitude, row_blocks
 from diba_np.matrix import quality
 from diba_np.matrix.diagonals import DIAGONALS
-from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.report.curves import check_matplotlib
 
@@ -143,21 +142,21 @@ def _heat(
     return draw
 
 
-def _matrix_panel(made: Any) -> Panel:
-    values = cell_means(made.shape, made.row_expander())
+def _matrix_panel(matrix: CompressedMatrix) -> Panel:
+    values = cell_means(matrix.shape, matrix.row_expander())
     largest = float(np.quantile(np.abs(values), 0.995)) or 1.0
-    m, n = made.shape
+    m, n = matrix.shape
     shared = "" if max(m, n) <= _CELLS else "; a cell is the mean of its entries"
     return Panel(
         "matrix",
         "The compressed matrix, expanded",
         f"{m} × {n} entries, blue where negative and red where positive{shared}.",
-        _heat(values, made.shape, "entry", (-largest, largest), "RdBu_r"),
+        _heat(values, matrix.shape, "entry", (-largest, largest), "RdBu_r"),
     )
 
 
-def _error_panel(made: Any, A: NDArray[Any]) -> Panel:
-    expand = made.row_expander()
+def _error_panel(matrix: CompressedMatrix, A: NDArray[Any]) -> Panel:
+    expand = matrix.row_expander()
     unit = 1.0 / (largest_magnitude(A) or 1.0)
 
     def squared(rows: slice) -> NDArray[Any]:
@@ -167,9 +166,9 @@ def _error_panel(made: Any, A: NDArray[Any]) -> Panel:
     def energy(rows: slice) -> NDArray[Any]:
         return np.asarray((A[rows].astype(np.float64) * unit) ** 2)
 
-    whole = math.sqrt(float(cell_means(made.shape, energy, 1)[0, 0]))
-    cells = np.sqrt(cell_means(made.shape, squared, _ERROR_CELLS)) * (100 / (whole or 1.0))
-    snr = quality.snr_db(A, made)
+    whole = math.sqrt(float(cell_means(matrix.shape, energy, 1)[0, 0]))
+    cells = np.sqrt(cell_means(matrix.shape, squared, _ERROR_CELLS)) * (100 / (whole or 1.0))
+    snr = quality.snr_db(A, matrix)
     return Panel(
         "error",
         "Where the error is",
@@ -177,7 +176,7 @@ def _error_panel(made: Any, A: NDArray[Any]) -> Panel:
         f"{cells.min():.0f} to {cells.max():.0f} %. Darker cells lose more. SNR {snr:.2f} dB.",
         _heat(
             cells,
-            made.shape,
+            matrix.shape,
             "error (% of the rms entry)",
             (0, float(cells.max()) or 1.0),
             "cividis_r",
@@ -214,20 +213,20 @@ def _bits_panel(bits: PackedBits, name: str, sides: tuple[str, str]) -> Panel:
 # -- curves ----------------------------------------------------------------------------------------
 
 
-def _values(matrix: NDArray[Any]) -> NDArray[np.float64]:
+def _values(A: NDArray[Any]) -> NDArray[np.float64]:
     import scipy.linalg
 
     # SciPy's, not NumPy's: one BLAS for the whole package
-    values: NDArray[np.float64] = scipy.linalg.svdvals(np.asarray(matrix, np.float64))
+    values: NDArray[np.float64] = scipy.linalg.svdvals(np.asarray(A, np.float64))
     return values
 
 
-def _spectrum_panel(made: Any, A: NDArray[Any] | None) -> Panel:
-    ours = _values(made.to_dense())
+def _spectrum_panel(matrix: CompressedMatrix, A: NDArray[Any] | None) -> Panel:
+    ours = _values(matrix.to_dense())
     curves = [("compressed", ours, BLUE, "-")]
     text = f"{ours.size} singular values of the compressed matrix, from {ours[0]:.3g} down."
     if A is not None:
-        theirs, lost = _values(A), _values(A - made.to_dense().astype(np.float64))
+        theirs, lost = _values(A), _values(A - matrix.to_dense().astype(np.float64))
         curves = [
             ("the matrix", theirs, "black", ":"),
             *curves,
@@ -259,10 +258,10 @@ def _few_labels(value: float, _: int) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
-def _diagonals_panel(made: DiBAFactors) -> Panel:
+def _diagonals_panel(matrix: CompressedMatrix) -> Panel:
     spans = []
     for name in DIAGONALS:
-        sizes = [np.abs(getattr(term, name).astype(np.float64)) for term in made.terms]
+        sizes = [np.abs(getattr(term, name).astype(np.float64)) for term in matrix.terms]
         units = [np.sqrt(np.mean(size**2)) or 1.0 for size in sizes]
         scaled = [size / unit for size, unit in zip(sizes, units, strict=True)]
         spans.append(np.sort(np.concatenate(scaled))[::-1])
@@ -283,10 +282,10 @@ def _diagonals_panel(made: DiBAFactors) -> Panel:
         axes.legend()
 
     ranges = [f"{name} {s[0]:.2f}" for name, s in zip(DIAGONALS, spans, strict=True)]
-    several = len(made.terms) > 1
+    several = len(matrix.terms) > 1
     return Panel(
         "diagonals",
-        f"The three diagonals of {len(made.terms)} terms" if several else "The three diagonals",
+        f"The three diagonals of {len(matrix.terms)} terms" if several else "The three diagonals",
         "Magnitudes of the entries, sorted, in units of the root mean square of their diagonal. "
         f"Largest: {', '.join(ranges)}. A flat d2 means that all components matter alike.",
         draw,
@@ -317,9 +316,9 @@ def _convergence_panel(record: dict[str, Any]) -> Panel | None:
     )
 
 
-def _storage_panel(made: Any) -> Panel:
-    m, n = made.shape
-    parts = {name: bits / 8 for name, bits in made.storage_breakdown().items() if bits}
+def _storage_panel(matrix: CompressedMatrix) -> Panel:
+    m, n = matrix.shape
+    parts = {name: bits / 8 for name, bits in matrix.storage_breakdown().items() if bits}
     total = sum(parts.values())
     dense = 4.0 * m * n
     shades = dict(zip(parts, (BLUE, ORANGE, GREEN, GREY), strict=False))
@@ -349,7 +348,7 @@ def _storage_panel(made: Any) -> Panel:
     return Panel(
         "storage",
         "What is stored",
-        f"{total / 1000:.1f} kB ({shares}), {made.bits_per_weight:.3f} bits a weight, against "
+        f"{total / 1000:.1f} kB ({shares}), {matrix.bits_per_weight:.3f} bits a weight, against "
         f"{dense / 1000:.1f} kB in float32: 1/{dense / total:.1f}.",
         draw,
     )
@@ -358,12 +357,12 @@ def _storage_panel(made: Any) -> Panel:
 # -- pages -----------------------------------------------------------------------------------------
 
 
-def panels_of(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) -> list[Panel]:
+def panels_of(matrix: CompressedMatrix, A: ArrayLike | None = None) -> list[Panel]:
     """Return the pictures of a compressed matrix, each with its text alternative.
 
     Parameters
     ----------
-    made : DiBAFactors or CompressedMatrix
+    matrix : CompressedMatrix
     A : (m, n) array_like, optional
         The matrix that it stands for: adds the error map and compares the singular values.
 
@@ -379,23 +378,23 @@ def panels_of(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) 
         The shape of `A` is another one.
     """
     reference = None if A is None else np.asanyarray(A)
-    if reference is not None and reference.shape != made.shape:
-        raise ValueError(f"A must have shape {made.shape}, got {reference.shape}")
-    panels = [_matrix_panel(made)]
+    if reference is not None and reference.shape != matrix.shape:
+        raise ValueError(f"A must have shape {matrix.shape}, got {reference.shape}")
+    panels = [_matrix_panel(matrix)]
     if reference is not None:
-        panels.append(_error_panel(made, reference))
-    if min(made.shape) <= _LARGEST_SPECTRUM:
-        panels.append(_spectrum_panel(made, reference))
-    if made.terms:
-        b1 = _joined([term.b1 for term in made.terms], 1)
-        b2 = _joined([term.b2 for term in made.terms], 0)
+        panels.append(_error_panel(matrix, reference))
+    if min(matrix.shape) <= _LARGEST_SPECTRUM:
+        panels.append(_spectrum_panel(matrix, reference))
+    if matrix.terms:
+        b1 = _joined([term.b1 for term in matrix.terms], 1)
+        b2 = _joined([term.b2 for term in matrix.terms], 0)
         panels.append(_bits_panel(b1, "B1", ("row", "component")))
         panels.append(_bits_panel(b2, "B2", ("component", "column")))
-        panels.append(_diagonals_panel(made))
-    convergence = _convergence_panel(made.record)
+        panels.append(_diagonals_panel(matrix))
+    convergence = _convergence_panel(matrix.record)
     if convergence is not None:
         panels.append(convergence)
-    panels.append(_storage_panel(made))
+    panels.append(_storage_panel(matrix))
     return panels
 
 
@@ -441,7 +440,7 @@ def draw_page(
 
 
 def plot_factors(
-    made: DiBAFactors | CompressedMatrix,
+    matrix: CompressedMatrix,
     path: str | os.PathLike[str],
     A: ArrayLike | None = None,
     title: str | None = None,
@@ -451,7 +450,7 @@ def plot_factors(
 
     Parameters
     ----------
-    made : DiBAFactors or CompressedMatrix
+    matrix : CompressedMatrix
     path : path-like
         File to write; its suffix is the format (png, svg, pdf).
     A : (m, n) array_like, optional
@@ -474,26 +473,16 @@ def plot_factors(
         The shape of `A` is another one.
     """
     check_matplotlib()
-    panels = panels_of(made, A)
-    save_page(panels, path, headline(made, A) if title is None else title, kind)
+    panels = panels_of(matrix, A)
+    figure = draw_page(panels, headline(matrix, A) if title is None else title)
+    with look():
+        figure.savefig(path, dpi=110, format=kind)
     return panels
 
 
-def save_page(
-    panels: list[Panel],
-    path: str | os.PathLike[str],
-    title: str | None = None,
-    kind: str | None = None,
-) -> None:
-    """Draw panels on one page and save it; `kind` is the format, by default the suffix."""
-    figure = draw_page(panels, title)
-    with look():
-        figure.savefig(path, dpi=110, format=kind)
-
-
-def headline(made: DiBAFactors | CompressedMatrix, A: ArrayLike | None = None) -> str:
+def headline(matrix: CompressedMatrix, A: ArrayLike | None = None) -> str:
     """Return one line of figures: shape, method, size and, with `A`, the SNR."""
-    m, n = made.shape
-    inner = f"k = {made.k}" if made.terms else made.method
-    reached = "" if A is None else f", SNR {quality.snr_db(A, made):.2f} dB"
-    return f"{m} × {n}, {inner}, {made.bits_per_weight:.3f} stored bits a weight{reached}"
+    m, n = matrix.shape
+    inner = f"k = {matrix.k}" if matrix.terms else matrix.method
+    reached = "" if A is None else f", SNR {quality.snr_db(A, matrix):.2f} dB"
+    return f"{m} × {n}, {inner}, {matrix.bits_per_weight:.3f} stored bits a weight{reached}"
