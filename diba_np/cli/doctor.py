@@ -9,7 +9,7 @@ from typing import Any
 from diba_np import environment
 from diba_np.machine.blas import blas_problem
 from diba_np.machine.processors import processors, resolve_threads
-from diba_np.machine.versions import NOT_INSTALLED, OPTIONAL, _version, versions
+from diba_np.machine.versions import NOT_INSTALLED, OPTIONAL, version_of, versions
 
 
 def diagnose() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def diagnose() -> dict[str, Any]:
     problems += [f"{name} is not installed" for name in missing]
     return {
         "versions": versions(),
-        "optional": {name: _version(name) for name in OPTIONAL},
+        "optional": {name: version_of(name) for name in OPTIONAL},
         "platform": platform.platform(),
         "machine": platform.machine(),
         **kernels,

@@ -17,7 +17,8 @@ NOT_INSTALLED = "not installed"
 
 
 @cache
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Return the version of an installed package, or `NOT_INSTALLED`."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -27,7 +28,7 @@ def _version(name: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python, the package and its run-time dependencies, without importing them."""
     table = {"diba_np": __version__, "python": platform.python_version()}
-    return table | {name: _version(name) for name in REQUIRED}
+    return table | {name: version_of(name) for name in REQUIRED}
 
 
 def show_versions() -> None:

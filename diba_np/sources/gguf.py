@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,19 @@ def _quantized(
                 flat[part] = gguf.quants.dequantize(np.ascontiguousarray(words[part]), quantization)
         return values
 
-    known = quantization in gguf.quants._type_traits
+    known = _is_decoded(quantization)
     unfit = "" if known else f"ggml type {quantization.name}, which the package gguf cannot decode"
     return Entry(name, read, "<f4", shape, unfit)
+
+
+@cache
+def _is_decoded(quantization: Any) -> bool:
+    """Return whether the package decodes a type, by what it does with one block."""
+    import gguf
+
+    block = np.zeros((1, gguf.GGML_QUANT_SIZES[quantization][1]), np.uint8)
+    try:
+        gguf.quants.dequantize(block, quantization)
+    except NotImplementedError:
+        return False
+    return True

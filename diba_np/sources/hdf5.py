@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,8 +26,6 @@ def open_hdf5(path: Path) -> list[Entry]:
     FormatError
         Not readable as HDF5, or a factorization of ours.
     """
-    import h5py
-
     entries: list[Entry] = []
     length = path.stat().st_size
     walks = 0
@@ -73,8 +72,6 @@ def _entry(path: Path, name: str, item: Any, length: int) -> Entry:
 
 
 def _is_text(dtype: Any) -> bool:
-    import h5py
-
     return h5py.check_string_dtype(dtype) is not None
 
 

@@ -76,6 +76,15 @@ def test_every_quantized_type_is_what_the_package_decodes(path, rng):
         np.testing.assert_array_equal(entries[name].read(), expected)
 
 
+def test_a_type_that_the_package_cannot_decode_is_named(path):
+    gguf = pytest.importorskip("gguf", reason="the package gguf (extra networks)")
+    kind = gguf.GGMLQuantizationType.Q8_1  # of products inside ggml alone
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    path.write_bytes(gguf_file([("a", (2, block), int(kind), bytes(2 * size))]))
+    (entry,) = open_source(path)
+    assert entry.unfit == "ggml type Q8_1, which the package gguf cannot decode"
+
+
 def test_as_the_package_writes_them(path, rng):
     gguf = pytest.importorskip("gguf", reason="the package gguf (extra networks)")
     w = rng.normal(size=(4, 64)).astype(np.float32)
