@@ -16,7 +16,7 @@ from diba_np.networks.inputs import batches, padded
 from diba_np.networks.masking import drawn_tokens, mask_token
 from diba_np.networks.network import Network
 from diba_np.networks.tasks import CLASSES, SENTENCES, Task, task_of
-from diba_np.networks.texts import BATCH, LENGTH, Texts
+from diba_np.networks.texts import BATCH, LENGTH, Texts, following, target_logits
 
 Array = NDArray[Any]
 
@@ -117,7 +117,7 @@ class _Sums:
     def add(self, batch: dict[str, Any]) -> Array:
         """Take in a batch; return the logarithms of the probabilities (N, outputs)."""
         started = time.process_time()
-        shares: Array = log_softmax(_outputs(self.net, batch, self._linear), axis=-1)
+        shares: Array = log_softmax(target_logits(self.net, batch, self._linear), axis=-1)
         self.seconds += time.process_time() - started
         wanted = batch["targets"]
         right = shares.argmax(axis=1) == wanted
@@ -158,13 +158,6 @@ def _vectors(net: Network, against: Network | None, texts: Any, length: int) -> 
     }
 
 
-def _outputs(net: Network, batch: dict[str, Any], linear: Any) -> Array:
-    """Return the logits (N, outputs) of a batch's targets."""
-    x = net.last_hidden(batch["inputs"], batch.get("mask"), linear)
-    asked = batch.get("asked")
-    return net.head(x if asked is None else x[asked], linear=linear)[0]
-
-
 def _checked_task(
     net: Network, texts: Texts | None, inputs: ArrayLike | None, labels: ArrayLike | None
 ) -> Task:
@@ -195,24 +188,8 @@ def _rows(
     if not rows:
         raise ValueError(f"texts must hold a row of {least} tokens or more, got none")
     if net.kind.decoder:
-        return _following(net, rows)
+        return following(rows, net.config.padding)
     return _masked(net, rows, np.random.default_rng(seed))
-
-
-def _following(net: Network, rows: list[list[int]]) -> Iterator[dict[str, Any]]:
-    for places in batches(rows, BATCH):
-        ids, mask = padded([rows[i] for i in places], net.config.padding)
-        asked = mask.copy()
-        asked[:, :-1] &= mask[:, 1:]
-        asked[:, -1] = False
-        targets = ids[:, 1:][mask[:, 1:]]
-        yield {
-            "inputs": ids,
-            "mask": mask,
-            "asked": asked,
-            "targets": targets,
-            "tokens": mask.sum(),
-        }
 
 
 def _masked(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, softmax
 
 from diba_np.checks import check_count
 from diba_np.networks.generation import stream_text, stream_tokens
@@ -127,15 +128,9 @@ class TextMethods:
         if not rows:
             raise ValueError("texts must hold a row of two tokens or more, got none")
         linear = self.frozen()
-        for places in batches(rows, BATCH):
-            ids, mask = padded([rows[i] for i in places], self.config.padding)
-            x = self.last_hidden(ids, mask, linear)
-            counted = mask[:, 1:]
-            logits = self.head(x[:, :-1][counted], linear=linear)[0]
-            targets = ids[:, 1:][counted]
-            most = logits.max(axis=1, keepdims=True)
-            total = np.log(np.exp(logits - most).sum(axis=1)) + most[:, 0]
-            yield logits, targets, total - logits[np.arange(len(targets)), targets]
+        for batch in following(rows, self.config.padding):
+            logits, targets = target_logits(self, batch, linear), batch["targets"]
+            yield logits, targets, -log_softmax(logits, axis=1)[np.arange(len(targets)), targets]
 
     def perplexity(self, texts: Texts, length: int = LENGTH) -> float:
         """Return the exponential of the mean loss of every token given those before it in its row.
@@ -226,8 +221,7 @@ class TextMethods:
             raise ValueError(f"text must hold {tokenizer.mask or 'a mask'} at least once, got none")
         ids = np.array(tokenizer.encode(text))
         logits = self.logits(ids)[0][ids == tokenizer.id_of(tokenizer.mask)]
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
+        p = softmax(logits, axis=1)
         order = np.argsort(-p, axis=1, kind="stable")[:, :most]
         return [
             [(tokenizer.token_of(i), float(row[i])) for i in best]
@@ -280,6 +274,33 @@ class TextMethods:
             if stream is not None:
                 stream(piece)
         return "".join(pieces)
+
+
+def following(rows: Sequence[Sequence[int]], padding: int) -> Iterator[dict[str, Any]]:
+    """Yield batches that ask for every token of a row but the first, rows of like length together.
+
+    Each has ``inputs`` and ``mask`` (S, T), ``asked`` (S, T): whether the next token is asked for,
+    ``targets`` (N,) and the number of ``tokens``.
+    """
+    for places in batches(rows, BATCH):
+        ids, mask = padded([rows[i] for i in places], padding)
+        asked = np.zeros_like(mask)
+        asked[:, :-1] = mask[:, 1:]
+        yield {
+            "inputs": ids,
+            "mask": mask,
+            "asked": asked,
+            "targets": ids[:, 1:][mask[:, 1:]],
+            "tokens": mask.sum(),
+        }
+
+
+def target_logits(net: Any, batch: Mapping[str, Any], linear: Any) -> Array:
+    """Return the logits (N, outputs) of a batch's targets; of whole rows where none are asked."""
+    x = net.last_hidden(batch["inputs"], batch.get("mask"), linear)
+    asked = batch.get("asked")
+    logits: Array = net.head(x if asked is None else x[asked], linear=linear)[0]
+    return logits
 
 
 def unit_means(x: Array, mask: Array) -> tuple[Array, Callable[[Array], Array]]:
