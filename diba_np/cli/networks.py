@@ -313,6 +313,11 @@ def run_compress(args: argparse.Namespace) -> int:
     net = _load(args.source)
     texts = _texts(args.texts, net)
     parts = beside(output, ".parts")
+    if (parts / "run.json").exists() and not args.restart:
+        raise CommandError(
+            f"{parts} holds parts of a run without --texts; finish that one, delete the folder, "
+            "or pass --restart"
+        )
     log = Events(log=Path(args.json_log) if args.json_log else None)
     if args.restart:
         _remove(parts, output)

@@ -177,6 +177,15 @@ def test_a_restart_leaves_a_run_that_is_writing(place, compressing, tmp_path, ca
     running.close()
 
 
+def test_parts_of_a_run_without_texts_stay(compressing, tmp_path, capsys):
+    parts = Parts(tmp_path / "out.h5", {"bits": 9})
+    parts.write("curves", [1])
+    parts.close()
+    assert main(compressing) == 1
+    assert "holds parts of a run without --texts; finish that one" in capsys.readouterr().err
+    assert parts.read("curves") == [1]
+
+
 def test_an_interruption_tells_what_is_kept(compressing, tmp_path, capsys, monkeypatch):
     (tmp_path / "out.h5.parts").mkdir()
     (tmp_path / "out.h5.parts" / "another.h5").touch()
