@@ -29,7 +29,7 @@ from sources import cache_folder
 from diba_np.files.atomic import atomic_path
 from diba_np.matrix.quality import decibels
 from diba_np.methods.comparison import multiplies_packed
-from diba_np.methods.weighted import How, fit_weighted, weighted_error
+from diba_np.methods.weighted import FitOptions, fit_weighted, weighted_error
 from diba_np.networks.calibration import Calibration, calibration, iterate_batches
 from diba_np.networks.capture import capture
 from diba_np.networks.importance import bounded_weights
@@ -127,7 +127,9 @@ def warm_up(methods: Sequence[str]) -> None:
     A = np.random.default_rng(0).normal(size=(40, 32))
     for method in methods:
         label, effort = METHODS[method]
-        fit_weighted(label, A, 4.0, np.eye(32), how=How(threads=1, effort=effort or "balanced"))
+        fit_weighted(
+            label, A, 4.0, np.eye(32), how=FitOptions(threads=1, effort=effort or "balanced")
+        )
 
 
 def measured(layers: Layers, name: str, method: str, bits: float) -> Callable[[], dict[str, Any]]:
@@ -139,7 +141,9 @@ def measured(layers: Layers, name: str, method: str, bits: float) -> Callable[[]
         row: dict[str, Any] = {"layer": name, "shape": list(A.shape), "aim": bits, "method": method}
         started = time.process_time()
         try:
-            f = fit_weighted(label, A, bits, fit, how=How(threads=1, effort=effort or "balanced"))
+            f = fit_weighted(
+                label, A, bits, fit, how=FitOptions(threads=1, effort=effort or "balanced")
+            )
         except ValueError as error:
             if "bits" not in str(error):
                 raise

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import check_count, check_number
 from diba_np.layers.linear import DiBALinear
-from diba_np.machine.pool import product_threads
+from diba_np.machine.thread_pool import product_threads
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.progress import thinned
 from diba_np.training.losses import LOSSES, Loss

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np import methods
 from diba_np.checks import as_matrix, as_samples, check_count
 from diba_np.machine.blas import threads_of_children
-from diba_np.machine.workers import main_left_out
+from diba_np.machine.process_pool import main_left_out
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import snr_db
 from diba_np.methods.dbf import dbf

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix, as_samples, check_count
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF
 from diba_np.matrix.factors import DiBAFactors
@@ -63,7 +63,7 @@ def dbf(
     name, value = budgets.chosen({"k": k, "bits": bits})
     size = budgets.intermediate_dimension(name, value, shape)
     run = Run()
-    with workers(threads, flops=2.0 * shape[0] * shape[1] * size) as pool:
+    with ThreadPool(threads, flops=2.0 * shape[0] * shape[1] * size) as pool:
         target: Target = Target(matrix, pool)
         columns = np.ones(shape[1])
         if inputs is not None:

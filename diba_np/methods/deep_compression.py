@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.methods.entropy_coding import decode, smallest
 from diba_np.methods.fitting import check_problem, to_half
-from diba_np.methods.huffman import decode, smallest
 from diba_np.methods.mesa_layer import choose_codes, choose_sparse, nothing_fits
 
 if TYPE_CHECKING:

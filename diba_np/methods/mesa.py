@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.methods.entropy_coding import decode, smallest
 from diba_np.methods.fitting import check_problem, to_half
-from diba_np.methods.huffman import decode, smallest
 from diba_np.methods.mesa_layer import choose_blocks, fit_blocks, nearest, nothing_fits
 from diba_np.methods.streams import pack_digits, packed_bytes, unpack_digits
 

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.matrix.base import Array
+from diba_np.methods.entropy_coding import code_lengths
 from diba_np.methods.fitting import Problem, gram
-from diba_np.methods.huffman import code_lengths
 
 
 def nothing_fits(method: str, bits: float, shape: tuple[int, int]) -> ValueError:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.checks import check_count
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, pack_codes, unpack_codes
 from diba_np.methods.fitting import check_problem
@@ -128,7 +128,7 @@ class Trellis(CompressedMatrix):
             raise ValueError(
                 f"scale_bits must lie in [{LEAST_CODE}, {MOST_CODE}], got {scale_bits}"
             )
-        with workers(threads) as pool:
+        with ThreadPool(threads) as pool:
             weights = as_weights(inputs, gram, output_weight, problem.shape, pool)
         H = outputs = None
         if weights is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.kernels.viterbi import trellis_states, viterbi
-from diba_np.machine.pool import Workers, workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.base import Array
 from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, fit_grid
 from diba_np.methods.feedback import fed_back, sequential_rounding
@@ -251,7 +251,7 @@ def fit_coded(
     names = [rotation] if isinstance(rotation, str) else list(rotation)
     if rotation == "auto":
         names = _worth_trying((m, n))
-    with workers(threads) as pool:
+    with ThreadPool(threads) as pool:
 
         def planned(name: str) -> _Plan:
             return _Plan(problem, modes, H, name, seed, outputs, scale_bits)
@@ -353,7 +353,7 @@ class _Plan:
             bits += 0 if grid is None else 8 * -(-grid.bits * size // 8) + GRID_BITS
         return bits
 
-    def trial_loss(self, pool: Workers) -> float:
+    def trial_loss(self, pool: ThreadPool) -> float:
         """Return the share of their energy that some of the rows lose, inputs white."""
         m = len(self.W)
         rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
@@ -364,7 +364,9 @@ class _Plan:
         lost = float(np.sum((W - root * (r[:, None] * values * c)) ** 2))
         return self.price * lost / energy if energy > 0.0 else 0.0
 
-    def _paths(self, pool: Workers, rows: Array, closed: bool) -> tuple[list[Array], Array, Array]:
+    def _paths(
+        self, pool: ThreadPool, rows: Array, closed: bool
+    ) -> tuple[list[Array], Array, Array]:
         """Return the codes of the columns, their scales, and the values without scales."""
         W, root, c = self.W[rows], self.root[rows], self.c.copy()
         r = self.r[rows]
@@ -408,7 +410,7 @@ class _Plan:
             sequential_rounding(self.aim[rows], self.fed, self.order, quantize)
         return codes, c, values
 
-    def encode(self, pool: Workers) -> tuple[float, Coded]:
+    def encode(self, pool: ThreadPool) -> tuple[float, Coded]:
         """Return the coding of all rows, and the share of the output's energy that it loses."""
         m, n = self.W.shape
         paths, c, values = self._paths(pool, np.arange(m), closed=True)

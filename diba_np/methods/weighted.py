@@ -41,7 +41,7 @@ _SLOPE = 5.5  # dB that a bit a weight buys
 
 
 @dataclass(frozen=True)
-class How:
+class FitOptions:
     """How a matrix is fitted, whatever the method.
 
     Attributes
@@ -70,7 +70,7 @@ Fit = Callable[..., CompressedMatrix]
 
 
 def _diba(
-    A: Array, bits: float, gram: Array | None, outputs: Array | None, how: How
+    A: Array, bits: float, gram: Array | None, outputs: Array | None, how: FitOptions
 ) -> CompressedMatrix:
     given: dict[str, Any] = {
         "seed": how.seed,
@@ -83,7 +83,7 @@ def _diba(
 
 def _trellis(method: str) -> Fit:
     def fit(
-        A: Array, bits: float, gram: Array | None, outputs: Array | None, how: How
+        A: Array, bits: float, gram: Array | None, outputs: Array | None, how: FitOptions
     ) -> CompressedMatrix:
         cls: Any = get(method)[0]
         more: dict[str, Any] = {} if how.scale_bits is None else {"scale_bits": how.scale_bits}
@@ -98,7 +98,7 @@ def _trellis(method: str) -> Fit:
 
 
 def _random(
-    A: Array, bits: float, gram: Array | None, outputs: Array | None, how: How
+    A: Array, bits: float, gram: Array | None, outputs: Array | None, how: FitOptions
 ) -> CompressedMatrix:
     return random_factors(A, bits=bits, gram=gram, seed=how.seed)
 
@@ -118,7 +118,7 @@ def fit_weighted(
     bits: float,
     gram: Array | None = None,
     outputs: Array | None = None,
-    how: How | None = None,
+    how: FitOptions | None = None,
 ) -> CompressedMatrix:
     """Compress a matrix so that ``tr(W E H E^T)`` is small, E its error.
 
@@ -134,7 +134,7 @@ def fit_weighted(
         H, ``X^T X / N`` of the inputs.
     outputs : (m,) array, optional
         W, weights of the outputs; heeded by DiBA and the trellises.
-    how : How, optional
+    how : FitOptions, optional
 
     Returns
     -------
@@ -145,7 +145,7 @@ def fit_weighted(
     TypeError, ValueError
         As the method raises them.
     """
-    how = how or How()
+    how = how or FitOptions()
     if method == BEST:
         reached = pilots(A, bits, gram, outputs, how)
         return best_of(nearest(reached), A, bits, gram, outputs, how)
@@ -168,7 +168,7 @@ def best_of(
     bits: float,
     gram: Array | None,
     outputs: Array | None,
-    how: How,
+    how: FitOptions,
 ) -> CompressedMatrix:
     """Return the best fit of some methods; one that the bits do not pay for is left out."""
     made: list[CompressedMatrix] = []
@@ -199,7 +199,7 @@ def nearest(errors: Mapping[str, float]) -> list[str]:
 
 
 def pilots(
-    A: Array, bits: float, gram: Array | None, outputs: Array | None, how: How
+    A: Array, bits: float, gram: Array | None, outputs: Array | None, how: FitOptions
 ) -> dict[str, float]:
     """Return the error of each of `CHOICES` at a rate, relative to the energy, on a part of A."""
     part, inner = part_of(A, gram, outputs)
@@ -252,7 +252,7 @@ def pilot(
         error = 0.0 if reached is None else 10.0 ** (-reached / 10.0)
         return k * (m + n) / (m * n), min(max(error, 1e-12), 1.0)
     extra = (_SCALES * (m + n) + 256) / (m * n)
-    made = fit_weighted(method, part, rate + extra, gram, None, How(seed, threads))
+    made = fit_weighted(method, part, rate + extra, gram, None, FitOptions(seed, threads))
     energy = weighted_error(part, gram)
     error = weighted_error(part - made.to_dense(), gram) / energy if energy > 0 else 0.0
     stored = made.storage_breakdown()["payload"] / (m * n)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diba_np.machine.display import Display
-from diba_np.machine.workers import Workers
+from diba_np.machine.process_pool import ProcessPool
 
 Item = TypeVar("Item")
 
@@ -40,7 +40,7 @@ class Runner:
     def __init__(self, jobs: int, threads: int, executor: futures.Executor | None = None) -> None:
         self.jobs, self.threads = jobs, threads
         self._executor = executor
-        self._workers: Workers | None = None
+        self._pool: ProcessPool | None = None
 
     @property
     def foreign(self) -> bool:
@@ -51,9 +51,9 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._workers is not None:
-            self._workers.end()
-            self._workers = None
+        if self._pool is not None:
+            self._pool.end()
+            self._pool = None
 
     def run(
         self,
@@ -72,9 +72,9 @@ class Runner:
             for item in items:
                 yield item, work(*arguments(item))
         else:
-            if self._workers is None:
-                self._workers = Workers(self.jobs, self.threads)
-            yield from self._workers.run(work, items, arguments)
+            if self._pool is None:
+                self._pool = ProcessPool(self.jobs, self.threads)
+            yield from self._pool.run(work, items, arguments)
 
 
 def _run_on(

@@ -25,7 +25,15 @@ from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.files import load
 from diba_np.matrix.row_blocks import stack
 from diba_np.matrix.stored_array import StoredArray
-from diba_np.methods.weighted import BEST, CHOICES, How, best_of, nearest, rate_of, weighted_error
+from diba_np.methods.weighted import (
+    BEST,
+    CHOICES,
+    FitOptions,
+    best_of,
+    nearest,
+    rate_of,
+    weighted_error,
+)
 from diba_np.models.executors import Events, Runner
 from diba_np.models.file import Alias, Item, ModelFactors, open_model, write_model
 from diba_np.models.grams import Grams
@@ -423,7 +431,7 @@ def factorize_rows(
             search["terms"] = terms_within(most, bits, A.shape, scales, gram is not None)
         if keeper is not None:
             search["checkpoint"] = keeper
-        how = How(options.get("seed", 0), options.get("threads"), search=search)
+        how = FitOptions(options.get("seed", 0), options.get("threads"), search=search)
         return best_of(methods, A, bits, gram, None, how)
 
     try:

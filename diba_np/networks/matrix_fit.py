@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.matrix.base import CompressedMatrix
-from diba_np.methods.weighted import How, fit_weighted
+from diba_np.methods.weighted import FitOptions, fit_weighted
 from diba_np.networks.importance import KeptImportance
 
 Array = NDArray[Any]
@@ -56,5 +56,5 @@ class Fit:
         if weights is not None and weights.ndim == 2:
             if self.method != "diba" or len(weights) > _COUPLED:
                 weights = np.diag(weights).copy()
-        how = How(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)
+        how = FitOptions(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)
         return fit_weighted(self.method, A, self.bits[name], gram, weights, how)

@@ -67,16 +67,16 @@ class _Weighed(Target):
         A = np.empty(plain.shape, np.float32)
         for rows, part in plain.blocks(np.float32):
             A[rows] = part
-        weighed = A if right is None else plain.workers.matmul(A, right.power)
+        weighed = A if right is None else plain.pool.matmul(A, right.power)
         if left is not None:
-            weighed = plain.workers.matmul(left.power, weighed)
-        super().__init__(weighed, plain.workers)
+            weighed = plain.pool.matmul(left.power, weighed)
+        super().__init__(weighed, plain.pool)
         energy = float(np.einsum("ij,ij->", A, weighed, dtype=np.float64))
         self.energy = float(A.size) if energy > 0 else 0.0
         self.unit = float(np.sqrt(energy / A.size)) if energy > 0 else 1.0
 
 
-class _Seen:
+class _Basis:
     """A half as the other regresses on it.
 
     Attributes
@@ -96,10 +96,10 @@ class _Seen:
         """Return the basis N and its Gram matrix ``N^T C^p N``."""
         half = self.half
         N = half.make_basis(softness)
-        matmul = half.workers.matmul
+        matmul = half.pool.matmul
         if self.axis is None:
             self.norm = half.norm
-            return N, half.workers.gram(N)
+            return N, half.pool.gram(N)
         weighed = matmul(self.axis.power, N)
         own = np.sqrt(np.maximum(np.einsum("ij,ij->j", N, weighed), np.float32(1e-30)))
         N /= own
@@ -129,7 +129,7 @@ class CoupledSides:
     ) -> None:
         self.target = _Weighed(plain, *axes)
         self.halves = halves
-        self._seen = [_Seen(half, axis) for half, axis in zip(halves, axes, strict=True)]
+        self._seen = [_Basis(half, axis) for half, axis in zip(halves, axes, strict=True)]
         if axes[0] is not None:
             self._seen[0].make_basis(0.0)
             halves[0].lasting = ("X", "weighed")  # the right one's are made anew before they count
@@ -153,7 +153,7 @@ def _coupled_step(
     axis: _Axis,
     N: Array,
     gram: Array,
-    other: _Seen,
+    other: _Basis,
     schedule: admm.Schedule,
     balance: float,
 ) -> None:
@@ -162,7 +162,7 @@ def _coupled_step(
     Each minimises the objective with `_Axis`'s stand-in for ``C^p`` on the way from where it is,
     the basis of before, whose gradient is exact: ``C~ X G + rho X = Y + rho P``.
     """
-    matmul = target.workers.matmul
+    matmul = target.pool.matmul
     gram[np.diag_indices_from(gram)] += np.float32(schedule.ridge)
     values, Q = scipy.linalg.eigh(gram, driver="evd")
     back = np.ascontiguousarray(Q.T)

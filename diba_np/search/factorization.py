@@ -15,7 +15,7 @@ from diba_np.errors import ConvergenceWarning
 from diba_np.files.atomic import PathLike
 from diba_np.files.checkpoint import EVERY, Checkpoint
 from diba_np.machine.blas import blas_problem
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
@@ -221,7 +221,7 @@ def factorize(
     source: dict[str, Any] = {"shape": list(shape), "dtype": str(matrix.dtype)}
     near = size or budgets.usual_k(goal or 0.0, shape)
     flops = 2.0 * shape[0] * shape[1] * near
-    with workers(how.threads, _entries(matrix, how.block_rows), flops) as pool:
+    with ThreadPool(how.threads, _entries(matrix, how.block_rows), flops) as pool:
         weights = as_weights(inputs, gram, output_weight, shape, pool)
         if keeper is not None:
             source["sha256"] = digest(matrix)

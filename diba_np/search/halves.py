@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
-from diba_np.machine.pool import Workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.search.state import State
 from diba_np.search.target import Target
 
@@ -51,12 +51,12 @@ class Half:
         rows: int,
         gauge: Array,
         rng: np.random.Generator,
-        workers: Workers,
+        pool: ThreadPool,
         held: NDArray[np.float64] | None = None,
     ) -> None:
         k = gauge.size
         self.axis = axis
-        self.workers = workers
+        self.pool = pool
         self.gauge = gauge
         self.held = None
         if held is not None:
@@ -95,7 +95,7 @@ class Half:
     def _in_chunks(self, rows: slice, work: Callable[[slice], None]) -> None:
         """Call ``work(rows)`` side by side for runs of whole blocks of rows."""
         size = rows.stop - rows.start
-        self.workers.by_chunks(
+        self.pool.by_chunks(
             (size, self.q.size),
             magnitudes.BLOCK,
             lambda part: work(slice(rows.start + part.start, rows.start + part.stop)),
@@ -107,7 +107,7 @@ class Half:
 
     def row_blocks(self) -> list[slice]:
         """Return the rows in blocks that memory is spared by taking one after another."""
-        return self.workers.row_blocks(*self.Q.shape)
+        return self.pool.row_blocks(*self.Q.shape)
 
     def point(self, rows: slice, rho: float | np.float32, Y: Array) -> Array:
         """Return ``rho (Z - dual) + Y`` for some rows."""
@@ -144,7 +144,7 @@ class Half:
             self._normalise()
         else:
             self.p[:] = self.held
-            self.q = self.workers.matmul(np.abs(self.Q).T, self.held[:, None])[:, 0]
+            self.q = self.pool.matmul(np.abs(self.Q).T, self.held[:, None])[:, 0]
         if pin is not None:
             plus, minus = float(self.q[pin > 0].sum()), float(self.q[pin < 0].sum())
             if plus > 0 and minus > 0:
@@ -230,5 +230,5 @@ def random_halves(
     """Return two halves of k components at random signs."""
     ga, gb = gauges(k)
     d1, d3 = held or (None, None)
-    first = Half(0, target.shape[0], ga, rng, target.workers, d1)
-    return first, Half(1, target.shape[1], gb, rng, target.workers, d3)
+    first = Half(0, target.shape[0], ga, rng, target.pool, d1)
+    return first, Half(1, target.shape[1], gb, rng, target.pool, d3)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.diagonals import SINGLE, ScaleBits, Widths, half_scale, half_shift, round_half
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits
@@ -114,7 +114,7 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
     if matrix.shape != factors.shape:
         raise ValueError(f"A must have shape {factors.shape}, got {matrix.shape}")
     bits = factors.scale_bits
-    with workers() as pool:
+    with ThreadPool() as pool:
         target = Target(matrix, pool)
         state = state_of(factors, target.unit, None)
         for _ in range(_ROUNDS):

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
 from diba_np.machine.lapack import invert_definite
-from diba_np.machine.pool import mirror
+from diba_np.machine.thread_pool import mirror
 from diba_np.search.halves import (
     Array,
     Half,
@@ -153,7 +153,7 @@ def _regress(
 def half_step(target: Target, half: Half, other: Half, schedule: Schedule, balance: float) -> None:
     """Move one factor: regressions on the other, each followed by a projection."""
     N = other.make_basis(schedule.softness)
-    gram = balanced(target.workers.gram(N), other.gauge, balance)
+    gram = balanced(target.pool.gram(N), other.gauge, balance)
     regress(target, half, N, gram, other.gauge, schedule, balance)
 
 
@@ -167,13 +167,13 @@ def regress(
     balance: float,
 ) -> None:
     """Move one factor, given the other's basis N (rows, k), its balanced Gram matrix and gauge."""
-    workers = target.workers
+    pool = target.pool
     ridge = schedule.ridge
     # the old regression is not needed any more: its place serves Y, and at last the new one
     Y = target.product(half.axis, N, half.X)
     penalties = schedule.penalties
     distinct = sorted(set(penalties))
-    inverses = workers.run(lambda rho: inverse_of(gram, ridge + rho), distinct)
+    inverses = pool.run(lambda rho: inverse_of(gram, ridge + rho), distinct)
     fitted = np.zeros(len(Y))
     for step, rho in enumerate(penalties):
         inverse, last = inverses[distinct.index(rho)], step == len(penalties) - 1
@@ -183,7 +183,7 @@ def regress(
             X = np.empty_like(Y[block])
 
             regression = partial(_regress, half, Y, X, block, rho, inverse)
-            workers.by_rows(X.shape, partial(regression, weight, fitted if judged else None))
+            pool.by_rows(X.shape, partial(regression, weight, fitted if judged else None))
             half.blend(block, X, schedule.damping)
             if last:
                 half.X[block] = X

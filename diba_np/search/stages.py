@@ -76,12 +76,12 @@ class _Rest(Target):
             other = state.right.scaled()
             other *= state.d2 * target.unit
             self._rights.append(np.ascontiguousarray(other.T))
-        super().__init__(target.A, target.workers)
+        super().__init__(target.A, target.pool)
 
     def read(self, rows: slice) -> Any:
         block = self._target.read(rows)
         for state, right in zip(self._states, self._rights, strict=True):
-            block = block - self.workers.matmul(state.left.scaled(rows), right)
+            block = block - self.pool.matmul(state.left.scaled(rows), right)
         return block
 
 
@@ -96,7 +96,7 @@ def rest_of(target: Target, *states: State) -> Target:
     for rows, _, E in residuals(target, *states):
         left_over[rows] = E
     left_over *= target.unit
-    return WeightedTarget(left_over, target.workers, target.weights)
+    return WeightedTarget(left_over, target.pool, target.weights)
 
 
 def _joined(target: Target, state: State, rest: Target, stage: State) -> State:

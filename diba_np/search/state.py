@@ -152,8 +152,8 @@ def unpack_state(packed: dict[str, Any]) -> State:
 def weighed_gram(target: Target, N: Floats, weighed: Floats) -> Floats:
     """Return ``N^T weighed``, which is symmetric."""
     if weighed is N:
-        return target.workers.gram(N)
-    product = target.workers.matmul(np.ascontiguousarray(N.T), weighed)
+        return target.pool.gram(N)
+    product = target.pool.matmul(np.ascontiguousarray(N.T), weighed)
     result: Floats = (product + product.T) / 2.0
     return result
 
@@ -184,7 +184,7 @@ def normal_equations(target: Target, side: Side) -> Equations:
 
     for _, part, other, weighed in target.weighed_rows(others):
         gram += weighed_gram(target, other, weighed)
-        cross += target.workers.matmul(part.T, weighed)
+        cross += target.pool.matmul(part.T, weighed)
     return gram, cross
 
 
@@ -196,7 +196,7 @@ def row_forms(target: Target, side: Side, gram: Floats) -> Floats:
         values = side.values(rows)
         np.einsum("ik,ik->i", values, values @ gram, out=forms[rows])
 
-    target.workers.by_rows(side.bits.shape, fill)
+    target.pool.by_rows(side.bits.shape, fill)
     return forms
 
 
@@ -217,7 +217,7 @@ def sweep(target: Target, side: Side, move: Move, equations: Equations | None = 
         h = side.values(rows) @ gram
         move.rows(bits[rows], h, gram, cross[rows], scales[rows], slack[rows], flips[rows])
 
-    target.workers.by_rows(bits.shape, walk)
+    target.pool.by_rows(bits.shape, walk)
     return int(flips.sum())
 
 
@@ -238,7 +238,7 @@ def update_row_scales(target: Target, side: Side, equations: Equations | None = 
         np.einsum("ik,ik->i", values, cross[rows], out=p[rows])
         np.einsum("ik,ik->i", values, values @ gram, out=q[rows])
 
-    target.workers.by_rows(side.bits.shape, fill)
+    target.pool.by_rows(side.bits.shape, fill)
     _set_scales(side, slice(None), p, q, gram)
 
 
@@ -276,7 +276,7 @@ def walk(target: Target, side: Side, walks: Walks, equations: Equations) -> None
         update_forms(before, bits, h, gram, own, p, q)
         _set_scales(side, rows, p, q, gram)
 
-    target.workers.by_rows(side.bits.shape, improve)
+    target.pool.by_rows(side.bits.shape, improve)
 
 
 def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
@@ -294,7 +294,7 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     normal, right = np.zeros((k, k)), np.zeros(k)
     for _, part, U, WU in target.weighed_rows(state.left.scaled):
         normal += weighed_gram(target, U, WU)
-        right += np.einsum("ik,ik->k", WU, target.workers.matmul(part, GV))
+        right += np.einsum("ik,ik->k", WU, target.pool.matmul(part, GV))
     normal *= weighed_gram(target, V, GV)
     return normal, right
 
@@ -373,7 +373,7 @@ def residuals(target: Target, *states: State) -> Iterator[tuple[slice, Floats, F
     for rows, part in target.blocks(np.float64):
         E = part
         for state, right in zip(states, rights, strict=True):
-            E = E - target.workers.matmul(state.left.scaled(rows), right)
+            E = E - target.pool.matmul(state.left.scaled(rows), right)
         yield rows, part, E
 
 

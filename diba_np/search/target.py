@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from diba_np.arrays import row_blocks
 from diba_np.checks import check_magnitude
-from diba_np.machine.pool import Workers
+from diba_np.machine.thread_pool import ThreadPool
 
 _PIECE = 1 << 18  # entries that are converted at a time
 
@@ -19,12 +19,12 @@ class Target:
     """A matrix in units of its root mean square, read in row blocks.
 
     An array in memory is converted once for each precision and kept; a memory map, or any array
-    where the workers are told to stream, is converted block by block at every pass.
+    where the pool is told to stream, is converted block by block at every pass.
 
     Parameters
     ----------
     A : (m, n) array, as `as_matrix` returns it
-    workers : Workers
+    pool : ThreadPool
         Runs the products.
 
     Attributes
@@ -43,15 +43,15 @@ class Target:
     other kind, whose methods of the same names weigh them.
     """
 
-    def __init__(self, A: NDArray[Any], workers: Workers) -> None:
+    def __init__(self, A: NDArray[Any], pool: ThreadPool) -> None:
         self.A = A
         self.shape = (int(A.shape[0]), int(A.shape[1]))
-        self.workers = workers
-        self._streamed = workers.streamed or isinstance(A, np.memmap)
+        self.pool = pool
+        self._streamed = pool.streamed or isinstance(A, np.memmap)
         self._converted: dict[np.dtype[Any], NDArray[Any]] = {}
         largest = check_magnitude(A, "A")
         squares = 0.0
-        for rows in row_blocks(self.shape, workers.entries):
+        for rows in row_blocks(self.shape, pool.entries):
             part = self.read(rows)
             part /= largest or 1.0
             squares += float(np.vdot(part, part))
@@ -61,7 +61,7 @@ class Target:
 
     def part(self, rows: slice, columns: slice) -> Target:
         """Return a part of the matrix, copied, as a target of its own."""
-        return Target(np.array(self.A[rows, columns]), self.workers)
+        return Target(np.array(self.A[rows, columns]), self.pool)
 
     def read(self, rows: slice) -> NDArray[np.float64]:
         """Return some rows of A in float64."""
@@ -69,7 +69,7 @@ class Target:
 
     def blocks(self, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield (rows, ``A[rows] / unit``) in C order as `dtype`, each good until the next."""
-        slices = self.workers.row_blocks(*self.shape)
+        slices = self.pool.row_blocks(*self.shape)
         if not self._streamed:
             for rows in slices:
                 yield rows, self._whole(dtype)[rows]
@@ -153,9 +153,9 @@ class Target:
         if out is None:
             out = np.empty((self.shape[0], N.shape[1]), N.dtype)
         if not self._streamed:
-            return self.workers.matmul(self._whole(N.dtype), N, out=out)
+            return self.pool.matmul(self._whole(N.dtype), N, out=out)
         for rows, part in self.blocks(N.dtype):
-            self.workers.matmul(part, N, out=out[rows])
+            self.pool.matmul(part, N, out=out[rows])
         return out
 
     def rmatmul(self, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -163,8 +163,8 @@ class Target:
         if out is None:
             out = np.empty((self.shape[1], N.shape[1]), N.dtype)
         if not self._streamed:
-            return self.workers.matmul(self._whole(N.dtype).T, N, out=out)
+            return self.pool.matmul(self._whole(N.dtype).T, N, out=out)
         out[:] = 0
         for rows, part in self.blocks(N.dtype):
-            out += self.workers.matmul(part.T, N[rows])
+            out += self.pool.matmul(part.T, N[rows])
         return out

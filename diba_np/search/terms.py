@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.checks import as_matrix
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.diagonals import ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
@@ -326,7 +326,7 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
     if matrix.shape != factors.shape:
         raise ValueError(f"A must have shape {factors.shape}, got {matrix.shape}")
     widths = [term.scale_bits for term in factors.terms]
-    with workers() as pool:
+    with ThreadPool() as pool:
         target = Target(matrix, pool)
         found = _Sum(target, widths, SearchOptions(effort="fast", tol=_ADAPTED), Run())
         found.states = [

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from diba_np.machine.pool import Workers, mirror
+from diba_np.machine.thread_pool import ThreadPool, mirror
 from diba_np.matrix.quality import decibels
 from diba_np.search.grids import round_diagonal
 from diba_np.search.moves import Move
@@ -48,7 +48,7 @@ _SMALL = 1e-3
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SideProducts:
     """One side ``N = D (B - shift)`` (rows, k) under the weights, where a matrix couples any rows.
 
     Attributes
@@ -82,17 +82,17 @@ class _Seen:
         )
 
 
-def _form(values: Floats, P: Floats, workers: Workers) -> Floats:
+def _form(values: Floats, P: Floats, pool: ThreadPool) -> Floats:
     """Return ``values P values^T`` (n, n), P symmetric; half of it is computed."""
     n = len(values)
-    right = workers.matmul(values, P)
+    right = pool.matmul(values, P)
     out = np.empty((n, n), right.dtype)
 
     def fill(start: int) -> None:
         rows = slice(start, start + _FORM_ROWS)
         np.matmul(right[rows], values[start:].T, out=out[rows, start:])
 
-    workers.run(fill, list(range(0, n, _FORM_ROWS)))
+    pool.run(fill, list(range(0, n, _FORM_ROWS)))
     mirror(out)
     return out
 
@@ -103,7 +103,7 @@ class WeightedTarget(Target):
     Parameters
     ----------
     A : (m, n) array, as `as_matrix` returns it
-    workers : Workers
+    pool : ThreadPool
     weights : Weights
 
     Attributes
@@ -119,19 +119,19 @@ class WeightedTarget(Target):
         ``tr(W A H A^T)`` in units of the target.
     """
 
-    def __init__(self, A: NDArray[Any], workers: Workers, weights: Weights) -> None:
-        super().__init__(A, workers)
+    def __init__(self, A: NDArray[Any], pool: ThreadPool, weights: Weights) -> None:
+        super().__init__(A, pool)
         self.weights = weights
         self.gram = weights.gram
         self.H = weights.regularised()
         self.w, self.W = weights.outputs, weights.output_gram
         self.energy = self.squares(self.blocks(np.float64))
         self._held: dict[Any, Floats] = {}
-        self._known: list[_Seen | None] = [None, None]
+        self._known: list[_SideProducts | None] = [None, None]
 
     def part(self, rows: slice, columns: slice) -> Target:
         A = np.array(self.A[rows, columns])
-        return WeightedTarget(A, self.workers, self.weights.part(rows, columns))
+        return WeightedTarget(A, self.pool, self.weights.part(rows, columns))
 
     def coupling(self, axis: int) -> Floats | None:
         return self.H if axis else self.W
@@ -151,19 +151,19 @@ class WeightedTarget(Target):
                 yield rows, part, N, N if self.w is None else N * self.w[rows, None]
             return
         whole = make(slice(None))
-        weighed = self.workers.matmul(self.W, whole)
+        weighed = self.pool.matmul(self.W, whole)
         for rows, part in self.blocks(np.float64):
             yield rows, part, whole[rows], weighed[rows]
 
     def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
-        return N if self.H is None else self.workers.matmul(self.H, N)
+        return N if self.H is None else self.pool.matmul(self.H, N)
 
     def squares(self, blocks: Iterable[tuple[slice, Floats]]) -> float:
         if self.W is not None:
             whole = np.empty(self.shape)
             for rows, E in blocks:
                 whole[rows] = E
-            return float(np.vdot(self.workers.matmul(self.W, whole), self._weigh_inputs(whole)))
+            return float(np.vdot(self.pool.matmul(self.W, whole), self._weigh_inputs(whole)))
         total = 0.0
         for rows, E in blocks:
             squares = np.einsum("ij,ij->i", E, self._weigh_inputs(E))
@@ -171,14 +171,14 @@ class WeightedTarget(Target):
         return total
 
     def _weigh_inputs(self, E: Floats) -> Floats:
-        return E if self.H is None else self.workers.matmul(E, self.H)
+        return E if self.H is None else self.pool.matmul(E, self.H)
 
-    def _seen(self, side: Side) -> _Seen:
+    def _seen(self, side: Side) -> _SideProducts:
         """Return what the other side and d2 need of a side; made anew only when it has changed."""
         known = self._known[side.axis]
         if known is not None and known.is_of(side, self._kind):
             return known
-        matmul = self.workers.matmul
+        matmul = self.pool.matmul
         N = side.scaled().astype(self._kind, copy=False)
         coupling = self._own_coupling(side.axis)
         own = N
@@ -188,7 +188,7 @@ class WeightedTarget(Target):
         whole = self._weighed_matrix()
         cross = matmul(whole if side.axis else whole.T, own)
         form = weighed_gram(self, N, weighed)
-        seen = _Seen(side.bits.copy(), side.scales.copy(), own, weighed, form, cross)
+        seen = _SideProducts(side.bits.copy(), side.scales.copy(), own, weighed, form, cross)
         self._known[side.axis] = seen
         return seen
 
@@ -199,9 +199,9 @@ class WeightedTarget(Target):
             for rows, part in self.blocks(np.float64):
                 whole[rows] = part
             if self.H is not None:
-                whole = self.workers.matmul(whole, self.H)
+                whole = self.pool.matmul(whole, self.H)
             if self.W is not None:
-                whole = self.workers.matmul(self.W, whole)
+                whole = self.pool.matmul(self.W, whole)
             self._held["W A H"] = whole
         return self._in_kind("W A H", self._held["W A H"])
 
@@ -248,7 +248,7 @@ class WeightedTarget(Target):
         own_P = P.astype(kind, copy=False)
         N = side.scaled()
         weighed = self._seen(side).weighed.copy()
-        matmul = self.workers.matmul
+        matmul = self.pool.matmul
         total = 0
         for start in range(0, len(N), BLOCK):
             part, later = slice(start, start + BLOCK), slice(start + BLOCK, None)
@@ -278,7 +278,7 @@ class WeightedTarget(Target):
         P, pull = equations or self.coupled_equations(side)
         scales, values = side.scales, side.values()
         kind = self._kind
-        form = _form(values.astype(kind, copy=False), P.astype(kind, copy=False), self.workers)
+        form = _form(values.astype(kind, copy=False), P.astype(kind, copy=False), self.pool)
         normal = form * H
         right = np.einsum("jk,jk->j", values, pull)
 
@@ -318,15 +318,15 @@ class WeightedTarget(Target):
         rows = np.ones(m) if w is None else np.sqrt(w)
         rows[rows == 0] = _LEAST_SCALE * middling(rows)
         columns = np.ones(n) if self.H is None else np.sqrt(np.diag(self.H))
-        return ScaledTarget(self.A, self.workers, rows, columns)
+        return ScaledTarget(self.A, self.pool, rows, columns)
 
 
 class ScaledTarget(Target):
     """``diag(rows) A diag(columns)``, scaled as it is read."""
 
-    def __init__(self, A: NDArray[Any], workers: Workers, rows: Floats, columns: Floats) -> None:
+    def __init__(self, A: NDArray[Any], pool: ThreadPool, rows: Floats, columns: Floats) -> None:
         self.rows, self.columns = rows, columns
-        super().__init__(A, workers)
+        super().__init__(A, pool)
 
     def read(self, rows: slice) -> Floats:
         return super().read(rows) * self.rows[rows, None] * self.columns
@@ -401,7 +401,7 @@ def snr_facts(target: Target, *states: State, lost: Lost | None = None) -> dict[
         for total, E in ((signal, part), (noise, residual)):
             total[0] += np.vdot(E, E)
             if gram is not None:
-                total[1] += np.vdot(E, target.workers.matmul(E, gram))
+                total[1] += np.vdot(E, target.pool.matmul(E, gram))
     facts = {"snr_db": decibels(signal[0], noise[0]) if noise[0] else None}
     if gram is not None:
         facts["output_snr_db"] = decibels(signal[1], noise[1]) if noise[1] > 0 else None

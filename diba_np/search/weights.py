@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import largest_magnitude, row_blocks
 from diba_np.checks import as_matrix, as_real, as_samples, digest
-from diba_np.machine.pool import Workers
+from diba_np.machine.thread_pool import ThreadPool
 
 Floats = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ class Weights:
         return None if self.gram is None else _shrunk(self.gram, self.shrinkage)
 
 
-def gram_of_inputs(X: NDArray[Any], workers: Workers) -> Floats:
+def gram_of_inputs(X: NDArray[Any], pool: ThreadPool) -> Floats:
     """Return ``X^T X / N`` for X (N, n), times any constant, summed in float64 over row blocks.
 
     Blocks follow from the shape alone. Cost: ``2 N n^2`` flops; X is never held in float64 whole.
@@ -82,7 +82,7 @@ def gram_of_inputs(X: NDArray[Any], workers: Workers) -> Floats:
     unit = 1.0 if not largest or 1e-100 < largest < 1e100 else largest
     for rows in row_blocks(X.shape):
         part = np.ascontiguousarray(X[rows], np.float64) / unit
-        total += workers.matmul(np.ascontiguousarray(part.T), part)
+        total += pool.matmul(np.ascontiguousarray(part.T), part)
     result: Floats = (total + total.T) / (2.0 * X.shape[0])
     return result
 
@@ -92,7 +92,7 @@ def as_weights(
     gram: ArrayLike | None,
     output_weight: ArrayLike | None,
     shape: tuple[int, int],
-    workers: Workers,
+    pool: ThreadPool,
 ) -> Weights | None:
     """Check what `factorize` was given; None if that is nothing.
 
@@ -132,7 +132,7 @@ def as_weights(
                 UserWarning,
                 stacklevel=3,
             )
-        H = gram_of_inputs(X, workers)
+        H = gram_of_inputs(X, pool)
         shrinkage = min(max(SHRINKAGE * n / len(X), LEAST_SHRINKAGE), MOST_SHRINKAGE)
         facts |= {"from": "inputs", "rows": len(X), "sha256": digest(X)}
     elif gram is not None:

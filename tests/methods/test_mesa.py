@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np.methods.deep_compression import DeepCompression, HuffmanCoded
+from diba_np.methods.entropy_coding import entropy
 from diba_np.methods.fitting import check_problem, gram
-from diba_np.methods.huffman import entropy
 from diba_np.methods.mesa import (
     MESA,
     block_layout,

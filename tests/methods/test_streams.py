@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np.kernels.entropy import decode_huffman, decode_rans, encode_rans
-from diba_np.methods import huffman
+from diba_np.methods import entropy_coding
 from diba_np.methods import streams as codes
 
 SYMBOLS = st.integers(1, 40).flatmap(
@@ -61,8 +61,10 @@ def test_bad_streams_are_refused():
 def test_coders_round_trip(drawn, coder):
     r, symbols = drawn
     symbols = np.array(symbols, np.int64)
-    stream, book = huffman.encode(symbols, r, coder)
-    np.testing.assert_array_equal(huffman.decode(stream, book, len(symbols), r, coder), symbols)
+    stream, book = entropy_coding.encode(symbols, r, coder)
+    np.testing.assert_array_equal(
+        entropy_coding.decode(stream, book, len(symbols), r, coder), symbols
+    )
 
 
 @given(SYMBOLS)
@@ -70,19 +72,19 @@ def test_huffman_lies_within_a_bit_of_the_entropy_and_the_book_is_prefix_free(dr
     r, symbols = drawn
     symbols = np.array(symbols, np.int64)
     counts = np.bincount(symbols, minlength=r)
-    lengths = huffman.code_lengths(counts)
+    lengths = entropy_coding.code_lengths(counts)
     used = np.flatnonzero(counts)
     assert (lengths[counts == 0] == 0).all() and (lengths[used] > 0).all()
     assert np.sum(2.0 ** -lengths[used].astype(float)) <= 1
     words = [
         format(c, f"0{n}b")
-        for c, n in zip(huffman.canonical_codes(lengths)[used], lengths[used], strict=True)
+        for c, n in zip(entropy_coding.canonical_codes(lengths)[used], lengths[used], strict=True)
     ]
     for a in words:
         assert sum(b.startswith(a) for b in words) == 1
     if len(used) > 1:
         mean = np.sum(counts * lengths) / counts.sum()
-        assert huffman.entropy(symbols) - 1e-9 <= mean < huffman.entropy(symbols) + 1
+        assert entropy_coding.entropy(symbols) - 1e-9 <= mean < entropy_coding.entropy(symbols) + 1
 
 
 def brute_force_length(counts, limit):
@@ -100,7 +102,7 @@ def brute_force_length(counts, limit):
 )
 @pytest.mark.parametrize("limit", [3, 4])
 def test_lengths_are_optimal_under_their_limit(counts, limit):
-    lengths = huffman.code_lengths(np.array(counts), limit)
+    lengths = entropy_coding.code_lengths(np.array(counts), limit)
     assert lengths.max() <= limit
     assert int(np.sum(lengths * np.array(counts))) == brute_force_length(np.array(counts), limit)
 
@@ -109,36 +111,37 @@ def test_fibonacci_counts_stay_under_the_limit():
     counts = [1, 1]
     while len(counts) < 30:
         counts.append(counts[-1] + counts[-2])
-    lengths = huffman.code_lengths(np.array(counts))
-    assert lengths.max() == huffman.LIMIT
+    lengths = entropy_coding.code_lengths(np.array(counts))
+    assert lengths.max() == entropy_coding.LIMIT
     assert np.sum(0.5 ** lengths.astype(float)) <= 1
 
 
 def test_rans_goes_under_one_bit():
     symbols = (np.arange(5000) % 50 == 0).astype(int)
     sizes = {
-        coder: 8 * huffman.encode(symbols, 2, coder)[0].size / 5000 for coder in ("huffman", "rans")
+        coder: 8 * entropy_coding.encode(symbols, 2, coder)[0].size / 5000
+        for coder in ("huffman", "rans")
     }
     assert sizes["huffman"] == 1.0
-    assert sizes["rans"] < 1.05 * huffman.entropy(symbols) + 0.02
+    assert sizes["rans"] < 1.05 * entropy_coding.entropy(symbols) + 0.02
 
 
 @pytest.mark.parametrize("coder", ["huffman", "rans"])
 def test_damaged_streams_do_not_crash(coder, rng):
     symbols = rng.integers(0, 7, 400)
-    stream, book = huffman.encode(symbols, 7, coder)
+    stream, book = entropy_coding.encode(symbols, 7, coder)
     with pytest.raises(ValueError, match="book must have"):
-        huffman.decode(stream, book[:-1], 400, 7, coder)
+        entropy_coding.decode(stream, book[:-1], 400, 7, coder)
     with pytest.raises(ValueError):
-        huffman.decode(stream[: stream.size // 4 * 2], book, 400, 7, coder)
+        entropy_coding.decode(stream[: stream.size // 4 * 2], book, 400, 7, coder)
     with pytest.raises(ValueError, match="cannot hold"):
-        huffman.decode(stream, book, 10**15, 7, coder)
+        entropy_coding.decode(stream, book, 10**15, 7, coder)
     for _ in range(100):
         bad_stream, bad_book = stream.copy(), book.copy()
         target = bad_stream if rng.random() < 0.5 else bad_book
         target[rng.integers(target.size)] ^= np.uint8(1 << rng.integers(8))
         try:
-            out = huffman.decode(bad_stream, bad_book, 400, 7, coder)
+            out = entropy_coding.decode(bad_stream, bad_book, 400, 7, coder)
         except ValueError:
             continue
         assert out.shape == (400,) and out.min() >= 0 and out.max() < 7
@@ -146,7 +149,7 @@ def test_damaged_streams_do_not_crash(coder, rng):
 
 def test_unknown_coder():
     with pytest.raises(ValueError, match="coder must be"):
-        huffman.encode([0, 1], 2, "zip")
+        entropy_coding.encode([0, 1], 2, "zip")
 
 
 # -- kernels against the plain forms ---------------------------------------------------------------
@@ -158,11 +161,11 @@ def test_huffman_kernel_equals_the_plain_one(drawn):
     symbols = np.array(symbols, np.int64)
     if r == 1 or not symbols.size:
         return
-    stream, _ = huffman.encode(symbols, r)
-    lengths = huffman.code_lengths(np.bincount(symbols, minlength=r))
-    codes = huffman.canonical_codes(lengths)
+    stream, _ = entropy_coding.encode(symbols, r)
+    lengths = entropy_coding.code_lengths(np.bincount(symbols, minlength=r))
+    codes = entropy_coding.canonical_codes(lengths)
     assert naive.decode_huffman(stream, codes, lengths, len(symbols)) == list(symbols)
-    order, *tables = huffman._tables(lengths)
+    order, *tables = entropy_coding._tables(lengths)
     out = np.empty(len(symbols), np.int64)
     read = decode_huffman(stream, 8 * len(stream), *tables, order, out)
     assert read == lengths[symbols].sum()
@@ -175,7 +178,7 @@ def test_rans_kernels_equal_the_plain_ones(drawn):
     symbols = np.array(symbols, np.int64)
     if not symbols.size:
         return
-    frequency = huffman._frequencies(np.bincount(symbols, minlength=r + 1))
+    frequency = entropy_coding._frequencies(np.bincount(symbols, minlength=r + 1))
     cumulative = np.cumsum(frequency) - frequency
     words = np.empty(len(symbols) + 2, np.uint16)
     words = words[: encode_rans(symbols, frequency, cumulative, words)]

@@ -5,7 +5,14 @@ import pytest
 
 import diba_np as dn
 from diba_np.methods import weighted
-from diba_np.methods.weighted import CHOICES, How, fit_weighted, nearest, part_of, weighted_error
+from diba_np.methods.weighted import (
+    CHOICES,
+    FitOptions,
+    fit_weighted,
+    nearest,
+    part_of,
+    weighted_error,
+)
 
 
 @pytest.fixture
@@ -17,7 +24,7 @@ def problem(rng):
 @pytest.mark.parametrize("method", ["diba", "linear-trellis", "trellis", "gptq", "rtn"])
 def test_every_method_heeds_the_gram_matrix(problem, method):
     A, H, w = problem
-    how = How(seed=1, threads=1, effort="fast")
+    how = FitOptions(seed=1, threads=1, effort="fast")
     plain, fitted, weighed = (
         fit_weighted(method, A, 2.5, gram, outputs, how)
         for gram, outputs in ((None, None), (H, None), (H, w))
@@ -43,7 +50,7 @@ def test_pilots_that_are_near_do_not_decide():
 
 def test_best_is_the_better_at_each_rate(problem):
     A, H, w = problem
-    how = How(threads=1, effort="fast")
+    how = FitOptions(threads=1, effort="fast")
     for bits in (0.8, 1.5, 3.0):
         errors = {
             method: weighted_error(A - fit_weighted(method, A, bits, H, w, how).to_dense(), H, w)
@@ -70,7 +77,7 @@ def test_a_part_stands_for_the_whole(rng):
 
 
 def test_options_of_a_search_reach_it(problem):
-    made = fit_weighted("diba", problem[0], 1.0, how=How(search={"solver": "greedy"}))
+    made = fit_weighted("diba", problem[0], 1.0, how=FitOptions(search={"solver": "greedy"}))
     assert isinstance(made, dn.DiBAFactors) and made.record["solver"] == "greedy"
 
 

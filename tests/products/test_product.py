@@ -30,7 +30,7 @@ from diba_np.kernels import (
 from diba_np.kernels._barrier import arrive, barrier, take
 from diba_np.kernels.threads import number_of_threads
 from diba_np.kernels.transpose import transpose
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.products import cpu, parallel
 from diba_np.products import product as products
 from diba_np.products.cpu import available_paths, has_rounded, kernel_path
@@ -281,7 +281,7 @@ def test_the_same_result_for_any_number_of_threads(path, b, rng):
     for apply in (f.vector, f.vector_rounded) if b is None else (f.matrix,):
         results = []
         for threads in (1, 2):
-            with workers(threads):
+            with ThreadPool(threads):
                 _backoff.until = -math.inf
                 results.append(apply(x))
         np.testing.assert_array_equal(*results)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from diba_np import PackedBits
 from diba_np.kernels import columns, columns_simd, lookup_neon, lookup_portable, lookup_simd
-from diba_np.machine.pool import product_threads
+from diba_np.machine.thread_pool import product_threads
 from diba_np.matrix.packed_bits import joined_tiles
 from diba_np.products import product as products
 from diba_np.products.cpu import available_paths

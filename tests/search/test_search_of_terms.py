@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np import ConvergenceWarning, DiBAFactors, factorize
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.budgets import storage_bits
 from diba_np.search.options import SearchOptions
 from diba_np.search.target import Target
@@ -69,7 +69,7 @@ def test_terms_are_counted_by_rate_shape_and_spread():
 
 def test_the_spread_of_rows_and_columns(rng):
     A = rng.normal(size=(300, 200))
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         assert spread_of(Target(A, pool))[1] == pytest.approx(1, abs=0.2)
         Q = np.linalg.qr(rng.normal(size=(64, 64)))[0]
         assert spread_of(Target(Q, pool))[1] < 1e-6

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diba_np as dn
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.search import relaxation as admm
 from diba_np.search import stages as staged
 from diba_np.search.halves import FEWEST
@@ -45,7 +45,7 @@ def dense(state):
 def test_rest_is_what_a_state_leaves_over(weighed, block):
     rng = np.random.default_rng(0)
     A = 3.0 * rng.standard_normal((130, 30))
-    with workers(1, block) as pool:
+    with ThreadPool(1, block) as pool:
         weights = as_weights(rng.standard_normal((90, 30)), None, None, A.shape, pool)
         target = WeightedTarget(A, pool, weights) if weighed else Target(A, pool)
         state = random_state(rng, 130, 30, 7, 0.0)
@@ -67,7 +67,7 @@ def test_rest_is_what_a_state_leaves_over(weighed, block):
 def test_a_stage_keeps_scales_and_never_loses(weighed, shift):
     rng = np.random.default_rng(1)
     A = rng.standard_normal((60, 50))
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         weights = as_weights(rng.standard_normal((90, 50)), None, None, A.shape, pool)
         target = WeightedTarget(A, pool, weights) if weighed else Target(A, pool)
         state = random_state(rng, 60, 50, 3, shift)
@@ -113,7 +113,7 @@ def test_every_number_of_threads_gives_the_same_bits(options):
 
 
 def test_nothing_left_over_ends_the_stages():
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         target = Target(np.zeros((96, 96)), pool)
         how = {"shift": 0.0, "seed": 0, "iterations": 5, "uneven": 0, "run": Run()}
         state = staged.relax_staged(target, 192, **how).state

@@ -9,7 +9,7 @@ import pytest
 
 import diba_np as dn
 from diba_np.machine import processors
-from diba_np.machine.pool import Workers
+from diba_np.machine.thread_pool import ThreadPool
 
 SEARCH = """
 import hashlib, sys, threading
@@ -97,20 +97,19 @@ def test_a_container_s_quota_counts(tmp_path, monkeypatch, files, count):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_blocks_cover_all_rows_once(threads):
-    pool = Workers(threads)
-    for shape in ((1, 5), (64, 64), (1000, 300), (3, 100000), (130, 40000)):
-        for walk in (
-            lambda work, shape=shape: pool.by_rows(shape, work),
-            lambda work, shape=shape: pool.by_chunks(shape, 64, work),
-        ):
-            count = np.zeros(shape[0], int)
+    with ThreadPool(threads) as pool:
+        for shape in ((1, 5), (64, 64), (1000, 300), (3, 100000), (130, 40000)):
+            for walk in (
+                lambda work, shape=shape: pool.by_rows(shape, work),
+                lambda work, shape=shape: pool.by_chunks(shape, 64, work),
+            ):
+                count = np.zeros(shape[0], int)
 
-            def work(rows, count=count):
-                count[rows] += 1
+                def work(rows, count=count):
+                    count[rows] += 1
 
-            walk(work)
-            assert (count == 1).all()
-    pool.close()
+                walk(work)
+                assert (count == 1).all()
 
 
 def test_an_interrupt_ends_a_search_on_several_threads():

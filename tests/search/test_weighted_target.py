@@ -12,7 +12,7 @@ from strategies import matrices
 
 from diba_np import factorize, load
 from diba_np.arrays import row_blocks
-from diba_np.machine.pool import workers
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.quality import output_snr_db
 from diba_np.search import coupled, relaxation
 from diba_np.search import weighted_target as activations
@@ -98,7 +98,7 @@ def test_every_decision_about_a_column_equals_its_naive_namesake(
     name, whole, left, seed, shift, passes
 ):
     A, X, w, state = problem(seed, shift, whole=whole)
-    with workers(1) as pool, pytest.MonkeyPatch.context() as patch:
+    with ThreadPool(1) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "BLOCK", 3)  # columns within a block and across blocks
         target = weighed_target(A, X, w, pool)
         before = state.copy()
@@ -119,7 +119,7 @@ def test_every_decision_about_a_column_equals_its_naive_namesake(
 @pytest.mark.parametrize("whole", [False, True])
 def test_closed_forms_are_minima_of_the_weighed_objective(whole, seed, shift):
     A, X, w, state = problem(seed, shift, whole=whole)
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         target = weighed_target(A, X, w, pool)
         a, w, H = plain(target)
         steps = {
@@ -144,7 +144,7 @@ def test_closed_forms_are_minima_of_the_weighed_objective(whole, seed, shift):
 
 def test_a_column_that_does_not_change_passes_nothing_on():
     A, X, w, state = problem(1, 0.0)
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         target = weighed_target(A, X, w, pool)
         while target.sweep_coupled(state.right, FixedFlips(100)):
             pass
@@ -160,7 +160,7 @@ def test_the_size_of_a_block_does_not_matter(name, monkeypatch):
     for block in (1, 4, 64):
         A, X, w, state = problem(5, 0.0, m=20, n=30, k=9)
         monkeypatch.setattr(activations, "BLOCK", block)
-        with workers(1) as pool:
+        with ThreadPool(1) as pool:
             target = weighed_target(A, X, w, pool)
             target.sweep_coupled(state.right, MOVES[name](3, 0.0))
         results.append(state)
@@ -177,7 +177,7 @@ def parts(f):
 
 
 def objective_of(A, X, w):
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         weights = gram.as_weights(X, None, w, A.shape, pool)
     H = np.eye(A.shape[1]) if weights.gram is None else weights.regularised()
     if weights.output_gram is not None:
@@ -210,7 +210,7 @@ def test_greedy_objective_never_rises_at_any_half_step(A, k, shift, seed):
     rng = np.random.default_rng(seed)
     n = A.shape[1]
     X, w = rng.normal(size=(3 * n, n)) @ rng.normal(size=(n, n)), rng.random(len(A)) + 0.01
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         target = weighed_target(A, X, w, pool)
         found = solve_greedy(target, k, shift=shift, rng=rng, max_sweeps=300, tol=0.0, run=Run())
         state, history = found.state, found.history
@@ -302,7 +302,7 @@ def test_inputs_are_read_in_blocks(monkeypatch, rng):
 
     X = rng.normal(size=(103, 6))
     monkeypatch.setattr(row_blocks, "__defaults__", (10 * 6,))
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         np.testing.assert_allclose(gram.gram_of_inputs(X, pool), X.T @ X / 103, atol=1e-14)
 
 
@@ -468,7 +468,7 @@ def test_a_coupled_half_solves_its_regression(left, both, rank, rng, monkeypatch
     monkeypatch.setattr(coupled, "POWER", 1.0)
     monkeypatch.setattr(coupled, "RANK", rank)
     A, X, w, _ = problem(1, 0.0, m=30, n=20, k=6, whole=left or both)
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         target = weighed_target(A, X if both or not left else None, w, pool)
         plain = target.surrogate()
         axes = tuple(H if H is None else coupled._Axis(H) for H in map(target.coupling, (0, 1)))
@@ -525,7 +525,7 @@ def test_a_coupled_half_solves_its_regression(left, both, rank, rng, monkeypatch
 
 def test_the_start_knows_the_correlations(attention):
     A, X = attention[:96, :96], correlated(96, 3000, 1)
-    with workers(1) as pool:
+    with ThreadPool(1) as pool:
         target = weighed_target(A, X, None, pool)
         how = {"shift": 0.0, "iterations": 40}
         error = []

@@ -33,10 +33,19 @@ _TILE = 96  # rows: a multiple of the tiles of every BLAS kernel
 _CHUNK_ENTRIES = 1 << 17  # entries under which a pass is not worth a thread's start
 
 
-class Workers:
+class ThreadPool:
     """A pool whose products are bitwise the same for every number of threads.
 
-    Use through `workers`, which holds BLAS at one thread meanwhile.
+    In a ``with`` block, BLAS is held at one thread meanwhile.
+
+    Parameters
+    ----------
+    threads : int, optional
+        By default as many as the work is worth, of those that this process may use.
+    entries : int, optional
+        Entries of a row block; matrices are then read block by block.
+    flops : float
+        Of the largest product: threads that wait for each other cost more than small ones save.
 
     Attributes
     ----------
@@ -47,15 +56,25 @@ class Workers:
         Whether matrices in memory are read in row blocks as well, instead of being converted whole.
     """
 
-    def __init__(self, threads: int, entries: int | None = None) -> None:
-        self.threads = threads
+    def __init__(
+        self, threads: int | None = None, entries: int | None = None, flops: float = math.inf
+    ) -> None:
+        self.threads = threads_for(flops) if threads is None else resolve_threads(threads)
         self.entries = entries or BLOCK_ENTRIES
         self.streamed = entries is not None
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._blas = single_threaded_blas()
 
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+    def __enter__(self) -> ThreadPool:
+        self._blas.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._blas.__exit__(*error)
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
 
     def row_blocks(self, rows: int, columns: int) -> list[slice]:
         """Cut rows into slices of at most `entries` entries, each of a multiple of 64 rows."""
@@ -143,30 +162,6 @@ def mirror(upper: NDArray[Any]) -> None:
         corner = upper[rows, rows]
         np.copyto(corner, corner.T.copy(), where=_BELOW[: len(corner), : len(corner)])
         upper[start + _PANEL :, rows] = upper[rows, start + _PANEL :].T
-
-
-@contextmanager
-def workers(
-    threads: int | None = None, entries: int | None = None, flops: float = math.inf
-) -> Iterator[Workers]:
-    """Provide `Workers`, BLAS held at one thread meanwhile.
-
-    Parameters
-    ----------
-    threads : int, optional
-        By default as many as the work is worth, of those that this process may use.
-    entries : int, optional
-        Entries of a row block; matrices are then read block by block.
-    flops : float
-        Of the largest product: threads that wait for each other cost more than small ones save.
-    """
-    count = threads_for(flops) if threads is None else resolve_threads(threads)
-    pool = Workers(count, entries)
-    try:
-        with single_threaded_blas():
-            yield pool
-    finally:
-        pool.close()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Workers: products that do not depend on the number of threads, and nothing left changed."""
+"""ThreadPool: products that do not depend on the number of threads, and nothing left changed."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ import scipy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diba_np.machine.pool import _TILE, workers
 from diba_np.machine.processors import resolve_threads
+from diba_np.machine.thread_pool import _TILE, ThreadPool
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_matmul_is_bitwise_the_same(shape, dtype, rng):
     A, B = rng.normal(size=(m, p)).astype(dtype), rng.normal(size=(p, n)).astype(dtype)
     results = []
     for threads in (1, 2, 3):
-        with workers(threads) as pool:
+        with ThreadPool(threads) as pool:
             results.append(pool.matmul(A, B))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -33,7 +33,7 @@ def test_matmul_is_bitwise_the_same(shape, dtype, rng):
 @given(st.integers(1, 5000), st.integers(1, 2000), st.integers(1, 9))
 def test_blocks_of_rows_are_of_like_size_and_whole_tiles(rows, k, threads):
     seen = []
-    with workers(threads) as pool:
+    with ThreadPool(threads) as pool:
         for block in pool.row_blocks(rows, k):
             seen.append(pool._cut(block, 2.0 * (block.stop - block.start) * k * k))
     cuts = [part for parts in seen for part in parts]
@@ -56,12 +56,12 @@ def test_settings_are_restored_also_after_an_error():
     # in a process of its own: another search in this one may hold BLAS
     code = (
         "from diba_np.machine.blas import _blas_controls\n"
-        "from diba_np.machine.pool import workers\n"
+        "from diba_np.machine.thread_pool import ThreadPool\n"
         "blas, _ = _blas_controls()\n"
         "for set_threads, _ in blas:\n"
         "    set_threads(2)\n"
         "try:\n"
-        "    with workers(1):\n"
+        "    with ThreadPool(1):\n"
         "        inside = [get() for _, get in blas]\n"
         "        raise KeyError\n"
         "except KeyError:\n"

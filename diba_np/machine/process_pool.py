@@ -1,4 +1,4 @@
-"""`Workers`: processes that make calls, one at a time each, and can be ended at once."""
+"""`ProcessPool`: processes that make calls, one at a time each, and can be ended at once."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class _Worker:
         self.connection.close()
 
 
-class Workers:
+class ProcessPool:
     """Processes that make calls, one at a time each; they are started by the first `run`.
 
     Parameters

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import diba_np
-from diba_np.machine.workers import Workers
+from diba_np.machine.process_pool import ProcessPool
 
 
 @pytest.fixture
-def workers():
-    both = Workers(2, 1)
+def pool():
+    both = ProcessPool(2, 1)
     yield both
     both.end()
     assert multiprocessing.active_children() == []
@@ -27,15 +27,15 @@ def square(x):
     return x * x, os.getpid(), os.environ["NUMBA_NUM_THREADS"]
 
 
-def test_calls_run_elsewhere_with_their_threads(workers):
+def test_calls_run_elsewhere_with_their_threads(pool):
     arguments = range(7)
-    answers = dict(workers.run(square, arguments, lambda x: (x,)))
+    answers = dict(pool.run(square, arguments, lambda x: (x,)))
     assert {x: answer[0] for x, answer in answers.items()} == {x: x * x for x in arguments}
     processes = {answer[1] for answer in answers.values()}
     assert os.getpid() not in processes and len(processes) <= 2
     assert {answer[2] for answer in answers.values()} == {"1"}
     # the same processes serve the next run
-    assert {answer[1] for _, answer in workers.run(square, [1, 2], lambda x: (x,))} <= processes
+    assert {answer[1] for _, answer in pool.run(square, [1, 2], lambda x: (x,))} <= processes
 
 
 class Unreadable(Exception):
@@ -59,11 +59,11 @@ def fail(how):
         ("result", TypeError, "cannot pickle"),
     ],
 )
-def test_an_error_arrives_and_ends_the_processes(workers, how, error, sentence):
+def test_an_error_arrives_and_ends_the_processes(pool, how, error, sentence):
     with pytest.raises(error, match=sentence):
-        list(workers.run(fail, [how], lambda how: (how,)))
+        list(pool.run(fail, [how], lambda how: (how,)))
     assert multiprocessing.active_children() == []
-    assert next(workers.run(square, [3], lambda x: (x,)))[1][0] == 9
+    assert next(pool.run(square, [3], lambda x: (x,)))[1][0] == 9
 
 
 def end_once(mark):
@@ -73,24 +73,24 @@ def end_once(mark):
     return "done"
 
 
-def test_the_call_of_a_killed_process_is_made_again(workers, tmp_path):
+def test_the_call_of_a_killed_process_is_made_again(pool, tmp_path):
     marks = [str(tmp_path / name) for name in "abc"]
-    assert dict(workers.run(end_once, marks, lambda mark: (mark,))) == dict.fromkeys(marks, "done")
+    assert dict(pool.run(end_once, marks, lambda mark: (mark,))) == dict.fromkeys(marks, "done")
 
 
-def test_processes_that_always_end_are_an_error(workers):
+def test_processes_that_always_end_are_an_error(pool):
     with pytest.raises(ChildProcessError, match="processes ended 6 times, the last with status 7"):
-        list(workers.run(os._exit, [7], lambda status: (status,)))
+        list(pool.run(os._exit, [7], lambda status: (status,)))
 
 
 CODE = """
 import os, time
-from diba_np.machine.workers import Workers
+from diba_np.machine.process_pool import ProcessPool
 
 def sleep(): os.write(1, f"{os.getpid()}\\n".encode()); time.sleep(60)  # one write a line
 
 if __name__ == "__main__":
-    list(Workers(2, 1).run(sleep, [0, 1], lambda item: ()))
+    list(ProcessPool(2, 1).run(sleep, [0, 1], lambda item: ()))
 """
 
 
@@ -126,13 +126,13 @@ def test_a_script_needs_no_guard(tmp_path):
 
 OWN = """
 import os
-from diba_np.machine.workers import Workers
+from diba_np.machine.process_pool import ProcessPool
 
 def square(x): return x * x, os.getpid() != parent
 
 parent = os.getppid() if __name__ != "__main__" else os.getpid()
 if __name__ == "__main__":
-    both = Workers(2, 1)
+    both = ProcessPool(2, 1)
     for _ in range(2):
         print(sorted(both.run(square, [1, 2], lambda x: (x,))))
     both.end()
