@@ -8,7 +8,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, get_context, parent_process, spawn
 from types import ModuleType
@@ -18,7 +18,7 @@ from diba_np.machine.blas import threads_of_children
 
 Item = TypeVar("Item")
 
-_MOST_RESTARTS = 5  # of processes that are killed from outside
+_TRIES = 6  # of a call whose process is killed from outside
 
 
 @contextlib.contextmanager
@@ -91,8 +91,11 @@ def _serve(requests: connection.Connection[Any, Any]) -> None:
     """Make the calls that arrive until the connection ends: all that a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_the_parent()
+    shared: tuple[Any, ...] | None = None
     while True:
         try:
+            if shared is None:
+                shared = requests.recv()
             script, call = requests.recv(), requests.recv_bytes()
         except EOFError:
             return
@@ -100,7 +103,7 @@ def _serve(requests: connection.Connection[Any, Any]) -> None:
             if script:
                 spawn.prepare(script)
             work, arguments = pickle.loads(call)
-            requests.send((True, work(*arguments)))
+            requests.send((True, work(*shared, *arguments)))
         except Exception as error:
             requests.send((False, _portable(error)))
 
@@ -108,7 +111,8 @@ def _serve(requests: connection.Connection[Any, Any]) -> None:
 class _Worker:
     """One process and the connection to it."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, shared: tuple[Any, ...]) -> None:
+        self._unsent: tuple[Any, ...] | None = shared
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -119,6 +123,9 @@ class _Worker:
     def send(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Let the process call a function; one of the caller's script runs that there first."""
         call = pickle.dumps((work, arguments))
+        if self._unsent is not None:
+            self.connection.send(self._unsent)
+            self._unsent = None
         self.connection.send(_script() if b"__main__" in call else None)
         self.connection.send_bytes(call)
 
@@ -138,11 +145,20 @@ class ProcessPool:
         Processes.
     threads : int
         Numerical threads of each.
+    shared : tuple
+        First arguments of every call, sent once to each process.
+    tries : int
+        How often a call is made, at most, whose process is killed.
     """
 
-    def __init__(self, count: int, threads: int) -> None:
-        self.count, self.threads = count, threads
+    def __init__(
+        self, count: int, threads: int, shared: tuple[Any, ...] = (), tries: int = _TRIES
+    ) -> None:
+        self.count, self.threads, self.shared, self.tries = count, threads, shared, tries
         self._workers: list[_Worker] = []
+
+    def _start(self) -> _Worker:
+        return _Worker(self.threads, self.shared)
 
     def end(self) -> None:
         """End the processes at once; what they work on is lost."""
@@ -154,8 +170,9 @@ class ProcessPool:
         work: Callable[..., Any],
         items: Sequence[Item],
         arguments: Callable[[Item], tuple[Any, ...]],
+        failed: Callable[[Item, Exception], Any] | None = None,
     ) -> Iterator[tuple[Item, Any]]:
-        """Yield ``(item, work(*arguments(item)))`` in the order in which they end.
+        """Yield ``(item, work(*shared, *arguments(item)))`` in the order in which they end.
 
         Parameters
         ----------
@@ -164,6 +181,9 @@ class ProcessPool:
         items : sequence
         arguments : callable
             Called here, when the call of its item begins.
+        failed : callable, optional
+            What it makes of an item and the error of its call is yielded as the result, and the
+            others go on.
 
         Yields
         ------
@@ -172,44 +192,47 @@ class ProcessPool:
         Raises
         ------
         ChildProcessError
-            Processes were killed again and again; the call of one that was killed is made again.
+            A call's processes were killed again and again.
         Exception
-            Whatever a call raises; all processes are ended then.
+            Whatever a call raises. All processes are ended then, unless there is `failed`.
         """
-        waiting, busy = deque(items), dict[_Worker, Item]()
-        restarts = 0
+        waiting, busy = deque(range(len(items))), dict[_Worker, int]()
+        killed = Counter[int]()  # how often processes were, by the call
         complete = False
         try:
             while len(self._workers) < self.count:
-                self._workers.append(_Worker(self.threads))
+                self._workers.append(self._start())
             while waiting or busy:
                 for worker in self._workers:
                     if waiting and worker not in busy:
-                        item = waiting.popleft()
-                        busy[worker] = item
+                        number = waiting.popleft()
+                        busy[worker] = number
                         # what cannot be sent because the process is gone is seen below
                         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                            worker.send(work, arguments(item))
+                            worker.send(work, arguments(items[number]))
                 ready = set(connection.wait([worker.connection for worker in busy]))
                 for worker in [worker for worker in busy if worker.connection in ready]:
-                    item = busy.pop(worker)
+                    number = busy.pop(worker)
                     try:
                         well, answer = worker.connection.recv()
                     except (EOFError, ConnectionResetError):  # the process is gone
-                        restarts += 1
+                        killed[number] += 1
                         worker.process.join()
-                        if restarts > _MOST_RESTARTS:
-                            code = worker.process.exitcode
-                            raise ChildProcessError(
-                                f"processes ended {restarts} times, the last with status {code}"
-                            ) from None
-                        waiting.appendleft(item)
+                        code = worker.process.exitcode
                         worker.end()
-                        self._workers[self._workers.index(worker)] = _Worker(self.threads)
-                        continue
+                        self._workers[self._workers.index(worker)] = self._start()
+                        if killed[number] < self.tries:
+                            waiting.appendleft(number)
+                            continue
+                        well = False
+                        answer = ChildProcessError(
+                            f"processes ended {self.tries} times, the last with status {code}"
+                        )
                     if not well:
-                        raise answer
-                    yield item, answer
+                        if failed is None:
+                            raise answer
+                        answer = failed(items[number], answer)
+                    yield items[number], answer
             complete = True
         finally:
             if not complete:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np import methods
 from diba_np.checks import as_matrix, as_samples, check_count
-from diba_np.machine.blas import threads_of_children
-from diba_np.machine.process_pool import main_left_out
+from diba_np.machine.process_pool import ProcessPool
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import snr_db
 from diba_np.methods.dbf import dbf
@@ -21,6 +21,8 @@ from diba_np.methods.fitting import check_problem
 from diba_np.search.factorization import factorize
 
 HELD_OUT = 0.25  # share of the inputs that no method is fitted on
+
+_TRIES = 2  # of a fit whose process is killed
 
 # what one process works on: matrix, inputs to fit on, inputs to judge on, seed
 _Shared = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, int]
@@ -151,20 +153,27 @@ def compare(
         train, test = samples[:cut], samples[cut:]
     shared = (matrix, train, test, seed)
     tasks = [(label, float(rate)) for label in methods for rate in rates]
-    results: Iterator[Row] = (_one(shared, label, rate) for label, rate in tasks)
+    results: Generator[Row, None, None] = (_one(*shared, label, rate) for label, rate in tasks)
     if jobs > 1 and len(tasks) > 1:
         results = _spread(shared, tasks, min(jobs, len(tasks)))
     rows = {}
-    for row in results:
-        rows[row.method, row.target_bits] = row
-        if callback is not None:
-            callback(row)
+    with contextlib.closing(results):
+        for row in results:
+            rows[row.method, row.target_bits] = row
+            if callback is not None:
+                callback(row)
     return [rows[task] for task in tasks]
 
 
-def _one(shared: _Shared, label: str, rate: float) -> Row:
+def _one(
+    A: NDArray[Any],
+    train: NDArray[Any] | None,
+    test: NDArray[Any] | None,
+    seed: int,
+    label: str,
+    rate: float,
+) -> Row:
     """Fit one method at one rate; never raises an Exception."""
-    A, train, test, seed = shared
     row = Row(label, rate)
     start = time.perf_counter()
     try:
@@ -205,37 +214,22 @@ def _time_product(matrix: Any, n: int, repeats: int = 25) -> float:
     return 1e6 * float(np.median(times))
 
 
-# set once in every process that `_spread` starts
-_shared_here: list[_Shared] = []
+def _spread(
+    shared: _Shared, tasks: list[tuple[str, float]], jobs: int
+) -> Generator[Row, None, None]:
+    """Run the tasks in processes, rows as they come; one whose processes die is an error row."""
+    pool = ProcessPool(jobs, 1, shared, _TRIES)
+    # high rates take longest: first in, so that none is left alone at the end
+    order = sorted(tasks, key=lambda task: -task[1])
+    try:
+        for _, row in pool.run(_one, order, lambda task: task, _row_of_error):
+            yield row
+    finally:
+        pool.end()
 
 
-def _start_worker(shared: _Shared) -> None:
-    _shared_here[:] = [shared]
-
-
-def _work(label: str, rate: float) -> Row:
-    return _one(_shared_here[0], label, rate)
-
-
-def _spread(shared: _Shared, tasks: list[tuple[str, float]], jobs: int) -> Iterator[Row]:
-    """Run the tasks in spawned processes, rows as they come; one that dies is an error row."""
-    import concurrent.futures
-    import multiprocessing
-
-    with threads_of_children(1):
-        pool = concurrent.futures.ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), _start_worker, (shared,)
-        )
-        with pool:
-            # high rates take longest: first in, so that none is left alone at the end
-            order = sorted(tasks, key=lambda task: -task[1])
-            with main_left_out():  # the processes start here
-                futures = {pool.submit(_work, *task): task for task in order}
-            for future in concurrent.futures.as_completed(futures):
-                try:
-                    yield future.result()
-                except Exception as error:
-                    yield Row(*futures[future], error=f"{type(error).__name__}: {error}")
+def _row_of_error(task: tuple[str, float], error: Exception) -> Row:
+    return Row(*task, error=f"{type(error).__name__}: {error}")
 
 
 def recommend(rows: Sequence[Row]) -> list[str]:

@@ -83,6 +83,34 @@ def test_processes_that_always_end_are_an_error(pool):
         list(pool.run(os._exit, [7], lambda status: (status,)))
 
 
+def share(first, how):
+    if how == "end":
+        os._exit(7)
+    if how == "error":
+        raise ValueError("no such thing")
+    return first
+
+
+def test_calls_that_fail_may_be_results_and_what_calls_share_is_sent_once():
+    class Shared:
+        sent = 0
+
+        def __reduce__(self):
+            Shared.sent += 1
+            return str, ("shared",)
+
+    pool = ProcessPool(1, 1, (Shared(),), tries=2)
+    answers = dict(
+        pool.run(share, ["a", "end", "error", "b"], lambda how: (how,), lambda how, e: (how, e))
+    )
+    pool.end()
+    assert (answers["a"], answers["b"]) == ("shared", "shared")
+    assert Shared.sent == 3  # once for each process
+    assert answers["end"][0] == "end" and isinstance(answers["end"][1], ChildProcessError)
+    assert str(answers["end"][1]) == "processes ended 2 times, the last with status 7"
+    assert answers["error"][0] == "error" and str(answers["error"][1]) == "no such thing"
+
+
 CODE = """
 import os, time
 from diba_np.machine.process_pool import ProcessPool

@@ -1,6 +1,7 @@
 """compare and its plot: rows for all, errors as rows, processes that agree."""
 
 import json
+import multiprocessing
 import sys
 
 import numpy as np
@@ -59,12 +60,17 @@ def test_a_method_that_fails_is_a_row(problem):
     assert "bits must be at least" in format_table(rows)
 
 
-def test_processes_give_the_same_rows(problem):
+def test_processes_give_the_same_rows_also_where_some_are_killed(problem):
     A, X = problem
     told = []
+
+    def callback(row):
+        told.append(row)
+        for process in multiprocessing.active_children() * (len(told) == len(SOME) + 1):
+            process.kill()
+
     alone, spread = (
-        compare(A, bits=2, methods=SOME, inputs=X, jobs=jobs, callback=told.append)
-        for jobs in (1, 2)
+        compare(A, bits=2, methods=SOME, inputs=X, jobs=jobs, callback=callback) for jobs in (1, 2)
     )
     assert sorted(row.method for row in told) == sorted((*SOME, *SOME))
     for a, b in zip(alone, spread, strict=True):
@@ -75,6 +81,15 @@ def test_processes_give_the_same_rows(problem):
             b.output_snr,
             b.error,
         )
+
+
+def test_no_process_is_left_where_the_caller_stops(problem):
+    def stop(row):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        compare(problem[0], bits=[2, 3, 4], methods="rtn", jobs=2, callback=stop)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("method", ["gptq", "bitat", "mesa", "dbf", "diba"])
