@@ -87,9 +87,9 @@ def test_no_process_is_left_where_the_caller_stops(problem):
     def stop(row):
         raise KeyError
 
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError) as held:  # and with it the frames of the call
         compare(problem[0], bits=[2, 3, 4], methods="rtn", jobs=2, callback=stop)
-    assert multiprocessing.active_children() == []
+    assert multiprocessing.active_children() == [], held
 
 
 @pytest.mark.parametrize("method", ["gptq", "bitat", "mesa", "dbf", "diba"])
