@@ -1,4 +1,4 @@
-"""The two kinds of error that are the package's own; everything else is TypeError or ValueError."""
+"""The errors and warnings that are the package's own; all else is TypeError or ValueError."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ class FormatError(ValueError):
 
     The message names the path, the dataset or attribute, what was found and what was expected.
     """
+
+
+class BudgetError(ValueError):
+    """A budget is too small for what is to be stored with it."""
 
 
 class ConvergenceWarning(UserWarning):

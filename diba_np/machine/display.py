@@ -55,6 +55,7 @@ class Display:
             self._title = title
         if text:
             self._bar.set_postfix_str(text, refresh=False)
+        self._bar.total = total  # a search may be given more to do on its way
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diba_np.checks import check_count, check_number
+from diba_np.errors import BudgetError
 
 MOST_K = 2**31 - 1  # of the file format
 
@@ -38,9 +39,10 @@ def intermediate_dimension(
 
     Raises
     ------
+    BudgetError
+        The budget is too small for a single component.
     TypeError, ValueError
-        The budget is not a number, too small for a single component, or too large for a file or
-        for this machine's memory.
+        It is not a number, or too large for a file or for this machine's memory.
     """
     m, n = shape
     if name == "k":
@@ -51,7 +53,7 @@ def intermediate_dimension(
     if k < 1:
         least = storage_bits(m, n, 1, scale_bits) / (m * n)
         unit = DENSE_BITS if name == "ratio" else 1
-        raise ValueError(
+        raise BudgetError(
             f"{name}={number:g} is too small for a {m} x {n} matrix: "
             f"k=1 already takes {name}={least / unit:.4g}"
         )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.checks import as_matrix, as_samples, check_count, check_magnitude, check_number
+from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array
 
 
@@ -66,10 +67,10 @@ def check_problem(
     return Problem(A / scale, scale, number, X, seed)
 
 
-def too_small(method: str, bits: float, least_bits: float, shape: tuple[int, int]) -> ValueError:
-    """Return the ValueError of a budget that no setting of `method` fits."""
+def too_small(method: str, bits: float, least_bits: float, shape: tuple[int, int]) -> BudgetError:
+    """Return the error of a budget that no setting of `method` fits."""
     least = least_bits / (shape[0] * shape[1])
-    return ValueError(
+    return BudgetError(
         f"bits must be at least {least:.4g} for {method} on shape {shape}, got {bits}"
     )
 

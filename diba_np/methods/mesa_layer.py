@@ -13,17 +13,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import cho_factor, cho_solve
 
+from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array
 from diba_np.methods.entropy_coding import code_lengths
 from diba_np.methods.fitting import Problem, gram
 
 
-def nothing_fits(method: str, bits: float, shape: tuple[int, int]) -> ValueError:
-    """Return the ValueError of a budget that no candidate fits.
+def nothing_fits(method: str, bits: float, shape: tuple[int, int]) -> BudgetError:
+    """Return the error of a budget that no candidate fits.
 
     No least budget is told: what codes take depends on the entries.
     """
-    return ValueError(f"bits must be larger for {method} on shape {shape}, got {bits}")
+    return BudgetError(f"bits must be larger for {method} on shape {shape}, got {bits}")
 
 
 def nearest(values: Array, centroids: Array) -> Array:

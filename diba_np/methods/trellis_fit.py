@@ -238,7 +238,7 @@ def fit_coded(
 
     Raises
     ------
-    ValueError
+    BudgetError
         The budget is too small for one column.
 
     Notes

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array, CompressedMatrix
 from diba_np.methods import fit as fit_method
 from diba_np.methods import get
@@ -170,12 +171,15 @@ def best_of(
     outputs: Array | None,
     how: FitOptions,
 ) -> CompressedMatrix:
-    """Return the best fit of some methods; one that the bits do not pay for is left out."""
+    """Return the best fit of some methods; one that the bits do not pay for is left out.
+
+    BudgetError where they pay for none; all other errors are raised.
+    """
     made: list[CompressedMatrix] = []
     for i, method in enumerate(methods):
         try:
             made.append(fit_weighted(method, A, bits, gram, outputs, how))
-        except ValueError:
+        except BudgetError:
             if i + 1 == len(methods) and not made:
                 raise
     if len(made) == 1:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diba_np.arrays import row_blocks
 from diba_np.checks import as_matrix, check_magnitude, digest
-from diba_np.errors import FormatError
+from diba_np.errors import BudgetError, FormatError
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.small_floats import word_type
@@ -392,17 +392,17 @@ def allocate(
 
     Raises
     ------
-    ValueError
+    BudgetError
         The budget does not pay for one component of each.
     """
     if not tasks:
         if budget < 0:
-            raise ValueError("bits is too small for what is stored as it is")
+            raise BudgetError("bits is too small for what is stored as it is")
         return []
     floors = [task.bits(1, scale_bits) for task in tasks]
     if sum(floors) > budget:
         size = sum(math.prod(task.shape) for task in tasks)
-        raise ValueError(
+        raise BudgetError(
             f"bits is too small: k=1 of every matrix takes {sum(floors) / size:.4g} bits a weight "
             f"of the factorized ones, {max(budget, 0) / size:.4g} are left for them by what is "
             "kept as it is"

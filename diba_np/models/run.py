@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.checks import digest
-from diba_np.errors import FormatError
+from diba_np.errors import BudgetError, FormatError
 from diba_np.files.checkpoint import Checkpoint
 from diba_np.files.parts import Parts
 from diba_np.machine.versions import versions
@@ -149,19 +149,19 @@ class ModelRun:
         return self.grams.of(task.name, task.start, self.shapes[task.name])
 
     def _plan(self, size: int, kept_bits: int) -> tuple[int, ScaleBits]:
-        """Return the bits for the matrices; ValueError where they do not pay for one component."""
+        """Return the bits for the matrices; BudgetError where they do not pay for one component."""
         budget = math.floor(self.settings.bits * size) - kept_bits
         counted_scale_bits = self.settings.counted_scale_bits
         try:
             allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
-        except ValueError as error:
+        except BudgetError as error:
             if not kept_bits:
                 raise
             named = ", ".join(
                 f"{name!r} {tuple(shape)} {why} {bits} bits"
                 for name, shape, why, bits in self._largest_kept()[:MOST_NAMED]
             )
-            raise ValueError(
+            raise BudgetError(
                 f"{error}; kept: {named}; leave them out by their names (exclude)"
             ) from error
         return budget, counted_scale_bits

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.checks import as_matrix
+from diba_np.errors import BudgetError
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.diagonals import ScaleBits, Widths
@@ -128,20 +129,24 @@ def term_sizes(k: int, count: int) -> list[int]:
     return [k // count + (i < k % count) for i in range(count)]
 
 
+def _least(shape: tuple[int, int], widths: Sequence[ScaleBits]) -> int:
+    """Return the stored bits of terms of one component each."""
+    return sum(storage_bits(*shape, 1, own) for own in widths)
+
+
 def sum_within(stored: int, shape: tuple[int, int], widths: Sequence[ScaleBits]) -> list[int]:
     """Return the sizes of terms with these widths that fit into so many stored bits.
 
     Raises
     ------
-    ValueError
+    BudgetError
         Not even one component a term does.
     """
-    m, n = shape
-    least = sum(storage_bits(m, n, 1, own) for own in widths)
+    least = _least(shape, widths)
+    if stored < least:
+        raise BudgetError(f"{len(widths)} terms take {least} bits at least, the budget is {stored}")
     middle = max(own[1] if isinstance(own, tuple) else own for own in widths)
-    k = len(widths) + (stored - least) // (m + n + middle)
-    if k < len(widths):
-        raise ValueError(f"{len(widths)} terms take {least} bits at least, the budget is {stored}")
+    k = len(widths) + (stored - least) // (sum(shape) + middle)
     return term_sizes(k, len(widths))
 
 
@@ -154,11 +159,8 @@ def terms_within(
             widths = widths_of_terms(fewer, coupled)
         else:
             widths = [scale_bits] * fewer
-        try:
-            sum_within(int(bits * shape[0] * shape[1]), shape, widths)
-        except ValueError:
-            continue
-        return fewer
+        if _least(shape, widths) <= int(bits * shape[0] * shape[1]):
+            return fewer
     return 1
 
 
@@ -190,10 +192,9 @@ class _Sum:
             round_diagonals(rest, state, own)
         return outcome
 
-    def add(self, k: int) -> Outcome:
-        """Find one more term; returns the outcome of its relaxation and polish."""
-        term = len(self.states)
-        rest, how, run = self.rest(term), self.how, self.run
+    def add(self, k: int, rest: Target) -> Outcome:
+        """Find one more term on what the others leave over; the outcome of its two stages."""
+        term, how, run = len(self.states), self.how, self.run
         share = _TERMS / len(self.widths)
         run.set_window(share * term, share * (term + _RELAXING))
         options: dict[str, Any] = {
@@ -214,9 +215,8 @@ class _Sum:
         self.states.append(_in_units(outcome.state, rest.unit, self.target.unit))
         return outcome
 
-    def again(self, term: int) -> Outcome:
+    def again(self, term: int, rest: Target) -> Outcome:
         """Polish a term on the matrix less all the others."""
-        rest = self.rest(term)
         state = _in_units(self.states[term], self.target.unit, rest.unit)
         outcome = self.run.journal.stage("polish", lambda: self.fit(rest, state, term))
         self.states[term] = _in_units(outcome.state, rest.unit, self.target.unit)
@@ -253,7 +253,7 @@ def search_terms(
     Costs what a relaxation and a polish of each term cost, and ``2 m n k`` flops a term.
     """
     found = _Sum(target, widths, how, run)
-    total = replace(found.add(sizes[0]), stages=list(sizes))
+    total = replace(found.add(sizes[0], target), stages=list(sizes))
     uneven, first = total.uneven, target.energy or 1.0
     for k in sizes[1:]:
         rest = found.rest(len(found.states))
@@ -261,13 +261,13 @@ def search_terms(
             break
         # a term's history is relative to what it was found on
         scale = rest.energy * (rest.unit / target.unit) ** 2 / first
-        total = _continued(total, found.add(k), scale)
+        total = _continued(total, found.add(k, rest), scale)
     for term in range(len(found.states)):
         if run.stopped or len(found.states) == 1:
             break
         rest = found.rest(term)
         scale = rest.energy * (rest.unit / target.unit) ** 2 / first
-        total = _continued(total, found.again(term), scale)
+        total = _continued(total, found.again(term, rest), scale)
     return replace(total, state=found.states[0], others=found.states[1:], uneven=uneven)
 
 
@@ -334,5 +334,5 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
             for term, own in zip(factors.terms, widths, strict=True)
         ]
         for term in range(len(widths)):
-            found.again(term)
+            found.again(term, found.rest(term))
         return sum_of(found.states, target.unit, factors.record, factors.bias)

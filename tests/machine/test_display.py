@@ -33,7 +33,9 @@ def test_bars(capsys):
     display = Display()
     display.show(1, 4, "relaxation")
     display.show(4, 4, "relaxation", "error 0.1")
+    display.show(4, 10, "relaxation")
+    display.show(10, 10, "relaxation")
     display.show(2, 2, "polish")
     display.close()
     out, err = capsys.readouterr()
-    assert out == "" and "relaxation" in err and "polish" in err and "4/4" in err
+    assert out == "" and "relaxation" in err and "polish" in err and "10/10" in err

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 import diba_np as dn
+from diba_np.errors import BudgetError
 from diba_np.methods import weighted
 from diba_np.methods.weighted import (
     CHOICES,
     FitOptions,
+    best_of,
     fit_weighted,
     nearest,
     part_of,
@@ -60,6 +62,16 @@ def test_best_is_the_better_at_each_rate(problem):
     assert fit_weighted("best", A, 3.0, how=how).method == "linear-trellis"
     signs = np.where(A[:, :1] * A[:1] > 0, 1.0, -1.0)
     assert fit_weighted("best", signs + 0.1 * A, 1.0, how=how).method == "diba"
+
+
+def test_the_best_of_methods_leaves_out_those_the_bits_are_too_few_for_and_no_others(problem):
+    A = problem[0]
+    with pytest.raises(ValueError, match="solver must be"):
+        best_of(CHOICES, A, 2.0, None, None, FitOptions(search={"solver": "zip"}))
+    assert best_of(("svd8", "rtn"), A, 0.4, None, None, FitOptions()).method == "svd"
+    assert best_of(("rtn", "svd8"), A, 0.4, None, None, FitOptions()).method == "svd"
+    with pytest.raises(BudgetError, match="bits must be at least"):
+        best_of(("rtn", "svd8"), A, 0.01, None, None, FitOptions())
 
 
 def test_a_part_stands_for_the_whole(rng):

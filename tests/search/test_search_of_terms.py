@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diba_np import ConvergenceWarning, DiBAFactors, factorize
+from diba_np.errors import BudgetError
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.budgets import storage_bits
 from diba_np.search.options import SearchOptions
+from diba_np.search.progress import Run
+from diba_np.search.stages import rest_of
 from diba_np.search.target import Target
-from diba_np.search.terms import count_terms, spread_of, sum_within, term_sizes
+from diba_np.search.terms import count_terms, search_terms, spread_of, sum_within, term_sizes
 
 # rows of very different size are the point here, and few bits lose the smallest
 
@@ -50,8 +53,19 @@ def test_as_many_components_as_the_bits_hold(m, n, widths, more):
     middle = [own[1] if isinstance(own, tuple) else own for own in widths]
     if len(set(middle)) == 1:
         assert bits(sizes) + m + n + middle[0] > stored
-    with pytest.raises(ValueError, match=r"terms take .* bits at least, the budget is"):
+    with pytest.raises(BudgetError, match=r"terms take .* bits at least, the budget is"):
         sum_within(stored - more - 1, (m, n), widths)
+
+
+def test_what_terms_leave_over_is_built_once_a_step(uneven, monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        "diba_np.search.terms.rest_of", lambda *a: built.append(len(a) - 1) or rest_of(*a)
+    )
+    with ThreadPool(1) as pool:
+        how = SearchOptions(effort="fast", max_sweeps=2)
+        search_terms(Target(uneven, pool), [4, 4, 4], [(3, 3, 3)] * 3, how, Run())
+    assert built == [1, 2, 2, 2, 2]
 
 
 def test_terms_are_counted_by_rate_shape_and_spread():
