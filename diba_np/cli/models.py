@@ -251,7 +251,8 @@ def info_model(args: argparse.Namespace) -> int:
     with open_model(args.file) as model:
         report, lines = _totals(args.file, model)
         groups = []
-        for name, matrix in model.items():
+        for name in model:
+            matrix = model.read(name)
             shape = model.array_shape(name)
             record = {key: value for key, value in matrix.record.items() if key != "versions"}
             groups.append(
@@ -286,7 +287,7 @@ def verify_model(args: argparse.Namespace) -> int:
 
     with open_model(args.file) as model:
         for name in model:
-            model[name]  # reading checks
+            model.read(name)  # which checks it
         report: dict[str, Any] = {"file": args.file, "ok": True, "checked": list(model)}
         lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
         if args.matrix:
@@ -300,7 +301,7 @@ def verify_model(args: argparse.Namespace) -> int:
             other += [name for name in source if name not in model]
             noise = signal = 0.0
             for name in (name for name in model if name in source):
-                array, stored = source[name].read(), model[name]
+                array, stored = source[name].read(), model.read(name)
                 if array.shape != model.array_shape(name):
                     other.append(name)
                 elif stored.is_array:

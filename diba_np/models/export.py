@@ -55,7 +55,7 @@ def _bytes_of(model: ModelFactors, name: str) -> int:
 
 def _pieces(model: ModelFactors, name: str, dtype: str) -> Iterator[NDArray[Any]]:
     """Yield an array's words in row order, a block of rows at a time."""
-    matrix = model[name]
+    matrix = model.read(name)
     if isinstance(matrix, StoredArray):
         yield matrix.values
         return
@@ -157,7 +157,7 @@ def _write_npy(model: ModelFactors, name: str, file: BinaryIO) -> None:
     kind = value_type(dtype)
     header = {"descr": kind.str, "fortran_order": False, "shape": model.array_shape(name)}
     np.lib.format.write_array_header_1_0(file, header)
-    matrix = model[name]
+    matrix = model.read(name)
     if isinstance(matrix, StoredArray):
         values = matrix.array if dtype in SMALL_FLOATS else matrix.values.view()
         raw = np.ascontiguousarray(values.astype(kind, copy=False)).reshape(-1)

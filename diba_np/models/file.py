@@ -52,7 +52,8 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
 
     A mapping of name to `DiBAFactors`, to a stack of row blocks (`RowBlocks`, of large tall
     matrices) or, for arrays kept as they are, to a `StoredArray`. All three multiply as SciPy's
-    linear operators do. `open_model` opens a file; no file stays open between two calls.
+    linear operators do. `open_model` opens a file; no file stays open between two calls. What
+    ``model[name]`` reads is kept until `close`, all else reads one array after another.
 
     Attributes
     ----------
@@ -82,6 +83,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         self.aliases = aliases or {}
         self._arrays, self._made = arrays, made
         self._closed = False
+        self._bits: int | None = None  # of a file, counted once
 
     @classmethod
     def of(cls, items: Iterable[Item], record: dict[str, Any]) -> ModelFactors:
@@ -98,14 +100,28 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
     # -- mapping -----------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> CompressedMatrix:
+        made = self.read(name)
+        self._made[self.aliases.get(name, name)] = made
+        return made
+
+    def read(self, name: str) -> CompressedMatrix:
+        """Return what stands for an array, as ``model[name]``, but keep nothing that is read.
+
+        Raises
+        ------
+        KeyError
+            There is no array of that name.
+        ValueError
+            The model is closed.
+        FormatError
+            The file does not hold what it should.
+        """
         if self._closed:
             raise ValueError("the model is closed")
         if name not in self._arrays:
             raise KeyError(name)
         name = self.aliases.get(name, name)
-        if name not in self._made and self.path is not None:
-            self._made[name] = self._read(name)
-        return self._made[name]
+        return self._made[name] if name in self._made else self._read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -147,7 +163,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         float32 for types that NumPy has not, such as bfloat16.
         """
         shape, dtype = self._arrays[name]
-        return self[name].to_array(shape, value_type(dtype))
+        return self.read(name).to_array(shape, value_type(dtype))
 
     def array_dtype(self, name: str) -> str:
         """Return NumPy's name of the type that the array has in the model, or "bfloat16" and so."""
@@ -164,10 +180,15 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
 
     def storage_bits(self) -> int:
         """Return the stored bits of all arrays, those kept as they are included."""
-        return sum(
-            self[name].storage_bits() if math.prod(shape) else 0
+        if self._bits is not None:
+            return self._bits
+        bits = sum(
+            self.read(name).storage_bits() if math.prod(shape) else 0
             for name, shape in self._stored().items()
         )
+        if self.path is not None:
+            self._bits = bits
+        return bits
 
     @property
     def bits_per_weight(self) -> float:
@@ -183,7 +204,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         items = (
             (name, *self._arrays[name], Alias(self.aliases[name]))
             if name in self.aliases
-            else (name, *self._arrays[name], self[name])
+            else (name, *self._arrays[name], self.read(name))
             for name in self
         )
         return write_model(path, items, self.record)
@@ -215,7 +236,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         -----
         Each array has the name, shape and type that it had in the source, bfloat16 and 8-bit
         floats rounded to the nearest; .npz has neither and gets float32. Arrays under two names
-        are written twice. The memory is that of a block of rows.
+        are written twice. The memory is that of one array's factors and of a block of its rows.
         """
         return export_model(self, path, check_count(shard_bytes, "shard_bytes"))
 

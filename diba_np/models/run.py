@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,10 @@ class ModelRun:
         self.entries = {entry.name: entry for entry in entries}
         self.grams, self.threads, self.events = grams, threads, events
         self.parts: Parts | None = None
-        self.made: dict[int, CompressedMatrix] = {}
+        self.made: dict[int, CompressedMatrix] = {}  # where there are no parts
+        # of each task that is done: record and bits a weight
+        self.reached: dict[int, tuple[dict[str, Any], float]] = {}
+        self.bits = 0
         self.started = time.monotonic()
 
     def fingerprint(self, weights: Mapping[str, float]) -> dict[str, Any]:
@@ -252,10 +256,7 @@ class ModelRun:
     ) -> None:
         """Fit every task that is not yet, by the best of some methods, the longest first."""
         work = {task.number: _work(task, shares[task.number]) for task in self.tasks}
-        left = {name: 0 for name in (task.name for task in self.tasks)}
-        for task in self.tasks:
-            left[task.name] += 1
-        self.bits = 0
+        left = Counter(task.name for task in self.tasks)
         missing = []
         for task in self.tasks:
             kept = None if self.parts is None else self._finished(task)
@@ -288,13 +289,14 @@ class ModelRun:
         self,
         task: Task,
         factors: CompressedMatrix,
-        left: dict[str, int],
+        left: Counter[str],
         seconds_left: float | None,
         resumed: bool = False,
     ) -> None:
         """Count a task as done and tell about it."""
         if self.parts is None:
             self.made[task.number] = factors
+        self.reached[task.number] = (factors.record, factors.bits_per_weight)
         left[task.name] -= 1
         self.bits += factors.storage_bits()
         done = sum(not count for count in left.values())
@@ -365,8 +367,8 @@ class ModelRun:
             return
         reached, lost = set(), []
         for task in self.tasks:
-            factors = self._factors(task)
-            snr, few = factors.record["snr_db"], factors.bits_per_weight < self.settings.bits / 2
+            record, rate = self.reached[task.number]
+            snr, few = record["snr_db"], rate < self.settings.bits / 2
             if few and snr is not None and snr < _LOST and task.name not in lost:
                 lost.append(task.name)
             reached.add(task.name)
@@ -383,7 +385,7 @@ class ModelRun:
         noise = 0.0
         seconds = 0.0
         for task in self.tasks:
-            record = self._factors(task).record
+            record, _ = self.reached[task.number]
             reached = record.get("output_snr_db", record["snr_db"])
             noise += 0.0 if reached is None else task.energy / 10 ** (reached / 10)
             seconds += record["seconds"]

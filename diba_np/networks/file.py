@@ -143,7 +143,7 @@ class NetworkFile:
     def compressed(self) -> Mapping[str, Callable[[], Any]]:
         """What reads the matrix of each layer that is not dense, by the layer's name."""
         names: list[str] = self.model.record.get("compressed", [])
-        return {name: lambda name=name: self.model[f"{name}.weight"] for name in names}  # type: ignore[misc]
+        return {name: lambda name=name: self.model.read(f"{name}.weight") for name in names}  # type: ignore[misc]
 
 
 def is_network(path: PathLike) -> bool:

@@ -95,6 +95,18 @@ def test_save_and_open_give_the_same(model, tmp_path):
         read["a"]
 
 
+def test_what_goes_through_a_whole_file_holds_one_array_at_a_time(model, tmp_path):
+    model.save(tmp_path / "m.h5")
+    with open_model(tmp_path / "m.h5") as read:
+        assert read.storage_bits() == model.storage_bits()
+        read.save(tmp_path / "again.h5")
+        read.export(tmp_path / "m.npz")
+        read.export(tmp_path / "m.safetensors")
+        read.dense("a")
+        assert read._made == {}
+        assert read["a"] is read.read("a")
+
+
 def test_odd_names_are_kept(tmp_path):
     arrays = {name: np.full(i + 1, i, np.float32) for i, name in enumerate(NAMES)}
     arrays["x" * 300] = np.random.default_rng(0).normal(size=(20, 20))
@@ -279,16 +291,25 @@ def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
 
 
 def test_large_tall_matrices_become_row_blocks(monkeypatch, rng, tmp_path):
-    from diba_np.models import shapes
+    from diba_np.models import run, shapes
 
     monkeypatch.setattr(shapes, "_LARGE", 1000)
     monkeypatch.setattr(shapes, "_TALL", 2)
+    read = []
+
+    def load(path):
+        made = dn.load(path)
+        read.append(path)
+        return made
+
+    monkeypatch.setattr(run, "load", load)
     A = rng.normal(size=(100, 16))
     seen = []
     path = tmp_path / "m.h5"
     made = dn.factorize_model(
         {"e": A}, bits=2.0, jobs=1, threads=1, effort="fast", output=path, callback=seen.append
     )
+    assert len(read) == 3  # each part once, for the file
     assert isinstance(made["e"], RowBlocks)
     assert [b.shape for b in made["e"].blocks] == [(33, 16), (33, 16), (34, 16)]
     assert [e["event"] for e in seen if e["event"] in ("part", "matrix")] == (
