@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix
 from diba_np.models.shapes import is_experts, matrix_shape
+from diba_np.search.weights import check_gram
 from diba_np.sources.opening import open_source
-
-_ROUNDING = 1e-6  # asymmetry and negative eigenvalues, as a share of the trace
 
 
 class Grams:
@@ -57,7 +55,10 @@ class Grams:
             parts = list(array) if array.ndim == 3 else [array]
             if not parts:
                 raise ValueError(f"grams {entry.name!r} must have entries, got {array.shape}")
-            checked = [_check(part, f"grams {entry.name!r}") for part in parts]
+            name = f"grams {entry.name!r}"
+            checked = [as_matrix(part, name) for part in parts]
+            for part in checked:
+                check_gram(part, name)
             if not all(part.any() for part in checked):
                 self.nothing.append(entry.name)
                 continue
@@ -107,21 +108,3 @@ class Grams:
         self.given[name] = gram if known is None else known + gram
         self.nothing = [each for each in self.nothing if each != name]
         return True
-
-
-def _check(given: Any, name: str) -> NDArray[Any]:
-    gram = as_matrix(given, name)
-    if gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"{name} must be square, got shape {gram.shape}")
-    H = gram.astype(np.float64)
-    largest = float(np.abs(H).max())
-    if not largest:
-        return gram
-    H /= largest
-    trace = max(float(np.trace(H)), np.finfo(float).tiny)
-    if float(np.abs(H - H.T).max()) > _ROUNDING:
-        raise ValueError(f"{name} must be symmetric")
-    H[np.diag_indices_from(H)] += 2 * _ROUNDING * trace
-    if scipy.linalg.lapack.dpotrf(H, lower=1)[1] != 0:
-        raise ValueError(f"{name} must be positive semidefinite")
-    return gram

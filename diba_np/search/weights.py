@@ -136,7 +136,7 @@ def as_weights(
         shrinkage = min(max(SHRINKAGE * n / len(X), LEAST_SHRINKAGE), MOST_SHRINKAGE)
         facts |= {"from": "inputs", "rows": len(X), "sha256": digest(X)}
     elif gram is not None:
-        H = _check_gram(as_matrix(gram, "gram"), n)
+        H = check_gram(as_matrix(gram, "gram"), "gram", n)
         facts |= {"from": "gram", "rows": None, "sha256": digest(as_matrix(gram, "gram"))}
     if H is not None:
         facts |= {"shrinkage": shrinkage, "ridge": RIDGE}
@@ -174,9 +174,19 @@ def middling(weights: Floats) -> float:
     return float(np.exp(np.mean(np.log(weights[weights > 0]))))
 
 
-def _check_gram(given: NDArray[Any], n: int, name: str = "gram") -> Floats:
-    if given.shape != (n, n):
-        raise ValueError(f"{name} must have shape ({n}, {n}), got {tuple(given.shape)}")
+def check_gram(given: NDArray[Any], name: str, n: int | None = None) -> Floats:
+    """Return a Gram matrix (n, n) over its largest entry, exactly symmetric.
+
+    Raises
+    ------
+    ValueError
+        It is not square, or not of size n; not symmetric or not positive semidefinite, to rounding
+        in float32.
+    """
+    if n is not None and given.shape != (n, n):
+        raise ValueError(f"{name} must have shape ({n}, {n}), got {given.shape}")
+    if given.shape[0] != given.shape[1]:
+        raise ValueError(f"{name} must be square, got shape {given.shape}")
     H = given.astype(np.float64)
     largest = float(np.abs(H).max())
     H /= largest or 1.0  # so that nothing overflows below
@@ -232,7 +242,7 @@ def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
             f"output_weight must have shape ({m},) or ({m}, {m}), got {tuple(given.shape)}"
         )
     if given.ndim == 2:
-        weights = _check_gram(as_matrix(given, "output_weight"), m, "output_weight")
+        weights = check_gram(as_matrix(given, "output_weight"), "output_weight", m)
     else:
         weights = given.astype(np.float64)
         wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))

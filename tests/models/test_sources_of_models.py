@@ -180,8 +180,11 @@ def test_a_gram_matrix_of_nothing_is_named_and_left_out(rng):
     [
         (np.ones((24, 23)), "grams 'a' must be square"),
         (np.full((24, 24), np.nan), "grams 'a' contains 576 non-finite"),
-        (np.triu(np.ones((24, 24))), "grams 'a' must be symmetric"),
-        (-np.eye(24), "grams 'a' must be positive semidefinite"),
+        (
+            np.triu(np.ones((24, 24))),
+            r"grams 'a' must be symmetric, got 1 at \(0, 1\) and 0 at \(1, 0\)",
+        ),
+        (-np.eye(24), "grams 'a' must be positive semidefinite, got a smallest eigenvalue of -1"),
         (np.eye(20), r"grams 'a' must have shape \(24, 24\), got \(20, 20\)"),
         (np.ones((2, 24, 24)), r"grams 'a' must have shape \(24, 24\), got"),
     ],
