@@ -17,7 +17,7 @@ from diba_np.arrays import row_blocks
 from diba_np.checks import as_samples, check_count, check_number
 from diba_np.layers.chain import Chain
 from diba_np.layers.linear import Layer
-from diba_np.layers.registry import as_layer
+from diba_np.layers.registry import as_layer, check_fitted
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.methods.binary_bitat import BinaryBiTAT, one_bit_inputs
 from diba_np.training.losses import LOSSES, Loss
@@ -206,14 +206,7 @@ def _compressed(
     mean = float(np.trace(data.xx)) / len(data.xx) or 1.0
     gram = data.xx + ridge * mean * np.eye(len(data.xx))
     target = A + np.linalg.solve(gram, (data.yx - A @ data.xx).T).T
-    matrix = fit(name, target, gram)
-    if not isinstance(matrix, CompressedMatrix):
-        raise TypeError(
-            "what fit returns must be a matrix of a method, "
-            f"got {type(matrix).__name__} for {name!r}"
-        )
-    if tuple(matrix.shape) != A.shape:
-        raise ValueError(f"fit must return shape {A.shape} for {name!r}, got {matrix.shape}")
+    matrix = check_fitted(fit(name, target, gram), A.shape, name)
     if one_bit:
         matrix = BinaryBiTAT.of(matrix, thresholds, size)
     weight = target if latent else None

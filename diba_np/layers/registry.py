@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike, DTypeLike
 
+from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.registry import resolve
 
 if TYPE_CHECKING:
@@ -94,3 +95,21 @@ def as_layer(
         return layer
     trained: Layer = resolve(place)(matrix, bias, dtype, weight=weight)
     return trained
+
+
+def check_fitted(matrix: Any, shape: tuple[int, ...], name: str) -> CompressedMatrix:
+    """Return what a caller's ``fit`` gave for a layer's matrix.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no compressed matrix, or of another shape.
+    """
+    if not isinstance(matrix, CompressedMatrix):
+        raise TypeError(
+            "what fit returns must be a matrix of a method, "
+            f"got {type(matrix).__name__} for {name!r}"
+        )
+    if tuple(matrix.shape) != tuple(shape):
+        raise ValueError(f"fit must return shape {shape} for {name!r}, got {matrix.shape}")
+    return matrix

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import row_blocks
 from diba_np.checks import check_number
 from diba_np.layers.linear import Layer
-from diba_np.layers.registry import as_layer
+from diba_np.layers.registry import as_layer, check_fitted
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import decibels, snr_db
 from diba_np.models.executors import Runner
@@ -426,13 +426,7 @@ def _compress(
     share = min(SHRINKAGE * A.shape[1] / pair.fit.targets.count, MOST_SHRINKAGE) - LEAST_SHRINKAGE
     if share > 0:
         gram = (1 - share) * gram + share * np.diag(np.diag(gram))
-    made = fit(name, target, gram)
-    if not isinstance(made, CompressedMatrix):
-        raise TypeError(
-            f"what fit returns must be a matrix of a method, got {type(made).__name__} for {name!r}"
-        )
-    if tuple(made.shape) != A.shape:
-        raise ValueError(f"fit must return shape {A.shape} for {name!r}, got {made.shape}")
+    made = check_fitted(fit(name, target, gram), A.shape, name)
     own = np.zeros(len(A)) if bias is None else bias
     layer = _with_bias(made, data, bias).rounded()
     if refit:
