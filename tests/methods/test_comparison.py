@@ -227,7 +227,7 @@ def test_command_ends_well_where_one_method_fails(here, capsys):
     args = ("compare", "A.npy", "--bits", 0.5, "--methods")
     status, out, _ = run(capsys, *args, "svd8", "svd16")
     assert status == 0
-    assert "svd16       0.5   ValueError: bits must be at least" in out
+    assert "svd16       0.5   BudgetError: bits must be at least" in out
     status, out, _ = run(capsys, *args, "svd16", "--json")
     assert status == 1
     assert "bits must be at least" in json.loads(out)["rows"][0]["error"]
