@@ -1,7 +1,8 @@
-"""How many processors this process may use."""
+"""How many processors, and how much memory, this process may use."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ _QUOTAS = (
     ("/sys/fs/cgroup/cpu.max", None),
     ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 )
+
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def processors() -> int:
@@ -37,6 +40,22 @@ def _quota(available: int) -> int:
         except (OSError, ValueError, IndexError, ZeroDivisionError):
             continue
     return available
+
+
+def memory() -> float:
+    """Return the bytes of memory that this process may use, a container's limit included.
+
+    Infinity where they are not told.
+    """
+    known = [math.inf]
+    if hasattr(os, "sysconf"):
+        known.append(float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES"))
+    for limit in _MEMORY_LIMITS:
+        try:
+            known.append(float(int(Path(limit).read_text("ascii"))))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(known)
 
 
 def threads_for(flops: float) -> int:

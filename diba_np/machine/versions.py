@@ -11,7 +11,7 @@ from diba_np._version import __version__
 
 # what the package runs on; what its extras add
 REQUIRED = ("numpy", "scipy", "numba", "h5py")
-OPTIONAL = ("threadpoolctl", "matplotlib", "tqdm", "safetensors", "dask", "distributed")
+OPTIONAL = ("threadpoolctl", "matplotlib", "tqdm", "tokenizers", "gguf", "dask", "distributed")
 
 NOT_INSTALLED = "not installed"
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from numpy.typing import NDArray
 
 from diba_np.checks import check_count, check_number
 from diba_np.errors import BudgetError
+from diba_np.machine.processors import memory
+
+Numbers = Sequence[float] | NDArray[Any]
 
 MOST_K = 2**31 - 1  # of the file format
+
+DENSE_BITS = 32  # the dense matrix that a storage ratio of 1 stands for is float32
+GRID_BITS = 64  # the two float32 numbers that describe the grid of a coded diagonal
 
 
 def chosen(budgets: dict[str, Any]) -> tuple[str, Any]:
@@ -42,7 +49,7 @@ def intermediate_dimension(
     BudgetError
         The budget is too small for a single component.
     TypeError, ValueError
-        It is not a number, or too large for a file or for this machine's memory.
+        It is not a number, or too large for a file or for the memory.
     """
     m, n = shape
     if name == "k":
@@ -65,20 +72,13 @@ def _within_reach(k: int, shape: tuple[int, int], given: str) -> int:
     if k > MOST_K:
         raise ValueError(f"{given} is too large: k can be at most {MOST_K}")
     m, n = shape
-    held, memory = 4 * k * (m + n), _memory()
-    if held > memory:
+    held, most = 4 * k * (m + n), memory()
+    if held > most:
         raise ValueError(
             f"{given} is too large for a {m} x {n} matrix: a solver's float32 copy of the "
-            f"binaries takes {held / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}"
+            f"binaries takes {held / 2**30:.0f} GiB, this process may use {most / 2**30:.0f}"
         )
     return k
-
-
-def _memory() -> float:
-    """Return the bytes of this machine's memory, infinity where that is not told."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
 
 
 def usual_k(goal: float, shape: tuple[int, int]) -> int:
@@ -149,12 +149,6 @@ def smallest_k(
     return high
 
 
-DENSE_BITS = 32  # the dense matrix that a storage ratio of 1 stands for is float32
-
-
-GRID_BITS = 64  # the two float32 numbers that describe the grid of a coded diagonal
-
-
 def _widths(scale_bits: int | tuple[int, int, int]) -> tuple[int, int, int, int]:
     """Return the bits of an entry of d1, d2 and d3, and those of all grids."""
     if isinstance(scale_bits, tuple):
@@ -172,11 +166,6 @@ def storage_bits(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] 
     return k * (m + n) + b1 * m + b2 * k + b3 * n + grids
 
 
-def storage_ratio(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] = 16) -> float:
-    """Return the storage as a share of the dense float32 matrix (rho in the DiBA paper)."""
-    return storage_bits(m, n, k, scale_bits) / (DENSE_BITS * m * n)
-
-
 def largest_k(
     m: int, n: int, bits_per_weight: float, scale_bits: int | tuple[int, int, int] = 16
 ) -> int:
@@ -190,3 +179,30 @@ def largest_k(
     b1, b2, b3, grids = _widths(scale_bits)
     budget = bits_per_weight * m * n - b1 * m - b3 * n - grids
     return math.floor(budget / (m + n + b2)) if math.isfinite(budget) else sys.maxsize
+
+
+def lower_hull(x: Numbers, y: Numbers) -> list[int]:
+    """Return which points are corners of the lower convex hull, from the first to the last.
+
+    Parameters
+    ----------
+    x : sequence of float
+        Rising. One that does not rise takes the place of those that lie not before it.
+    y : sequence of float
+
+    Examples
+    --------
+    >>> lower_hull([0, 1, 2, 3], [9.0, 8.0, 1.0, 0.5])
+    [0, 2, 3]
+    """
+    hull: list[int] = []
+    for i in range(len(x)):
+        while hull and x[i] <= x[hull[-1]]:
+            hull.pop()
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            if (y[a] - y[b]) * (x[i] - x[b]) > (y[b] - y[i]) * (x[b] - x[a]):
+                break
+            hull.pop()
+        hull.append(i)
+    return hull

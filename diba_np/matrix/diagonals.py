@@ -30,12 +30,6 @@ _ZERO = 1e-12
 _LEAST_NORMAL, _MOST_POWER = -14, 14
 
 
-def power_of_two(vector: NDArray[np.floating]) -> float:
-    """Return the power of two that brings the largest magnitude into [1, 2); 1.0 for zeros."""
-    largest = float(np.abs(vector).max(initial=0.0))
-    return float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
-
-
 def round_half(vector: NDArray[np.floating], scale: float = 1.0) -> Vector:
     """Round to ``scale`` times a half-precision number, as float32; overflow is clipped."""
     limit = float(np.finfo(np.float16).max)
@@ -60,8 +54,8 @@ def _exponents(vector: NDArray[np.floating]) -> tuple[int, int]:
 def half_scale(vector: NDArray[np.floating]) -> float:
     """Return the power of two over which half precision holds a vector.
 
-    That of `power_of_two`, or 2^14 times less where small entries would lose digits over it: 12
-    decades are held then, 9 of them with 11 bits.
+    The one that brings the largest magnitude into [1, 2), or 2^14 times less where small entries
+    would lose digits over it: 12 decades are held then, 9 of them with 11 bits.
     """
     least, largest = _exponents(vector)
     return float(2.0 ** (largest if least - largest >= _LEAST_NORMAL else largest - _MOST_POWER))

@@ -1,6 +1,6 @@
 """Entropy-coded centroids: of every entry (FC+Q+H), and of what pruning leaves (Deep Compression).
 
-`mesa_train` makes these objects by training a network; `fit` here makes one from a matrix.
+`mesa_training.run_pipeline` makes these by training a network; `fit` here makes one from a matrix.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class DeepCompression(CompressedMatrix):
         """Choose density and centroids of least error within the budget.
 
         Inputs are checked and not used; `seed` is not used. Nothing is retrained here: see
-        `mesa_train` for the whole pipeline.
+        `mesa_training.run_pipeline` for the whole of it.
         """
         problem = check_problem(A, bits, inputs, seed)
         for positions, codes, centroids, gap_bits in choose_sparse(

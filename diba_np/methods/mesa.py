@@ -1,7 +1,7 @@
 """MESA as a stored matrix: diagonal blocks, k-means codes, cyclic deltas, entropy coding.
 
 Y.-J. Hsu et al., "On Minimizing Diagonal Block-wise Differences for Neural Network
-Compression".  `mesa_train` makes these objects by training a network; `fit` here makes
+Compression".  `mesa_training.run_pipeline` makes these by training a network; `fit` here makes
 one from a single matrix (layer mode).
 """
 
@@ -16,7 +16,13 @@ from numpy.typing import ArrayLike
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.methods.entropy_coding import decode, smallest
 from diba_np.methods.fitting import check_problem, to_half
-from diba_np.methods.mesa_layer import choose_blocks, fit_blocks, nearest, nothing_fits
+from diba_np.methods.mesa_layer import (
+    choose_blocks,
+    fit_blocks,
+    member_means,
+    nearest,
+    nothing_fits,
+)
 from diba_np.methods.streams import pack_digits, packed_bytes, unpack_digits
 
 if TYPE_CHECKING:
@@ -335,10 +341,7 @@ def even_grid(values: Array, r: int) -> Array:
         np.quantile(values, [0.002, 0.998]) if values.size > 1000 else (values.min(), values.max())
     )
     grid = np.linspace(low, high, r) if high > low else low + np.arange(r) * 1e-3
-    codes = nearest(values, grid).ravel()
-    count = np.bincount(codes, minlength=r)
-    total = np.bincount(codes, values.ravel(), r)
-    return np.sort(np.where(count > 0, total / np.maximum(count, 1), grid))
+    return np.sort(member_means(values, nearest(values, grid), grid))
 
 
 def _levels(size: int) -> int:

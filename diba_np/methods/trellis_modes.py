@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diba_np.matrix.base import Array
+from diba_np.matrix.budgets import lower_hull
 from diba_np.methods.seeded import normals
 from diba_np.methods.streams import packed_bytes
 from diba_np.methods.taps import TAPS
@@ -140,7 +141,8 @@ def allocate(
     best: tuple[float, Array, list[int]] | None = None
     for low in range(len(rates)):
         for high in range(low, len(rates)):
-            hull = _hull(rates, errors, low, high)
+            # of short columns, whose last step is filled up, some modes are not on it
+            hull = low + np.array(lower_hull(rates[low : high + 1], errors[low : high + 1]))
             left = budget - index_bits(n, high - low + 1) - n * int(rates[hull[0]])
             if left < 0 or high == 0:
                 continue
@@ -159,33 +161,13 @@ def allocate(
                     if place[column] == step and prices[at] <= left:
                         place[column] += 1
                         left -= int(prices[at])
-            level = np.array(hull)[place]
+            level = hull[place]
             loss = float(np.sum(importance * errors[level]))
             if level.max() > 0 and (best is None or loss < best[0] * (1 - 1e-12)):
                 used = np.unique(level)
                 # fewer than the range allows: cheaper to tell, never dearer
                 best = (loss, np.searchsorted(used, level).astype(np.uint8), used.tolist())
     return None if best is None else best[1:]
-
-
-def _hull(rates: Array, errors: Array, low: int, high: int) -> list[int]:
-    """Return the modes from `low` to `high` on the convex hull of rates and errors.
-
-    Of short columns, whose last step is filled up, some modes are not.
-    """
-    hull: list[int] = []
-    for i in range(low, high + 1):
-        while hull and rates[i] <= rates[hull[-1]]:
-            hull.pop()
-        while len(hull) > 1:
-            a, b = hull[-2:]
-            if (errors[a] - errors[b]) * (rates[i] - rates[b]) > (errors[b] - errors[i]) * (
-                rates[b] - rates[a]
-            ):
-                break
-            hull.pop()
-        hull.append(i)
-    return hull
 
 
 def index_bits(n: int, used: int) -> int:

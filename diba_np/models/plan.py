@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diba_np.arrays import row_blocks
 from diba_np.checks import as_matrix, check_magnitude, digest
 from diba_np.errors import BudgetError, FormatError
-from diba_np.matrix.budgets import storage_bits
+from diba_np.matrix.budgets import lower_hull, storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.small_floats import word_type
 from diba_np.methods.weighted import part_of, pilot
@@ -296,24 +296,6 @@ class Curve:
         return errors
 
 
-def sample_curve(
-    A: NDArray[Any],
-    gram: NDArray[Any] | None,
-    shift: float,
-    seed: int,
-    threads: int | None,
-    method: str = "diba",
-) -> Curve:
-    """Return the curve of a matrix and a method from short fits of a part of it.
-
-    The part is at most 256 rows and columns: those of the largest share in the energy, and others
-    evenly spaced that stand for the rest. Short searches end above a full one, by much the same
-    factor for every matrix, which does not move the shares.
-    """
-    part, inner = part_of(A, gram)
-    return _curve(part, inner, shift, seed, threads, method)
-
-
 def sample_curves(
     A: NDArray[Any],
     gram: NDArray[Any] | None,
@@ -322,7 +304,12 @@ def sample_curves(
     threads: int | None,
     methods: Sequence[str],
 ) -> dict[str, Curve]:
-    """Return the curve of each of some methods, see `sample_curve`; what an executor is given."""
+    """Return a matrix's curve for each of some methods, from short fits of a part of it.
+
+    The part is at most 256 rows and columns: those of the largest share in the energy, and others
+    evenly spaced that stand for the rest. Short searches end above a full one, by much the same
+    factor for every matrix, which does not move the shares. It is what an executor is given.
+    """
     part, inner = part_of(A, gram)
     return {method: _curve(part, inner, shift, seed, threads, method) for method in methods}
 
@@ -416,10 +403,10 @@ def allocate(
     for i, (task, curve) in enumerate(zip(tasks, curves, strict=True)):
         ks = np.unique(np.geomspace(1, _largest_k(task), 160).astype(int))
         rates = ks * (sum(task.shape) / math.prod(task.shape))
-        corners = lower_hull(ks.astype(float), task.energy * curve.at(rates))
-        for a, b in pairwise(corners):
-            gain = (a[1] - b[1]) / ((b[0] - a[0]) * units[i])
-            pieces.append((-gain, i, int(b[0] - a[0])))
+        errors = task.energy * curve.at(rates)
+        for a, b in pairwise(lower_hull(ks, errors)):
+            steps = int(ks[b] - ks[a])
+            pieces.append((float(errors[b] - errors[a]) / (steps * units[i]), i, steps))
     for _, i, steps in sorted(pieces):
         bought = min(steps, left // units[i])
         counts[i] += bought
@@ -438,20 +425,3 @@ def _uniform(tasks: Sequence[Task], floors: list[int], budget: int) -> list[int]
         used = sum(max(f, int(rate * s)) for f, s in zip(floors, sizes, strict=True))
         low, high = (rate, high) if used <= budget else (low, rate)
     return [max(f, int(low * s)) for f, s in zip(floors, sizes, strict=True)]
-
-
-def lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Return the corners of the lower convex hull of points with rising `x`.
-
-    >>> lower_hull(np.arange(4.0), np.array([9.0, 8.0, 1.0, 0.5]))
-    [(0.0, 9.0), (2.0, 1.0), (3.0, 0.5)]
-    """
-    hull: list[tuple[float, float]] = []
-    for point in zip(x.tolist(), y.tolist(), strict=True):
-        while len(hull) > 1:
-            (x0, y0), (x1, y1) = hull[-2:]
-            if (y1 - y0) * (point[0] - x0) < (point[1] - y0) * (x1 - x0):
-                break
-            hull.pop()
-        hull.append(point)
-    return hull

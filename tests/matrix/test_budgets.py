@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diba_np.machine import processors
 from diba_np.matrix import budgets
 
 
@@ -50,13 +52,25 @@ def test_budgets_beyond_all_numbers(name, huge, words):
 
 
 def test_budgets_beyond_the_memory(monkeypatch):
-    monkeypatch.setattr(budgets, "_memory", lambda: 2.0**30)
-    words = r"k=1000000000 is too large for a 9 x 5 matrix: .* takes 52 GiB, this machine has 1$"
+    monkeypatch.setattr(budgets, "memory", lambda: 2.0**30)
+    words = (
+        r"k=1000000000 is too large for a 9 x 5 matrix: .* takes 52 GiB, this process may use 1$"
+    )
     with pytest.raises(ValueError, match=words):
         budgets.intermediate_dimension("k", 10**9, (9, 5))
     with pytest.raises(ValueError, match=r"bits=1e\+09 is too large"):
         budgets.intermediate_dimension("bits", 1e9, (9, 5))
     assert budgets.intermediate_dimension("k", 10**7, (9, 5)) == 10**7
+
+
+def test_a_container_s_memory_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(processors, "_MEMORY_LIMITS", ())
+    machine = processors.memory()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(processors, "_MEMORY_LIMITS", (str(tmp_path / "none"), str(limit)))
+    for text, memory in (("1048576\n", 2.0**20), ("max\n", machine), ("10" * 20, machine)):
+        limit.write_text(text)
+        assert processors.memory() == min(memory, machine)
 
 
 def test_ratio_and_bits_agree():
@@ -69,3 +83,22 @@ def test_ratio_and_bits_agree():
 def test_too_small_a_budget_names_the_least():
     with pytest.raises(ValueError, match=r"bits=0.5 is too small for a 4 x 4 .* takes bits=9.5"):
         budgets.intermediate_dimension("bits", 0.5, (4, 4))
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8))
+def test_lower_hull_is_the_largest_convex_function_below(heights):
+    x = np.arange(len(heights), dtype=float)
+    hull = budgets.lower_hull(x, heights)
+    at = np.interp(x, x[hull], np.array(heights)[hull])
+    for i, height in enumerate(heights):
+        assert at[i] <= height + 1e-9
+        lowest = min(
+            [height]
+            + [
+                heights[a] + (heights[b] - heights[a]) * (i - a) / (b - a)
+                for a in range(i + 1)
+                for b in range(i, len(heights))
+                if a < b
+            ]
+        )
+        assert at[i] == pytest.approx(lowest, abs=1e-9)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diba_np import DiBAFactors
 from diba_np.arrays import row_blocks
-from diba_np.matrix.budgets import largest_k, storage_bits, storage_ratio
+from diba_np.matrix.budgets import largest_k, storage_bits
 from diba_np.matrix.quality import output_snr_db, snr_db
 
 
@@ -35,9 +35,8 @@ def test_largest_k_fits_and_one_more_does_not(m, n, rate, scale_bits):
         assert storage_bits(m, n, k, scale_bits) <= rate * m * n + 1e-6
 
 
-def test_storage_ratio():
+def test_storage_bits():
     assert storage_bits(2, 3, 4) == 4 * 5 + 16 * 9
-    assert storage_ratio(2, 3, 4) == (4 * 5 + 16 * 9) / (32 * 6)
 
 
 def test_snr_db_edges():

@@ -22,7 +22,7 @@ from diba_np.matrix.row_blocks import RowBlocks, stack
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.methods import METHODS, fit
 from diba_np.models.file import ModelFactors, is_model, open_model
-from diba_np.models.plan import Curve, Task, allocate, lower_hull, sample_curve
+from diba_np.models.plan import Curve, Task, allocate, sample_curves
 from diba_np.models.shapes import row_parts
 
 NAMES = ["a/b", "a", "ü ñ 漢", "", ".", "%2F", "x\x00y", "/", "a/b1", "..", "lone \ud800"]
@@ -195,25 +195,6 @@ def test_row_parts_are_decided_by_the_shape():
     assert min(stop - start for start, stop in parts) >= 16 * 64
 
 
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=8))
-def test_lower_hull_is_the_largest_convex_function_below(heights):
-    x = np.arange(len(heights), dtype=float)
-    hull = lower_hull(x, np.array(heights))
-    at = np.interp(x, *zip(*hull, strict=True))
-    for i, height in enumerate(heights):
-        assert at[i] <= height + 1e-9
-        lowest = min(
-            [height]
-            + [
-                heights[a] + (heights[b] - heights[a]) * (i - a) / (b - a)
-                for a in range(i + 1)
-                for b in range(i, len(heights))
-                if a < b
-            ]
-        )
-        assert at[i] == pytest.approx(lowest, abs=1e-9)
-
-
 @given(st.floats(-3, 3), st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.floats(1.5, 4.0))
 def test_allocation_is_as_good_as_trying_everything(log_energy, first, second, rate):
     shapes = [(30, 40), (24, 64)]
@@ -244,7 +225,7 @@ def test_a_curve_sees_what_a_few_rows_or_columns_hold(by, rng):
         gram[334, 334] = 3e4  # not among 256 evenly spaced columns
     else:
         A[222] *= 150
-    curve = sample_curve(A, gram, 0.0, 0, 1)
+    curve = sample_curves(A, gram, 0.0, 0, 1, ("diba",))["diba"]
     whole = dn.factorize(A, k=round(A.size / 800), gram=gram, effort="fast", threads=1)
     short = -10 * np.log10(curve.at(np.array([1.0]))[0])
     assert whole.record["output_snr_db"] > 12  # a part without them would say 4 dB
