@@ -1,12 +1,15 @@
 """Environment variables of Numba: each fault is one sentence that names the variable."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from diba_np import environment
+from diba_np.machine.versions import OPTIONAL
 
 # what a user runs -> the lines of Python
 RUNS = {
@@ -86,3 +89,10 @@ def test_the_number_of_threads_is_read_as_numba_reads_it(monkeypatch):
     assert environment.numba_threads() is None
     monkeypatch.setenv("NUMBA_THREADING_LAYER", "omp tbb")
     environment.check_layer()
+
+
+def test_doctor_tells_of_all_that_the_extras_add():
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    extras = re.findall(r"^(?:plot|progress|networks|distributed) = (.*)$", project, re.M)
+    assert len(extras) == 4
+    assert {*re.findall(r'"(\w+)>', "".join(extras))} < {*OPTIONAL}

@@ -14,7 +14,7 @@ from diba_np.cli.main import main
 from diba_np.report.page import html_report
 from diba_np.report.pictures import cell_means, panels_of, plot_factors
 
-pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+Figure = pytest.importorskip("matplotlib.figure", reason="pictures need matplotlib").Figure
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -74,7 +74,12 @@ def test_plot_factors_writes_every_kind(pair, tmp_path, kind):
 
 def test_degenerate_matrices_are_drawn(tmp_path):
     for A in (np.zeros((3, 4)), np.ones((1, 5)), np.full((4, 1), 1e30)):
-        plot_factors(factorize(A, k=1), tmp_path / "a.png", A)
+        for panel in plot_factors(factorize(A, k=1), tmp_path / "a.png", A):
+            axes = Figure().subplots()
+            panel.draw(axes)
+            colours = [image.get_clim() for image in axes.images]
+            ranges = np.array([axes.get_xlim(), axes.get_ylim(), *colours])
+            assert np.isfinite(ranges).all() and np.ptp(ranges, axis=1).all(), panel.name
 
 
 class Page(HTMLParser):

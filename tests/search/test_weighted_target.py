@@ -454,7 +454,12 @@ def test_rounding_in_single_precision_is_no_error(rng):
     wide = rng.normal(size=(5, 40)).astype(np.float32)  # far from full rank
     H = (wide.T @ wide).astype(np.float32)
     H[3, 5] = np.nextafter(H[3, 5], np.float32(9))
-    factorize(rng.normal(size=(8, 40)), k=3, gram=H, max_sweeps=5)
+    A = rng.normal(size=(8, 40))
+    f = factorize(A, k=3, gram=H, max_sweeps=5)
+    E = A - f.to_dense()
+    reached = 10 * np.log10(np.sum((A @ wide.T) ** 2) / np.sum((E @ wide.T) ** 2))
+    assert reached > 6.0
+    assert f.record["output_snr_db"] == pytest.approx(reached, abs=1e-3)
 
 
 # -- the start -------------------------------------------------------------------------------------
