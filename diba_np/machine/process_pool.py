@@ -41,7 +41,7 @@ _main = threading.Lock()
 
 
 @contextlib.contextmanager
-def main_left_out() -> Iterator[None]:
+def _main_left_out() -> Iterator[None]:
     """Let processes started inside not run the caller's script.
 
     A spawned process imports the script that spawns it, which then has to stand under
@@ -116,7 +116,7 @@ class _Worker:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with threads_of_children(threads), _interrupts_held(), main_left_out():
+        with threads_of_children(threads), _interrupts_held(), _main_left_out():
             self.process.start()
         theirs.close()
 
