@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from mlp import MLP, Augment
 from sources import MNIST, read_member
 
 from diba_np.layers.block_training import train_blocks
 from diba_np.layers.chain import Chain
 from diba_np.layers.linear import Layer
 from diba_np.layers.mesa_linear import MESALinear
-from diba_np.methods.mlp import MLP, Augment
 from diba_np.training.losses import softened_cross_entropy
 from diba_np.training.optimisers import gather, minimise
 

@@ -12,6 +12,7 @@ from typing import Any
 import digits
 import numpy as np
 from digits import Classifier, Digits
+from mlp import MLP, Augment
 
 import diba_np as dn
 from diba_np.layers.linear import Layer
@@ -20,7 +21,6 @@ from diba_np.layers.progressive import train_progressively
 from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.methods import fit as fit_by_label
-from diba_np.methods.mlp import MLP, Augment
 from diba_np.networks.layerwise import compress_layers
 
 STAGES = ("replaced", "layer-wise", "end to end")

@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 from digits import Digits, drawn_digits, load_digits, shift, split
-
-from diba_np.methods.mesa_training import PIPELINES, Outcome, delta_entropy, run_pipeline
+from mesa_pipelines import PIPELINES, Outcome, delta_entropy, run_pipeline
 
 LEAST_RATE = 110.0  # compression that a setting must reach to be chosen
 

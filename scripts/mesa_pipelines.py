@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from mlp import MLP, Augment
 
 from diba_np.matrix.base import Array, CompressedMatrix
 from diba_np.methods.deep_compression import DeepCompression, HuffmanCoded
@@ -20,7 +21,6 @@ from diba_np.methods.entropy_coding import entropy
 from diba_np.methods.fitting import to_half
 from diba_np.methods.mesa import MESA, block_layout, block_orders, cyclic_delta
 from diba_np.methods.mesa_layer import difference_penalty, kmeans, nearest
-from diba_np.methods.mlp import MLP, Augment
 
 Data = tuple[Array, Array, Array, Array]
 
