@@ -134,7 +134,7 @@ class Encoder(Network):
         """Return the logits (..., vocabulary) of hidden states (..., width) and the step back."""
         call, need = linear or self.linear, self.tensors.need
         y, back_dense = call(need("masked_dense"), x)
-        y, back_active = ACTIVATIONS[self.config.activation](y)
+        y, back_active = ACTIVATIONS[self.kind.masked_activation or self.config.activation](y)
         norm: Any = self.blocks[need("masked_norm")]
         y, back_norm = norm.forward(y)
         y, back_head = call(str(self.head_name), y)

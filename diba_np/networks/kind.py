@@ -57,6 +57,8 @@ class Kind:
         What classes are told by: "first" token, "pair", the mean of the first two, with the
         activation of the pooling layer in `pool_activation`.
     pool_activation : str
+    masked_activation : str
+        Of the head for masked tokens; "" for that of the feed-forward.
     settle : callable, optional
         Turns the fields that were read (a dict) and the configuration into the final fields.
     """
@@ -70,6 +72,7 @@ class Kind:
     transposed: tuple[str, ...] = ()
     pool: str = "first"
     pool_activation: str = "tanh"
+    masked_activation: str = ""
     settle: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
 
 
@@ -173,6 +176,19 @@ def _type_of(source: Mapping[str, Any]) -> Any:
     )
 
 
+# ends of ``architectures`` whose head would be taken for another: of encoders with a classifier,
+# of decoders
+_MISREAD = {
+    False: ("ForTokenClassification", "ForMultipleChoice"),
+    True: (
+        "ForSequenceClassification",
+        "ForTokenClassification",
+        "ForQuestionAnswering",
+        "DoubleHeadsModel",
+    ),
+}
+
+
 def kind_of(name: Any) -> Kind:
     """Return the kind that a configuration's ``model_type`` names.
 
@@ -219,7 +235,10 @@ def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config
             value = default[0]
         fields[name] = value
     if kind.settle is not None:
-        fields = kind.settle(fields, source)
+        try:
+            fields = kind.settle(fields, source)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
     return _checked(Config(kind=source["model_type"], source=dict(source), **fields), label)
 
 
@@ -245,6 +264,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "padding": (lambda value: _is_count(value, -1), "an int"),  # some write -1 for none
     "window": (lambda value: value is None or _is_count(value, 1), "an int from 1 on, or null"),
     "tied": (lambda value: value is None or isinstance(value, bool), "true or false"),
+    "activation": (lambda value: isinstance(value, str), "a name"),
 }
 
 
@@ -276,3 +296,29 @@ def _checked(config: Config, label: str) -> Config:
     # one that the table of tokens does not have: any will do, rows are masked there
     padding = config.padding if 0 <= config.padding < config.vocabulary else 0
     return dataclasses.replace(config, key_heads=key_heads, head_width=width, padding=padding)
+
+
+def check_head(config: Config, classifier: bool, label: str) -> None:
+    """Refuse a network whose configuration names a head that would be misread.
+
+    Parameters
+    ----------
+    config : Config
+    classifier : bool
+        Whether its tensors have one.
+    label : str
+        What messages call the source.
+
+    Raises
+    ------
+    ValueError
+    """
+    decoder = kind_of(config.kind).decoder
+    classes = config.source.get("architectures") or [""]
+    name = str(classes[0] if isinstance(classes, (list, tuple)) else classes)
+    if (decoder or classifier) and name.endswith(_MISREAD[decoder]):
+        heads = "of the next token" if decoder else "for masked tokens and classes of whole rows"
+        raise ValueError(
+            f"{label}: architectures: the head of a {name} is not read, only heads {heads} are; "
+            "the weights are compressed by `model` without texts"
+        )

@@ -15,7 +15,7 @@ from diba_np.networks import gguf_layout
 from diba_np.networks.decoder import Decoder
 from diba_np.networks.encoder import Encoder
 from diba_np.networks.file import NetworkFile
-from diba_np.networks.kind import kind_of, read_config
+from diba_np.networks.kind import check_head, kind_of, read_config
 from diba_np.networks.network import Network
 from diba_np.networks.tensors import Held, Tensor, Tensors
 from diba_np.networks.tokenizer import gguf_tokenizer, read_tokenizer
@@ -183,4 +183,6 @@ def build(
     settings = read_config(config, f"{label}: config")
     held = {name: t if hasattr(t, "read") else Held(t) for name, t in tensors.items()}
     form = Decoder if kind_of(settings.kind).decoder else Encoder
-    return form(Tensors(settings, held, label), tokenizer, dtype)
+    found = Tensors(settings, held, label)
+    check_head(settings, found.find("classifier") is not None, f"{label}: config")
+    return form(found, tokenizer, dtype)

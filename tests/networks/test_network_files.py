@@ -163,6 +163,12 @@ def test_unknown_kinds(change, match):
         ("llama", {"rope_theta": "a"}, "base: found 'a', expected a number from 0 on"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "factor must be a number, got NoneType"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be finite and"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0]}},
+            "factors must be 1 numbers above 0",
+        ),
+        ("llama", {"hidden_act": ["gelu"]}, r"activation: found \['gelu'\], expected a name"),
         ("llama", {"tie_word_embeddings": "yes"}, "tied: found 'yes', expected true or false"),
         ("llama", {"pad_token_id": "x"}, "padding: found 'x', expected an int"),
         ("mistral", {"sliding_window": "x"}, "window: found 'x', expected an int from 1 on"),
@@ -198,12 +204,65 @@ def test_what_a_kind_does_otherwise():
         network("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(ValueError, match="rope_scaling must be"):
         network("llama", rope_scaling={"rope_type": "yarn"})
+    with pytest.raises(ValueError, match="must turn all channels of a head"):
+        network("llama", partial_rotary_factor=0.5)
+    with pytest.raises(ValueError, match=r"json: a bert must have absolute positions, .*'rela"):
+        network("bert", position_embedding_type="relative_key")
+    with pytest.raises(ValueError, match="a roberta must be an encoder, this one is a decoder"):
+        network("roberta", is_decoder=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "unturned"),
+    [
+        ({"no_rope_layers": None}, [3]),
+        ({"no_rope_layers": None, "no_rope_layer_interval": 2}, [1, 3]),
+        ({"no_rope_layers": [1, 0, 0, 1], "no_rope_layer_interval": 2}, [1, 2]),
+    ],
+)
+def test_every_fourth_layer_of_smollm3_has_no_rotary_positions(change, unturned):
+    from diba_np.networks.kind import read_config
+
+    found = read_config(config_of("smollm3", num_hidden_layers=4, **change))
+    assert found.unrotated == tuple(unturned)
+    assert (found.base, found.tied) == (2e6, True)
+    assert read_config(config_of("llama", no_rope_layers=[0, 0])).unrotated == ()
+
+
+def test_the_head_of_roberta_has_an_activation_of_its_own():
+    one, two = network("roberta"), network("roberta", hidden_act="relu")
+    x = np.random.default_rng(0).normal(size=(2, 3, 8))
+    assert np.array_equal(one.predict(x)[0], two.predict(x)[0])
+    bert = network("bert"), network("bert", hidden_act="relu")
+    assert not np.allclose(bert[0].predict(x)[0], bert[1].predict(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("bert", "BertForTokenClassification"),
+        ("distilbert", "DistilBertForMultipleChoice"),
+        ("llama", "LlamaForSequenceClassification"),
+        ("gpt2", "GPT2DoubleHeadsModel"),
+    ],
+)
+def test_heads_that_would_be_misread(kind, name):
+    with pytest.raises(ValueError, match=f"the head of a {name} is not read, only heads"):
+        network(kind, "classes", architectures=[name])
+    if kind == "bert":  # without its tensors there is nothing to misread
+        assert network(kind, "none", architectures=[name]).logits
 
 
 @pytest.mark.parametrize(
     ("kind", "change", "match"),
     [
         ("smollm3", {"no_rope_layers": 3}, "no_rope_layers must be a list, got 3"),
+        ("smollm3", {"no_rope_layers": [1]}, "an entry for each of 2 layers, got 1"),
+        (
+            "smollm3",
+            {"no_rope_layers": None, "no_rope_layer_interval": 0},
+            "no_rope_layer_interval must be an int from 1 on, got 0",
+        ),
         ("llama", {"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
         ("vit", {"image_size": [8, 8, 8]}, "must be one count or two, got"),
         ("vit", {"patch_size": 0}, "must be one count or two, got 0"),

@@ -44,7 +44,10 @@ def frequencies(width: int, base: float, scaling: Mapping[str, Any] | None = Non
     if kind == "linear":
         return angles / _positive(scaling, "factor")
     if kind == "factors":
-        divided: Array = angles / np.asarray(scaling["factors"], np.float64)
+        factors = np.asarray(scaling.get("factors"), np.float64)
+        if factors.shape != angles.shape or not (np.isfinite(factors) & (factors > 0)).all():
+            raise ValueError(f"rope_scaling: factors must be {len(angles)} numbers above 0")
+        divided: Array = angles / factors
         return divided
     if kind == "llama3":
         factor, low, high, length = (_positive(scaling, name) for name in _LLAMA3)

@@ -1,9 +1,28 @@
 """BERT (J. Devlin et al., arXiv 1810.04805)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from diba_np.networks.kind import Kind
+
+
+def settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields as they are, if each token looks at all and positions are in a table."""
+    positions = source.get("position_embedding_type") or "absolute"
+    if positions != "absolute":
+        raise ValueError(
+            f"a {source['model_type']} must have absolute positions, this one has {positions!r}"
+        )
+    if source.get("is_decoder"):
+        raise ValueError(
+            f"a {source['model_type']} must be an encoder, this one is a decoder (is_decoder)"
+        )
+    return fields
+
 
 KIND = Kind(
     prefix="bert.",
+    settle=settle,
     config={
         "layers": "num_hidden_layers",
         "width": "hidden_size",

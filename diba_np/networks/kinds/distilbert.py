@@ -10,7 +10,6 @@ KIND = Kind(
         "width": "dim",
         "heads": "n_heads",
         "inner": "hidden_dim",
-        "epsilon": ("layer_norm_eps", 1e-12),
         "activation": ("activation", "gelu"),
         "vocabulary": "vocab_size",
         "positions": "max_position_embeddings",

@@ -8,30 +8,53 @@ from typing import Any
 
 from diba_np.networks.kind import Kind
 
+_BASES = {"smollm3": 2e6}  # of rotary positions where a configuration names none; else 1e4
+
 
 def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     # newer configurations have the positions' settings together
     rotary = source.get("rope_parameters") or source.get("rope_scaling") or {}
     if not isinstance(rotary, Mapping):
         raise ValueError(f"rope_scaling must be an object, got {rotary!r}")
-    rotary = dict(rotary)
-    base = rotary.pop("rope_theta", None) or fields["base"]
-    if source["model_type"] == "mistral":
+    rotary, kind = dict(rotary), source["model_type"]
+    base = next(
+        value
+        for value in (rotary.pop("rope_theta", None), fields["base"], _BASES.get(kind, 1e4))
+        if value is not None
+    )
+    share = rotary.pop("partial_rotary_factor", source.get("partial_rotary_factor"))
+    if share not in (None, 1):
+        raise ValueError(f"a {kind} must turn all channels of a head, got a share of {share!r}")
+    if kind == "mistral":
         fields["window"] = source.get("sliding_window", 4096)
     elif source.get("use_sliding_window"):
-        raise ValueError(
-            f"a {source['model_type']} must look at all tokens before, this one has windows"
-        )
+        raise ValueError(f"a {kind} must look at all tokens before, this one has windows")
     else:
         fields["window"] = None
-    rotated = fields.pop("rotated") or ()
-    if not isinstance(rotated, (list, tuple)):
-        raise ValueError(f"no_rope_layers must be a list, got {rotated!r}")
+    if kind == "smollm3" and fields["tied"] is None:
+        fields["tied"] = True
     return fields | {
         "base": base,
         "scaling": rotary or None,
-        "unrotated": tuple(i for i, turns in enumerate(rotated) if not turns),
+        "unrotated": _unrotated(source, fields["layers"]) if kind == "smollm3" else (),
     }
+
+
+def _unrotated(source: Mapping[str, Any], layers: Any) -> tuple[int, ...]:
+    """Return the layers without rotary positions: those of a list, else every so many-th."""
+    turned = source.get("no_rope_layers")
+    if turned is not None:
+        if not isinstance(turned, (list, tuple)):
+            raise ValueError(f"no_rope_layers must be a list, got {turned!r}")
+        if len(turned) != layers:
+            raise ValueError(
+                f"no_rope_layers must have an entry for each of {layers} layers, got {len(turned)}"
+            )
+        return tuple(i for i, turns in enumerate(turned) if not turns)
+    interval = source.get("no_rope_layer_interval", 4)
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise ValueError(f"no_rope_layer_interval must be an int from 1 on, got {interval!r}")
+    return tuple(range(interval - 1, layers, interval)) if isinstance(layers, int) else ()
 
 
 KIND = Kind(
@@ -50,8 +73,7 @@ KIND = Kind(
         "epsilon": ("rms_norm_eps", 1e-6),
         "activation": ("hidden_act", "silu"),
         "vocabulary": "vocab_size",
-        "base": ("rope_theta", 10000.0),
-        "rotated": ("no_rope_layers", None),
+        "base": ("rope_theta", None),
         "padding": ("pad_token_id", 0),
         "tied": ("tie_word_embeddings", None),
     },

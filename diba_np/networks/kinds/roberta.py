@@ -8,16 +8,17 @@ from diba_np.networks.kinds import bert
 
 
 def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    return fields | {"first_position": fields["padding"] + 1}
+    return bert.settle(fields, source) | {"first_position": fields["padding"] + 1}
 
 
 KIND = Kind(
     prefix="roberta.",
+    masked_activation="gelu",
     settle=_settle,
     config={
         **bert.KIND.config,
         "epsilon": ("layer_norm_eps", 1e-12),
-        "types": ("type_vocab_size", 1),
+        "types": ("type_vocab_size", 2),
         "padding": ("pad_token_id", 1),
     },
     tensors={
