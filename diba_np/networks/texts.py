@@ -206,7 +206,8 @@ class TextMethods:
         Returns
         -------
         list of list of (str, float)
-            For each mask tokens and their probabilities, the most probable first.
+            For each mask tokens and their probabilities, the most probable first; ``<id 7>``
+            stands for one that the tokenizer does not have.
 
         Raises
         ------

@@ -5,6 +5,7 @@ Kept as the JSON text of a ``tokenizer.json``, whatever it was read from.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -86,8 +87,9 @@ class Tokenizer:
         return number
 
     def token_of(self, number: int) -> str:
-        """Return the token of an id."""
-        return str(self._inner.id_to_token(int(number)))
+        """Return the token of an id, ``<id 7>`` for one that only the network has a row for."""
+        token: str | None = self._inner.id_to_token(int(number))
+        return f"<id {int(number)}>" if token is None else token
 
     @cached_property
     def mask(self) -> str | None:
@@ -115,27 +117,94 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         with _as_format_error(str(path)):
             return Tokenizer(path.read_text("utf-8"), str(path))
     pieces, words = folder / "vocab.json", folder / "vocab.txt"
+    settings = _optional(folder / "tokenizer_config.json")
     if pieces.is_file() and (folder / "merges.txt").is_file():
         vocabulary = read_json(pieces)
         with _as_format_error(str(folder / "merges.txt")):
             lines = (folder / "merges.txt").read_text("utf-8").splitlines()
             parts = [line.split(" ") for line in lines if line and not line.startswith("#ver")]
-            return Tokenizer(_byte_level(vocabulary, [*map(tuple, parts)], ()), str(pieces))
+            text = _old_byte_level(folder, vocabulary, [*map(tuple, parts)], settings)
+            return Tokenizer(text, str(pieces))
     if words.is_file():
-        settings = folder / "tokenizer_config.json"
-        lower = not settings.is_file() or bool(read_json(settings).get("do_lower_case", True))
         with _as_format_error(str(words)):
-            lines = words.read_text("utf-8").split("\n")
-            return Tokenizer(_word_pieces([line for line in lines if line], lower), str(words))
+            lines = words.read_text("utf-8").removesuffix("\n").split("\n")
+            return Tokenizer(_word_pieces(lines, settings), str(words))
     return None
 
 
-def _word_pieces(lines: Sequence[str], lower: bool) -> str:
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+# tokens that stand for themselves in vocabularies of bytes, where no file beside says so
+_NAMED = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
+
+
+def _old_byte_level(
+    folder: Path,
+    vocabulary: Mapping[str, int],
+    merges: Sequence[tuple[str, ...]],
+    settings: Mapping[str, Any],
+) -> str:
+    """Return the tokenizer of an older folder's bytes: GPT-2's, RoBERTa's or Qwen2's."""
+    package = _package()
+    ids, named = _named_tokens(folder, vocabulary, settings)
+    added = [
+        package.AddedToken(
+            token,
+            lstrip=bool(own.get("lstrip", token == "<mask>")),  # RoBERTa's takes the space before
+            rstrip=bool(own.get("rstrip")),
+            normalized=False,
+            special=bool(own.get("special", True)),
+        )
+        for token, own in named.items()
+    ]
+    spaced = bool(settings.get("add_prefix_space"))
+    qwen2 = str(settings.get("tokenizer_class")).startswith("Qwen2")
+    text = _byte_level(ids, merges, added, "qwen2" if qwen2 else "gpt-2", spaced=spaced)
+    inner = package.Tokenizer.from_str(text)
+    if qwen2:
+        inner.normalizer = package.normalizers.NFC()
+    elif {"<s>", "</s>", "<mask>"} <= ids.keys():
+        inner.post_processor = package.processors.RobertaProcessing(
+            ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=spaced
+        )
+    made: str = inner.to_str()
+    return made
+
+
+def _named_tokens(
+    folder: Path, vocabulary: Mapping[str, int], settings: Mapping[str, Any]
+) -> tuple[dict[str, int], dict[str, Mapping[str, Any]]]:
+    """Return the ids of all tokens, and what is said of those that stand for themselves.
+
+    ``added_tokens.json``, ``special_tokens_map.json`` and ``tokenizer_config.json`` name them.
+    """
+    beside = _optional(folder / "added_tokens.json")
+    entries = settings.get("added_tokens_decoder", {})
+    ids = {**vocabulary, **beside, **{own["content"]: int(i) for i, own in entries.items()}}
+    named: dict[str, Mapping[str, Any]] = {token: {"special": False} for token in beside}
+    named |= {token: {} for token in _NAMED}
+    for key, value in {**settings, **_optional(folder / "special_tokens_map.json")}.items():
+        if key.endswith("_token") or key == "additional_special_tokens":
+            for token in value if isinstance(value, list) else [value]:
+                own = token if isinstance(token, dict) else {"content": token}
+                named[str(own.get("content"))] = own
+    named |= {own["content"]: own for own in entries.values()}
+    there = sorted(named.keys() & ids.keys(), key=lambda token: ids[token])
+    return ids, {token: named[token] for token in there}
+
+
+def _word_pieces(lines: Sequence[str], settings: Mapping[str, Any]) -> str:
     """Return BERT's tokenizer of a vocabulary, a token a line."""
     package = _package()
     vocabulary = {token: i for i, token in enumerate(lines)}
     inner = package.Tokenizer(package.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    inner.normalizer = package.normalizers.BertNormalizer(lowercase=lower)
+    inner.normalizer = package.normalizers.BertNormalizer(
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
     inner.pre_tokenizer = package.pre_tokenizers.BertPreTokenizer()
     inner.decoder = package.decoders.WordPiece()
     special = [token for token in lines if token.startswith("[") and token.endswith("]")]
@@ -154,30 +223,51 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CUTS = {"qwen2": _WORDS % "", "llama-bpe": _WORDS % "{1,3}", "llama3": _WORDS % "{1,3}"}
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_CUTS = {
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _WORDS % ""),
+    **dict.fromkeys(_LLAMA3, _WORDS % "{1,3}"),
+    "tekken": _CASED,
+}
+_WHOLE = (*_LLAMA3, "tekken")  # words that are tokens are not put together by merges
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+_PLAIN = ("default", "gpt-2")
 
 
 def _byte_level(
     vocabulary: Mapping[str, int],
     merges: Sequence[tuple[str, ...]],
-    special: Sequence[str],
+    added: Sequence[Any],
     cut: str = "gpt-2",
+    *,
+    spaced: bool = False,
 ) -> str:
-    """Return a byte-level BPE tokenizer; `cut` says how texts are cut before merging."""
+    """Return a byte-level BPE tokenizer.
+
+    `added` are tokens that stand for themselves, `cut` says how texts are cut before merging,
+    `spaced` puts a space before a text.
+    """
     package = _package()
     before = package.pre_tokenizers
-    inner = package.Tokenizer(package.models.BPE(dict(vocabulary), list(merges)))
+    whole = cut in _WHOLE
+    inner = package.Tokenizer(
+        package.models.BPE(dict(vocabulary), list(merges), ignore_merges=whole)
+    )
     if cut in _CUTS:
         words = before.Split(package.Regex(_CUTS[cut]), "isolated")
-        parts = [words, before.ByteLevel(add_prefix_space=False, use_regex=False)]
+        parts = [words, before.ByteLevel(add_prefix_space=spaced, use_regex=False)]
     else:
-        parts = [before.ByteLevel(add_prefix_space=False)]
+        parts = [before.ByteLevel(add_prefix_space=spaced)]
         if cut in _SINGLE_DIGITS:
             parts.insert(0, before.Digits(individual_digits=True))
     inner.pre_tokenizer = before.Sequence(parts)
     inner.decoder = package.decoders.ByteLevel()
-    inner.add_special_tokens(list(special))
+    inner.add_tokens(list(added))
     text: str = inner.to_str()
     return text
 
@@ -196,12 +286,25 @@ def gguf_tokenizer(metadata: Mapping[str, Any], label: str) -> Tokenizer | None:
         It is of another kind than byte-level BPE ("gpt2") and SentencePiece ("llama").
     ImportError
         The package `tokenizers` is missing.
+
+    Warns
+    -----
+    UserWarning
+        How it cuts texts before merging is not known; None is returned.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
         return None
     if model not in ("gpt2", "llama"):
         raise FormatError(f"{label}: tokenizer.ggml.model: found {model}, expected gpt2, llama")
+    cut, known = metadata.get("tokenizer.ggml.pre", "default"), (*_CUTS, *_SINGLE_DIGITS, *_PLAIN)
+    if model == "gpt2" and cut not in known:
+        warnings.warn(
+            f"{label}: tokenizer.ggml.pre: found {cut!r}, known are {', '.join(known)}; texts are "
+            "not read, give token ids",
+            stacklevel=3,
+        )
+        return None
     with _as_format_error(label):
         return Tokenizer(_gguf_text(metadata, model, label), label)
 
@@ -211,37 +314,58 @@ def _gguf_text(metadata: Mapping[str, Any], model: str, label: str) -> str:
     tokens = need(metadata, "tokenizer.ggml.tokens", label)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    special = [t for t, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER)]
+    package = _package()
+    added = [
+        package.AddedToken(token, special=kind == _CONTROL, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (_CONTROL, _USER)
+    ]
+    cut = metadata.get("tokenizer.ggml.pre", "default")
     if model == "llama":
         scores = need(metadata, "tokenizer.ggml.scores", label)
-        text = _sentence_pieces(vocabulary, scores, special)
+        spaced = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+        text = _sentence_pieces(vocabulary, scores, added, spaced)
     else:
         pairs = need(metadata, "tokenizer.ggml.merges", label)
         merges = [tuple(pair.split(" ", 1)) for pair in pairs]
-        text = _byte_level(
-            vocabulary, merges, special, metadata.get("tokenizer.ggml.pre", "default")
-        )
-    if metadata.get("tokenizer.ggml.add_bos_token", model == "llama"):
-        first = need(metadata, "tokenizer.ggml.bos_token_id", label)
-        text = _beginning(text, tokens[int(first)], vocabulary)
-    return text
+        text = _byte_level(vocabulary, merges, added, cut)
+    ends = {"bos": model == "llama" or cut in _WHOLE, "eos": False}  # where the file says nothing
+    around = []
+    for end, usual in ends.items():
+        if metadata.get(f"tokenizer.ggml.add_{end}_token", usual):
+            key = f"tokenizer.ggml.{end}_token_id"
+            number = need(metadata, key, label)
+            if number not in range(len(tokens)):
+                raise FormatError(
+                    f"{label}: {key}: found {number!r}, expected an int in [0, {len(tokens) - 1}]"
+                )
+            around.append([tokens[number]])
+        else:
+            around.append([])
+    return _surrounded(text, around[0], around[1], vocabulary)
 
 
-def _beginning(text: str, token: str, vocabulary: Mapping[str, int]) -> str:
-    """Return a tokenizer that puts a token before every text."""
+def _surrounded(text: str, first: list[str], last: list[str], vocabulary: Mapping[str, int]) -> str:
+    """Return a tokenizer that puts tokens before and after every text."""
+    if not first and not last:
+        return text
     package = _package()
     inner = package.Tokenizer.from_str(text)
     inner.post_processor = package.processors.TemplateProcessing(
-        single=f"{token} $A", special_tokens=[(token, vocabulary[token])]
+        single=[*first, "$A", *last],
+        special_tokens=[(token, vocabulary[token]) for token in dict.fromkeys(first + last)],
     )
     found: str = inner.to_str()
     return found
 
 
 def _sentence_pieces(
-    vocabulary: Mapping[str, int], scores: Sequence[float], special: Sequence[str]
+    vocabulary: Mapping[str, int], scores: Sequence[float], added: Sequence[Any], spaced: bool
 ) -> str:
-    """Return SentencePiece's BPE: merges in the order of the scores of what they give."""
+    """Return SentencePiece's BPE: merges in the order of the scores of what they give.
+
+    `added` are tokens that stand for themselves, `spaced` puts a space before a text.
+    """
     package = _package()
     merges = []
     for token, number in vocabulary.items():
@@ -254,15 +378,11 @@ def _sentence_pieces(
         package.models.BPE(dict(vocabulary), ordered, fuse_unk=True, byte_fallback=True)
     )
     norms, decoders = package.normalizers, package.decoders
-    inner.normalizer = norms.Sequence([norms.Prepend("▁"), norms.Replace(" ", "▁")])
+    begin, strip = ([norms.Prepend("▁")], [decoders.Strip(" ", 1, 0)]) if spaced else ([], [])
+    inner.normalizer = norms.Sequence([*begin, norms.Replace(" ", "▁")])
     inner.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    inner.add_special_tokens(list(special))
+    inner.add_tokens(list(added))
     text: str = inner.to_str()
     return text

@@ -219,7 +219,8 @@ def test_gguf_tokenizer_of_bytes():
         ({"merges": None}, r"x.gguf: tokenizer.ggml.merges: found none"),
         ({"model": "llama"}, r"x.gguf: tokenizer.ggml.scores: found none"),
         ({"bos_token_id": None}, r"x.gguf: tokenizer.ggml.bos_token_id: found none"),
-        ({"bos_token_id": 3}, r"x.gguf: not readable as a tokenizer \(list index"),
+        ({"bos_token_id": 3}, r"bos_token_id: found 3, expected an int in \[0, 2\]"),
+        ({"add_eos_token": True, "eos_token_id": "a"}, "eos_token_id: found 'a', expected an int"),
         ({"tokens": 3}, "x.gguf: not readable as a tokenizer"),
         ({"merges": ["a c"]}, "x.gguf: not readable as a tokenizer"),
         ({"merges": [["a", "b"]]}, "x.gguf: not readable as a tokenizer"),
@@ -278,6 +279,9 @@ def test_gguf_tokenizer_of_sentence_pieces():
     made = gguf_tokenizer(metadata, "x.gguf")
     assert made.encode("ab abé") == [1, 9, 9, 3, 4]
     assert made.decode([1, 9, 9, 3, 4]) == "ab abé"
+    bare = gguf_tokenizer({**metadata, "tokenizer.ggml.add_space_prefix": False}, "x.gguf")
+    assert bare.encode("ab ab") == [1, 8, 9]
+    assert bare.decode([1, 9, 8]) == " abab"
 
 
 def test_tokenizers_of_older_folders(tmp_path):
@@ -293,6 +297,112 @@ def test_tokenizers_of_older_folders(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(dn.FormatError, match="not readable as a tokenizer"):
         read_tokenizer(tmp_path).encode("a")
+
+
+def older_folder(path, vocabulary, merges=(), **files):
+    """Files of a byte-level tokenizer as they were before tokenizer.json."""
+    path.mkdir(exist_ok=True)
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
+    (path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+def test_an_older_folder_of_roberta(tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    names = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "ab", "Ġa", "<mask>"]
+    vocabulary = {token: i for i, token in enumerate(names)}
+    merges = ["a b", "Ġ a"]
+    made = read_tokenizer(older_folder(tmp_path, vocabulary, merges))
+    assert made.encode("ab a <mask>") == [0, 7, 8, 9, 2]  # the mask takes the space before it
+    assert made.encode("ab", special=False) == [7]
+    assert made.decode([0, 7, 8, 9, 2]) == "ab a"
+    assert made.mask == "<mask>"
+    spaced = older_folder(tmp_path, vocabulary, merges, tokenizer_config={"add_prefix_space": True})
+    assert read_tokenizer(spaced).encode("a") == [0, 8, 2]
+
+
+def test_tokens_that_are_named_beside_a_vocabulary(tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    vocabulary = {"a": 0, "b": 1, "<|endoftext|>": 2, "1": 3, "2": 4, "12": 5}
+    folder = older_folder(
+        tmp_path,
+        vocabulary,
+        ["1 2"],
+        added_tokens={"<end>": 7, "<tool>": 6},
+        special_tokens_map={"eos_token": {"content": "<end>"}, "pad_token": "<not there>"},
+        tokenizer_config={
+            "added_tokens_decoder": {"9": {"content": "<x>", "special": True}},
+            "add_bos_token": False,
+        },
+    )
+    made = read_tokenizer(folder)
+    ids = made.encode("a<|endoftext|>12<tool><end><x>b")
+    assert ids == [0, 2, 5, 6, 7, 9, 1]
+    assert made.decode(ids) == "a12<tool>b"
+    folder = older_folder(
+        tmp_path, vocabulary, ["1 2"], tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"}
+    )
+    assert read_tokenizer(folder).encode("12") == [3, 4]  # each digit alone
+    folder = older_folder(tmp_path, vocabulary, tokenizer_config={"added_tokens_decoder": {"a": 1}})
+    with pytest.raises(dn.FormatError, match="not readable as a tokenizer"):
+        read_tokenizer(folder)
+
+
+def test_a_vocabulary_of_words_is_read_as_it_stands(tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    lines = ["[PAD]", "", "[UNK]", "[CLS]", "[SEP]", "é", "e", "日", "##本", "本"]
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    assert read_tokenizer(tmp_path).encode("É 日本") == [3, 6, 7, 9, 4]
+    settings = {"do_lower_case": True, "strip_accents": False, "tokenize_chinese_chars": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert read_tokenizer(tmp_path).encode("É 日本") == [3, 5, 7, 8, 4]
+
+
+def gguf_bytes(**more):
+    """The tokenizer of a GGUF file with a few tokens of bytes."""
+    from diba_np.networks.tokenizer import gguf_tokenizer
+
+    tokens = ["<s>", *"hello123", "Ġ", "hello", "<tool>", "A", "</s>"]
+    tokens[4] = "L"  # each token is there once
+    metadata = {
+        "model": "gpt2",
+        "tokens": tokens,
+        "merges": [],
+        "token_type": [3] + [1] * 10 + [4, 1, 3],
+        "bos_token_id": 0,
+        "eos_token_id": 13,
+    } | more
+    return gguf_tokenizer({f"tokenizer.ggml.{n}": v for n, v in metadata.items()}, "x.gguf")
+
+
+def test_words_that_are_tokens_stay_whole_in_llama_3():
+    assert gguf_bytes(pre="gpt-2").encode("hello") == [1, 2, 3, 3, 5]
+    assert gguf_bytes(pre="llama-bpe").encode("hello") == [0, 10]
+    assert gguf_bytes(pre="llama-bpe", add_bos_token=False).encode("hello") == [10]
+    assert gguf_bytes(pre="tekken").encode("helloAhello") == [0, 10, 12, 1, 2, 3, 3, 5]
+
+
+def test_tokens_of_users_are_kept_in_texts():
+    made = gguf_bytes()
+    assert made.encode("1<tool></s>") == [6, 11, 13]
+    assert made.decode([0, 6, 11, 13]) == "1<tool>"
+    assert made.token_of(11) == "<tool>"
+    assert made.token_of(14) == "<id 14>"
+
+
+def test_a_token_may_close_texts():
+    assert gguf_bytes(add_eos_token=True).encode("1") == [6, 13]
+    assert gguf_bytes(add_eos_token=True, add_bos_token=True).encode("1") == [0, 6, 13]
+
+
+def test_cuts_that_are_not_known():
+    with pytest.warns(UserWarning, match=r"x.gguf: tokenizer.ggml.pre: found 'viking', known are"):
+        assert gguf_bytes(pre="viking") is None
 
 
 def test_the_configurations_of_all_small_networks_are_plain():
