@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from diba_np.files.atomic import atomic_path
 from diba_np.layers.linear import Layer
+from diba_np.networks.blocks.rotary import named_scaling
 from diba_np.sources.safetensors import Writing, write_safetensors
 
 if TYPE_CHECKING:
@@ -65,14 +66,21 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
     FileExistsError
         The folder is there and not empty.
     ValueError
-        A layer has a bias for which the layout has no name.
+        A layer has a bias, or rotary positions are stretched in a way, for which the layout has no
+        name.
     """
+    c = net.config
+    config = dict(c.source)
+    if c.scaling is not None:
+        named = named_scaling(c.head_width, c.base, c.scaling)
+        if named is not c.scaling:
+            config["rope_scaling"] = named
     home = Path(folder)
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise FileExistsError(f"{home} is there already; name a folder that is new or empty")
     home.mkdir(parents=True, exist_ok=True)
     write_safetensors(home / "model.safetensors", dict(_dense_tensors(net)))
-    texts = {"config.json": json.dumps(dict(net.config.source), indent=2)}
+    texts = {"config.json": json.dumps(config, indent=2)}
     if net.tokenizer is not None:
         texts["tokenizer.json"] = net.tokenizer.text
     for name, text in texts.items():

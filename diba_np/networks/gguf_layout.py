@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from diba_np.errors import FormatError
 from diba_np.sources.gguf import need
 
 Array = NDArray[Any]
@@ -70,15 +71,32 @@ def config_of(metadata: Mapping[str, Any], names: Sequence[str], label: str) -> 
     for key, end in _SETTINGS.items():
         name = f"{architecture}.{end}"
         value = metadata.get(name) if key in _OPTIONAL else need(metadata, name, label)
-        if value is not None:
-            config[key] = value
+        if value is None:
+            continue
+        if not isinstance(value, (int, float)):
+            raise FormatError(f"{label}: {name}: found {value!r}, expected a number")
+        config[key] = value
     for key, end in _SPECIAL.items():
         value = metadata.get(f"tokenizer.ggml.{end}_token_id")
         if value is not None:
             config[key] = value
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    more = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eot", "eom")]
+    ends = dict.fromkeys(end for end in (config.get("eos_token_id"), *more) if end is not None)
+    if len(ends) > 1:  # a turn or a message ends as a text does
+        config["eos_token_id"] = list(ends)
+    rope = f"{architecture}.rope"
+    width = config.get("head_dim") or config["hidden_size"] // (config["num_attention_heads"] or 1)
+    turned = metadata.get(f"{rope}.dimension_count", width)
+    if turned != width:
+        raise ValueError(
+            f"{label}: {rope}.dimension_count must be the {width} channels of a head, got {turned}"
+        )
+    old = metadata.get(f"{rope}.scale_linear")  # of files from before there were types
+    factor = metadata.get(f"{rope}.scaling.factor", old)
+    scaling = metadata.get(f"{rope}.scaling.type", "none" if factor is None else "linear")
     if scaling == "linear":
-        factor = need(metadata, f"{architecture}.rope.scaling.factor", label)
+        if factor is None:
+            factor = need(metadata, f"{rope}.scaling.factor", label)
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     elif scaling != "none":
         raise ValueError(f"{label}: rope.scaling.type must be none or linear, got {scaling!r}")

@@ -134,7 +134,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FromEntry]]:
     config = gguf_layout.config_of(metadata, list(entries), str(path))
     factors = entries.pop(gguf_layout.FACTORS, None)
     if factors is not None:
-        divided = [float(value) for value in factors.read()]
+        stretch = config.get("rope_scaling", {}).get("factor", 1.0)
+        divided = [float(value) * stretch for value in factors.read()]
         config["rope_scaling"] = {"rope_type": "factors", "factors": divided}
     tokens = entries.get("token_embd.weight")
     if tokens is None:

@@ -376,5 +376,72 @@ def test_a_gguf_that_stretches_by_no_factor():
         read(metadata, [], "x.gguf")
 
 
+GGUF_SETTINGS = {
+    "block_count": 2,
+    "embedding_length": 8,
+    "feed_forward_length": 12,
+    "attention.head_count": 4,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "context_length": 64,
+}
+
+
+def gguf_config(**more):
+    from diba_np.networks.gguf_layout import config_of as read
+
+    settings = {**GGUF_SETTINGS, **{key.replace("__", "."): value for key, value in more.items()}}
+    metadata = {f"llama.{key}": value for key, value in settings.items()}
+    metadata |= {"tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.eot_token_id": 9}
+    return read({"general.architecture": "llama", **metadata}, [], "x.gguf")
+
+
+def test_gguf_stretches_positions():
+    linear = {"rope_type": "linear", "factor": 4.0}
+    assert "rope_scaling" not in gguf_config(rope__dimension_count=2)
+    assert gguf_config(rope__scale_linear=4.0)["rope_scaling"] == linear
+    assert gguf_config(rope__scaling__factor=4.0)["rope_scaling"] == linear
+    stated = {"rope__scaling__type": "none", "rope__scaling__factor": 4.0}
+    assert "rope_scaling" not in gguf_config(**stated)
+
+
+def test_gguf_ends_at_turns_too():
+    assert gguf_config()["eos_token_id"] == [7, 9]
+
+
+def test_gguf_settings_that_are_not_read():
+    with pytest.raises(ValueError, match=r"dimension_count must be the 2 channels of a head, got"):
+        gguf_config(rope__dimension_count=1)
+    with pytest.raises(dn.FormatError, match=r"head_count: found \[4, 4\], expected a number"):
+        gguf_config(attention__head_count=[4, 4])
+
+
+def test_factors_of_rotary_positions_are_exported_by_name(tmp_path):
+    from diba_np.networks.blocks.rotary import frequencies
+
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    plain, stretched = (frequencies(16, 5e5, scaling) for scaling in (None, llama3))
+    factors = np.float32(plain / stretched).tolist()
+    assert len(set(factors)) == 3
+    for made, named in ((factors, llama3), ([2.0] * 8, {"rope_type": "linear", "factor": 2.0})):
+        scaling = {"rope_type": "factors", "factors": made}
+        net = network("llama", head_dim=16, rope_theta=5e5, rope_scaling=scaling)
+        folder = net.export(tmp_path / named["rope_type"])
+        assert json.loads((folder / "config.json").read_text())["rope_scaling"] == named
+        ids = np.array([[3, 4, 5]])
+        found = networks.load(folder, dtype=np.float64).logits(ids)
+        assert np.allclose(found, net.logits(ids), atol=1e-4)
+    scaling = {"rope_type": "factors", "factors": [1.0, *factors[1:-1], 7.0]}
+    net = network("llama", head_dim=16, rope_theta=5e5, rope_scaling=scaling)
+    with pytest.raises(ValueError, match=r"are not those of a Llama 3.* save keeps them"):
+        net.export(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_decoders_are_all_there():
     assert set(DECODERS) < set(CONFIGS)

@@ -61,6 +61,35 @@ def frequencies(width: int, base: float, scaling: Mapping[str, Any] | None = Non
     raise ValueError(f'rope_scaling must be "linear", "llama3" or "default", got {kind!r}')
 
 
+def named_scaling(
+    width: int, base: float, scaling: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Return a scaling of type "factors" as one of the types that other software knows.
+
+    Parameters
+    ----------
+    width, base, scaling
+        As of `frequencies`; a scaling of another type is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        There is none that gives these angles.
+    """
+    if scaling is None or scaling.get("rope_type") != "factors":
+        return scaling
+    most = max(scaling["factors"])
+    usual = dict(zip(_LLAMA3, (most, 1.0, 4.0, 8192), strict=True))  # of every Llama 3
+    angles = frequencies(width, base, scaling)
+    for named in ({"rope_type": "linear", "factor": most}, {"rope_type": "llama3", **usual}):
+        if np.allclose(frequencies(width, base, named), angles, rtol=1e-5, atol=0):
+            return named
+    raise ValueError(
+        "the factors of its rotary positions (rope_freqs) are not those of a Llama 3, the layout "
+        "has no name for others; save keeps them"
+    )
+
+
 def _positive(scaling: Mapping[str, Any], name: str) -> float:
     return check_number(scaling.get(name), f"rope_scaling: {name}", above=0.0)
 
