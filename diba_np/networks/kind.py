@@ -116,6 +116,11 @@ class Config:
         Rows and columns of what patches are cut from, of a patch, and from one to the next.
     channels : int
         Of an image.
+    pooling : str
+        What stands for a text: "mean", "cls" or "lasttoken", the mean, the first or the last of its
+        tokens; another name is of what is not done here.
+    sentence_length : int
+        Most tokens of a text that becomes a vector, 0 where the source does not say.
     source : dict
         The configuration as it was read.
     """
@@ -143,6 +148,8 @@ class Config:
     patch: tuple[int, int] = (0, 0)
     stride: tuple[int, int] = (0, 0)
     channels: int = 0
+    pooling: str = "mean"
+    sentence_length: int = 0
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -175,6 +182,9 @@ def _type_of(source: Mapping[str, Any]) -> Any:
         (kind for start, kind in _CLASSES.items() if str(classes[0]).startswith(start)), None
     )
 
+
+# field of `Config` -> key of a configuration for what another file of a folder says of vectors
+SENTENCES = {"pooling": "sentence_pooling", "sentence_length": "sentence_length"}
 
 # ends of ``architectures`` whose head would be taken for another: of encoders with a classifier,
 # of decoders
@@ -239,7 +249,18 @@ def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config
             fields = kind.settle(fields, source)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
+    fields |= {name: source[key] for name, key in SENTENCES.items() if source.get(key) is not None}
+    if kind.decoder:
+        _check_ends(source.get("eos_token_id"), label)
     return _checked(Config(kind=source["model_type"], source=dict(source), **fields), label)
+
+
+def _check_ends(value: Any, label: str) -> None:
+    ends = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(_is_count(end, -1) for end in ends):  # some write -1 for none
+        raise FormatError(
+            f"{label}: eos_token_id: found {value!r}, expected a token's number or a list of these"
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -258,13 +279,13 @@ _SIDES = (lambda value: value == (0, 0) or all(_is_count(v, 1) for v in value), 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("layers", "width", "heads", "inner"), _NEEDED),
     **dict.fromkeys(("key_heads", "head_width", "vocabulary"), _COUNT),
-    **dict.fromkeys(("positions", "types", "channels"), _COUNT),
+    **dict.fromkeys(("positions", "types", "channels", "sentence_length"), _COUNT),
     **dict.fromkeys(("epsilon", "base"), _REAL),
     **dict.fromkeys(("image", "patch", "stride"), _SIDES),
     "padding": (lambda value: _is_count(value, -1), "an int"),  # some write -1 for none
     "window": (lambda value: value is None or _is_count(value, 1), "an int from 1 on, or null"),
     "tied": (lambda value: value is None or isinstance(value, bool), "true or false"),
-    "activation": (lambda value: isinstance(value, str), "a name"),
+    **dict.fromkeys(("activation", "pooling"), (lambda value: isinstance(value, str), "a name")),
 }
 
 

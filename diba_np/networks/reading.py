@@ -15,7 +15,7 @@ from diba_np.networks import gguf_layout
 from diba_np.networks.decoder import Decoder
 from diba_np.networks.encoder import Encoder
 from diba_np.networks.file import NetworkFile
-from diba_np.networks.kind import check_head, kind_of, read_config
+from diba_np.networks.kind import SENTENCES, check_head, kind_of, read_config
 from diba_np.networks.network import Network
 from diba_np.networks.tensors import Held, Tensor, Tensors
 from diba_np.networks.tokenizer import gguf_tokenizer, read_tokenizer
@@ -85,7 +85,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        config = read_json(path / CONFIG)
+        config = read_json(path / CONFIG) | _beside(path)
         if kind is not None:
             config["model_type"] = kind
         quantized = config.get("quantization_config")
@@ -107,6 +107,40 @@ def load(
     else:
         raise ValueError(f"{path}: expected a folder with {CONFIG}, a .gguf, or a network's .h5")
     return build(config, tensors, tokenizer=tokenizer, dtype=dtype, label=str(path))
+
+
+def _beside(folder: Path) -> dict[str, Any]:
+    """Return what files beside a folder's configuration say of ends and of vectors of texts."""
+
+    def read(name: str) -> dict[str, Any]:
+        return read_json(folder / name) if (folder / name).is_file() else {}
+
+    found = {
+        "eos_token_id": read("generation_config.json").get("eos_token_id"),
+        SENTENCES["sentence_length"]: read("sentence_bert_config.json").get("max_seq_length"),
+    }
+    # modules of sentence-transformers, each in a folder 1_Name; lengths are always made 1 here
+    names = sorted(p.name for p in folder.glob("[0-9]_*") if p.is_dir())
+    steps = []
+    for name in names:
+        step = name[2:].lower()
+        if step == "pooling":
+            steps += _poolings(read(f"{name}/config.json"))
+        elif step not in ("transformer", "normalize"):
+            steps.append(step)
+    if steps:
+        found[SENTENCES["pooling"]] = " and ".join(steps)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _poolings(settings: Mapping[str, Any]) -> list[str]:
+    """Return the names of the poolings whose vectors a sentence's is made of."""
+    if isinstance(settings.get("pooling_mode"), str):
+        return [settings["pooling_mode"]]
+    start, ends = "pooling_mode_", ("_tokens", "_token")
+    names = [key for key, chosen in settings.items() if key.startswith(start) and chosen]
+    bare = [name.removeprefix(start).removesuffix(ends[0]).removesuffix(ends[1]) for name in names]
+    return ["mean" if name == "mean_sqrt_len" else name for name in bare]  # of one direction
 
 
 def _open(path: Path, dtype: DTypeLike) -> Network:

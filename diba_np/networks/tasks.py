@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from diba_np.networks.blocks.block import Back
 from diba_np.networks.network import Network
 from diba_np.networks.steps import Linear
-from diba_np.networks.texts import unit_means
+from diba_np.networks.texts import pooled, unit_means
 from diba_np.training.losses import cross_entropy
 
 Array = NDArray[Any]
@@ -134,7 +134,7 @@ class Sentences(Task):
     def outputs(
         self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
     ) -> tuple[Array, Back]:
-        return unit_means(x, mask)
+        return unit_means(x, pooled(mask, net.config.pooling))
 
     def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
         return len(y) - float(np.vdot(y, aim)), -aim

@@ -154,15 +154,19 @@ class TextMethods:
         losses = np.concatenate([loss for *_, loss in self.token_losses(texts, length)])
         return float(np.exp(losses.astype(np.float64).mean()))
 
-    def embed(self, texts: Texts, length: int = 512) -> Array:
+    def embed(self, texts: Texts, length: int | None = None) -> Array:
         """Return vectors of length 1 of texts: the means of the last hidden states of their tokens.
+
+        Those of the first or the last token alone where the network's folder is one of
+        sentence-transformers that says so (``1_Pooling``).
 
         Parameters
         ----------
         texts : sequence of str, sequence of sequences of int, or (S, T) int array
             One vector each.
-        length : int, default 512
-            Most tokens of a text; more are cut off.
+        length : int, optional
+            Most tokens of a text; more are cut off. Default: as many as the folder says
+            (``sentence_bert_config.json``), else 512.
 
         Returns
         -------
@@ -171,15 +175,23 @@ class TextMethods:
         Raises
         ------
         TypeError, ValueError
-            As of `rows_of`; a text has no token.
+            As of `rows_of`; a text has no token; the folder's vectors are made in another way.
         """
+        if self.config.pooling not in POOLINGS:
+            raise ValueError(
+                f"embed takes one of {', '.join(POOLINGS)} of a text's tokens, this network's "
+                f"vectors are made by {self.config.pooling}"
+            )
+        if length is None:
+            length = self.config.sentence_length or 512
         parts = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
         rows = [row for part in parts for row in self._whole(part, length)]
         linear = self.frozen()
         vectors = np.empty((len(rows), self.config.width), self.dtype)
         for places in batches(rows, BATCH):
             ids, mask = padded([rows[i] for i in places], self.config.padding)
-            vectors[places] = unit_means(self.last_hidden(ids, mask, linear), mask)[0]
+            x = self.last_hidden(ids, mask, linear)
+            vectors[places] = unit_means(x, pooled(mask, self.config.pooling))[0]
         return vectors
 
     def _whole(self, text: Any, length: int) -> list[list[int]]:
@@ -302,6 +314,18 @@ def target_logits(net: Any, batch: Mapping[str, Any], linear: Any) -> Array:
     asked = batch.get("asked")
     logits: Array = net.head(x if asked is None else x[asked], linear=linear)[0]
     return logits
+
+
+POOLINGS = ("mean", "cls", "lasttoken")  # as sentence-transformers has them
+
+
+def pooled(mask: Array, pooling: str) -> Array:
+    """Return which tokens (S, T) stand for a row: the first, the last, else all in `mask`."""
+    if pooling not in ("cls", "lasttoken"):
+        return mask
+    back = slice(None, None, 1 if pooling == "cls" else -1)
+    first: Array = np.cumsum(mask[:, back], axis=1)[:, back] == 1
+    return mask & first
 
 
 def unit_means(x: Array, mask: Array) -> tuple[Array, Callable[[Array], Array]]:

@@ -310,6 +310,85 @@ def test_old_names_of_norms_and_prefixes():
     assert np.array_equal(one, two)
 
 
+# -- what stands beside a configuration ------------------------------------------------------------
+
+
+def test_generation_ends_where_its_own_file_says(tmp_path):
+    folder_of(tmp_path / "net", "llama")
+    start = [3, 4, 5]
+    written = networks.load(tmp_path / "net").generate(start, 8)
+    ends = {"eos_token_id": [written[2], 18]}
+    (tmp_path / "net" / "generation_config.json").write_text(json.dumps(ends))
+    net = networks.load(tmp_path / "net")
+    assert net.generate(start, 8) == written[: written.index(written[2])]
+    net.save(tmp_path / "net.h5")
+    for path in (tmp_path / "net.h5", net.export(tmp_path / "again")):
+        assert networks.load(path).config.source["eos_token_id"] == ends["eos_token_id"]
+    (tmp_path / "net" / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(dn.FormatError, match="eos_token_id: found '</s>', expected a token's"):
+        networks.load(tmp_path / "net")
+
+
+def sentences_of(path, modes, *more, **settings):
+    """A folder of sentence-transformers."""
+    folder_of(path, "bert", "none")
+    (path / "1_Pooling").mkdir()
+    flags = {f"pooling_mode_{mode}": True for mode in modes} | {"pooling_mode_max_tokens": False}
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(flags))
+    for name in more:
+        (path / name).mkdir()
+    if settings:
+        (path / "sentence_bert_config.json").write_text(json.dumps(settings))
+    return networks.load(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "first", "last"),
+    [
+        ("mean_tokens", 0, None),
+        ("mean_sqrt_len_tokens", 0, None),
+        ("cls_token", 0, 1),
+        ("lasttoken", -1, None),
+    ],
+)
+def test_vectors_are_of_the_tokens_that_the_folder_names(mode, first, last, tmp_path):
+    from diba_np.networks.tasks import SENTENCES
+
+    net = sentences_of(tmp_path / "net", [mode], "2_Normalize")
+    rows = [[3, 4, 5, 6], [7, 8, 9]]
+    found = net.embed(rows)
+    for row, vector in zip(rows, found, strict=True):
+        mean = net.hidden([row])[-1][0][first:last].mean(axis=0)
+        assert np.allclose(vector, mean / np.linalg.norm(mean), atol=1e-6)
+    ids, mask = np.array([[3, 4, 5, 6], [7, 8, 9, 1]]), np.array([[1] * 4, [1, 1, 1, 0]], bool)
+    y = SENTENCES.outputs(net, net.last_hidden(ids, mask), mask, mask)[0]
+    assert np.allclose(y, found, atol=1e-6)
+    net.save(tmp_path / "net.h5")
+    for path in (tmp_path / "net.h5", net.export(tmp_path / "again")):
+        assert np.allclose(networks.load(path).embed(rows), found, atol=1e-6)
+
+
+def test_vectors_that_are_made_otherwise(tmp_path):
+    for i, (modes, more, made) in enumerate(
+        [
+            (["mean_tokens"], ["2_Dense"], "mean and dense"),
+            (["weightedmean_tokens"], [], "weightedmean"),
+            (["cls_token", "mean_tokens"], [], "cls and mean"),
+        ]
+    ):
+        net = sentences_of(tmp_path / str(i), modes, *more)
+        with pytest.raises(ValueError, match=f"this network's vectors are made by {made}"):
+            net.embed([[3, 4]])
+        assert net.hidden([[3, 4]])
+
+
+def test_texts_are_as_long_as_the_folder_says(tmp_path):
+    net = sentences_of(tmp_path / "net", ["mean_tokens"], max_seq_length=3)
+    net.tokenizer = words()
+    assert np.array_equal(net.embed(["a b c d"]), net.embed(["a b d"]))
+    assert not np.allclose(net.embed(["a b c d"], 4), net.embed(["a b d"]))
+
+
 # -- GGUF ------------------------------------------------------------------------------------------
 
 
