@@ -314,6 +314,7 @@ def _gguf_text(metadata: Mapping[str, Any], model: str, label: str) -> str:
     tokens = need(metadata, "tokenizer.ggml.tokens", label)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    _check_count(kinds, "token_type", len(tokens), label)
     package = _package()
     added = [
         package.AddedToken(token, special=kind == _CONTROL, normalized=False)
@@ -323,6 +324,7 @@ def _gguf_text(metadata: Mapping[str, Any], model: str, label: str) -> str:
     cut = metadata.get("tokenizer.ggml.pre", "default")
     if model == "llama":
         scores = need(metadata, "tokenizer.ggml.scores", label)
+        _check_count(scores, "scores", len(tokens), label)
         spaced = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
         text = _sentence_pieces(vocabulary, scores, added, spaced)
     else:
@@ -343,6 +345,14 @@ def _gguf_text(metadata: Mapping[str, Any], model: str, label: str) -> str:
         else:
             around.append([])
     return _surrounded(text, around[0], around[1], vocabulary)
+
+
+def _check_count(values: Sequence[Any], name: str, count: int, label: str) -> None:
+    if len(values) != count:
+        raise FormatError(
+            f"{label}: tokenizer.ggml.{name}: found {len(values)} entries, expected one for each "
+            f"of {count} tokens"
+        )
 
 
 def _surrounded(text: str, first: list[str], last: list[str], vocabulary: Mapping[str, int]) -> str:

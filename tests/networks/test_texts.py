@@ -224,8 +224,8 @@ def test_gguf_tokenizer_of_bytes():
         ({"tokens": 3}, "x.gguf: not readable as a tokenizer"),
         ({"merges": ["a c"]}, "x.gguf: not readable as a tokenizer"),
         ({"merges": [["a", "b"]]}, "x.gguf: not readable as a tokenizer"),
-        ({"token_type": [1]}, "x.gguf: not readable as a tokenizer"),
-        ({"model": "llama", "scores": [0]}, "x.gguf: not readable as a tokenizer"),
+        ({"token_type": [1]}, "token_type: found 1 entries, expected one for each of 3 tokens"),
+        ({"model": "llama", "scores": [0]}, "scores: found 1 entries, expected one for each of 3"),
     ],
 )
 def test_gguf_tokenizers_that_are_damaged(change, match):
