@@ -264,6 +264,7 @@ def test_heads_that_would_be_misread(kind, name):
             "no_rope_layer_interval must be an int from 1 on, got 0",
         ),
         ("llama", {"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
+        ("llama", {"rope_theta": 0}, "rope_theta must be above 0, got 0"),
         ("vit", {"image_size": [8, 8, 8]}, "must be one count or two, got"),
         ("vit", {"patch_size": 0}, "must be one count or two, got 0"),
     ],

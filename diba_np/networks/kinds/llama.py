@@ -22,6 +22,8 @@ def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]
         for value in (rotary.pop("rope_theta", None), fields["base"], _BASES.get(kind, 1e4))
         if value is not None
     )
+    if base == 0:
+        raise ValueError("rope_theta must be above 0, got 0")
     share = rotary.pop("partial_rotary_factor", source.get("partial_rotary_factor"))
     if share not in (None, 1):
         raise ValueError(f"a {kind} must turn all channels of a head, got a share of {share!r}")
