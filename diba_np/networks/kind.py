@@ -186,8 +186,7 @@ def _type_of(source: Mapping[str, Any]) -> Any:
 # field of `Config` -> key of a configuration for what another file of a folder says of vectors
 SENTENCES = {"pooling": "sentence_pooling", "sentence_length": "sentence_length"}
 
-# ends of ``architectures`` whose head would be taken for another: of encoders with a classifier,
-# of decoders
+# ends of ``architectures`` whose head would be taken for another: of encoders, of decoders
 _MISREAD = {
     False: ("ForTokenClassification", "ForMultipleChoice"),
     True: (
@@ -319,16 +318,8 @@ def _checked(config: Config, label: str) -> Config:
     return dataclasses.replace(config, key_heads=key_heads, head_width=width, padding=padding)
 
 
-def check_head(config: Config, classifier: bool, label: str) -> None:
-    """Refuse a network whose configuration names a head that would be misread.
-
-    Parameters
-    ----------
-    config : Config
-    classifier : bool
-        Whether its tensors have one.
-    label : str
-        What messages call the source.
+def check_head(config: Config, label: str) -> None:
+    """Refuse a network with a head, which its configuration says is another than the one read.
 
     Raises
     ------
@@ -337,7 +328,7 @@ def check_head(config: Config, classifier: bool, label: str) -> None:
     decoder = kind_of(config.kind).decoder
     classes = config.source.get("architectures") or [""]
     name = str(classes[0] if isinstance(classes, (list, tuple)) else classes)
-    if (decoder or classifier) and name.endswith(_MISREAD[decoder]):
+    if name.endswith(_MISREAD[decoder]):
         heads = "of the next token" if decoder else "for masked tokens and classes of whole rows"
         raise ValueError(
             f"{label}: architectures: the head of a {name} is not read, only heads {heads} are; "

@@ -218,6 +218,7 @@ def build(
     settings = read_config(config, f"{label}: config")
     held = {name: t if hasattr(t, "read") else Held(t) for name, t in tensors.items()}
     form = Decoder if kind_of(settings.kind).decoder else Encoder
-    found = Tensors(settings, held, label)
-    check_head(settings, found.find("classifier") is not None, f"{label}: config")
-    return form(found, tokenizer, dtype)
+    net = form(Tensors(settings, held, label), tokenizer, dtype)
+    if net.head_name is not None or net.tensors.find("classifier") is not None:
+        check_head(settings, f"{label}: config")
+    return net
