@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,14 @@ from diba_np.products.stack import Stack
 
 if TYPE_CHECKING:
     from diba_np.networks.network import Network
+    from diba_np.networks.tokenizer import Tokenizer
 
 Array = NDArray[Any]
 # of a vector (n,): what linear layers give one below the other (m,), with added= and out=
 Apply = Callable[..., Array]
 
 _LEAST = 64  # places of a new cache
+_TAIL = 8  # tokens before a new one that tell how its text begins, where they hold any
 
 
 def one_below_the_other(layers: Sequence[Layer], dtype: np.dtype[Any]) -> Apply:
@@ -130,7 +133,14 @@ class Session:
         """Make room for so many tokens; what has been read stays."""
         c = self.net.config
         shape = (2, c.layers, c.key_heads, capacity, c.head_width)
-        cache = np.zeros(shape, self.net.dtype)
+        try:
+            cache = np.zeros(shape, self.net.dtype)
+        except MemoryError as error:
+            size = math.prod(shape) * self.net.dtype.itemsize / 1e9
+            raise MemoryError(
+                f"keys and values of {capacity} tokens take {size:.1f} GB, for which there is no "
+                "memory; read and write fewer tokens"
+            ) from error
         if self.length:
             cache[..., : self.length, :] = self._cache[..., : self.length, :]
         self._cache, self.capacity = cache, capacity
@@ -145,7 +155,8 @@ class Session:
         if most and self.length + tokens > most:
             raise ValueError(f"the network has {most} positions, got {self.length + tokens} tokens")
         if self.length + tokens > self.capacity:
-            self._room(max(self.length + tokens, 2 * self.capacity))
+            twice = min(2 * self.capacity, most or 2 * self.capacity)
+            self._room(max(self.length + tokens, twice))
 
     def read(self, ids: ArrayLike) -> Array:
         """Read the first tokens (T,) together; return the logits (vocabulary,) after the last.
@@ -154,6 +165,8 @@ class Session:
         ------
         TypeError, ValueError
             `ids` are no tokens, or something has been read before.
+        MemoryError
+            There is none for so many tokens.
         """
         if self.length:
             raise ValueError("read must come first; go on with step")
@@ -190,6 +203,8 @@ class Session:
         ------
         ValueError
             The network has no position for it.
+        MemoryError
+            There is none for so many tokens.
         """
         self._check_room(1)
         net, c, at = self.net, self.net.config, self.length
@@ -295,7 +310,7 @@ def stream_tokens(
         check_count(top_k, "top_k")
     rng = np.random.default_rng(check_count(seed, "seed", least=0))
     start = as_ids(ids, net.config)
-    session = Session(net, max(_LEAST, start.shape[1] + tokens))
+    session = Session(net, start.shape[1] + min(tokens, _LEAST))
     ends = net.config.source.get("eos_token_id")
     stops = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
@@ -349,16 +364,32 @@ def stream_text(net: Network, text: str, tokens: int = 40, **how: Any) -> Iterat
     source = stream_tokens(net, ids, tokens, **how)
 
     def run() -> Iterator[str]:
-        written: list[int] = []
-        shown = ""
+        tail, shown = _tail(tokenizer, ids)
         for token in source:
-            written.append(token)
-            whole = tokenizer.decode(written)
-            if not whole.endswith("\ufffd"):  # a character may come in several tokens
-                yield whole[len(shown) :]
-                shown = whole
-        whole = tokenizer.decode(written)
+            tail.append(token)
+            whole = tokenizer.decode(tail)
+            if whole.endswith("\ufffd"):  # a character may come in several tokens
+                continue
+            yield whole[len(shown) :]
+            shown = whole
+            if len(tail) > 4 * _TAIL:
+                tail, shown = _tail(tokenizer, tail)
+        whole = tokenizer.decode(tail)
         if len(whole) > len(shown):
             yield whole[len(shown) :]
 
     return run()
+
+
+def _tail(tokenizer: Tokenizer, tokens: list[int]) -> tuple[list[int], str]:
+    """Return the last tokens with their text: what comes next is decoded after them.
+
+    Alone it would lose the space that a decoder takes off, or never puts, at the beginning.
+    """
+    count = _TAIL
+    while count < len(tokens):
+        text = tokenizer.decode(tokens[-count:])
+        if text and not text.startswith("\ufffd"):  # else nothing, or a character cut in two
+            return tokens[-count:], text
+        count *= 2
+    return list(tokens), tokenizer.decode(tokens)

@@ -7,6 +7,7 @@ import pytest
 from small_networks import DECODERS, TOKENS, config_of, inputs_of, network
 
 import diba_np as dn
+from diba_np.networks import generation
 from diba_np.networks.generation import Session, choose
 
 tokenizers = pytest.importorskip("tokenizers", reason="texts need the extra networks")
@@ -126,6 +127,64 @@ def test_texts_stream():
     assert "".join(pieces) == text
     assert text.split() == [w for w in (net.tokenizer.decode([i]) for i in
                             net.generate(net.tokenizer.encode("a b c"), 6)) if w]  # fmt: skip
+
+
+def pieces_of_sentences(decoder=True):
+    """A tokenizer that marks spaces before words and falls back to bytes, as Llama's does."""
+    from diba_np.networks.tokenizer import Tokenizer
+
+    names = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁b", "ab", "▁ab"]
+    names += [f"<0x{byte:02X}>" for byte in (0xC3, 0xA9, 0xF0, 0x9F, 0x98, 0x80)]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    merges = [("▁", "a"), ("▁", "b"), ("a", "b"), ("▁a", "b")]
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, byte_fallback=True))
+    norms, decoders = tokenizers.normalizers, tokenizers.decoders
+    inner.normalizer = norms.Sequence([norms.Prepend("▁"), norms.Replace(" ", "▁")])
+    strip = decoders.Strip(" ", 1, 0)
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
+    if decoder:
+        inner.decoder = decoders.Sequence(parts)
+    inner.add_special_tokens(names[:3])
+    return Tokenizer(inner.to_str())
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("ab ab", ["▁ab"] * 3),
+        ("ab ab", ["▁ab", "</s>", "▁a", "b"] * 20),
+        ("ab<s><s><s><s><s><s><s><s><s>", ["▁ab", "ab"]),
+        ("é" * 20, ["<0xC3>", "<0xA9>", "▁ab"]),
+        ("é" * 20, ["<0xF0>", "<0x9F>", "<0x98>", "<0x80>"] * 12 + ["a", "<0xC3>"]),
+        ("<s>", ["▁ab"]),
+    ],
+)
+def test_pieces_go_on_where_the_text_before_them_ends(text, written, decoder, monkeypatch):
+    net = network("llama")
+    net.tokenizer = made = pieces_of_sentences(decoder)
+    added = [made.id_of(name) for name in written]
+    monkeypatch.setattr(generation, "stream_tokens", lambda *args, **how: iter(added))
+    before = made.encode(text)
+    pieces = []
+    found = net.generate(text, len(added), stream=pieces.append)
+    assert made.decode(before) + found == made.decode(before + added)
+    assert "".join(pieces) == found
+    assert "\ufffd" not in "".join(pieces[:-1])
+
+
+def test_room_grows_with_what_is_written():
+    net = network("gpt2", n_positions=100)
+    session = Session(net, 3)
+    session.read([3, 4])
+    sizes = set()
+    for _ in range(98):
+        session.step(5)
+        sizes.add(session.capacity)
+    assert sorted(sizes) == [3, 6, 12, 24, 48, 96, 100]
+    assert next(generation.stream_tokens(network("llama"), [3], 10**15)) >= 0
+    with pytest.raises(MemoryError, match=r"keys and values of \d+ tokens take \d+\.\d GB"):
+        Session(net, 10**15)
 
 
 @pytest.mark.parametrize("kind", TOKENS)
