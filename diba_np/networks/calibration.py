@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.checks import digest
-from diba_np.networks.inputs import as_ids, batches, padded
-from diba_np.networks.masking import drawn_tokens, mask_token
+from diba_np.networks.inputs import as_arrays, as_ids, batches, padded
+from diba_np.networks.masking import NONE_TO_MASK, drawn_tokens, mask_token
 from diba_np.networks.network import Network
 from diba_np.networks.tasks import MASKED, task_of
 from diba_np.networks.texts import BATCH, LENGTH, Texts
@@ -23,26 +23,34 @@ class Calibration:
 
     Parameters
     ----------
-    inputs : (S, T) int array, or (S, ...) float array
+    inputs : (S, T) int array, or (S, ...) array
         Token ids; or images or spectrograms where the network reads patches.
     mask : (S, T) bool array, optional
-        False for padding.
+        False for padding; none where patches are read.
     tokens : int
-        Of a batch, about; rows of arrays count as one each.
+        Of a batch, about.
     hidden : int, optional
         Token in the place of those that a masked-token network is asked for.
+    patches : int, default 0
+        Tokens that the network makes of a row, where it reads patches.
 
     Attributes
     ----------
-    inputs, mask, hidden
+    inputs, mask, hidden, patches
     places : list of (B,) int arrays
         Rows of each batch.
     """
 
     def __init__(
-        self, inputs: Array, mask: Array | None, tokens: int, hidden: int | None = None
+        self,
+        inputs: Array,
+        mask: Array | None,
+        tokens: int,
+        hidden: int | None = None,
+        patches: int = 0,
     ) -> None:
         self.inputs, self.mask, self.tokens, self.hidden = inputs, mask, tokens, hidden
+        self.patches = patches
         self.places = self.cut(np.arange(len(inputs)))
 
     def __len__(self) -> int:
@@ -50,9 +58,6 @@ class Calibration:
 
     def cut(self, rows: Array) -> list[Array]:
         """Return some rows batch by batch, those of like length together."""
-        if self.mask is None and self.inputs.dtype.kind == "f":
-            size = max(1, self.tokens // 128)
-            return [rows[at : at + size] for at in range(0, len(rows), size)]
         lengths = self.lengths[rows]
         return [rows[some] for some in batches([range(n) for n in lengths], self.tokens)]
 
@@ -60,7 +65,7 @@ class Calibration:
     def lengths(self) -> Array:
         """Tokens of each row."""
         if self.mask is None:
-            return np.full(len(self.inputs), self.inputs.shape[1] if self.inputs.ndim > 1 else 1)
+            return np.full(len(self.inputs), self.patches or self.inputs.shape[1])
         sizes: Array = self.mask.sum(axis=1)
         return sizes
 
@@ -80,11 +85,11 @@ class Calibration:
         count = max(2, int(np.searchsorted(np.cumsum(lengths[order]), tokens)))
         rows = np.sort(order[:count])
         mask = None if self.mask is None else self.mask[rows]
-        return Calibration(self.inputs[rows], mask, self.tokens, self.hidden)
+        return Calibration(self.inputs[rows], mask, self.tokens, self.hidden, self.patches)
 
     def batched(self, tokens: int) -> Calibration:
         """Return the same rows in batches of so many tokens about."""
-        return Calibration(self.inputs, self.mask, tokens, self.hidden)
+        return Calibration(self.inputs, self.mask, tokens, self.hidden, self.patches)
 
     def asked(self, inputs: Array, mask: Array) -> Array:
         """Return which tokens (S, T) of rows that were read predictions are asked of."""
@@ -102,13 +107,14 @@ def calibration(
     """Return what a network is to be fitted to.
 
     Of a masked-token network with a tokenizer, `diba_np.networks.masking.SHARE` of each row's
-    tokens are masked, and predictions are asked of these alone; rows that hold masks stay.
+    tokens are masked, and predictions are asked of these alone; rows that hold masks stay, rows in
+    which nothing can be masked are left out.
 
     Parameters
     ----------
     net : Network
     texts : str, sequence of str, sequence of sequences of int, or array
-        As `Network.rows_of` takes them; or the arrays that patches are cut from, (S, ...) float.
+        As `Network.rows_of` takes them; or the arrays that patches are cut from, (S, ...).
     length : int, default 128
         Most tokens of a row that is made of texts.
     tokens : int, default 1024
@@ -125,9 +131,10 @@ def calibration(
     TypeError, ValueError
         `texts` is of another kind, empty, or not what the network reads; texts need a tokenizer.
     """
-    if isinstance(texts, np.ndarray) and texts.dtype.kind == "f":
-        net.begin(texts[:1])
-        return Calibration(texts, None, tokens)
+    if not net.config.vocabulary:
+        arrays = as_arrays(texts)
+        patches = net.begin(arrays[:1])["mask"].shape[1]
+        return Calibration(arrays, None, tokens, patches=patches)
     ids, mask = padded(net.rows_of(texts, length), net.config.padding)
     ids = as_ids(ids, net.config)
     hidden = None
@@ -136,6 +143,10 @@ def calibration(
         whole = ~(mask & (ids == hidden)).any(axis=1)
         asked = drawn_tokens(net, ids[whole], mask[whole], np.random.default_rng(seed))
         ids[whole] = np.where(asked, hidden, ids[whole])
+        told = (mask & (ids == hidden)).any(axis=1)
+        if not told.any():
+            raise ValueError(NONE_TO_MASK)
+        ids, mask = ids[told], mask[told]  # nothing is asked of the others
     return Calibration(ids, mask, tokens, hidden)
 
 

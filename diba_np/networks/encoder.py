@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diba_np.networks.blocks.activations import ACTIVATIONS
 from diba_np.networks.blocks.block import Back
-from diba_np.networks.inputs import as_ids, as_mask
+from diba_np.networks.inputs import as_arrays, as_ids, as_mask
 from diba_np.networks.network import Network
 from diba_np.networks.steps import Linear, State, StateBack
 from diba_np.networks.texts import unit_means
@@ -40,9 +40,7 @@ class Encoder(Network):
     def _patches(self, inputs: ArrayLike) -> Array:
         """Return the patches (S, patches, channels rows columns) of images or spectrograms."""
         c = self.config
-        images = np.asarray(inputs)
-        if images.dtype.kind not in "buif":
-            raise TypeError(f"inputs must be real numbers, got dtype {images.dtype}")
+        images = as_arrays(inputs)
         if self.kind.pool == "pair":  # spectrograms come frame by frame
             images = images[:, None].swapaxes(2, 3) if images.ndim == 3 else images
             expected: tuple[int, ...] = c.image[::-1]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.checks import as_real
 from diba_np.networks.kind import Config
 
 Array = NDArray[Any]
@@ -38,6 +39,26 @@ def as_ids(inputs: ArrayLike, config: Config) -> Array:
     if config.positions and ids.shape[1] > most:
         raise ValueError(f"rows must have at most {most} tokens, got {ids.shape[1]}")
     return ids.astype(np.int64, copy=False)
+
+
+def as_arrays(inputs: ArrayLike) -> Array:
+    """Return images or spectrograms (S, ...) as an array of finite real numbers.
+
+    Raises
+    ------
+    TypeError
+        They are no real numbers.
+    ValueError
+        There is none, or one holds NaN or infinity.
+    """
+    arrays = np.asarray(as_real(inputs, "inputs", "be real numbers"))
+    if not arrays.ndim or not arrays.size:
+        raise ValueError(f"inputs must hold at least one array, got shape {arrays.shape}")
+    for at, one in enumerate(arrays if arrays.dtype.kind == "f" else ()):
+        if not np.isfinite(one).all():
+            kind = "NaN" if np.isnan(one).any() else "infinity"
+            raise ValueError(f"inputs must be finite, got {kind} in row {at}")
+    return arrays
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> Array:

@@ -12,6 +12,7 @@ from diba_np.networks.network import Network
 Array = NDArray[Any]
 
 SHARE = 0.15  # of the tokens of a row
+NONE_TO_MASK = "texts must hold a token that can be masked, got none"
 
 # those that are never masked: they frame a text or stand for what is not known
 _SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "<s>", "</s>", "<pad>", "<unk>")
