@@ -157,13 +157,20 @@ def _judged_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     if "cosine" in report:
         cosine = f"{report['cosine']:.4f} ± {report['cosine_error']:.4f}"
         lines.append(("cosine", f"{cosine} to the other network"))
-    else:
+    elif "squared_error" in report:
+        lines += [
+            ("squared error", row("squared_error", ".4g")),
+            ("its error", row("squared_error_error", ".4g")),
+        ]
+    elif "accuracy" in report:
         lines += [
             ("perplexity", row("perplexity", ".2f")),
             ("accuracy", row("accuracy", ".4f")),
             ("its error", row("accuracy_error", ".4f")),
         ]
     lines += [("tokens a second", row("tokens_per_second", ".0f")), ("bytes", row("bytes", "d"))]
+    if "squared_difference" in report:
+        lines.append(("squared difference", f"{report['squared_difference']:.4g}"))
     if "agreement" in report:
         lines += [("agreement", f"{report['agreement']:.4f}"), ("KL", f"{report['kl']:.4f} nats")]
     return lines

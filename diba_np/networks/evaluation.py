@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
-from diba_np.checks import check_count
-from diba_np.networks.inputs import batches, padded
-from diba_np.networks.masking import drawn_tokens, mask_token
+from diba_np.checks import as_real, check_count
+from diba_np.networks.inputs import Batch, as_arrays, batches, padded
+from diba_np.networks.masking import NONE_TO_MASK, drawn_tokens, mask_token
 from diba_np.networks.network import Network
-from diba_np.networks.tasks import CLASSES, SENTENCES, Task, task_of
-from diba_np.networks.texts import BATCH, LENGTH, Texts, following, target_logits
+from diba_np.networks.tasks import CLASSES, NEXT, SCORES, SENTENCES, Task, task_of
+from diba_np.networks.texts import BATCH, LENGTH, Texts, following
 
 Array = NDArray[Any]
 
@@ -33,7 +34,7 @@ def evaluate(
     length: int = LENGTH,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Judge a network: perplexity of a decoder, accuracy of an encoder, cosines without a head.
+    """Judge a network: perplexity of a decoder, accuracy of an encoder, errors of scores, cosines.
 
     Parameters
     ----------
@@ -41,12 +42,13 @@ def evaluate(
     texts : str, sequence of str, sequence of sequences of int, or (S, T) int array
         What it is judged on; with `labels` where classes are told.
     against : Network, optional
-        Usually the dense network; of the same vocabulary or classes. Needed where there is no head:
-        vectors of texts (`Network.embed`) are compared with its.
+        Usually the dense network; for the same task, of the same vocabulary or classes. Needed
+        where there is no head: vectors of texts (`Network.embed`) are compared with its.
     inputs : array_like, optional
-        In the place of texts where classes are told: token ids, images or spectrograms.
-    labels : (S,) int array_like, optional
-        The classes of `texts` or `inputs`.
+        In the place of texts where classes or scores are told: token ids, images or spectrograms.
+    labels : (S,) array_like, optional
+        The classes (int) of `texts` or `inputs`; or the scores (real numbers) of a network whose
+        head for classes has one output, which may be left out with `against`.
     length : int, default 128
         Tokens of a row that is made of texts.
     seed : int, default 0
@@ -55,13 +57,16 @@ def evaluate(
     Returns
     -------
     dict
-        ``task`` ("next tokens", "masked tokens", "classes", "sentences"), ``targets``,
-        ``tokens_per_second`` (of processor time, rows read side by side); ``accuracy`` of the most
+        ``task`` ("next tokens", "masked tokens", "classes", "scores", "sentences"), ``targets``,
+        ``tokens_per_second`` (of processor time, rows read side by side, after one batch that is
+        not counted); ``accuracy`` of the most
         probable token or class, ``accuracy_error`` (its standard error, the targets of a row taken
         together), ``perplexity``; with `against` also ``against`` (the same of it), ``agreement``
         (share of targets with the same most probable one) and ``kl`` (mean Kullback-Leibler
-        divergence from `against`, nats). Of "sentences" instead ``cosine`` (mean) and
-        ``cosine_error`` (its standard error).
+        divergence from `against`, nats). Of "scores" instead, with `labels`, ``squared_error``
+        (mean over targets) and ``squared_error_error`` (its standard error); with `against`
+        ``against`` and ``squared_difference`` (mean square of what is between the two). Of
+        "sentences" ``cosine`` (mean) and ``cosine_error`` (its standard error).
 
     Raises
     ------
@@ -70,160 +75,252 @@ def evaluate(
         do not fit together.
     """
     check_count(seed, "seed", least=0)
-    if against is not None and (against.kind.decoder, against.config.vocabulary) != (
-        net.kind.decoder,
-        net.config.vocabulary,
-    ):
-        raise ValueError("against must be a network of the same kind and vocabulary")
-    task = _checked_task(net, texts, inputs, labels)
-    if task is SENTENCES:
-        return _vectors(net, against, texts, length)
-    rows = _rows(net, texts, inputs, labels, length, seed)
-    nets = [net] if against is None else [net, against]
-    sums = [_Sums(one) for one in nets]
-    same, divergence = 0, 0.0
-    for batch in rows:
-        logs: list[Array] = []
-        for total in sums:
-            shares = total.add(batch)
-            if logs and shares.shape != logs[0].shape:
-                raise ValueError(f"against must have {logs[0].shape[1]} outputs, as the network")
-            logs.append(shares)
-        if against is not None:
-            same += int((logs[0].argmax(axis=1) == logs[1].argmax(axis=1)).sum())
-            divergence += float((np.exp(logs[1]) * (logs[1] - logs[0])).sum(dtype=np.float64))
-    targets = sums[0].targets
-    report: dict[str, Any] = {"task": task.name, "targets": targets, **sums[0].measures()}
+    task = _checked_task(net, texts, inputs, labels, against)
+    nets = [_Judged(net)]
     if against is not None:
-        other = sums[1].measures()
-        divergence = max(divergence, 0.0)  # of equal networks rounding may leave less
-        report |= {"against": other, "agreement": same / targets, "kl": divergence / targets}
-    return report
+        _check_against(net, against)
+        nets.append(_Judged(against))
+    rows = _rows(net, task, texts, inputs, labels, length, seed)
+    first = next(rows)
+    for one in nets:  # kernels are compiled and weights read before time is taken
+        one.outputs(first)
+    measures = {SENTENCES: _cosines, SCORES: _errors}.get(task, _probabilities)
+    return {"task": task.name, **measures(nets, chain([first], rows))}
+
+
+class _Judged:
+    """A network with the time that it takes."""
+
+    def __init__(self, net: Network) -> None:
+        self.net, self._task, self._linear = net, task_of(net), net.frozen()
+        self._seconds, self._tokens = 0.0, 0
+
+    def outputs(self, batch: Batch) -> tuple[Array, int]:
+        """Return the outputs (N, size) of a batch's targets, and how many tokens were read."""
+        x = self.net.last_hidden(batch.inputs, batch.mask, self._linear)
+        mask = np.ones(x.shape[:2], bool) if batch.mask is None else batch.mask
+        asked = mask if batch.asked is None else batch.asked
+        return self._task.outputs(self.net, x, mask, asked, self._linear)[0], int(mask.sum())
+
+    def timed(self, batch: Batch) -> Array:
+        """Return the outputs alone; take the time."""
+        started = time.process_time()
+        y, tokens = self.outputs(batch)
+        self._seconds += time.process_time() - started
+        self._tokens += tokens
+        return y
+
+    def speed(self) -> dict[str, float]:
+        """Return the tokens a second of all that was timed."""
+        return {"tokens_per_second": self._tokens / max(self._seconds, 1e-9)}
+
+
+# -- what is measured ------------------------------------------------------------------------------
 
 
 class _Sums:
-    """What is summed up of one network, batch by batch."""
+    """What is summed up of one network that tells tokens or classes, batch by batch."""
 
-    def __init__(self, net: Network) -> None:
-        self.net, self._linear = net, net.frozen()
-        self.loss = self.seconds = 0.0
-        self.tokens = 0
+    def __init__(self) -> None:
+        self.loss = 0.0
         self._rows: list[Array] = []  # right answers and targets of each row, (2, rows)
 
-    @property
-    def targets(self) -> int:
-        return int(sum(part[1].sum() for part in self._rows))
-
-    def add(self, batch: dict[str, Any]) -> Array:
-        """Take in a batch; return the logarithms of the probabilities (N, outputs)."""
-        started = time.process_time()
-        shares: Array = log_softmax(target_logits(self.net, batch, self._linear), axis=-1)
-        self.seconds += time.process_time() - started
-        wanted = batch["targets"]
-        right = shares.argmax(axis=1) == wanted
-        asked = batch.get("asked")
-        row = np.arange(len(wanted)) if asked is None else np.nonzero(asked)[0]
+    def add(self, batch: Batch, logs: Array) -> None:
+        """Take in the logarithms of the probabilities (N, outputs) of a batch."""
+        wanted: Any = batch.targets
+        right = logs.argmax(axis=1) == wanted
+        row = np.arange(len(wanted)) if batch.asked is None else np.nonzero(batch.asked)[0]
         self._rows.append(np.stack([np.bincount(row, right), np.bincount(row)]))
-        self.loss -= float(shares[np.arange(len(shares)), wanted].sum(dtype=np.float64))
-        self.tokens += int(batch["tokens"])
-        return shares
+        self.loss -= float(logs[np.arange(len(logs)), wanted].sum(dtype=np.float64))
 
     def measures(self) -> dict[str, float]:
-        """Return accuracy with its standard error, perplexity, tokens a second."""
+        """Return accuracy with its standard error, perplexity."""
         right, count = np.concatenate(self._rows, axis=1)
         accuracy = right.sum() / count.sum()
         return {
             "accuracy": float(accuracy),
             "accuracy_error": float(np.linalg.norm(right - accuracy * count) / count.sum()),
             "perplexity": math.exp(min(self.loss / count.sum(), 700.0)),
-            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
         }
 
 
-def _vectors(net: Network, against: Network | None, texts: Any, length: int) -> dict[str, Any]:
+def _probabilities(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
+    """Return how well tokens or classes are told, and how far two networks' probabilities are."""
+    sums = [_Sums() for _ in nets]
+    targets = same = 0
+    divergence = 0.0
+    for batch in rows:
+        logs: list[Array] = []
+        for net, total in zip(nets, sums, strict=True):
+            logs.append(log_softmax(net.timed(batch), axis=-1))
+            total.add(batch, logs[-1])
+        targets += len(logs[0])
+        if len(nets) > 1:
+            same += int((logs[0].argmax(axis=1) == logs[1].argmax(axis=1)).sum())
+            divergence += float((np.exp(logs[1]) * (logs[1] - logs[0])).sum(dtype=np.float64))
+    own, *other = (total.measures() | net.speed() for net, total in zip(nets, sums, strict=True))
+    report: dict[str, Any] = {"targets": targets, **own}
+    if other:
+        divergence = max(divergence, 0.0)  # of equal networks rounding may leave less
+        report |= {"against": other[0], "agreement": same / targets, "kl": divergence / targets}
+    return report
+
+
+def _errors(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
+    """Return how far scores are from those that were given, and from another network's."""
+    found: list[list[Array]] = [[] for _ in nets]
+    given: list[Array] = []
+    for batch in rows:
+        for net, part in zip(nets, found, strict=True):
+            part.append(net.timed(batch)[:, 0].astype(np.float64))
+        if batch.targets is not None:
+            given.append(batch.targets)
+    scores = [np.concatenate(part) for part in found]
+
+    def measures(net: _Judged, y: Array) -> dict[str, float]:
+        if not given:
+            return net.speed()
+        squares = np.square(y - np.concatenate(given))
+        error = float(squares.std() / math.sqrt(len(squares)))
+        told = {"squared_error": float(squares.mean()), "squared_error_error": error}
+        return told | net.speed()
+
+    own, *other = (measures(net, y) for net, y in zip(nets, scores, strict=True))
+    report: dict[str, Any] = {"targets": len(scores[0]), **own}
+    if other:
+        apart = float(np.square(scores[0] - scores[1]).mean())
+        report |= {"against": other[0], "squared_difference": apart}
+    return report
+
+
+def _cosines(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
     """Return how near the vectors of texts are to those of another network."""
-    if against is None:
-        raise TypeError("a network without a head is judged against another: give against=")
-    rows = net.rows_of(texts, length)
-    started = time.process_time()
-    vectors = net.embed(rows)
-    seconds = time.process_time() - started
-    cosines = np.einsum("sw,sw->s", vectors, against.embed(rows), dtype=np.float64)
+    parts = []
+    for batch in rows:
+        one, other = (net.timed(batch) for net in nets)
+        parts.append(np.einsum("sw,sw->s", one, other, dtype=np.float64))
+    cosines = np.concatenate(parts)
     return {
-        "task": SENTENCES.name,
-        "targets": len(rows),
+        "targets": len(cosines),
         "cosine": float(cosines.mean()),
-        "cosine_error": float(cosines.std() / math.sqrt(len(rows))),
-        "tokens_per_second": sum(map(len, rows)) / max(seconds, 1e-9),
+        "cosine_error": float(cosines.std() / math.sqrt(len(cosines))),
+        **nets[0].speed(),
     }
 
 
+# -- what is asked ---------------------------------------------------------------------------------
+
+
 def _checked_task(
-    net: Network, texts: Texts | None, inputs: ArrayLike | None, labels: ArrayLike | None
+    net: Network,
+    texts: Texts | None,
+    inputs: ArrayLike | None,
+    labels: ArrayLike | None,
+    against: Network | None,
 ) -> Task:
     """Return what a network is judged by; what that takes must be given, and no more."""
     task = task_of(net)
-    given = texts is not None, inputs is not None, labels is not None
-    if task is CLASSES and given not in ((True, False, True), (False, True, True)):
-        raise TypeError("to judge classes give labels, with texts or inputs")
-    if task is not CLASSES and given != (True, False, False):
+    given = texts is not None, inputs is not None
+    if task in (CLASSES, SCORES):
+        bare = task is SCORES and against is not None
+        if sum(given) != 1 or (labels is None and not bare):
+            more = "; against= alone will do too" if task is SCORES else ""
+            raise TypeError(f"to judge {task.name} give labels, with texts or inputs{more}")
+    elif given != (True, False) or labels is not None:
         raise TypeError(f"to judge {task.name} give texts alone")
+    if task is SENTENCES and against is None:
+        raise TypeError("a network without a head is judged against another: give against=")
     return task
+
+
+def _check_against(net: Network, against: Network) -> None:
+    """Refuse a network that cannot be compared with the one that is judged."""
+    one, other = net.config, against.config
+    if (against.kind.decoder, other.vocabulary) != (net.kind.decoder, one.vocabulary):
+        raise ValueError("against must be a network of the same kind and vocabulary")
+    if (one.channels, one.image) != (other.channels, other.image):
+        raise ValueError(
+            f"against must read arrays of {one.channels} channels of {one.image}, as the network, "
+            f"got {other.channels} of {other.image}"
+        )
+    task, its = task_of(net), task_of(against)
+    if its is not task:
+        raise ValueError(f"against must be a network for {task.name}, got one for {its.name}")
+    if task.size(against) != task.size(net):
+        raise ValueError(
+            f"against must have {task.size(net)} outputs, as the network, got {task.size(against)}"
+        )
 
 
 def _rows(
     net: Network,
+    task: Task,
     texts: Texts | None,
     inputs: ArrayLike | None,
     labels: ArrayLike | None,
     length: int,
     seed: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Batch]:
     """Return batches of inputs, places that are asked for, and targets."""
-    if labels is not None:
-        data = np.asarray(inputs) if texts is None else net.rows_of(texts, length)
-        return _labelled(net, data, np.asarray(labels))
-    least = 2 if net.kind.decoder else 1
+    if task in (CLASSES, SCORES):
+        read: Any = inputs if texts is None else texts
+        patches = not net.config.vocabulary and texts is None
+        data: Any = as_arrays(read) if patches else net.rows_of(read, length)
+        given = (
+            None if labels is None else _checked_labels(net, task, np.asarray(labels), len(data))
+        )
+        return _labelled(net, data, given)
+    least = 2 if task is NEXT else 1
     rows = [row for row in net.rows_of(texts, length) if len(row) >= least]  # type: ignore[arg-type]
     if not rows:
         raise ValueError(f"texts must hold a row of {least} tokens or more, got none")
-    if net.kind.decoder:
+    if task is SENTENCES:
+        return _labelled(net, rows, None)
+    if task is NEXT:
         return following(rows, net.config.padding)
     return _masked(net, rows, np.random.default_rng(seed))
 
 
-def _masked(
-    net: Network, rows: list[list[int]], rng: np.random.Generator
-) -> Iterator[dict[str, Any]]:
-    hidden = mask_token(net)
+def _masked(net: Network, rows: list[list[int]], rng: np.random.Generator) -> Iterator[Batch]:
+    hidden, some = mask_token(net), False
     for places in batches(rows, BATCH):
         ids, mask = padded([rows[i] for i in places], net.config.padding)
         asked = drawn_tokens(net, ids, mask, rng)
         if asked.any():
-            yield {
-                "inputs": np.where(asked, hidden, ids),
-                "mask": mask,
-                "asked": asked,
-                "targets": ids[asked],
-                "tokens": mask.sum(),
-            }
+            some = True
+            yield Batch(np.where(asked, hidden, ids), mask, asked, ids[asked])
+    if not some:
+        raise ValueError(NONE_TO_MASK)
 
 
-def _labelled(net: Network, data: Any, labels: Array) -> Iterator[dict[str, Any]]:
-    if labels.dtype.kind not in "iu" or labels.shape != (len(data),) or not len(labels):
+def _checked_labels(net: Network, task: Task, labels: Array, count: int) -> Array:
+    """Return the classes or scores of so many rows."""
+    if task is SCORES:
+        labels = as_real(labels, "labels").astype(np.float64)
+        if labels.shape != (count,) or not np.isfinite(labels).all():
+            raise ValueError(
+                f"labels must be finite numbers of shape ({count},), got shape {labels.shape}"
+            )
+        return labels
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ValueError(
-            f"labels must be ints of shape ({len(data)},), got {labels.dtype} {labels.shape}"
+            f"labels must be ints of shape ({count},), got {labels.dtype} {labels.shape}"
         )
-    classes = net.layers[net.tensors.need("classifier")].shape[0]
+    classes = task.size(net)
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels must lie in [0, {classes - 1}], got {labels.min()}..{labels.max()}"
         )
+    return labels
+
+
+def _labelled(net: Network, data: Any, labels: Array | None) -> Iterator[Batch]:
+    """Yield whole rows of tokens, or arrays, with their labels if there are any."""
     if isinstance(data, list):
         for places in batches(data, BATCH):
             ids, mask = padded([data[i] for i in places], net.config.padding)
-            yield {"inputs": ids, "mask": mask, "targets": labels[places], "tokens": mask.sum()}
+            yield Batch(ids, mask, targets=None if labels is None else labels[places])
         return
     for at in range(0, len(data), _IMAGES):
-        some = data[at : at + _IMAGES]
-        yield {"inputs": some, "targets": labels[at : at + _IMAGES], "tokens": len(some)}
+        some = slice(at, at + _IMAGES)
+        yield Batch(data[some], targets=None if labels is None else labels[some])

@@ -54,7 +54,7 @@ def importance(
 
     Gradients of next tokens are those of the cross-entropy to labels that are drawn from what the
     network predicts: their mean squares are the diagonal of its Fisher information. Those of masked
-    tokens, classes and vectors of whole rows are of random signs times these outputs.
+    tokens, classes, scores and vectors of whole rows are of random signs times these outputs.
 
     Parameters
     ----------

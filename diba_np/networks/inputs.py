@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,27 @@ from diba_np.checks import as_real
 from diba_np.networks.kind import Config
 
 Array = NDArray[Any]
+
+
+@dataclass
+class Batch:
+    """Rows that are read side by side, and what is asked of them.
+
+    Attributes
+    ----------
+    inputs : (S, T) int, or (S, ...) array
+    mask : (S, T) bool array, or None
+        False for padding.
+    asked : (S, T) bool array, or None
+        At which tokens something is to be told; None where of whole rows.
+    targets : (N,) array, or None
+        What that is.
+    """
+
+    inputs: Array
+    mask: Array | None = None
+    asked: Array | None = None
+    targets: Array | None = None
 
 
 def as_ids(inputs: ArrayLike, config: Config) -> Array:

@@ -36,6 +36,10 @@ class Task:
     name = ""
     step_tokens = 1024
 
+    def size(self, net: Network) -> int:
+        """Return how many outputs a target has."""
+        raise NotImplementedError
+
     def count(self, asked: Array) -> int:
         """Return how many targets rows have, of which some tokens (S, T) are asked for."""
         return len(asked)
@@ -65,12 +69,14 @@ class Tokens(Task):
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def size(self, net: Network) -> int:
+        return net.layers[net.need_head()].shape[0]
+
     def count(self, asked: Array) -> int:
         return int(asked.sum())
 
     def parts(self, net: Network, asked: Array) -> Iterator[slice]:
-        words = net.layers[net.need_head()].shape[0]
-        size = max(1, _MOST // (asked.shape[1] * words))
+        size = max(1, _MOST // (asked.shape[1] * self.size(net)))
         for at in range(0, len(asked), size):
             yield slice(at, at + size)
 
@@ -113,6 +119,9 @@ class Classes(Task):
 
     name = "classes"
 
+    def size(self, net: Network) -> int:
+        return net.layers[net.tensors.need("classifier")].shape[0]
+
     def outputs(
         self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
     ) -> tuple[Array, Back]:
@@ -126,10 +135,26 @@ class Classes(Task):
         return centred_signs(y, rng)
 
 
+class Scores(Classes):
+    """One number of a whole row, which has no probabilities: squared error."""
+
+    name = "scores"
+
+    def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
+        gap = y - aim
+        return float(np.vdot(gap, gap)), 2 * gap
+
+    def drawn(self, y: Array, rng: np.random.Generator) -> Array:
+        return random_signs(y, rng)
+
+
 class Sentences(Task):
     """Unit vectors of whole rows, means over their tokens: one minus the cosine."""
 
     name = "sentences"
+
+    def size(self, net: Network) -> int:
+        return net.config.width
 
     def outputs(
         self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
@@ -140,23 +165,34 @@ class Sentences(Task):
         return len(y) - float(np.vdot(y, aim)), -aim
 
     def drawn(self, y: Array, rng: np.random.Generator) -> Array:
-        return rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
+        return random_signs(y, rng)
 
 
 NEXT, MASKED = NextTokens("next tokens"), Tokens("masked tokens")
-CLASSES, SENTENCES = Classes(), Sentences()
+CLASSES, SCORES, SENTENCES = Classes(), Scores(), Sentences()
 
 
 def task_of(net: Network) -> Task:
-    """Return what a network is for: by its head; without one its rows become vectors."""
+    """Return what a network is for: by its head; without one its rows become vectors.
+
+    A head for classes that has one output tells no classes: that is a score.
+    """
     if net.head_name is not None:
         return NEXT if net.kind.decoder else MASKED
-    return SENTENCES if net.tensors.find("classifier") is None else CLASSES
+    if net.tensors.find("classifier") is None:
+        return SENTENCES
+    return SCORES if SCORES.size(net) == 1 else CLASSES
+
+
+def random_signs(y: Array, rng: np.random.Generator) -> Array:
+    """Return random signs of the shape of outputs (N, size)."""
+    signs: Array = rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
+    return signs
 
 
 def centred_signs(y: Array, rng: np.random.Generator) -> Array:
     """Return random signs of the shape of outputs (N, size), about the mean of each target."""
-    signs = rng.choice([-1.0, 1.0], y.shape).astype(y.dtype)
+    signs = random_signs(y, rng)
     centred: Array = signs - signs.mean(axis=1, keepdims=True)
     return centred
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 
 from diba_np.checks import check_count
 from diba_np.networks.generation import stream_text, stream_tokens
-from diba_np.networks.inputs import batches, padded
+from diba_np.networks.inputs import Batch, batches, padded
 
 if TYPE_CHECKING:
     from diba_np.networks.kind import Config, Kind
@@ -129,7 +129,8 @@ class TextMethods:
             raise ValueError("texts must hold a row of two tokens or more, got none")
         linear = self.frozen()
         for batch in following(rows, self.config.padding):
-            logits, targets = target_logits(self, batch, linear), batch["targets"]
+            x = self.last_hidden(batch.inputs, batch.mask, linear)
+            logits, targets = self.head(x[batch.asked], linear=linear)[0], np.asarray(batch.targets)
             yield logits, targets, -log_softmax(logits, axis=1)[np.arange(len(targets)), targets]
 
     def perplexity(self, texts: Texts, length: int = LENGTH) -> float:
@@ -289,31 +290,16 @@ class TextMethods:
         return "".join(pieces)
 
 
-def following(rows: Sequence[Sequence[int]], padding: int) -> Iterator[dict[str, Any]]:
+def following(rows: Sequence[Sequence[int]], padding: int) -> Iterator[Batch]:
     """Yield batches that ask for every token of a row but the first, rows of like length together.
 
-    Each has ``inputs`` and ``mask`` (S, T), ``asked`` (S, T): whether the next token is asked for,
-    ``targets`` (N,) and the number of ``tokens``.
+    They are ``asked`` for at the tokens before them.
     """
     for places in batches(rows, BATCH):
         ids, mask = padded([rows[i] for i in places], padding)
         asked = np.zeros_like(mask)
         asked[:, :-1] = mask[:, 1:]
-        yield {
-            "inputs": ids,
-            "mask": mask,
-            "asked": asked,
-            "targets": ids[:, 1:][mask[:, 1:]],
-            "tokens": mask.sum(),
-        }
-
-
-def target_logits(net: Any, batch: Mapping[str, Any], linear: Any) -> Array:
-    """Return the logits (N, outputs) of a batch's targets; of whole rows where none are asked."""
-    x = net.last_hidden(batch["inputs"], batch.get("mask"), linear)
-    asked = batch.get("asked")
-    logits: Array = net.head(x if asked is None else x[asked], linear=linear)[0]
-    return logits
+        yield Batch(ids, mask, asked, ids[:, 1:][mask[:, 1:]])
 
 
 POOLINGS = ("mean", "cls", "lasttoken")  # as sentence-transformers has them

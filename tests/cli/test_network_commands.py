@@ -59,6 +59,22 @@ def test_evaluate_classes(tmp_path, capsys):
     assert told(capsys)["accuracy"] == 1
 
 
+def test_evaluate_scores(tmp_path, capsys):
+    net = network("bert", "score", dtype=np.float32)
+    net.tokenizer = words()
+    net.save(tmp_path / "net.h5")
+    packed(net).save(tmp_path / "small.h5")
+    (tmp_path / "t.txt").write_text("a b\nc d e\n")
+    np.save(tmp_path / "y.npy", np.array([0.5, -1.0]))
+    line = ["evaluate", str(tmp_path / "small.h5"), "--texts", str(tmp_path / "t.txt")]
+    line += ["--against", str(tmp_path / "net.h5")]
+    assert main(line) == 0
+    out = capsys.readouterr().out
+    assert "squared difference" in out and "squared error" not in out
+    assert main([*line, "--labels", str(tmp_path / "y.npy")]) == 0
+    assert "squared error" in capsys.readouterr().out
+
+
 def test_generate_streams_and_reports(small, capsys):
     assert main(["generate", small, "a b", "--tokens", "5"]) == 0
     out = capsys.readouterr().out

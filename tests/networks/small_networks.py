@@ -65,7 +65,7 @@ def config_of(kind, **more):
 
 
 def tensors_of(kind, head="masked", seed=0, **more):
-    """Random tensors by name; of encoders with the head "masked", "classes" or none."""
+    """Random tensors by name; of encoders with the head "masked", "classes", "score" or none."""
     rng = np.random.default_rng(seed)
     settings, own = read_config(config_of(kind, **more)), kind_of(kind)
     made = {}
@@ -84,7 +84,8 @@ def tensors_of(kind, head="masked", seed=0, **more):
                 made[f"{name}.bias"] = rng.normal(size=settings.width) / 4
         else:
             shape = expected_shape(place, settings)
-            shape = (CLASSES, settings.width) if place == "classifier" else shape
+            if place == "classifier":
+                shape = (1 if head == "score" else CLASSES, settings.width)
             weight = rng.normal(size=shape) / math.sqrt(shape[1])
             if place == "patches":
                 weight = weight.reshape(shape[0], settings.channels, *settings.patch)
@@ -97,7 +98,11 @@ def tensors_of(kind, head="masked", seed=0, **more):
         if not own.decoder:
             if head != "masked" and (place.startswith("masked_") or place == "head"):
                 continue
-            if head != "classes" and place in ("pooler", "classifier", "classifier_norm"):
+            if head not in ("classes", "score") and place in (
+                "pooler",
+                "classifier",
+                "classifier_norm",
+            ):
                 continue
         elif place == "head" and kind in ("qwen2", "gpt2", "smollm3"):
             continue

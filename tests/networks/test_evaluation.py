@@ -5,7 +5,9 @@ import pytest
 from small_networks import inputs_of, network
 from test_texts import packed, words
 
+from diba_np.networks import evaluation
 from diba_np.networks.evaluation import evaluate
+from diba_np.networks.network import Network
 
 ROWS = [[3, 4, 5, 6, 2, 7], [7, 8], [9], [2, 3, 4]]
 
@@ -71,3 +73,74 @@ def test_networks_that_do_not_fit_together():
         evaluate(network("llama"), ROWS, against=network("bert"))
     with pytest.raises(ValueError, match="2 tokens or more"):
         evaluate(network("llama"), [[3]])
+
+
+@pytest.mark.parametrize(
+    ("net", "against", "match"),
+    [
+        (("bert", "classes"), ("bert", "masked"), "a network for classes, got one for masked"),
+        (("bert", "masked"), ("bert", "classes"), "a network for masked tokens, got one for cl"),
+        (("bert", "masked"), ("bert", "none"), "a network for masked tokens, got one for sent"),
+        (("bert", "none"), ("bert", "masked"), "a network for sentences, got one for masked"),
+        (("bert", "classes"), ("bert", "score"), "a network for classes, got one for scores"),
+        (("bert", "none"), ("wide", "none"), "must have 8 outputs, as the network, got 16"),
+        (("vit", "classes"), ("large", "classes"), r"arrays of 2 channels of \(8, 8\)"),
+    ],
+)
+def test_against_is_a_network_of_the_same_task_and_sizes(net, against, match):
+    others = {"wide": ("bert", {"hidden_size": 16}), "large": ("vit", {"image_size": 12})}
+    kind, more = others.get(against[0], (against[0], {}))
+    own = network(*net, dtype=np.float32)
+    own.tokenizer = words()
+    given = {"labels": [0, 1]} if net[1] == "classes" else {}
+    rows = {"inputs": inputs_of("vit")[0][:2]} if net[0] == "vit" else {"texts": ["a b", "c"]}
+    with pytest.raises(ValueError, match=match):
+        evaluate(own, **rows, **given, against=network(kind, against[1], **more))
+
+
+@pytest.mark.parametrize(("kind", "head"), [("llama", None), ("bert", "none"), ("vit", None)])
+def test_what_is_done_once_is_not_timed(kind, head, monkeypatch):
+    """Of each network the first batch is slow: kernels are compiled, weights are read."""
+    clock, seen = [0.0], set()
+    monkeypatch.setattr(evaluation.time, "process_time", lambda: clock[0])
+    run = Network.last_hidden
+
+    def slow_at_first(net, inputs, mask=None, linear=None):
+        clock[0] += 1.0 if net in seen else 1000.0
+        seen.add(net)
+        return run(net, inputs, mask, linear)
+
+    monkeypatch.setattr(Network, "last_hidden", slow_at_first)
+    one, two = (network(kind, head, dtype=np.float32) for _ in range(2))
+    if kind == "vit":
+        inputs, _ = inputs_of(kind)
+        found = evaluate(one, inputs=inputs, labels=[0, 1, 2], against=two)
+        tokens = 3 * (4 + 1)
+    else:
+        found = evaluate(one, ROWS, against=two)
+        tokens = 6 + 2 + 3 + (head == "none")
+    assert found["tokens_per_second"] == tokens
+    assert found.get("against", found)["tokens_per_second"] == tokens
+
+
+def test_scores_are_judged_by_squared_errors():
+    dense = network("bert", "score", dtype=np.float32)
+    small = packed(dense)
+    one, two = (np.array([net.logits([row])[0, 0] for row in ROWS]) for net in (small, dense))
+    found = evaluate(small, ROWS, against=dense)
+    assert (found["task"], found["targets"]) == ("scores", 4)
+    assert found["squared_difference"] == pytest.approx(np.square(one - two).mean(), rel=1e-4)
+    assert not {"squared_error", "accuracy", "perplexity"} & (found.keys() | found["against"])
+    labels = np.array([0.5, 1, -2, 0])
+    found = evaluate(small, ROWS, labels=labels, against=dense)
+    squares = np.square(one - labels)
+    assert found["squared_error"] == pytest.approx(squares.mean(), rel=1e-4)
+    assert found["squared_error_error"] == pytest.approx(squares.std() / 2, rel=1e-4)
+    expected = np.square(two - labels).mean()
+    assert found["against"]["squared_error"] == pytest.approx(expected, rel=1e-4)
+    assert evaluate(dense, ROWS, labels=two)["squared_error"] < 1e-10
+    with pytest.raises(TypeError, match="judge scores give labels, with texts or inputs; against="):
+        evaluate(dense, ROWS)
+    for wrong in ([1.0, 2.0], [1.0, 2.0, 3.0, np.nan]):
+        with pytest.raises(ValueError, match=r"labels must be finite numbers of shape \(4,\)"):
+            evaluate(dense, ROWS, labels=wrong)

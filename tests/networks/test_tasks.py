@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_networks import inputs_of, network
+from small_networks import PATCHES, inputs_of, network
 from test_texts import packed, words
 
 from diba_np import networks
@@ -14,12 +14,13 @@ from diba_np.networks.importance import EVEN, importance, pulled
 from diba_np.networks.inputs import batches, padded
 from diba_np.networks.masking import drawn_tokens
 from diba_np.networks.shares import LEAST, shares
-from diba_np.networks.tasks import CLASSES, MASKED, NEXT, SENTENCES, task_of
+from diba_np.networks.tasks import CLASSES, MASKED, NEXT, SCORES, SENTENCES, task_of
 
 TASKS = {  # task -> kind and head of a small network
     NEXT: ("llama", None),
     MASKED: ("bert", "masked"),
     CLASSES: ("bert", "classes"),
+    SCORES: ("bert", "score"),
     SENTENCES: ("bert", "none"),
 }
 BITS = {"diba": 3.0, "gptq": 3.0, "qswd": 4.0, "mesa": 4.0, "bitat": 1.2, "random": 3.0}
@@ -76,14 +77,16 @@ def test_outputs_are_those_that_the_network_gives(task):
         expected = net.embed([list(row[at]) for row, at in zip(ids, mask, strict=True)])
     else:
         expected = net.logits(ids, mask)
-        expected = expected if task is CLASSES else expected[mask]
+        expected = expected if task in (CLASSES, SCORES) else expected[mask]
     np.testing.assert_allclose(y, expected, atol=1e-10)
 
 
 def test_drawn_gradients_lean_to_no_side(task):
-    rng, y = np.random.default_rng(0), np.random.default_rng(1).normal(size=(1, 6))
+    rng = np.random.default_rng(0)
+    y = np.random.default_rng(1).normal(size=(1, 1 if task is SCORES else 6))
     drawn = task.drawn(np.repeat(y, 20000, axis=0), rng)
     assert np.abs(drawn.mean(axis=0)).max() < 0.03
+    assert np.square(drawn).mean() > 0.1
     if task is NEXT:  # the Fisher information of the softmax
         p = np.exp(y[0]) / np.exp(y).sum()
         np.testing.assert_allclose(drawn.T @ drawn / 20000, np.diag(p) - np.outer(p, p), atol=0.02)
@@ -121,7 +124,7 @@ def test_importance_is_that_of_tokens_and_outputs(task):
         assert sum(weights.sum() for weights in each.tokens) == pytest.approx(count, rel=1e-4)
         assert np.diag(each.outputs).mean() == pytest.approx(1)
         assert np.linalg.eigvalsh(each.outputs)[0] > 0.99 * EVEN
-    if task is CLASSES:  # only the first token is read at the end
+    if task in (CLASSES, SCORES):  # only the first token is read at the end
         last = found["bert.encoder.layer.1.output.dense"].tokens
         assert max(part[:, 1:].max() for part in last) < 2 * EVEN  # what follows no gradient
         assert np.mean([part[:, 0].mean() for part in last]) > 10 * EVEN
@@ -181,6 +184,73 @@ def test_special_tokens_are_never_masked():
     assert not drawn_tokens(net, none, np.ones(none.shape, bool), np.random.default_rng(0)).any()
 
 
+def test_rows_in_which_nothing_can_be_masked_are_left_out():
+    net = small(MASKED)
+    net.tokenizer = words()
+    texts = ["a b c d e"] * 6 + ["", "[UNK]", "§ §"] * 30
+    data = calibration(net, texts, tokens=16)
+    assert len(data) == 6
+    asked = [data.asked(*data.read(rows)) for rows in data.places]
+    assert all(part.any(axis=1).all() for part in asked)
+    for nothing in (["§"], ["[UNK] §", "[CLS]"]):
+        with pytest.raises(ValueError, match="hold a token that can be masked, got none"):
+            calibration(net, nothing)
+        with pytest.raises(ValueError, match="hold a token that can be masked, got none"):
+            evaluate(net, nothing)
+    how = {"bits": 4.0, "method": "rtn", "embeddings": False}
+    assert networks.compress(net, texts, **how).compressed
+
+
+# -- arrays that patches are cut from --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PATCHES)
+def test_tokens_of_arrays_are_those_that_the_network_makes(kind):
+    net = network(kind, dtype=np.float32)
+    inputs, _ = inputs_of(kind, rows=40)
+    each = net.last_hidden(inputs[:1]).shape[1]
+    data = calibration(net, inputs, tokens=3 * each)
+    assert data.lengths.tolist() == [each] * 40
+    assert {len(rows) for rows in data.places[:-1]} == {3}
+    assert len(data.drawn(5 * each + 1, 0)) == 5
+    assert {len(rows) for rows in data.batched(2 * each).places} == {2}
+
+
+def test_integers_are_arrays_as_floats_are():
+    net = network("vit", dtype=np.float32)
+    ints = np.random.default_rng(0).integers(0, 9, (8, 2, 8, 8)).astype(np.uint8)
+    how = {"bits": 4.0, "method": "rtn", "embeddings": False}
+    one, two = (networks.compress(net, x, **how) for x in (ints, ints.astype(np.float32)))
+    np.testing.assert_array_equal(one.logits(ints), two.logits(ints))
+    labels = np.zeros(8, int)
+    assert evaluate(net, inputs=ints, labels=labels)["targets"] == 8
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (np.array([[1.0, 2.0], [np.nan, 3.0]]), "inputs must be finite, got NaN in row 1"),
+        (np.array([[np.inf, 2.0], [2.0, 3.0]]), "inputs must be finite, got infinity in row 0"),
+        (np.zeros((0, 2)), "inputs must hold at least one array, got shape"),
+    ],
+)
+def test_arrays_that_cannot_be_read(wrong, match):
+    net = network("vit", dtype=np.float32)
+    inputs = np.ones((len(wrong), 2, 8, 8)) * (wrong[:, :, None, None])
+    labels = np.zeros(len(inputs), int)
+    for ask in (
+        net.logits,
+        lambda x: calibration(net, x),
+        lambda x: networks.compress(net, x),
+        lambda x: evaluate(net, inputs=x, labels=labels),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ask(inputs)
+    for ask in (net.logits, lambda x: calibration(net, x)):
+        with pytest.raises(TypeError, match="inputs must be real numbers"):
+            ask(["a", "b"])
+
+
 # -- judged ----------------------------------------------------------------------------------------
 
 
@@ -229,7 +299,7 @@ def test_vectors_of_sentences_are_judged_by_their_cosines():
 def test_every_task_is_nearer_after_activations_and_training(task):
     kind, head = TASKS[task]
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-    net = network(kind, head, dtype=np.float32, **sizes)
+    net = network(kind, head, dtype=np.float32, seed=2, **sizes)
     rows = np.random.default_rng(0).integers(2, 19, (240, 10))
     held = np.random.default_rng(1).integers(2, 19, (40, 10))
     mask = np.ones(held.shape, bool)
