@@ -114,6 +114,28 @@ def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Array, Arra
     return ids, mask
 
 
+def unpadded(ids: Array, config: Config) -> list[Array]:
+    """Return the rows of token ids (S, T) without the padding at their ends.
+
+    Padding is the token that the configuration names so, unless a text may end in it too.
+
+    Raises
+    ------
+    ValueError
+        A row holds nothing else.
+    """
+    padding, ends = (config.source.get(key) for key in ("pad_token_id", "eos_token_id"))
+    if padding != config.padding or padding in (ends if isinstance(ends, list) else [ends]):
+        return list(ids)
+    own = ids != padding
+    empty = np.flatnonzero(~own.any(axis=1))
+    if empty.size:
+        raise ValueError(f"rows of ids must hold more than padding, row {empty[0]} does not")
+    return [
+        row[: len(row) - int(flags[::-1].argmax())] for row, flags in zip(ids, own, strict=True)
+    ]
+
+
 def batches(
     rows: Sequence[Sequence[int]], tokens: int, chosen: Iterable[int] | None = None
 ) -> Iterator[Array]:

@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 
 from diba_np.checks import check_count
 from diba_np.networks.generation import stream_text, stream_tokens
-from diba_np.networks.inputs import Batch, batches, padded
+from diba_np.networks.inputs import Batch, batches, padded, unpadded
 
 if TYPE_CHECKING:
     from diba_np.networks.kind import Config, Kind
@@ -57,8 +57,10 @@ class TextMethods:
         Parameters
         ----------
         texts : str, sequence of str, sequence of sequences of int, or (S, T) int array
-            Token ids stay as they are. Of texts a decoder reads all joined and cut into rows, a
-            rest that fills no row left out where there are others; an encoder reads one a row.
+            Sequences of token ids stay as they are. Rows of an array end before the tokens at their
+            end that the configuration names as padding, unless that is also what ends a text. Of
+            texts a decoder reads all joined and cut into rows, a rest that fills no row left out
+            where there are others; an encoder reads one a row.
         length : int
             Most tokens of a row that is made of texts.
 
@@ -68,6 +70,8 @@ class TextMethods:
             They are neither texts nor tokens, or nothing; texts need a tokenizer.
         """
         check_count(length, "length", least=2)
+        if isinstance(texts, np.ndarray) and texts.ndim == 2 and texts.dtype.kind in "iu":
+            texts = unpadded(texts, self.config)
         parts: list[Any] = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
         strings = [isinstance(part, str) for part in parts]
         if any(strings) and not all(strings):
@@ -164,7 +168,7 @@ class TextMethods:
         Parameters
         ----------
         texts : sequence of str, sequence of sequences of int, or (S, T) int array
-            One vector each.
+            One vector each; padding at the ends of an array's rows is left out as by `rows_of`.
         length : int, optional
             Most tokens of a text; more are cut off. Default: as many as the folder says
             (``sentence_bert_config.json``), else 512.
@@ -185,8 +189,11 @@ class TextMethods:
             )
         if length is None:
             length = self.config.sentence_length or 512
-        parts = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
-        rows = [row for part in parts for row in self._whole(part, length)]
+        if isinstance(texts, np.ndarray) and texts.ndim == 2:
+            rows = self.rows_of(texts)
+        else:
+            parts = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
+            rows = [row for part in parts for row in self._whole(part, length)]
         linear = self.frozen()
         vectors = np.empty((len(rows), self.config.width), self.dtype)
         for places in batches(rows, BATCH):

@@ -8,7 +8,10 @@ from small_networks import DECODERS, TOKENS, config_of, inputs_of, network
 
 import diba_np as dn
 from diba_np.networks import generation
+from diba_np.networks.calibration import calibration
+from diba_np.networks.evaluation import evaluate
 from diba_np.networks.generation import Session, choose
+from diba_np.networks.inputs import padded
 
 tokenizers = pytest.importorskip("tokenizers", reason="texts need the extra networks")
 
@@ -198,6 +201,7 @@ def test_embed_is_the_mean_of_each_alone(kind):
     net.tokenizer = words()
     assert np.allclose(net.embed(["a b", "c"]), net.embed([[4, 5], [6]]))
     assert net.embed("a b").shape == (1, 8)
+    assert np.allclose(net.embed(np.array(["a b", "c"])), net.embed(["a b", "c"]))
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
@@ -242,6 +246,34 @@ def test_rows_of_texts():
         encoder.perplexity([[3, 4]])
     with pytest.raises(ValueError, match="generate needs a decoder"):
         encoder.generate([3])
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_padding_at_the_ends_of_an_array_is_not_read(kind):
+    rows = [[3, 1, 4, 5], [7, 2], [2, 2, 3]]
+    ids = padded(rows, 1)[0]
+    net = network(kind)
+    assert net.rows_of(ids) == rows
+    assert net.rows_of(ids.tolist()) == ids.tolist()
+    np.testing.assert_allclose(net.embed(ids), net.embed(rows))
+    data = calibration(net, ids)
+    np.testing.assert_array_equal(data.mask, padded(rows)[1])
+    if net.kind.decoder:
+        assert net.perplexity(ids) == net.perplexity(rows)
+    with pytest.raises(ValueError, match="hold more than padding, row 1 does not"):
+        net.rows_of(np.array([[3, 1], [1, 1]]))
+    unnamed = network(kind, pad_token_id=None)
+    ending = [network(kind, eos_token_id=token) for token in (1, [2, 1])]
+    for other in (unnamed, *ending):
+        assert other.rows_of(ids) == ids.tolist()
+
+
+def test_padded_rows_of_classes_are_judged_alike():
+    net = network("bert", "classes", dtype=np.float32)
+    rows, labels = [[3, 4, 5, 6], [7], [8, 9]], [0, 1, 2]
+    one = evaluate(net, rows, labels=labels)
+    for given in ({"texts": padded(rows, 1)[0]}, {"inputs": padded(rows, 1)[0]}):
+        assert evaluate(net, labels=labels, **given)["perplexity"] == one["perplexity"]
 
 
 # -- tokenizers ------------------------------------------------------------------------------------
