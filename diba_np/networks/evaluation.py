@@ -221,6 +221,8 @@ def _checked_task(
     """Return what a network is judged by; what that takes must be given, and no more."""
     task = task_of(net)
     given = texts is not None, inputs is not None
+    if texts is not None and not net.config.vocabulary:
+        raise TypeError("the network reads arrays: give inputs= in the place of texts")
     if task in (CLASSES, SCORES):
         bare = task is SCORES and against is not None
         if sum(given) != 1 or (labels is None and not bare):
@@ -264,8 +266,7 @@ def _rows(
     """Return batches of inputs, places that are asked for, and targets."""
     if task in (CLASSES, SCORES):
         read: Any = inputs if texts is None else texts
-        patches = not net.config.vocabulary and texts is None
-        data: Any = as_arrays(read) if patches else net.rows_of(read, length)
+        data: Any = net.rows_of(read, length) if net.config.vocabulary else as_arrays(read)
         given = (
             None if labels is None else _checked_labels(net, task, np.asarray(labels), len(data))
         )

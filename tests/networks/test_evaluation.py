@@ -56,8 +56,10 @@ def test_classes_are_judged_by_labels(kind):
     found = evaluate(net, inputs=inputs, labels=labels, against=net)
     assert found["accuracy"] == found["agreement"] == 1
     assert evaluate(net, inputs=inputs, labels=(labels + 1) % 3)["accuracy"] == 0
+    with pytest.raises(TypeError, match="reads arrays: give inputs= in the place of texts"):
+        evaluate(net, ROWS, labels=labels)
     with pytest.raises(TypeError, match="classes give labels"):
-        evaluate(net, ROWS)
+        evaluate(network("bert", "classes"), ROWS)
     with pytest.raises(ValueError, match=r"labels must be ints of shape \(3,\)"):
         evaluate(net, inputs=inputs, labels=labels[:2])
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\]"):
