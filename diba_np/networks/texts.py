@@ -143,7 +143,7 @@ class TextMethods:
         Parameters
         ----------
         texts : str, sequence of str, sequence of sequences of int, or (S, T) int array
-            Texts are joined and cut into rows; rows of token ids stay as they are.
+            Texts are joined and cut into rows; of token ids see `rows_of`.
         length : int, default 128
             Tokens of a row that is made of texts.
 
