@@ -12,7 +12,6 @@ from diba_np.networks.blocks.block import Back
 from diba_np.networks.inputs import as_arrays, as_ids, as_mask
 from diba_np.networks.network import Network
 from diba_np.networks.steps import Linear, State, StateBack
-from diba_np.networks.texts import unit_means
 
 Array = NDArray[Any]
 
@@ -171,7 +170,3 @@ class Encoder(Network):
             return g
 
         return y, back
-
-    def mean(self, x: Array, mask: Array) -> tuple[Array, Back]:
-        """Return the unit vectors (S, width) of the means over the tokens, and the step back."""
-        return unit_means(x, mask)
