@@ -23,7 +23,7 @@ from diba_np.machine.thread_pool import product_threads
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.progress import thinned
 from diba_np.training.losses import LOSSES, Loss
-from diba_np.training.moments import LeastSquares, moments
+from diba_np.training.moments import LeastSquares, Moments, moments
 from diba_np.training.optimisers import SCHEDULES, minimise, root_mean_square
 from diba_np.training.samples import Pair, Samples, Source, open_samples
 
@@ -34,6 +34,8 @@ METHODS = ("als", "lbfgs", "adam")
 # With few samples the diagonals stay near their start: as if each were known beforehand to this
 # share of its size. `stay` is then at least the square of its inverse over the samples.
 _KNOWN_TO = 0.1
+
+_BIAS_STEPS = 5  # iterations for a bias alone
 
 
 def retune(
@@ -109,9 +111,10 @@ def retune(
     Returns
     -------
     DiBAFactors
-        The same bits; diagonals of as many bits as they had: 16, 32, or codes. On the
-        samples that judge its objective is never above that of `f`. ``record["retune"]`` tells the
-        settings, the losses, the history and the seconds.
+        The same bits; diagonals of as many bits as they had: 16, 32, or codes, and a bias fitted
+        to them as rounded. On the samples that judge its objective is never above that of `f`, or
+        of `f` with a bias alone. ``record["retune"]`` tells the settings, the losses before and
+        after, the history of the objective (of diagonals not yet rounded) and the seconds.
 
     Raises
     ------
@@ -178,8 +181,6 @@ def retune(
             fit.adam(rng)
         else:
             {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
-        fit.restore(fit.kept)
-        away = fit.distance()  # rounding may move magnitudes from one diagonal to another
         # of the diagonals before, and of the weights
         stale = ("snr_db", "output_snr_db")
         record = {name: value for name, value in f.record.items() if name not in stale} | {
@@ -190,7 +191,7 @@ def retune(
                 "samples": samples.count,
                 "held_out": samples.held_count,
                 "steps": fit.done,
-                "kept_step": fit.kept_step,
+                "kept_step": 0,  # `rounded` decides
                 "stay": max(float(stay), few),
                 "seed": seed,
                 "history": thinned(fit.history),
@@ -202,13 +203,7 @@ def retune(
                 else {}
             )
         }
-        result = fit.layer.to_factors(record)
-        # judged again as rounded; the start is kept where rounding would make it worse than that
-        fit.layer = DiBALinear(result)
-        after = fit.judge()
-        if not after + away <= before:
-            result = f.with_record(record)
-            after, result.record["retune"]["kept_step"] = before, 0
+        result, after = fit.rounded(record, before)
     result.record["retune"] |= {
         "loss_after": after,
         "seconds": round(time.monotonic() - started, 3),
@@ -242,6 +237,15 @@ def _check_loss(loss: Any) -> tuple[Loss, str]:
     return LOSSES[loss], loss
 
 
+def _with_bias(f: DiBAFactors, bias: Array) -> DiBAFactors:
+    """Return a factorization with another bias; one of zeros is left out."""
+    own = bias if bias.any() else None
+    if len(f.terms) > 1:
+        return DiBAFactors.from_terms(f.terms, f.record, bias=own)
+    parts = (f.d1, f.b1, f.d2, f.b2, f.d3, f.shift)
+    return DiBAFactors(*parts, f.record, grids=f.grids, bias=own)
+
+
 @dataclass
 class _Fit:
     """One call of `retune`: the layer in training and what judges it."""
@@ -258,6 +262,8 @@ class _Fit:
     callback: Callable[[int, float], Any] | None
     weight: float = 0.0  # of the distance, in units of the loss
     few: bool = False  # whether samples are too few to trust their means
+    bias_unit: float = 1.0
+    scale: float = 1.0  # the size of the loss at the start
     start: dict[str, Array] = field(default_factory=dict)
     units: dict[str, float] = field(default_factory=dict)  # of the distance of what is held
     best: float = np.inf
@@ -265,6 +271,8 @@ class _Fit:
     kept_step: int = 0
     done: int = 0
     history: list[float] = field(default_factory=list)
+    data: Moments | None = None  # of als, and the squared error of a sample about the mean
+    noise: float = 0.0
     _waited: int = 0
 
     def begin(self, stay: float, few: bool = False, holds_bias: bool = False) -> float:
@@ -274,15 +282,29 @@ class _Fit:
         """
         self.few = few
         if few and holds_bias and self.bias:
-            outputs = np.concatenate([self.layer(x) for x, _ in self.samples.judging()])
-            self.units["bias"] = root_mean_square(outputs)
+            self.units["bias"] = self.output_size()
         before = self.judge()
         if not math.isfinite(before):
             raise ValueError(f"the loss must be finite at the start, got {before:g}")
-        self.weight = stay * (abs(before) or 1.0) if stay else 0.0
+        self.scale = abs(before) or 1.0
+        self.weight = stay * self.scale
         self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
         self.units |= {name: root_mean_square(self.start[name]) for name in self.diagonals}
+        own = self.start["bias"]
+        # one of zeros has the outputs' unit
+        self.bias_unit = (
+            root_mean_square(own) if own.any() else self.output_size(self.loss is LOSSES["mse"])
+        )
         return before
+
+    def output_size(self, targets: bool = False) -> float:
+        """Return the root mean square of the outputs that judge, with that of their targets."""
+        squares, count = 0.0, 0
+        for x, y in self.samples.judging():
+            for values in (self.layer(x), y) if targets else (self.layer(x),):
+                squares += float(np.sum(np.square(values, dtype=np.float64)))
+                count += values.size
+        return math.sqrt(squares / count) or 1.0
 
     @property
     def diagonals(self) -> list[str]:
@@ -296,9 +318,9 @@ class _Fit:
         for name, value in parameters.items():
             self.layer.parameters[name][...] = value
 
-    def evaluate(self, x: Array, y: Array) -> tuple[float, Array]:
+    def evaluate(self, x: Array, y: Array, layer: DiBALinear | None = None) -> tuple[float, Array]:
         """Return the mean loss of some samples and its gradient; check what a callable gave."""
-        outputs = self.layer.forward(x)
+        outputs = (layer or self.layer).forward(x)
         found = self.loss(outputs, y)
         if not isinstance(found, (tuple, list)) or len(found) != 2:
             raise TypeError(f"loss must return (value, gradient), got {found!r}")
@@ -308,13 +330,19 @@ class _Fit:
                 "loss must return (value, gradient) with a gradient of shape "
                 f"{outputs.shape}, got {np.shape(gradient)}"
             )
-        return float(value), np.asarray(gradient)
+        try:
+            return float(value), np.asarray(gradient)
+        except (TypeError, ValueError):
+            kind = f"an array of shape {np.shape(value)}" if np.ndim(value) else repr(value)
+            raise TypeError(
+                f"loss must return (value, gradient) with a number as value, got {kind}"
+            ) from None
 
-    def judge(self) -> float:
+    def judge(self, layer: DiBALinear | None = None) -> float:
         """Return the mean loss over the samples that decide what is kept."""
         total, count = 0.0, 0
         for x, y in self.samples.judging():
-            total += self.evaluate(x, y)[0] * len(x)
+            total += self.evaluate(x, y, layer)[0] * len(x)
             count += len(x)
         return total / count
 
@@ -346,25 +374,29 @@ class _Fit:
         """Alternate the closed forms of d1, d2 and d3; the bias follows from the means."""
         own = self.layer.parameters["bias"].astype(np.float64)
         offset = np.zeros_like(own) if self.bias else own
-        data = moments(self.samples.fitted(), self.bias, offset)
+        self.data = data = moments(self.samples.fitted(), self.bias, offset)
         solver = LeastSquares(self.layer.factors, data, self.weight)
         # of the start, about the mean: that of the fit would be too small
-        noise = data.error(self.layer.factors.to_dense().astype(np.float64))
+        self.noise = data.error(self.layer.factors.to_dense().astype(np.float64))
         while True:
             solver.sweep()
             for name in self.diagonals:
                 self.layer.parameters[name][...] = solver.d[name]
             if self.bias:
-                moved = data.y_mean - solver.apply(data.x_mean) - own
-                self.layer.parameters["bias"][...] = own + moved * self._trust(moved, noise)
+                self.layer.parameters["bias"][...] = self._bias_from(
+                    data, solver.apply(data.x_mean)
+                )
             if self.ended():
                 return
 
-    def _trust(self, moved: Array, noise: float) -> float:
-        """Return the share of a bias to believe: James and Stein's, where samples are few.
+    def _bias_from(self, data: Moments, outputs: Array) -> Array:
+        """Return the bias of als; `outputs` are those of the mean input, without any."""
+        own = self.start["bias"].astype(np.float64)
+        moved = data.y_mean - outputs - own
+        return own + moved * self._trust(moved)
 
-        `noise` is the squared error of a sample about the mean, `moved` the step of the bias.
-        """
+    def _trust(self, moved: Array) -> float:
+        """Return the share of a step of the bias to believe: James and Stein's, of few samples."""
         if not self.few:
             return 1.0
         free = self.samples.fit_count - 1
@@ -372,65 +404,104 @@ class _Fit:
         if not free or not square:
             return 0.0
         # of few samples the noise itself is known badly: then it has to be exceeded by far
-        return max(0.0, 1.0 - noise * (1.0 + 4.0 / free) / (free * square))
+        return max(0.0, 1.0 - self.noise * (1.0 + 4.0 / free) / (free * square))
 
     def adam(self, rng: np.random.Generator) -> None:
         """Train on minibatches."""
+        scaled, gradients = _Scaled(self), {}
 
         def loss(pair: Pair) -> float:
-            return self.add_gradient(*pair) + self.add_distance_gradient()
+            scaled.spread()
+            self.layer.zero_grad()
+            value = self.add_gradient(*pair) + self.add_distance_gradient()
+            gradients.update(scaled.gradients())
+            return value
+
+        def ended(epoch: int, value: float) -> bool:
+            scaled.spread()
+            return self.ended()
 
         minimise(
             loss,
-            self.trained(),
-            self.layer.gradients,
+            scaled.values,
+            gradients,
             lambda epoch: self.samples.fitted(rng),
             steps_per_epoch=self.samples.steps,
             epochs=self.steps,
             learning_rate=self.learning_rate,
             schedule=self.schedule,
-            clip=self.clip,
-            ended=lambda epoch, value: self.ended(),
+            clip=None if self.clip is None else self.clip / self.scale,
+            ended=ended,
         )
 
     def quasi_newton(self) -> None:
         """Minimise over all samples at once with scipy's L-BFGS."""
-        from scipy.optimize import minimize
-
-        trained = self.trained()
-        # in units of each array's size, so that one curvature fits all
-        units = {name: root_mean_square(value) for name, value in trained.items()}
-        cuts = np.cumsum([value.size for value in trained.values()])[:-1]
+        scaled = _Scaled(self)
+        values = scaled.values
+        cuts = np.cumsum([value.size for value in values.values()])[:-1]
 
         def spread(flat: Array) -> None:
-            parts = np.split(flat, cuts)
-            for (name, value), part in zip(trained.items(), parts, strict=True):
-                value[...] = part * units[name]
+            for value, part in zip(values.values(), np.split(flat, cuts), strict=True):
+                value[...] = part
+            scaled.spread()
 
         def objective(flat: Array) -> tuple[float, Array]:
             spread(flat)
-            value = self.full_gradient()
-            parts = [self.layer.gradients[name] * units[name] for name in trained]
-            return value, np.concatenate(parts).astype(np.float64)
+            value = self.full_gradient() / self.scale
+            return value, np.concatenate(list(scaled.gradients().values())).astype(np.float64)
 
         def each(flat: Array) -> None:
             spread(flat)
             if self.ended():
                 raise StopIteration
 
-        first = np.concatenate([value / units[name] for name, value in trained.items()])
-        minimize(
-            objective,
-            first.astype(np.float64),
-            jac=True,
-            method="L-BFGS-B",
-            callback=each,
-            options={"maxiter": self.steps},
-        )
+        _lbfgs(objective, np.concatenate(list(values.values())), self.steps, each)
 
-    def trained(self) -> dict[str, Array]:
-        names = [*self.diagonals, "bias"] if self.bias else self.diagonals
-        return {name: self.layer.parameters[name] for name in names}
+    def rounded(self, record: dict[str, Any], before: float) -> tuple[DiBAFactors, float]:
+        """Return what is best of what can be stored, and its loss: the fit, rounded, or the start.
+
+        Rounding parts coarse diagonals from their bias, or undoes their fit: both are judged with
+        a bias fitted to them as well.
+        """
+        start = self.layer.factors.with_record(record)
+        best, least, after, step = start, before, before, 0
+        self.restore(self.kept)
+        fitted = self.layer.to_factors(record)
+        for factors, kept, at in ((fitted, self.kept, self.kept_step), (start, self.start, 0)):
+            self.restore(kept)
+            biases = [kept["bias"], self.best_bias(factors)] if self.bias else [kept["bias"]]
+            for bias in biases:
+                self.layer.parameters["bias"][...] = bias
+                loss = self.judge(DiBALinear(factors, bias))
+                # rounding may move magnitudes from one diagonal to another: not as rounded
+                value = loss + self.distance()
+                if value < least:
+                    best, least, after, step = _with_bias(factors, bias), value, loss, at
+        best.record["retune"]["kept_step"] = step
+        return best, after
+
+    def best_bias(self, factors: DiBAFactors) -> Array:
+        """Return the bias that fits the fitted samples best beside diagonals that stay."""
+        if self.data is not None:
+            outputs = factors.to_dense().astype(np.float64) @ self.data.x_mean
+            return self._bias_from(self.data, outputs)
+        layer, unit = DiBALinear(factors), self.bias_unit
+        bias, start = layer.parameters["bias"], self.start["bias"]
+        held = self.units.get("bias")
+        weight = self.weight / (bias.size * held**2) if held else 0.0
+
+        def objective(flat: Array) -> tuple[float, Array]:
+            bias[...] = flat * unit
+            away = bias - start
+            value, slope = weight * float(away @ away), 2.0 * weight * away
+            for x, y in self.samples.fitted():
+                part, gradient = self.evaluate(x, y, layer)
+                share = len(x) / self.samples.fit_count
+                value += share * part
+                slope = slope + share * gradient.sum(axis=0)
+            return value / self.scale, slope * (unit / self.scale)
+
+        return _lbfgs(objective, bias / unit, _BIAS_STEPS) * unit
 
     def add_gradient(self, x: Array, y: Array, share: float = 1.0) -> float:
         """Add `share` times the gradient of the mean loss of some samples; return that share."""
@@ -454,3 +525,54 @@ class _Fit:
         count = self.samples.fit_count
         total = math.fsum(self.add_gradient(x, y, len(x) / count) for x, y in self.samples.fitted())
         return total + self.add_distance_gradient()
+
+
+class _Scaled:
+    """What is trained, in float64 and each array in its own unit, as is the loss in the start's.
+
+    So neither optimisers' absolute tolerances nor one curvature for all depend on units of data.
+
+    Attributes
+    ----------
+    values : dict of str to float64 array
+    """
+
+    def __init__(self, fit: _Fit) -> None:
+        self.fit = fit
+        self.units = {name: root_mean_square(fit.start[name]) for name in fit.diagonals}
+        if fit.bias:
+            self.units["bias"] = fit.bias_unit
+        parameters = fit.layer.parameters
+        self.values = {
+            name: parameters[name].astype(np.float64) / unit for name, unit in self.units.items()
+        }
+
+    def spread(self) -> None:
+        """Bring the values to the layer."""
+        for name, value in self.values.items():
+            self.fit.layer.parameters[name][...] = value * self.units[name]
+
+    def gradients(self) -> dict[str, Array]:
+        """Return the gradients of the layer as those with respect to the values."""
+        own, scale = self.fit.layer.gradients, self.fit.scale
+        return {name: own[name] * np.float64(unit / scale) for name, unit in self.units.items()}
+
+
+def _lbfgs(
+    objective: Callable[[Array], tuple[float, Array]],
+    first: Array,
+    steps: int,
+    callback: Callable[[Array], None] | None = None,
+) -> Array:
+    """Minimise a function that returns (value, gradient) with scipy's L-BFGS."""
+    from scipy.optimize import minimize
+
+    result: Array = minimize(
+        objective,
+        first.astype(np.float64),
+        jac=True,
+        method="L-BFGS-B",
+        callback=callback,
+        options={"maxiter": steps},
+    ).x
+    return result

@@ -138,6 +138,56 @@ def test_outputs_of_any_size_are_fitted_as_well(problem, unit):
     assert gains[1] == pytest.approx(gains[0], rel=0.02)
 
 
+@pytest.mark.parametrize("method", ["als", "lbfgs", "adam"])
+def test_the_bias_is_that_of_the_rounded_diagonals(method, rng):
+    A = rng.normal(size=(24, 16))
+    X = rng.normal(size=(300, 16)) + 1.5
+    Y = X @ A.T
+    f = factorize(A, bits=3.0, scale_bits=3, terms=1, max_sweeps=30)
+    g = retune(f, X, Y, method=method, validation=0)
+    rest = Y - X @ g.to_dense().T
+    least = np.mean(np.sum((rest - rest.mean(axis=0)) ** 2, axis=1))
+    assert loss_of(g, X, Y) == pytest.approx(least, rel=1e-3)
+    assert g.record["retune"]["loss_after"] == pytest.approx(loss_of(g, X, Y), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["als", "lbfgs"])
+def test_a_bias_alone_is_kept_where_rounding_undoes_the_rest(method, rng):
+    f = factorize(rng.normal(size=(20, 16)), k=10, scale_bits=(4, 3, 4), max_sweeps=30)
+    X = rng.normal(size=(200, 16))
+    Y = X @ f.to_dense().T + 3.0 + 0.01 * rng.normal(size=(200, 20))
+    g = retune(f, X, Y, method=method)
+    assert g.record["retune"]["kept_step"] == 0
+    np.testing.assert_allclose(g.bias, 3.0, atol=0.02)
+    np.testing.assert_array_equal(g.to_dense(), f.to_dense())
+
+
+def test_a_bias_of_another_loss_is_fitted_to_the_rounded_diagonals(rng):
+    A = rng.normal(size=(6, 16))
+    X = rng.normal(size=(300, 16)) + 1.0
+    labels = (X @ A.T).argmax(axis=1)
+    f = factorize(A, bits=5.0, scale_bits=3, terms=1, max_sweeps=30)
+    g = retune(f, X, labels, loss="cross_entropy", validation=0, learning_rate=0.02)
+    assert loss_of(g, X, labels, cross_entropy) < 0.8 * loss_of(f, X, labels, cross_entropy)
+    shares = np.exp(DiBALinear(g, dtype=np.float64).forward(X))
+    shares /= shares.sum(axis=1, keepdims=True)
+    # the gradient of the bias: of each class as many are expected as there are
+    np.testing.assert_allclose(
+        shares.mean(axis=0), np.bincount(labels, minlength=6) / 300, atol=0.01
+    )
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+@pytest.mark.parametrize("unit", [1e-6, 1e4])
+def test_units_of_the_data_do_not_count(problem, method, unit):
+    f, X, Y = problem
+    options = {"method": method, "steps": 10}
+    usual = retune(f, X, Y + 1, **options).record["retune"]
+    told = retune(f, X * unit, (Y + 1) * unit, **options).record["retune"]
+    gains = [each["loss_after"] / each["loss_before"] for each in (usual, told)]
+    assert gains[1] == pytest.approx(gains[0], rel=0.05)
+
+
 def test_long_histories_are_thinned(problem, tmp_path):
     f, X, Y = problem[0], problem[1], problem[2]
     g = retune(f, X, Y, steps=600, patience=10**6)
@@ -183,12 +233,12 @@ def test_gradients_of_the_objective_equal_central_differences(rng, loss, labels)
         patience=1, callback=None,
     )  # fmt: skip
     fit.begin(0.5)
-    for value in fit.trained().values():
+    for value in fit.layer.parameters.values():
         np.add(value, 0.1 * rng.normal(size=value.shape), out=value)
         assert value.dtype == np.float64
     fit.full_gradient()
     kept = {name: g.copy() for name, g in fit.layer.gradients.items()}
-    for name, value in fit.trained().items():
+    for name, value in fit.layer.parameters.items():
         for at in range(value.size):
             slopes = []
             for step in (1e-5, -1e-5):
@@ -252,6 +302,9 @@ def test_a_loss_with_a_gradient_of_another_shape_is_refused(problem):
     f, X, Y = problem
     with pytest.raises(ValueError, match=r"gradient of shape \(40, 12\), got \(\)"):
         retune(f, X, Y, loss=lambda y_pred, y: (0.0, 1.0))
+    for value in (np.ones(3), "low"):
+        with pytest.raises(TypeError, match="with a number as value, got"):
+            retune(f, X, Y, loss=lambda y_pred, y, value=value: (value, y_pred))
     for value in (0.0, (0.0,), None):
         with pytest.raises(TypeError, match=r"loss must return \(value, gradient\), got"):
             retune(f, X, Y, loss=lambda y_pred, y, value=value: value)
