@@ -94,6 +94,7 @@ def smallest_k(
     shape: tuple[int, int],
     first: int | None = None,
     slope: float | None = None,
+    least: int = 1,
 ) -> int:
     """Return the smallest k at which ``reach(k) >= goal``, by bracketing.
 
@@ -109,11 +110,13 @@ def smallest_k(
         The k to try first; by default what 5 dB a bit need.
     slope : float, optional
         About what one more component brings, in dB; by default goal over k.
+    least : int, default 1
+        The smallest k that can be tried.
 
     Returns
     -------
     int
-        With ``reach(k) >= goal`` and, unless k is 1, ``reach(k - 1) < goal``.
+        With ``reach(k) >= goal`` and, unless k is `least`, ``reach(k - 1) < goal``.
 
     Raises
     ------
@@ -123,8 +126,13 @@ def smallest_k(
     m, n = shape
     most = max(1, int(DENSE_BITS * m * n / (m + n)))
     seen: dict[int, float] = {}
-    low, high = 0, most + 1  # reach(low) < goal <= reach(high), as far as known
-    guess = min(most, max(1, first or usual_k(goal, shape)))
+    low, high = least - 1, most + 1  # reach(low) < goal <= reach(high), as far as known
+    if least > most:
+        raise ValueError(
+            f"snr={goal:g} dB is not reached: k is to be {least} at least, "
+            f"the dense float32 matrix takes the bits of k={most}"
+        )
+    guess = min(most, max(least, first or usual_k(goal, shape)))
     while high - low > 1:
         seen[guess] = reach(guess)
         if seen[guess] >= goal:

@@ -27,7 +27,7 @@ from diba_np.search.progress import Run, SearchState, thinned
 from diba_np.search.refit import sum_of
 from diba_np.search.solver import Solver, finish
 from diba_np.search.target import Target
-from diba_np.search.terms import count_terms, spread_of
+from diba_np.search.terms import count_terms, spread_of, terms_within
 from diba_np.search.weighted_target import Lost, WeightedTarget, snr_facts
 from diba_np.search.weights import Weights, as_weights
 
@@ -86,8 +86,9 @@ def factorize(
         How many factorizations are summed, each with diagonals of its own and an equal share of k.
         "auto" takes several only where ``scale_bits="auto"`` leaves the diagonals open, from about
         1.7 bits on (2.7 for sides of 4:1, 3.3 with inputs): +1.2 dB at 384x384 and 4 bits. For
-        smooth matrices it also searches for one term, and keeps the better. Of a result in several
-        terms ``f.terms[0].d1`` and so on are read; with ``terms=1`` always ``f.d1``.
+        smooth matrices and small ones, under 64 components a term (96 with inputs), it also
+        searches for one term, and keeps the better. Of a result in several terms
+        ``f.terms[0].d1`` and so on are read; with ``terms=1`` always ``f.d1``.
     solver : {"auto", "greedy"}
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
         and polishes the bits with exact walks by single flips; it gains about 2.4 dB at 1 bit. From
@@ -238,7 +239,7 @@ def factorize(
             raise ValueError(f"terms must be 1 with init=, got {how.terms}")
         if not how.greedy and init is None:
             rate = near * sum(shape) / (shape[0] * shape[1])
-            count = _count(how, near, rate, shape, target, auto)
+            count = _count(how, name, value, rate, shape, target, auto)
         if auto and count == 1:
             scales = choose_widths(target, near, how.shift, how.seed)
             if goal is None:
@@ -281,7 +282,8 @@ def factorize(
 
 def _count(
     how: SearchOptions,
-    k: int,
+    name: str,
+    value: Any,
     rate: float,
     shape: tuple[int, int],
     target: Target,
@@ -289,11 +291,16 @@ def _count(
 ) -> int:
     """Return how many terms to search for."""
     if how.terms != "auto":
-        if k and how.terms > k:
-            raise ValueError(f"terms must be at most k, got terms={how.terms} for k={k}")
+        if name == "k" and how.terms > value:
+            raise ValueError(f"terms must be at most k, got terms={how.terms} for k={value}")
         return int(how.terms)
-    # with the diagonals as given a single term is what was asked for
-    return count_terms(rate, shape, spread_of(target), target.is_coupled) if auto else 1
+    if not auto:  # with the diagonals as given a single term is what was asked for
+        return 1
+    count = count_terms(rate, shape, spread_of(target), target.is_coupled)
+    if count == 1 or name == "snr":
+        return count
+    bits = float(value) * (budgets.DENSE_BITS if name == "ratio" else 1)
+    return terms_within(count, bits, shape, "auto", target.is_coupled)
 
 
 def _record(

@@ -8,7 +8,7 @@ sizes than the matrix had: at 384 x 384 (attention) and 4 bits terms reach 21.1 
 
 Smooth matrices, whose components are of uneven size, are the exception: one set of diagonals fits
 all of their components. They are recognised by the first term, searched both ways, and the better
-is kept.
+is kept. So are small matrices, where diagonals take much of the bits.
 """
 
 from __future__ import annotations

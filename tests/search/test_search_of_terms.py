@@ -81,6 +81,38 @@ def test_terms_are_counted_by_rate_shape_and_spread():
     assert count_terms(4, (20, 16), differ, False) == 1  # too few components to balance
 
 
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_small_matrices_are_searched_for_one_term_too(rng, with_inputs):
+    A = rng.normal(size=(24, 20))
+    weights = {"inputs": rng.normal(size=(90, 20))} if with_inputs else {}
+    single, f = (factorize(A, bits=8.0, terms=terms, **QUICK, **weights) for terms in (1, "auto"))
+    figure = "output_snr_db" if with_inputs else "snr_db"
+    assert f.record[figure] >= single.record[figure]
+    assert f.bits_per_weight <= 8
+
+
+@pytest.mark.parametrize(("shape", "bits"), [((12, 12), 16.0), ((200, 3), 24.0), ((33, 4), 24.0)])
+def test_no_more_terms_than_the_bits_hold(rng, shape, bits):
+    A = rng.normal(size=shape)
+    f = factorize(A, bits=bits, **QUICK)
+    assert f.bits_per_weight <= bits
+    assert f.snr(A) > 20
+    assert factorize(A, snr=12.0, **QUICK).snr(A) >= 12
+
+
+def test_terms_that_are_asked_for_and_a_budget_too_small(rng):
+    A = rng.normal(size=(40, 30))
+    f = factorize(A, snr=2.0, terms=3, **QUICK)
+    assert len(f.terms) == 3
+    assert f.snr(A) >= 2.0
+    with pytest.raises(ValueError, match="3 terms take 1425 bits at least, the budget is 1080"):
+        factorize(A, bits=0.9, terms=3)
+    with pytest.raises(ValueError, match="terms must be at most k, got terms=3 for k=2"):
+        factorize(A, k=2, terms=3)
+    with pytest.raises(ValueError, match="snr=2 dB is not reached: k is to be 805 at least"):
+        factorize(A[:8, :8], snr=2.0, terms=60)
+
+
 def test_the_spread_of_rows_and_columns(rng):
     A = rng.normal(size=(300, 200))
     with ThreadPool(1) as pool:
