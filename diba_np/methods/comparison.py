@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class Row:
 def compare(
     A: ArrayLike,
     bits: float | Sequence[float] = (1.0, 2.0, 4.0),
-    methods: str | Sequence[str] = "all",
+    methods: str | Iterable[str] = "all",
     inputs: ArrayLike | None = None,
     jobs: int = 1,
     seed: int = 0,
@@ -102,7 +102,7 @@ def compare(
     A : (m, n) array_like, real
     bits : float or sequence of float
         Budgets in bits per weight; everything a method stores counts.
-    methods : "all" or sequence of str
+    methods : "all" or iterable of str
         Labels of `METHODS`.
     inputs : (N, n) array_like, optional
         Cached inputs, one sample a row. The methods are fitted on the first three quarters,
@@ -135,10 +135,18 @@ def compare(
         raise ValueError("bits must hold at least one rate, got none")
     if isinstance(methods, str):
         methods = METHODS if methods == "all" else (methods,)
+    try:
+        methods = tuple(methods)
+    except TypeError:
+        kind = type(methods).__name__
+        raise TypeError(f'methods must be "all" or labels of methods, got {kind}') from None
+    if not methods:
+        raise ValueError("methods must hold at least one label, got none")
     unknown = [label for label in methods if label not in METHODS]
     if unknown:
         raise ValueError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
     jobs = check_count(jobs, "jobs")
+    check_count(seed, "seed", least=0)
     for rate in rates:
         check_problem(A, rate, inputs, seed)
     matrix = as_matrix(A)

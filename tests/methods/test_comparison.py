@@ -53,6 +53,11 @@ def test_rows_go_by_method_then_rate(problem):
     assert [(row.method, row.target_bits) for row in rows] == wanted
 
 
+def test_methods_may_come_from_an_iterator(problem):
+    rows = compare(problem[0], bits=[2.0], methods=(label for label in ("sign", "rtn")))
+    assert [row.method for row in rows] == ["sign", "rtn"]
+
+
 def test_a_method_that_fails_is_a_row(problem):
     A, _ = problem
     rows = compare(A, bits=0.02, methods=["svd16", "rtn"])
@@ -112,6 +117,9 @@ def test_methods_are_fitted_to_some_inputs_and_judged_on_the_others(problem, met
         ({"bits": []}, ValueError, "bits must hold at least one rate"),
         ({"bits": [1, -1]}, ValueError, "bits must be finite and above 0"),
         ({"methods": ["sign", "zip"]}, ValueError, "methods must be among .* got 'zip'"),
+        ({"methods": []}, ValueError, "methods must hold at least one label, got none"),
+        ({"methods": None}, TypeError, 'methods must be "all" or labels .*, got NoneType'),
+        ({"seed": np.random.default_rng(0)}, TypeError, "seed must be an int, got Generator"),
         ({"jobs": 0}, ValueError, "jobs must be at least 1"),
         ({"jobs": 1.5}, TypeError, "jobs must be an int"),
         ({"inputs": np.ones((3, 40))}, ValueError, "at least 4 rows"),
