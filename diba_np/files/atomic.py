@@ -36,6 +36,14 @@ _TRIES, _PAUSE = 50, 0.02  # to rename over a file that another program has open
 _STREAMS = (stat.S_ISCHR, stat.S_ISFIFO)
 
 
+def as_path(path: PathLike, name: str = "path") -> Path:
+    """Return a path; TypeError of what is none."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise TypeError(f"{name} must be a path, got {type(path).__name__}") from None
+
+
 def beside(path: PathLike, suffix: str) -> Path:
     """Return the path of a file that goes with another: its name and a suffix.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
-from diba_np.files.atomic import PathLike
+from diba_np.files.atomic import PathLike, as_path
 
 FORMAT = "diba_np"
 
@@ -93,7 +94,7 @@ def read_root(path: PathLike) -> dict[str, Any]:
     ------
     FileNotFoundError, FormatError
     """
-    with open_file(Path(path)) as file:
+    with open_file(as_path(path)) as file:
         return _plain_attributes(file)
 
 
@@ -232,22 +233,25 @@ def _is_ours(place: h5py.Group) -> bool:
 
 def groups(path: PathLike) -> list[str]:
     """Return the names of all groups of a file that hold a matrix of ours; "" is the root."""
-    names: list[str] = []
+    with open_file(as_path(path)) as file:
+        return list(_ours(file))
+
+
+def _ours(file: h5py.File) -> Iterator[str]:
+    """Yield the names of all groups that hold a matrix of ours."""
     seen = set()
-    with open_file(Path(path)) as file:
-        waiting: list[tuple[str, h5py.Group]] = [("", file)]
-        while waiting:
-            name, place = waiting.pop()
-            address = h5py.h5o.get_info(place.id).addr
-            if address in seen:  # links can lead in circles
-                continue
-            seen.add(address)
-            if _is_ours(place):
-                names.append(name)
-            inside = [(item, member(place, item)) for item in place]
-            named = [(f"{name}/{item}".lstrip("/"), ours) for item, ours in inside]
-            waiting += [item for item in reversed(named) if isinstance(item[1], h5py.Group)]
-    return names
+    waiting: list[tuple[str, h5py.Group]] = [("", file)]
+    while waiting:
+        name, place = waiting.pop()
+        address = h5py.h5o.get_info(place.id).addr
+        if address in seen:  # links can lead in circles
+            continue
+        seen.add(address)
+        if _is_ours(place):
+            yield name
+        inside = [(item, member(place, item)) for item in place]
+        named = [(f"{name}/{item}".lstrip("/"), ours) for item, ours in inside]
+        waiting += [item for item in reversed(named) if isinstance(item[1], h5py.Group)]
 
 
 @dataclass(frozen=True)
@@ -390,11 +394,12 @@ def read_container(
         the path, the dataset or attribute, what was found and what was expected.
     """
     check_group(group)
-    final = Path(path)
+    final = as_path(path)
     with open_file(final) as file:
         place: Any = file
         if group is not None:
-            place = member(file, group)
+            # "." is no name to HDF5, but may be one of a matrix
+            place = None if "." in group.split("/") else member(file, group)
             if not isinstance(place, h5py.Group):
                 place = member(file, group_key(group))  # a model's file, a name with "/" in it
             if not isinstance(place, h5py.Group):
@@ -409,15 +414,20 @@ def read_container(
             format_name = "none"
             if "format" in place.attrs:
                 format_name = f"{place.attrs['format']!r} of another program"
-            hint = "; name one with group=" if len(file) and group is None else ""
+            names = _names(file)
+            hint = "; name one with group=" if names != _NONE and group is None else ""
             raise FormatError(
                 f'{final}: attribute format: found {format_name}, expected "{FORMAT}" '
-                f"(the file holds {_names(file)}{hint})"
+                f"(the file holds {names}{hint})"
             )
         return Reader(final, place).contents(layout)
 
 
+_NONE = "no factorization"
+
+
 def _names(file: h5py.File) -> str:
-    names = list(file)
+    """Tell in a few words which groups below the root hold a matrix of ours."""
+    names = list(itertools.islice((name for name in _ours(file) if name), 6))
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"groups {shown}" if names else "no groups"
+    return f"groups {shown}" if names else _NONE

@@ -14,7 +14,7 @@ import h5py
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
-from diba_np.files.atomic import PathLike, atomic_path, is_stream, reserve, target_of
+from diba_np.files.atomic import PathLike, as_path, atomic_path, is_stream, reserve, target_of
 from diba_np.files.container import (
     FORMAT,
     check_group,
@@ -111,6 +111,8 @@ def _write(
         text = json.dumps(record, default=plain)
     except TypeError as error:
         raise TypeError(f"record must hold what JSON can: {error}") from None
+    except (ValueError, RecursionError):
+        raise ValueError("record must hold what JSON can, got one that contains itself") from None
     if len(text.encode()) > _LARGEST_RECORD:
         raise ValueError(
             f"record takes {len(text.encode())} bytes as JSON, at most {_LARGEST_RECORD} fit"
@@ -174,7 +176,9 @@ def write_container(
         The folder cannot be written, or the file is in use.
     """
     check_group(group)
-    final = Path(path)
+    if group is not None and "." in group.split("/"):
+        raise ValueError(f"group must have no part '.', got {group!r}")
+    final = as_path(path)
     if group is None:
         with _created(final) as (file, size):
             _write(final, file, attributes, arrays, record)
@@ -269,8 +273,8 @@ def write_groups(
     int
         The file's bytes.
     """
-    with _created(Path(path)) as (file, size):
-        final = Path(path)
+    final = as_path(path)
+    with _created(final) as (file, size):
         digests = {}
         for group, own, arrays, record in items:
             place = file.create_group(group)

@@ -1,5 +1,6 @@
 """HDF5 files: what is saved comes back; whatever is damaged is an error, never data."""
 
+import io
 import os
 import pickle
 import shutil
@@ -116,6 +117,32 @@ def test_payload_plus_at_most_16_kib(tmp_path, attention):
     assert greedy.save(tmp_path / "g.h5") <= greedy.storage_bits() / 8 + 16 * 1024
 
 
+def test_a_file_of_others_holds_no_factorization(tmp_path):
+    path = tmp_path / "other.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(5.0)
+        file.create_group("part")
+    with pytest.raises(FormatError, match=r"the file holds no factorization\)$"):
+        load(path)
+    for group in ("x", "y"):
+        with pytest.raises(FormatError, match=f"group {group}: found no factorization, expected"):
+            load(path, group=group)
+    with pytest.raises(FormatError, match="the file holds no factorization"):
+        load(path, group="part")
+
+
+def test_what_is_no_path_or_no_record_is_named(tmp_path):
+    f = DiBAFactors([1.0], [[1]], [1.0], [[1]], [1.0])
+    with pytest.raises(TypeError, match=r"^path must be a path, got int$"):
+        load(3)
+    with pytest.raises(TypeError, match=r"^path must be a path, got BytesIO$"):
+        f.save(io.BytesIO())
+    record = {}
+    record["again"] = record
+    with pytest.raises(ValueError, match=r"record must hold what JSON can, .* contains itself"):
+        f.with_record(record).save(tmp_path / "f.h5")
+
+
 def test_many_groups_in_one_file(tmp_path, rng):
     path = tmp_path / "model.h5"
     layers = [factorize(rng.normal(size=(5, 6)), k=i + 1, max_sweeps=3) for i in range(3)]
@@ -135,7 +162,7 @@ def test_many_groups_in_one_file(tmp_path, rng):
     assert_same(layers[0], load(path, group="block/attention"))
     assert sorted(groups(path))[0] == "block"
     assert sorted(groups(path))[1:] == ["block/attention", "layer.0", "layer.1", "layer.2"]
-    with pytest.raises(FormatError, match=r"holds groups block, layer.0.*name one with group="):
+    with pytest.raises(FormatError, match=r"holds groups block, block/att.*name one with group="):
         load(path)
     with pytest.raises(FormatError, match=r"group layer\.9: found groups"):
         load(path, group="layer.9")
@@ -143,6 +170,11 @@ def test_many_groups_in_one_file(tmp_path, rng):
         layers[0].save(path, group="/")
     with pytest.raises(ValueError, match="group must be a name"):
         layers[0].save(path, group="a\0b")
+    for group in (".", "a/.", "./a"):
+        with pytest.raises(ValueError, match=r"group must have no part '\.', got"):
+            layers[0].save(path, group=group)
+        with pytest.raises(FormatError, match=r"found groups block, block/attention, layer"):
+            load(path, group=group)
     # arrays of one factorization are no groups of another
     with pytest.raises(ValueError, match=r"'layer\.0/b1' is an array of another factorization"):
         layers[1].save(path, group="layer.0/b1")
