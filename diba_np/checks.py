@@ -52,6 +52,21 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
     return count
 
 
+def check_dense(values: Any, name: str) -> None:
+    """Refuse what NumPy's own conversion would hide: sparse matrices and masked entries.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if hasattr(values, "tocsr"):
+        its = f"{name}.toarray()" if name.isidentifier() else "its .toarray()"
+        raise TypeError(f"{name} must be a dense array, got a sparse matrix; pass {its}")
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        count = int(np.ma.count_masked(values))
+        raise ValueError(f"{name} must have no masked entries, got {count}")
+
+
 def as_real(
     values: ArrayLike, name: str, rule: str = "be an array of real numbers"
 ) -> NDArray[Any]:
@@ -63,8 +78,11 @@ def as_real(
     Raises
     ------
     TypeError
-        The entries are not real numbers: "`name` must `rule`, got dtype ...".
+        The entries are not real numbers: "`name` must `rule`, got dtype ..."; a sparse matrix.
+    ValueError
+        Entries are masked.
     """
+    check_dense(values, name)
     array = np.asanyarray(values)
     dtype = array.dtype
     if dtype.kind not in "buif" or dtype.itemsize > 8 or dtype.type.__module__ != "numpy":
@@ -93,15 +111,11 @@ def as_matrix(A: ArrayLike, name: str = "A") -> NDArray[Any]:
     ValueError
         Not two-dimensional, empty, or with NaN or infinity.
     """
-    if hasattr(A, "tocsr"):
-        raise TypeError(f"{name} must be a dense array, got a sparse matrix; pass {name}.toarray()")
+    check_dense(A, name)
     try:
         matrix = np.asanyarray(A)
     except ValueError as error:  # ragged nested lists
         raise ValueError(f"{name} must be a rectangular 2-D array: {error}") from None
-    if isinstance(matrix, np.ma.MaskedArray) and matrix.mask.any():
-        count = int(matrix.mask.sum())
-        raise ValueError(f"{name} must have no masked entries, got {count}")
     if not isinstance(matrix, np.memmap):
         matrix = np.asarray(matrix)  # numpy.matrix and others give blocks of another shape
     matrix = as_real(matrix, name)
@@ -132,7 +146,7 @@ def as_samples(X: ArrayLike, name: str, width: int) -> NDArray[Any]:
     TypeError, ValueError
         As `as_matrix`, or the last axis is not of that width.
     """
-    samples: Any = X if hasattr(X, "tocsr") else as_real(X, name)
+    samples: Any = as_real(X, name)
     shape = tuple(samples.shape)
     if len(shape) < 2 or shape[-1] != width:
         raise ValueError(f"{name} must have shape (N, {width}), one sample a row, got {shape}")

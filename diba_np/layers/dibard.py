@@ -21,6 +21,7 @@ from diba_np.checks import check_count, check_number
 from diba_np.layers.linear import DiBALinear
 from diba_np.machine.thread_pool import product_threads
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.quality import without_figures
 from diba_np.search.progress import thinned
 from diba_np.training.losses import LOSSES, Loss
 from diba_np.training.moments import LeastSquares, Moments, moments
@@ -181,9 +182,7 @@ def retune(
             fit.adam(rng)
         else:
             {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
-        # of the diagonals before, and of the weights
-        stale = ("snr_db", "output_snr_db")
-        record = {name: value for name, value in f.record.items() if name not in stale} | {
+        record = without_figures(f.record) | {
             "retune": {
                 "method": chosen,
                 "loss": name,

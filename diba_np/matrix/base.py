@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
 from diba_np.arrays import RowIndex, row_blocks
-from diba_np.checks import as_real
+from diba_np.checks import as_real, check_dense
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
 from diba_np.files.container import Container
@@ -33,30 +33,6 @@ Array = NDArray[Any]
 
 # where a stored bit can belong
 KINDS = ("payload", "scales", "index", "codebook")
-
-
-class _Adjoint(LinearOperator):  # type: ignore[misc]  # scipy ships no types
-    """The transposed operator of a `CompressedMatrix` (real, so also its adjoint)."""
-
-    def __init__(self, parent: CompressedMatrix) -> None:
-        super().__init__(parent.dtype, parent.shape[::-1])
-        self.parent = parent
-
-    def _matvec(self, x: Array) -> Array:
-        return _along_last(self.parent._apply_transposed, x, self.shape[1])
-
-    def _matmat(self, X: Array) -> Array:
-        return self.parent._apply_transposed(as_operand(X))
-
-    def __matmul__(self, x: Any) -> Any:
-        if _is_plain(x, self.shape[1]):
-            return _multiplied(self.parent._apply_transposed, x)
-        return super().__matmul__(x)
-
-    def _adjoint(self) -> LinearOperator:
-        return self.parent
-
-    _transpose = _adjoint
 
 
 def as_operand(X: ArrayLike) -> Array:
@@ -132,66 +108,17 @@ def _index(index: Any) -> Any:
     return np.asarray(index, np.intp) if isinstance(index, list) and not index else index
 
 
-class CompressedMatrix(LinearOperator):  # type: ignore[misc]
-    """A matrix kept in few bits; a scipy ``LinearOperator`` of dtype float32.
-
-    Attributes
-    ----------
-    method : str
-        Name of the method, as written into files.
-    scale : float
-        Overall factor (float64): the stored parts describe ``A / scale``.
-    record : dict
-        How the matrix was made: settings, seed, seconds.
-
-    Notes
-    -----
-    Results have dtype ``np.result_type(np.float32, x.dtype)``, at most float64 (complex128). A
-    product of a subclass that overrides neither `_apply` nor `_apply_transposed` decodes the matrix
-    once and keeps the dense copy (4 m n bytes).
-    """
-
-    method: ClassVar[str] = ""
-    # dataset name -> one of KINDS; every dataset of the class must be listed
-    dataset_kinds: ClassVar[dict[str, str]] = {}
-
-    # whether `fit` heeds the inputs that it is given, or only checks them
-    uses_inputs: ClassVar[bool] = False
-
-    # whether this is an array kept as it is
-    is_array: ClassVar[bool] = False
-
-    @property
-    def terms(self) -> tuple[Any, ...]:
-        """The one-term factorizations of a `DiBAFactors`; none of any other method."""
-        return ()
-
-    def __init__(
-        self, shape: tuple[int, int], scale: float = 1.0, record: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(np.dtype(np.float32), tuple(int(v) for v in shape))
-        self.scale = float(scale)
-        self.record = dict(record or {})
-        self._decoded: Any = None
-
-    # ---- to be written by a method -------------------------------------------------
-    @classmethod
-    def fit(cls, A: ArrayLike, bits: float, inputs: ArrayLike | None = None, seed: int = 0) -> Self:
-        """Return the best setting of the method within ``bits * m * n`` stored bits."""
-        raise NotImplementedError
+class _Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
+    """A linear operator that can be written out, whole or in parts: NumPy's matrix where asked."""
 
     def to_dense(self) -> Array:
         """Return the matrix as (m, n) float32."""
         raise NotImplementedError
 
-    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Return ``(attrs, arrays)``: scalars, and 1-D arrays by dataset name."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
-        """Build the object again from what `to_datasets` gave."""
-        raise NotImplementedError
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("a compressed matrix cannot become an array without a copy")
+        return self.to_dense().astype(dtype or np.float32, copy=bool(copy))
 
     def row_expander(self, columns: RowIndex = slice(None)) -> Callable[[RowIndex], Array]:
         """Return a function from a slice or vector of rows to those of the matrix, float32.
@@ -280,6 +207,84 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
             flat[at] = block[row_of[at] - part.start, column_of[at]]
         return out if isinstance(at_row, np.ndarray) else out[()]
 
+    # what scipy turns into plain arrays before it comes to a product
+    def dot(self, x: Any) -> Any:
+        """Return the product with a vector, a matrix or an operator, as scipy has it."""
+        check_dense(x, "the operand")
+        return super().dot(x)
+
+    def matvec(self, x: ArrayLike) -> Any:
+        """Return the product with a vector (n,) or (n, 1), as scipy has it."""
+        check_dense(x, "the operand")
+        return super().matvec(x)
+
+    def matmat(self, X: ArrayLike) -> Any:
+        """Return the product with a matrix (n, N), as scipy has it."""
+        check_dense(X, "the operand")
+        return super().matmat(X)
+
+    def snr(self, A: ArrayLike) -> float:
+        """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
+        return quality.snr_db(A, self)
+
+
+class CompressedMatrix(_Expandable):
+    """A matrix kept in few bits; a scipy ``LinearOperator`` of dtype float32.
+
+    Attributes
+    ----------
+    method : str
+        Name of the method, as written into files.
+    scale : float
+        Overall factor (float64): the stored parts describe ``A / scale``.
+    record : dict
+        How the matrix was made: settings, seed, seconds.
+
+    Notes
+    -----
+    Results have dtype ``np.result_type(np.float32, x.dtype)``, at most float64 (complex128). A
+    product of a subclass that overrides neither `_apply` nor `_apply_transposed` decodes the matrix
+    once and keeps the dense copy (4 m n bytes).
+    """
+
+    method: ClassVar[str] = ""
+    # dataset name -> one of KINDS; every dataset of the class must be listed
+    dataset_kinds: ClassVar[dict[str, str]] = {}
+
+    # whether `fit` heeds the inputs that it is given, or only checks them
+    uses_inputs: ClassVar[bool] = False
+
+    # whether this is an array kept as it is
+    is_array: ClassVar[bool] = False
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """The one-term factorizations of a `DiBAFactors`; none of any other method."""
+        return ()
+
+    def __init__(
+        self, shape: tuple[int, int], scale: float = 1.0, record: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(np.dtype(np.float32), tuple(int(v) for v in shape))
+        self.scale = float(scale)
+        self.record = dict(record or {})
+        self._decoded: Any = None
+
+    # ---- to be written by a method -------------------------------------------------
+    @classmethod
+    def fit(cls, A: ArrayLike, bits: float, inputs: ArrayLike | None = None, seed: int = 0) -> Self:
+        """Return the best setting of the method within ``bits * m * n`` stored bits."""
+        raise NotImplementedError
+
+    def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return ``(attrs, arrays)``: scalars, and 1-D arrays by dataset name."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Build the object again from what `to_datasets` gave."""
+        raise NotImplementedError
+
     # ---- products --------------------------------------------------------------------
     def _dense(self) -> Any:
         if self._decoded is None:
@@ -336,10 +341,6 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
     def storage_ratio(self) -> float:
         """Return `storage_bits` as a share of the dense float32 matrix."""
         return float(self.storage_bits() / (DENSE_BITS * self.shape[0] * self.shape[1]))
-
-    def snr(self, A: ArrayLike) -> float:
-        """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
-        return quality.snr_db(A, self)
 
     # ---- the array that it stands for -------------------------------------------------
     def stands_for(self, shape: tuple[int, ...], dtype: str, matrix: tuple[int, int]) -> bool:
@@ -413,6 +414,33 @@ class CompressedMatrix(LinearOperator):  # type: ignore[misc]
             raise FormatError(f"{contents.label}: inconsistent contents: {error}") from error
         result.record = contents.record
         return result
+
+
+class _Adjoint(_Expandable):
+    """The transposed operator of a `CompressedMatrix` (real, so also its adjoint)."""
+
+    def __init__(self, parent: CompressedMatrix) -> None:
+        super().__init__(parent.dtype, parent.shape[::-1])
+        self.parent = parent
+
+    def to_dense(self) -> Array:
+        return np.ascontiguousarray(self.parent.to_dense().T)
+
+    def _matvec(self, x: Array) -> Array:
+        return _along_last(self.parent._apply_transposed, x, self.shape[1])
+
+    def _matmat(self, X: Array) -> Array:
+        return self.parent._apply_transposed(as_operand(X))
+
+    def __matmul__(self, x: Any) -> Any:
+        if _is_plain(x, self.shape[1]):
+            return _multiplied(self.parent._apply_transposed, x)
+        return super().__matmul__(x)
+
+    def _adjoint(self) -> LinearOperator:
+        return self.parent
+
+    _transpose = _adjoint
 
 
 # ---- shared by every fit -----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -10,13 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import RowIndex
-from diba_np.checks import as_real, check_count, check_shift
+from diba_np.checks import as_real, check_count, check_dense, check_shift
 from diba_np.files.container import Container
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import Grids, ScaleBits, stored_scale_bits
 from diba_np.matrix.factors_format import payload, rebuild
 from diba_np.matrix.packed_bits import PackedBits, joined_tiles
+from diba_np.matrix.quality import without_figures
 from diba_np.matrix.registry import ADAPTATION, resolve
 from diba_np.matrix.terms import expander, single_terms
 from diba_np.products.product import Product
@@ -107,7 +109,8 @@ class DiBAFactors(CompressedMatrix):
     in float32 for float32 and what it holds exactly (float16, bfloat16, bool, integers of up to 16
     bits), in float64 for every other real operand, with a complex one on both parts. Objects are
     refused. It is exact to the
-    rounding of that type and the same for any number of threads (`numba.set_num_threads`).
+    rounding of that type and the same for any number of threads (`numba.set_num_threads`); with
+    ``shift > 1/2``, where large terms may cancel, to the rounding of those terms.
     `matvec_rounded` is faster and less exact. NaN and infinity in the operand reach the result as
     in the dense product. The first product makes a copy of the bits in another order, the first
     product with the transpose another one; `nbytes` counts them. ``DIBA_NP_KERNEL``
@@ -353,7 +356,8 @@ class DiBAFactors(CompressedMatrix):
         Returns
         -------
         DiBAFactors
-            Of the same shift, bias and `scale_bits`.
+            Of the same shift, bias and `scale_bits`. Its record keeps no figures of the whole; with
+            `A` it has the new ``snr_db``.
 
         Raises
         ------
@@ -377,11 +381,13 @@ class DiBAFactors(CompressedMatrix):
                 left -= size
                 b1, b2 = f.b1.to_dense()[:, :size], f.b2.to_dense()[:size]
                 parts.append(DiBAFactors(f.d1, b1, f.d2[:size], b2, f.d3, f.shift, grids=f.grids))
-        record = {**self.record, "truncated_from": self.k}
+        record = without_figures(self.record, "stages") | {"truncated_from": self.k}
         coarse = DiBAFactors.from_terms(parts, record, bias=self.bias)
         if A is None:
             return coarse
         adapted: DiBAFactors = resolve(ADAPTATION)(coarse, A)
+        reached = adapted.snr(A)
+        adapted.record["snr_db"] = reached if math.isfinite(reached) else None
         return adapted
 
     # -- dense ---------------------------------------------------------------------------------
@@ -397,11 +403,6 @@ class DiBAFactors(CompressedMatrix):
     def to_dense(self) -> Vector:
         """Return the (m, n) float32 matrix."""
         return self.row_expander()(slice(None))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a factorization cannot become an array without a copy")
-        return self.to_dense().astype(dtype or np.float32, copy=False)
 
     # -- products ------------------------------------------------------------------------------
 
@@ -461,6 +462,7 @@ class DiBAFactors(CompressedMatrix):
         -------
         (m,), (m, 1) or (..., m) ndarray
         """
+        check_dense(x, "the operand")
         x = np.asanyarray(x)
         n = self.shape[1]
         if x.ndim > 1 and x.shape[-1] == n and x.shape != (n, 1):
@@ -498,6 +500,7 @@ class DiBAFactors(CompressedMatrix):
         is done in float32. The largest possible error of one entry, after the first binary, is
         ``n / 5`` half steps of which 131 040 make up that largest sum.
         """
+        check_dense(x, "x")
         x = np.asarray(x)
         if x.shape != (self.shape[1],):
             raise ValueError(f"x must have shape ({self.shape[1]},), got {x.shape}")

@@ -10,6 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import largest_magnitude, row_blocks
 from diba_np.checks import as_real, as_samples
 
+# what a record tells of bits and diagonals as they were found: true of no others
+FIGURES = (
+    "snr_db",
+    "output_snr_db",
+    "zero_rows",
+    "zero_columns",
+    "objective_history",
+    "improving_flips_left",
+)
+
+
+def without_figures(record: dict[str, Any], *also: str) -> dict[str, Any]:
+    """Return a record without its `FIGURES`, and without other entries by name."""
+    return {name: value for name, value in record.items() if name not in (*FIGURES, *also)}
+
 
 def _as_real(A: ArrayLike, name: str) -> NDArray[Any]:
     """Return an array of real numbers; subclasses that slice in their own way become plain."""

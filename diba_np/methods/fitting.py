@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diba_np.arrays import largest_magnitude
 from diba_np.checks import as_matrix, as_samples, check_count, check_magnitude, check_number
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array
@@ -25,6 +26,7 @@ class Problem:
     budget : int
         Stored bits allowed.
     X : (N, n) float64 or None
+        Divided by a power of two where they are very small or large.
     rng : numpy.random.Generator
     """
 
@@ -62,6 +64,10 @@ def check_problem(
     X = None
     if inputs is not None:
         X = np.ascontiguousarray(as_samples(inputs, "inputs", A.shape[1]), np.float64)
+        largest = largest_magnitude(X)
+        # their unit does not count; squares of squares of such numbers would vanish or overflow
+        if largest and not 1e-30 < largest < 1e30:
+            X = np.ldexp(X, -int(np.frexp(largest)[1]))
     peak = check_magnitude(A, "A")
     scale = peak * float(np.sqrt(np.mean((A / peak) ** 2))) if peak > 0.0 else 1.0
     return Problem(A / scale, scale, number, X, seed)

@@ -11,7 +11,7 @@ import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import largest_magnitude, row_blocks
-from diba_np.checks import as_matrix, as_real, as_samples, digest
+from diba_np.checks import as_matrix, as_real, as_samples, check_dense, digest
 from diba_np.machine.thread_pool import ThreadPool
 
 Floats = NDArray[np.float64]
@@ -147,7 +147,12 @@ def as_weights(
         as_given = given[:, None] if given.ndim == 1 else as_matrix(output_weight, "output_weight")
         facts["output_weight_sha256"] = digest(as_given)
         if given.ndim == 1:
-            outputs = given / given.mean()
+            with np.errstate(over="ignore"):
+                mean = given.mean()
+            if not np.isfinite(mean):
+                given = given / given.max()
+                mean = given.mean()
+            outputs = given / mean
         else:
             output_gram = _shrunk(given / (np.trace(given) / m), LEAST_SHRINKAGE)
     if H is None and output_weight is None:
@@ -232,6 +237,7 @@ def _normalised(H: Floats, facts: dict[str, Any]) -> Floats:
 
 def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
     """Return the weights of the outputs, a vector or a matrix, in float64."""
+    check_dense(output_weight, "output_weight")
     try:
         given = np.asanyarray(output_weight)
     except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_samples
+from diba_np.checks import as_samples, check_dense
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
@@ -77,6 +77,7 @@ def _check_pair(X: ArrayLike, Y: ArrayLike, shape: tuple[int, int], labels: bool
     """Check kinds, shapes and finiteness; labels also against the outputs."""
     m, n = shape
     inputs = as_samples(X, "X", n)
+    check_dense(Y, "Y")
     leading, targets = np.shape(X)[:-1], np.asanyarray(Y)
     given = targets.shape
     if labels and given and (targets.ndim == 1 or given == leading):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from strategies import factors
 
 from diba_np import DiBAFactors, DiBALinear, factorize, methods, retune
@@ -380,6 +381,12 @@ def test_same_seed_same_result_and_the_callback_ends(problem):
         ({"validation": 1.0}, ValueError, r"validation must lie in \[0, 1\), got 1"),
         ({"schedule": "step"}, ValueError, "schedule must be one of cosine, constant, got 'step'"),
         ({"clip": 0}, ValueError, "clip must be"),
+        (
+            {"loss": "cross_entropy", "Y": np.ma.masked_array([0, 1, 1, 0], [0, 0, 1, 0])},
+            ValueError,
+            "Y must have no masked entries, got 1",
+        ),
+        ({"Y": csr_matrix(np.ones((4, 2)))}, TypeError, r"Y must .* pass Y.toarray\(\)"),
         ({"stay": -1}, ValueError, "stay must not be negative, got -1"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"loss": "cross_entropy", "Y": np.array([0, 1, 2, 0])}, ValueError, r"labels in \[0, 2\)"),

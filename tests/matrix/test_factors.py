@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsqr, svds
 from strategies import factors
 
@@ -194,6 +195,11 @@ def test_truncate_keeps_the_components_that_matter_most(rng, scale_bits):
     fitted = f.truncate(20, A)
     assert fitted.snr(A) > coarse.snr(A) + 0.1
     assert (fitted.k, fitted.scale_bits) == (20, f.scale_bits)
+    # figures are of the whole, or new
+    assert fitted.record["snr_db"] == fitted.snr(A)
+    gone = {"snr_db", "objective_history", "improving_flips_left", "stages", "zero_rows"}
+    assert not gone & set(coarse.record)
+    assert coarse.record["solver"] == f.record["solver"]
     biased = DiBAFactors(f.d1, f.b1, f.d2, f.b2, f.d3, 0.5, grids=f.grids, bias=np.arange(40))
     for cut in (biased.truncate(20), biased.truncate(20, A)):
         np.testing.assert_array_equal(cut.bias, biased.bias)
@@ -209,6 +215,17 @@ def test_truncate_keeps_the_components_that_matter_most(rng, scale_bits):
         f.truncate(31)
     with pytest.raises(ValueError, match=r"A must have shape \(40, 30\), got \(2, 2\)"):
         f.truncate(3, np.ones((2, 2)))
+
+
+def test_operands_that_numpy_would_flatten_are_refused(rng):
+    f = DiBAFactors([1.0], [[1, 1]], [1.0, 2.0], np.ones((2, 3)), np.ones(3))
+    masked = np.ma.masked_array(np.ones(3), [False, True, False])
+    for product in (lambda: f @ masked, lambda: f.matvec(masked), lambda: f.matvec_rounded(masked)):
+        with pytest.raises(ValueError, match="must have no masked entries, got 1"):
+            product()
+    with pytest.raises(TypeError, match=r"the operand must be a dense array.*pass its .toarray"):
+        f @ csr_matrix(np.eye(3))
+    np.testing.assert_array_equal(f @ np.ma.masked_array(np.ones(3)), f @ np.ones(3))
 
 
 ONE = np.ones((2, 2), int)

@@ -343,6 +343,30 @@ def test_gram_and_problem(rng):
     assert problem.budget == 24 and problem.scale == 5.0
 
 
+@pytest.mark.parametrize("label", ["svd8", "rtn"])
+def test_numpy_takes_it_and_its_transpose_for_a_matrix(label, matrix):
+    made = methods.fit(label, matrix, 4.0)
+    dense = made.to_dense()
+    for same, other in ((made, dense), (made.T, dense.T)):
+        assert np.asarray(same).dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(same), other)
+        np.testing.assert_array_equal(np.array(same, np.float64, copy=True), other)
+        np.testing.assert_array_equal(same.rows([3, 1]), other[[3, 1]])
+        np.testing.assert_array_equal(same[2:5, 3], other[2:5, 3])
+    assert made.T.snr(matrix.T) == pytest.approx(made.snr(matrix))
+    with pytest.raises(ValueError, match="cannot become an array without a copy"):
+        np.asarray(made, copy=False)
+
+
+@pytest.mark.parametrize("label", ["gptq", "mesa", "bitat"])
+@pytest.mark.parametrize("power", [-600, 600])
+def test_units_of_inputs_do_not_count(label, power, matrix, inputs):
+    A, X = matrix[:12, :16], inputs[:60, :16]
+    usual = methods.fit(label, A, 6.0, inputs=X)
+    scaled = methods.fit(label, A, 6.0, inputs=X * 2.0**power)
+    np.testing.assert_array_equal(usual.to_dense(), scaled.to_dense())
+
+
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize("unit", [1e300, 1e-300])
 def test_numbers_beyond_single_precision_are_refused(label, unit):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from strategies import matrices
 
 from diba_np import factorize, load
@@ -262,6 +263,12 @@ def test_a_gram_matrix_of_outputs_does_to_rows_what_that_of_inputs_does_to_colum
     assert snr(f, np.diag(w), np.eye(80)) == pytest.approx(snr(g, np.diag(w), np.eye(80)), abs=0.3)
 
 
+def test_output_weights_of_any_size(rng):
+    A = rng.normal(size=(12, 10))
+    f, g = (factorize(A, k=8, output_weight=np.full(12, w)) for w in (1.0, 1e307))
+    np.testing.assert_array_equal(f.to_dense(), g.to_dense())
+
+
 def test_output_weight_moves_the_error_to_outputs_that_count_less(attention):
     A = attention[:96, :80]
     w = np.ones(96)
@@ -428,6 +435,16 @@ SKEW[1, 4] = 0.5
         ({"output_weight": -np.ones(8)}, ValueError, "finite and not negative, got -1 at 0"),
         ({"output_weight": [1, 1, 1, np.nan] * 2}, ValueError, "not negative, got nan at 3"),
         ({"output_weight": np.zeros(8)}, ValueError, "output_weight must not be all zero"),
+        (
+            {"output_weight": np.ma.masked_array(np.ones(8), np.arange(8) > 3)},
+            ValueError,
+            "output_weight must have no masked entries, got 4",
+        ),
+        (
+            {"output_weight": csr_matrix(np.eye(8))},
+            TypeError,
+            r"got a sparse matrix; pass output_weight.toarray\(\)",
+        ),
         ({"output_weight": ["x"] * 8}, TypeError, "output_weight must be an array of real"),
         ({"output_weight": [[1], [1, 2]]}, ValueError, "output_weight must be a vector or matrix"),
         ({"output_weight": np.eye(6)}, ValueError, r"have shape \(8,\) or \(8, 8\), got \(6, 6"),
