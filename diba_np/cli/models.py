@@ -279,11 +279,8 @@ def info_model(args: argparse.Namespace) -> int:
 
 def verify_model(args: argparse.Namespace) -> int:
     """Check every array of a model's file, and against the model that it was made from."""
-    from diba_np.checks import digest
-    from diba_np.matrix.quality import decibels, squared_sums
+    from diba_np.matrix.quality import decibels
     from diba_np.models.file import open_model
-    from diba_np.models.shapes import matrix_view
-    from diba_np.sources.opening import open_source
 
     with open_model(args.file) as model:
         for name in model:
@@ -291,36 +288,68 @@ def verify_model(args: argparse.Namespace) -> int:
         report: dict[str, Any] = {"file": args.file, "ok": True, "checked": list(model)}
         lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
         if args.matrix:
-            omitted = {name for name, _ in model.record.get("omitted", ())}
-            source = {
-                entry.name: entry
-                for entry in open_source(args.matrix)
-                if not entry.unfit and entry.name not in omitted
-            }
-            other = [name for name in model if name not in source]
-            other += [name for name in source if name not in model]
-            noise = signal = 0.0
-            for name in (name for name in model if name in source):
-                array, stored = source[name].read(), model.read(name)
-                if array.shape != model.array_shape(name):
-                    other.append(name)
-                elif stored.is_array:
-                    if not _equal(array, model.dense(name)):
-                        other.append(name)
-                else:
-                    matrix = matrix_view(array)
-                    recorded = stored.record.get("source", {}).get("sha256")
-                    if recorded != digest(matrix):
-                        other.append(name)
-                    apart = squared_sums(matrix, stored, unit=1.0)
-                    signal, noise = signal + apart[0], noise + apart[1]
-            snr = decibels(signal, noise)
-            report |= {"same_source": not other, "differ": other, "snr_db": snr, "ok": not other}
-            sentence = f"NOT the model it was made from: {len(other)} differ, first {other[:1]}"
-            lines += [("source", sentence if other else "the model it was made from")]
-            lines += [("SNR", decibels_text(snr))]
+            if "network" in model.record:
+                differ, sums = networks.apart(args.file, args.matrix)
+                same, verdict = None, "compared by SNR alone: a network is trained"
+                what = "network"
+            else:
+                differ, sums = _apart(model, args.matrix)
+                same, verdict = True, "the model it was made from"
+                what = "model"
+            if differ:
+                same = False
+                verdict = f"NOT the {what} it was made from: {len(differ)} differ, the first "
+                verdict += differ[0]
+            report |= {"same_source": same, "differ": differ, "ok": not differ}
+            lines += [("source", verdict)]
+            if sums is not None:
+                report["snr_db"] = decibels(*sums)
+                lines += [("SNR", decibels_text(report["snr_db"]))]
     emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
+
+
+def _apart(model: Any, path: str) -> tuple[list[str], tuple[float, float] | None]:
+    """Return the names in which a model and its source differ, and squared sums of the others.
+
+    The sums are of the arrays and of the errors, None where no array could be compared.
+    """
+    from diba_np.checks import digest
+    from diba_np.matrix.quality import squared_sums
+    from diba_np.models.shapes import matrix_view
+    from diba_np.sources.opening import open_source
+
+    omitted = {name for name, _ in model.record.get("omitted", ())}
+    source = {
+        entry.name: entry
+        for entry in open_source(path)
+        if not entry.unfit and entry.name not in omitted
+    }
+    shared = [name for name in model if name in source]
+    if not shared:
+        raise CommandError(f"{path}: holds none of the model's arrays")
+    differ = [name for name in model if name not in source]
+    differ += [name for name in source if name not in model]
+    noise = signal = 0.0
+    compared = False
+    for name in shared:
+        array, stored = source[name].read(), model.read(name)
+        if array.shape != model.array_shape(name):
+            differ.append(name)
+            continue
+        if stored.is_array:
+            if _equal(array, model.dense(name)):
+                compared = True
+            else:
+                differ.append(name)
+            continue
+        compared = True
+        matrix = matrix_view(array)
+        if stored.record.get("source", {}).get("sha256") != digest(matrix):
+            differ.append(name)
+        own = squared_sums(matrix, stored, unit=1.0)
+        signal, noise = signal + own[0], noise + own[1]
+    return differ, (signal, noise) if compared else None
 
 
 def _equal(a: Any, b: Any) -> bool:

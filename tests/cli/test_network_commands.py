@@ -126,6 +126,26 @@ def test_info_counts_bits_by_kind_of_tensor(small, capsys):
     assert "embeddings and head" in capsys.readouterr().out
 
 
+def test_a_network_is_verified_by_its_matrices_alone(small, tmp_path, capsys):
+    source = tmp_path / "source"
+    folder_of(source, "llama")
+    assert main(["verify", small, str(source), "--json"]) == 0
+    found = told(capsys)
+    layers = [networks.load(path).layers for path in (source, small)]
+    pairs = [[own[name].to_matrix().to_dense() for own in layers] for name in layers[0]]
+    signal = sum(np.square(A).sum() for A, _ in pairs)
+    noise = sum(np.square(A - A_hat).sum() for A, A_hat in pairs)
+    assert (found["ok"], found["same_source"], found["differ"]) == (True, None, [])
+    assert found["snr_db"] == pytest.approx(10 * np.log10(signal / noise), abs=1e-3)
+    assert main(["verify", small, str(source)]) == 0
+    assert "compared by SNR alone: a network is trained" in capsys.readouterr().out
+    other = tmp_path / "other"
+    folder_of(other, "llama", intermediate_size=16)
+    assert main(["verify", small, str(other)]) == 1
+    out = capsys.readouterr().out
+    assert "NOT the network it was made from: 6 differ, the first model.layers.0.mlp.gate" in out
+
+
 @pytest.mark.parametrize(
     ("line", "match"),
     [

@@ -505,6 +505,14 @@ def test_command(here, capsys):
         np.savez("more.npz", **arrays, more=np.full(3, np.nan))
     status, out, _ = run(capsys, "verify", "m.h5", "more.npz", "--json")
     assert (status, json.loads(out)["differ"]) == (1, ["more"])
+    status, out, _ = run(capsys, "verify", "m.h5", "more.npz")
+    assert "NOT the model it was made from: 1 differ, the first more" in out
+    # where nothing can be compared, nothing is exact
+    status, out, err = run(capsys, "verify", "m.h5", "x.npy")
+    assert (status, out, "x.npy: holds none of the model's arrays" in err) == (1, "", True)
+    np.savez("other.npz", b=np.ones(3), first=np.ones((20, 30)))
+    status, out, _ = run(capsys, "verify", "m.h5", "other.npz", "--json")
+    assert status == 1 and "snr_db" not in json.loads(out)
 
 
 def test_command_errors_are_one_sentence(here, capsys):
