@@ -76,7 +76,9 @@ def add_commands(subcommands: Any, given: Parents) -> None:
         "embed", parents=[given.common, given.writes], help="unit vectors of texts, one a line"
     )
     command.add_argument("network", metavar="NETWORK", help=_NETWORK)
-    command.add_argument("texts", metavar="T.txt", help="UTF-8, one text a line")
+    command.add_argument(
+        "texts", metavar="T.txt", help="UTF-8, one text a line, none blank; or token ids, .npy"
+    )
     command.add_argument("-o", "--output", metavar="E.npy", required=True, help="float32 (S, n)")
     command.set_defaults(run=run_embed)
 
@@ -92,8 +94,8 @@ def _load(path: str) -> Any:
 
 
 def _lines(path: str) -> list[str]:
-    """Return the lines of a text file that are not blank."""
-    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+    """Return the lines of a text file; a newline ends one, no other character."""
+    return [line.strip() for line in _text(path).removesuffix("\n").split("\n")]
 
 
 def _text(path: str) -> str:
@@ -103,16 +105,28 @@ def _text(path: str) -> str:
         raise CommandError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise CommandError(f"{path}: not readable as UTF-8 ({error.reason})") from error
+    text = text.removeprefix("\ufeff")  # a byte order mark is no text
     if not text.strip():
         raise CommandError(f"{path}: holds no text")
     return text
 
 
 def _texts(path: str, net: Any) -> Any:
-    """Return what a file holds for a network: ids, one text, or one a line."""
+    """Return what a file holds for a network: ids, one text, or one a line that is not blank."""
     if path.endswith(".npy"):
         return load_array(path)
-    return [_text(path)] if net.kind.decoder else _lines(path)
+    return [_text(path)] if net.kind.decoder else [line for line in _lines(path) if line]
+
+
+def _rows(path: str) -> Any:
+    """Return what a file holds, one a row: ids, or the texts of its lines, none of them blank."""
+    if path.endswith(".npy"):
+        return load_array(path)
+    lines = _lines(path)
+    if "" in lines:
+        number = lines.index("") + 1
+        raise CommandError(f"{path}: line {number} is blank; each line is one text")
+    return lines
 
 
 def _size(path: str) -> int:
@@ -214,7 +228,7 @@ def run_embed(args: argparse.Namespace) -> int:
     output = Path(args.output)
     check_output(output, args.force, inputs=[args.network, args.texts])
     net = _load(args.network)
-    vectors = net.embed(_lines(args.texts))
+    vectors = net.embed(_rows(args.texts))
 
     def write(path: Path) -> None:
         with path.open("wb") as file:

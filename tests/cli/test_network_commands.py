@@ -94,14 +94,21 @@ def test_generate_refuses_an_encoder_before_it_writes(tmp_path, capsys):
 
 
 def test_embed_writes_a_vector_a_line(small, tmp_path, capsys):
-    (tmp_path / "t.txt").write_text("a b\n\nc d e\n")
+    # a byte order mark is no text, and only a newline ends a line
+    texts = "\ufeffa b\u2028c\x85d\fe\r\n c d e\n"
+    (tmp_path / "t.txt").write_bytes(texts.encode())
     line = ["embed", small, str(tmp_path / "t.txt"), "-o", str(tmp_path / "e.npy"), "--json"]
     assert main(line) == 0
     assert told(capsys)["texts"] == 2
     vectors = np.load(tmp_path / "e.npy")
-    assert np.allclose(vectors, networks.load(small).embed(["a b", "c d e"]))
+    assert np.allclose(vectors, networks.load(small).embed(["a b c d e", "c d e"]))
     assert main(line) == 1
     assert "exists; pass --force" in capsys.readouterr().err
+    np.save(tmp_path / "ids.npy", [[3, 4, 5], [6, 7, 8]])
+    line[2] = str(tmp_path / "ids.npy")
+    assert main([*line, "--force"]) == 0
+    expected = networks.load(small).embed(np.load(line[2]))
+    assert np.allclose(np.load(tmp_path / "e.npy"), expected)
 
 
 def test_export_writes_a_folder(small, tmp_path, capsys):
@@ -154,6 +161,7 @@ def test_a_network_is_verified_by_its_matrices_alone(small, tmp_path, capsys):
         (["evaluate", "{small}", "--texts", "{blank}"], "holds no text"),
         (["evaluate", "{small}", "--texts", "{latin}"], "not readable as UTF-8"),
         (["evaluate", "{small}"], "to judge next tokens give texts alone"),
+        (["embed", "{small}", "{gap}", "-o", "{out}"], "gap.txt: line 2 is blank; each line is"),
         (["generate", "{net}", "a"], "generate needs a decoder"),
         (["embed", "{net}", "{good}", "-o", "{out}"], "texts need a tokenizer"),
         (["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", "{out}", "--exclude", "a"],
@@ -182,9 +190,10 @@ def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     np.savez(tmp_path / "other" / "weights.npz", a=np.eye(3))
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "good.txt").write_text("a b c\n")
+    (tmp_path / "gap.txt").write_text("a\n \nb\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     places = {name: tmp_path / name for name in ("net", "other", "out")}
-    places |= {name: tmp_path / f"{name}.txt" for name in ("blank", "latin", "good")}
+    places |= {name: tmp_path / f"{name}.txt" for name in ("blank", "latin", "good", "gap")}
     assert main([part.format(small=small, **places) for part in line]) == 1
     err = capsys.readouterr().err
     assert match in err
