@@ -158,6 +158,7 @@ def run_model(args: argparse.Namespace) -> int:
 
 def _factorize(args: argparse.Namespace) -> int:
     """Factorize every matrix of a model and report the totals."""
+    networks.clear_parts(args, with_texts=True)
     weights = _read_weights(args.weights) if args.weights else None
     from diba_np.models.factorization import factorize_model
 

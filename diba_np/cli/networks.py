@@ -346,6 +346,25 @@ def _remove(parts: Path, output: Path) -> None:
         shutil.rmtree(parts, ignore_errors=True)
 
 
+def clear_parts(args: argparse.Namespace, with_texts: bool) -> Path:
+    """Return the folder of an output's parts; CommandError if they are of the other kind of run.
+
+    `with_texts` tells of which kind they must not be. `--restart` removes these.
+    """
+    from diba_np.files.atomic import beside
+
+    parts = beside(Path(args.output), ".parts")
+    of_others = (parts / ("network.parts" if with_texts else "run.json")).exists()
+    if of_others and not args.restart:
+        raise CommandError(
+            f"{parts} holds parts of a run {'with' if with_texts else 'without'} --texts; finish "
+            "that one, delete the folder, or pass --restart"
+        )
+    if of_others or (args.restart and not with_texts):
+        _remove(parts, Path(args.output))
+    return parts
+
+
 def run_compress(args: argparse.Namespace) -> int:
     """Compress a network with activations, and train it end to end, its output checked already."""
     usual = args.parser.subparsers()["model"].get_default
@@ -354,21 +373,13 @@ def run_compress(args: argparse.Namespace) -> int:
         option = given[0].replace("_", "-")
         raise CommandError(f"--{option} is of matrices alone; leave it out with --texts")
     from diba_np import networks
-    from diba_np.files.atomic import beside
     from diba_np.models.executors import Events
 
     output = Path(args.output)
     net = _load(args.source)
     texts = _texts(args.texts, net)
-    parts = beside(output, ".parts")
-    if (parts / "run.json").exists() and not args.restart:
-        raise CommandError(
-            f"{parts} holds parts of a run without --texts; finish that one, delete the folder, "
-            "or pass --restart"
-        )
+    parts = clear_parts(args, with_texts=False)
     log = Events(log=Path(args.json_log) if args.json_log else None)
-    if args.restart:
-        _remove(parts, output)
     started = time.monotonic()
     reached: list[float] = []
 

@@ -25,7 +25,7 @@ Report = dict[str, Any]
 
 # names of arguments in messages of the library, which are options here
 _ARGUMENT = re.compile(
-    r"\b(group|include|exclude|grams|inputs|gram|output_weight|weights|bits|ratio|snr|min_size|"
+    r"\b(texts|labels|group|include|exclude|grams|inputs|gram|output_weight|weights|bits|ratio|snr|min_size|"
     r"allocation|threads|jobs|scale_bits|shift|seed|effort|checkpoint|restart|block_rows|solver)="
     r'("[a-z]+"|\d+)?'
 )
@@ -59,7 +59,8 @@ def in_options(text: str) -> str:
         name, value = match.groups()
         return f"--{name.replace('_', '-')}" + (" " + value.strip('"') if value else "")
 
-    return _ARGUMENT.sub(option, text).replace("(exclude)", "(--exclude)")
+    text = _ARGUMENT.sub(option, text).replace("(exclude)", "(--exclude)")
+    return text.replace("ask for a restart", "pass --restart")
 
 
 def shown(text: str) -> str:

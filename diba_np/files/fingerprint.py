@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# characters of a value that a message shows whole
+# most characters of a value that a message shows; a digest or a list of arrays is no help
 _SHOWN = 40
 
 
@@ -17,11 +17,21 @@ def as_stored(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return "name was this and is now that" for what two stored fingerprints differ in."""
+    """Return "name was this and is now that" for what two stored fingerprints differ in.
+
+    Where both are too long to be shown "not the same name".
+    """
     names = sorted(name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name))
-    return [f"{n} was {_short(kept.get(n))} and is now {_short(now.get(n))}" for n in names]
+    return [
+        _difference(name, json.dumps(kept.get(name)), json.dumps(now.get(name))) for name in names
+    ]
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
+def _difference(name: str, was: str, now: str) -> str:
+    if min(len(was), len(now)) > _SHOWN:
+        return f"not the same {name}"
+    return f"{name} was {_short(was)} and is now {_short(now)}"
+
+
+def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:12]}..."

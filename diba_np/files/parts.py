@@ -27,7 +27,7 @@ class Parts:
     Raises
     ------
     ValueError
-        The parts are of a run with another fingerprint.
+        The parts are of a run with another fingerprint, or of another kind.
     FormatError
         It cannot be told whose parts they are.
     OSError
@@ -65,8 +65,18 @@ class Parts:
                 )
             kept = None
         if kept is None:
+            self._refuse_folders()
             self.finish()
             _write_json(path, fingerprint)
+
+    def _refuse_folders(self) -> None:
+        """Refuse what no run of this kind has left, before anything is removed."""
+        folders = sorted(path.name for path in self._contents() if path.is_dir())
+        if folders:
+            raise ValueError(
+                f"{self.folder} holds {folders[0]}, which is of another kind of run; finish that "
+                "one, or delete the folder"
+            )
 
     def _kept_run(self, path: Path, restart: bool) -> dict[str, Any] | None:
         """Return the fingerprint of the run whose parts these are; None where none has begun."""

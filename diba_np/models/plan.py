@@ -391,8 +391,7 @@ def allocate(
         size = sum(math.prod(task.shape) for task in tasks)
         raise BudgetError(
             f"bits is too small: k=1 of every matrix takes {sum(floors) / size:.4g} bits a weight "
-            f"of the factorized ones, {max(budget, 0) / size:.4g} are left for them by what is "
-            "kept as it is"
+            f"of the factorized ones, what is kept as it is leaves {max(budget, 0) / size:.4g}"
         )
     if curves is None:
         return _uniform(tasks, floors, budget)

@@ -229,7 +229,7 @@ def _checked_task(
             more = "; against= alone will do too" if task is SCORES else ""
             raise TypeError(f"to judge {task.name} give labels, with texts or inputs{more}")
     elif given != (True, False) or labels is not None:
-        raise TypeError(f"to judge {task.name} give texts alone")
+        raise TypeError(f"{task.name} are judged on texts=; leave inputs= and labels= out")
     if task is SENTENCES and against is None:
         raise TypeError("a network without a head is judged against another: give against=")
     return task

@@ -160,7 +160,8 @@ def test_a_network_is_verified_by_its_matrices_alone(small, tmp_path, capsys):
         (["evaluate", "{small}", "--texts", "nothing.txt"], "nothing.txt: no such file"),
         (["evaluate", "{small}", "--texts", "{blank}"], "holds no text"),
         (["evaluate", "{small}", "--texts", "{latin}"], "not readable as UTF-8"),
-        (["evaluate", "{small}"], "to judge next tokens give texts alone"),
+        (["evaluate", "{small}"],
+         "next tokens are judged on --texts; leave --inputs and --labels out"),
         (["embed", "{small}", "{gap}", "-o", "{out}"], "gap.txt: line 2 is blank; each line is"),
         (["generate", "{net}", "a"], "generate needs a decoder"),
         (["embed", "{net}", "{good}", "-o", "{out}"], "texts need a tokenizer"),
@@ -229,6 +230,24 @@ def test_parts_of_a_run_without_texts_stay(compressing, tmp_path, capsys):
     assert main(compressing) == 1
     assert "holds parts of a run without --texts; finish that one" in capsys.readouterr().err
     assert parts.read("curves") == [1]
+
+
+def test_parts_of_a_run_with_texts_stay(tmp_path, capsys):
+    np.savez(tmp_path / "w.npz", a=np.eye(20))
+    home = tmp_path / "out.h5.parts"
+    home.mkdir()
+    (home / "table-0.h5").touch()
+    parts = Parts(home / "network", {"bits": 9})
+    parts.write("matrices", ["a"])
+    line = ["model", str(tmp_path / "w.npz"), "--bits", "9", "-o", str(tmp_path / "out.h5")]
+    assert main([*line, "--restart"]) == 1
+    assert "out.h5: another run writes to it now" in capsys.readouterr().err
+    parts.close()
+    assert main(line) == 1
+    assert "holds parts of a run with --texts; finish that one" in capsys.readouterr().err
+    assert (home / "table-0.h5").exists() and parts.read("matrices") == ["a"]
+    assert main([*line, "--restart", "--jobs", "1", "--quiet"]) == 0
+    assert not home.exists()
 
 
 def test_an_interruption_tells_what_is_kept(compressing, tmp_path, capsys, monkeypatch):

@@ -46,3 +46,21 @@ def test_a_setting_that_is_gone_is_a_difference(output):
     path.write_text(json.dumps({"a": 1, "gone": [2]}))
     with pytest.raises(ValueError, match=r"another run \(gone was \[2\] and is now null\)"):
         Parts(output, {"a": 1})
+
+
+def test_what_is_too_long_to_show_is_not_the_same(output):
+    path = output.with_name("m.h5.parts") / "run.json"
+    path.write_text(json.dumps({"texts": "0" * 64, "bits": 1}))
+    told = r"another run \(bits was 1 and is now 2, not the same texts\); finish that one"
+    with pytest.raises(ValueError, match=told):
+        Parts(output, {"texts": "0" * 63 + "1", "bits": 2})
+
+
+def test_folders_are_of_another_kind_of_run_and_stay(output):
+    folder = output.with_name("m.h5.parts")
+    (folder / "run.json").unlink()
+    (folder / "network.parts").mkdir()
+    for restart in (False, True):
+        with pytest.raises(ValueError, match=r"holds network\.parts, which is of another kind"):
+            Parts(output, {"a": 1}, restart)
+    assert (folder / "0.h5").read_bytes() == b"of a task"

@@ -148,7 +148,7 @@ def test_a_network_that_differs_in_one_part_is_another(dense, tmp_path, part):
         next(iter(other.blocks.values())).parameters["weight"][2] += 0.25
     elif part == "bias":
         other.layers[next(iter(other.weights))].parameters["bias"][1] += 0.25
-    with pytest.raises(ValueError, match=r"another run \(network was"):
+    with pytest.raises(ValueError, match=r"another run \(not the same network"):
         networks.compress(other, rows(4), **options)
 
 
@@ -169,7 +169,7 @@ def test_a_training_of_other_arguments_is_refused(dense, stages, tmp_path):
     for other in ({"rate": 1.001e-3}, {"seed": 1}, {"hidden": 0.3}, {"hold_out": 0.5}):
         with pytest.raises(ValueError, match=f"checkpoint of another run, {next(iter(other))} was"):
             distil(stages[1].replaced({}), dense, data, **(options | other))
-    with pytest.raises(ValueError, match="checkpoint of another run, rows was"):
+    with pytest.raises(ValueError, match="checkpoint of another run, not the same rows"):
         distil(stages[1].replaced({}), dense, calibration(dense, rows(8, 1), tokens=48), **options)
 
 
