@@ -111,7 +111,8 @@ def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any
     with open_file(final) as file:
         root = _plain_attributes(file)
         if "groups_digest" not in root:
-            raise FormatError(f"{final}: attribute groups_digest: found none, expected a model")
+            holds = "one matrix" if _is_ours(file) else _names(file)
+            raise FormatError(f"{final}: is no file of a model or network; it holds {holds}")
         members = {
             name: _plain_attributes(file[name])
             for name in file
@@ -405,17 +406,20 @@ def read_container(
             if not isinstance(place, h5py.Group):
                 there = _names(file)
                 if _is_ours(file):
-                    there = "one factorization, at its root; leave group= out"
-                raise FormatError(f"{final}: group {group}: found {there}, expected it")
+                    there = "one matrix, at its root; leave group= out"
+                raise FormatError(f"{final}: has no group {group}; it holds {there}")
         if not _is_ours(place):
+            names = _names(file)
             if group is None and "contents" in file.attrs:
-                whole = f"found a whole {file.attrs['contents']} with {_names(file)}"
+                whole = f"found a whole {file.attrs['contents']} with {names}"
                 raise FormatError(f"{final}: {whole}, expected one matrix; name one with group=")
+            many = group is None and names != _NONE
+            if many and "format" not in file.attrs:
+                raise FormatError(f"{final}: holds factorizations in {names}; name one with group=")
             format_name = "none"
             if "format" in place.attrs:
                 format_name = f"{place.attrs['format']!r} of another program"
-            names = _names(file)
-            hint = "; name one with group=" if names != _NONE and group is None else ""
+            hint = "; name one with group=" if many else ""
             raise FormatError(
                 f'{final}: attribute format: found {format_name}, expected "{FORMAT}" '
                 f"(the file holds {names}{hint})"

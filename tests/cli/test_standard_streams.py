@@ -58,6 +58,10 @@ def test_full_and_closed_streams(folder):
     done = shell(folder, "diba-np info A.h5 > /dev/full")
     assert done.returncode == 1
     assert done.stderr == b"diba-np: error: standard output: No space left on device\n"
+    for words in ("--version", "info --help"):
+        done = shell(folder, f"diba-np {words} > /dev/full")
+        assert done.returncode == 1
+        assert done.stderr == b"diba-np: error: standard output: No space left on device\n"
     assert shell(folder, "diba-np info A.h5 >&-").returncode == 0
     assert shell(folder, "diba-np info nothing.h5 2>&-").returncode == 1
     done = shell(folder, "diba-np reconstruct A.h5 -o - >&-")
@@ -165,10 +169,16 @@ def test_messages_speak_of_options(folder, tmp_path, capsys):
     f.save(path, group="b")
     assert main(["reconstruct", str(path), "-o", str(tmp_path / "R.npy")]) == 1
     said = capsys.readouterr().err
-    assert "name one with --group" in said and "group=" not in said
+    assert "many.h5: holds factorizations in groups a, b; name one with --group" in said
+    assert main(["info", str(path), "--group", "x"]) == 1
+    assert "many.h5: has no group x; it holds groups a, b" in capsys.readouterr().err
+    for words in (["export", str(folder / "A.h5"), "-o", "out"], ["generate", str(path), "a"]):
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert "is no file of a model or network; it holds " in said
     assert main(["info", str(folder / "A.h5"), "--group", "x"]) == 1
     said = capsys.readouterr().err
-    assert "group x: found one factorization, at its root; leave --group out" in said
+    assert "A.h5: has no group x; it holds one matrix, at its root; leave --group out" in said
     with h5py.File(path, "a") as file:
         file.attrs["format"] = "NeXus"
         file.create_group("theirs").attrs["format"] = "hyperspy"

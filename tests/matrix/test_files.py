@@ -125,7 +125,7 @@ def test_a_file_of_others_holds_no_factorization(tmp_path):
     with pytest.raises(FormatError, match=r"the file holds no factorization\)$"):
         load(path)
     for group in ("x", "y"):
-        with pytest.raises(FormatError, match=f"group {group}: found no factorization, expected"):
+        with pytest.raises(FormatError, match=f"has no group {group}; it holds no factorization"):
             load(path, group=group)
     with pytest.raises(FormatError, match="the file holds no factorization"):
         load(path, group="part")
@@ -162,9 +162,11 @@ def test_many_groups_in_one_file(tmp_path, rng):
     assert_same(layers[0], load(path, group="block/attention"))
     assert sorted(groups(path))[0] == "block"
     assert sorted(groups(path))[1:] == ["block/attention", "layer.0", "layer.1", "layer.2"]
-    with pytest.raises(FormatError, match=r"holds groups block, block/att.*name one with group="):
+    with pytest.raises(
+        FormatError, match=r"holds factorizations in groups block, block/att.*name one with group="
+    ):
         load(path)
-    with pytest.raises(FormatError, match=r"group layer\.9: found groups"):
+    with pytest.raises(FormatError, match=r"has no group layer\.9; it holds groups"):
         load(path, group="layer.9")
     with pytest.raises(ValueError, match="group must be a name"):
         layers[0].save(path, group="/")
@@ -173,7 +175,7 @@ def test_many_groups_in_one_file(tmp_path, rng):
     for group in (".", "a/.", "./a"):
         with pytest.raises(ValueError, match=r"group must have no part '\.', got"):
             layers[0].save(path, group=group)
-        with pytest.raises(FormatError, match=r"found groups block, block/attention, layer"):
+        with pytest.raises(FormatError, match=r"it holds groups block, block/attention, layer"):
             load(path, group=group)
     # arrays of one factorization are no groups of another
     with pytest.raises(ValueError, match=r"'layer\.0/b1' is an array of another factorization"):

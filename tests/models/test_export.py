@@ -148,5 +148,5 @@ def test_what_cannot_be_exported_says_why(model, tmp_path, capsys):
     assert main(["export", str(path), "-o", str(tmp_path / "there"), "--force"]) == 0
     dn.factorize(np.eye(20), k=2, threads=1).save(tmp_path / "one.h5")
     assert main(["export", str(tmp_path / "one.h5"), "-o", str(tmp_path / "n")]) == 1
-    assert "expected a model" in capsys.readouterr().err
+    assert "is no file of a model or network; it holds one matrix" in capsys.readouterr().err
     assert not any(".part" in p.name for p in tmp_path.iterdir())
