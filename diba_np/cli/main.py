@@ -7,7 +7,6 @@ Results go to standard output, progress and warnings to standard error. Exit sta
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from diba_np.cli import factorizations, models, networks, rates, views
 from diba_np.cli.output import FAILED, CommandError, in_options, sentence
 from diba_np.cli.parser import Parents, Parser, examples
 from diba_np.cli.signals import Terminated, interruptible
-from diba_np.cli.streams import BROKEN_PIPE, any_text, complain, drop, flushed
+from diba_np.cli.streams import any_text, complain, flushed, lost
 
 # subcommand -> commands that its help page shows; "" is the page of the program
 EXAMPLES = {
@@ -110,14 +109,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt as signalled:
         how = "terminated" if isinstance(signalled, Terminated) else "interrupted"
         complain(f"{how}, {_left(args)}")
-    except BrokenPipeError:
-        drop(sys.stdout)
-        return BROKEN_PIPE
     except OSError as error:
-        of_stream = error.filename is None and error.strerror  # files of ours have names
-        complain(f"error: standard output: {error.strerror}" if of_stream else _error(error))
-        if of_stream:
-            drop(sys.stdout)
+        if isinstance(error, BrokenPipeError) or (error.filename is None and error.strerror):
+            return lost(error)  # files of ours have names
+        complain(_error(error))
     except (CommandError, ValueError, TypeError, MemoryError, ImportError) as error:
         complain(_error(error))
     return FAILED

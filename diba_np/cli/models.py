@@ -24,6 +24,9 @@ from diba_np.search.options import SHARED
 
 _MOST_SHOWN = 3  # of the arrays that are kept as they are
 
+# methods that a layer of a network can hold beside those of matrices alone
+_OF_LAYERS = ("bitat", "gptq", "mesa", "nf", "qswd", "random", "rtn", "sign")
+
 EXAMPLES = {
     "model": (
         "diba-np model weights.npz --bits 1.0 -o model.h5",
@@ -59,9 +62,10 @@ def add_model(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument(
         "--method",
-        choices=("diba", "linear-trellis", "best"),
+        choices=("diba", "linear-trellis", "best", *_OF_LAYERS),
         default="diba",
-        help="what matrices are compressed by; best: the better for each, by short fits",
+        help="what matrices are compressed by; best: the better of diba and linear-trellis for "
+        "each, by short fits; the others with --texts only",
     )
     command.add_argument(
         "--include", action="append", default=[], metavar="GLOB", help="only these names"
@@ -196,7 +200,15 @@ def run_export(args: argparse.Namespace) -> int:
     from diba_np.networks.file import is_network
 
     path, output = Path(args.file), Path(args.output)
-    if path.is_dir() or path.suffix.lower() == ".gguf" or is_network(path):
+    of_network = path.is_dir() or path.suffix.lower() == ".gguf" or is_network(path)
+    files = [] if of_network else [".safetensors", ".npz"]
+    suffix = output.suffix.lower()
+    if suffix[1:].isalpha() and suffix not in files and not output.is_dir():
+        expected = "a folder" + (f", or a name with {' or '.join(files)}" if files else "")
+        raise CommandError(
+            f"{output}: expected {expected}; a folder named like a file has to be there already"
+        )
+    if of_network:
         return networks.run_export(args)
     check_output(output, args.force, streams=False, inputs=[args.file], folder=True)
     with open_model(args.file) as model:

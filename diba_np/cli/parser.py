@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
+
+from diba_np.cli.streams import drop, lost
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -18,8 +21,9 @@ def examples(*lines: str) -> str:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return ``"; did you mean X?"`` for the most alike of the known words, or nothing."""
-    matches = difflib.get_close_matches(word, known, 1, 0.55)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    bare = {name.lstrip("-"): name for name in known}  # the dashes are alike in all options
+    matches = difflib.get_close_matches(word.lstrip("-"), list(bare), 1, 0.7)
+    return f"; did you mean {bare[matches[0]]}?" if matches else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +61,19 @@ class Parser(argparse.ArgumentParser):
                 if name.startswith("--") and not any(own.startswith(name) for own in known):
                     self.error(f"unknown option {name}{nearest(name, known)}")
         return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a help page or a complaint; argparse itself passes over a full disk in silence."""
+        stream = file or sys.stderr
+        if not message or stream is None:
+            return
+        try:
+            stream.write(message)
+            stream.flush()
+        except OSError as error:
+            if stream is sys.stdout:
+                raise SystemExit(lost(error)) from None
+            drop(stream)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2; a wrong choice is answered with the nearest right one."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diba_np.cli.options import SWEPT, add_search_options, positive, search_options, within
+from diba_np.cli.options import SWEPT, add_search_options, method, positive, search_options, within
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -57,7 +57,12 @@ def add_compare(subcommands: Any, given: Parents) -> None:
         help="stored bits per weight, all counted",
     )
     command.add_argument(
-        "--methods", nargs="+", default=["all"], metavar="NAME", help="default: all of them"
+        "--methods",
+        type=method,
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="default: all of them",
     )
     command.add_argument(
         "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"
@@ -70,6 +75,7 @@ def add_compare(subcommands: Any, given: Parents) -> None:
         action="store_true",
         help="only one line a rate: the best method, its lead, whether it has to decode",
     )
+    command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=run_compare)
 
 
@@ -97,6 +103,7 @@ def add_sweep(subcommands: Any, given: Parents) -> None:
         "--inputs", metavar="X.npy", help="(N, n), one sample a row: fit the outputs for these"
     )
     add_search_options(command, *SWEPT, effort="fast", scale_bits="auto")
+    command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=run_sweep)
 
 
@@ -120,9 +127,9 @@ def _draw_rates(plot: Path, rows: Sequence[Row], matrix: str, with_inputs: bool)
         plot_comparison(rows, temporary, quality, matrix, kind)
 
 
-def _tell_progress(line: str) -> None:
+def _tell_progress(line: str, quiet: bool) -> None:
     """Show somebody who waits that there is progress, and what an interruption would lose."""
-    if sys.stderr.isatty():
+    if not quiet and sys.stderr.isatty():
         sys.stderr.write(f"{line}\n")
 
 
@@ -146,7 +153,8 @@ def run_sweep(args: argparse.Namespace) -> int:
         **search_options(args, *SWEPT),
         callback=lambda f: _tell_progress(
             f"{f.bits_per_weight:.4g} bits: {_short_decibels(f.record['snr_db']).strip()} dB, "
-            f"{f.record['seconds']:.1f} s"
+            f"{f.record['seconds']:.1f} s",
+            args.quiet,
         ),
     )
     targets = sorted(set(args.bits))
@@ -216,14 +224,14 @@ def run_compare(args: argparse.Namespace) -> int:
 
     from diba_np.methods.comparison import compare, format_table, recommend
 
-    methods = "all" if args.methods == ["all"] else args.methods
+    methods = "all" if "all" in args.methods else list(dict.fromkeys(args.methods))
 
     def tell(row: Row) -> None:
         outcome = row.error or f"{row.snr:.2f} dB, {row.fit_seconds:.1f} s"
-        _tell_progress(f"{row.method} at {row.target_bits:g} bits: {outcome}")
+        _tell_progress(f"{row.method} at {row.target_bits:g} bits: {outcome}", args.quiet)
 
     options = {"inputs": inputs, "jobs": args.jobs, "seed": args.seed}
-    rows = compare(matrix, args.bits, methods, callback=tell, **options)
+    rows = compare(matrix, list(dict.fromkeys(args.bits)), methods, callback=tell, **options)
     complete = [row for row in rows if not row.error]
     if plot is not None and complete:
         title = f"{Path(args.matrix).name}, {_size(matrix)}"

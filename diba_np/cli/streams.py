@@ -68,11 +68,14 @@ def flushed(status: Any) -> Any:
         return status
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        drop(sys.stdout)
-        return BROKEN_PIPE
     except OSError as error:
-        complain(f"error: standard output: {error.strerror}")
-        drop(sys.stdout)
-        return FAILED
+        return lost(error)
     return status
+
+
+def lost(error: OSError) -> int:
+    """Return the exit status of a standard output that takes no more; tell of it."""
+    if not isinstance(error, BrokenPipeError):
+        complain(f"error: standard output: {error.strerror}")
+    drop(sys.stdout)
+    return BROKEN_PIPE if isinstance(error, BrokenPipeError) else FAILED

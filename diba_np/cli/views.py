@@ -50,6 +50,8 @@ def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, s
     """Check where the output goes, then read: (output, stored matrix, A or None, title)."""
     output = Path(args.output) if args.output else Path(args.file).with_suffix(suffix)
     check_output(output, args.force, inputs=[args.file, args.matrix])
+    if suffix == ".html" and output.suffix.lower() not in ("", ".html", ".htm"):
+        raise CommandError(f"{output}: expected an HTML page's name, one of .html, .htm")
     check_drawing(output if suffix == ".png" else None)
     from diba_np.matrix.files import load
 

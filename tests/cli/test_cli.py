@@ -296,6 +296,7 @@ def test_outputs_that_cannot_be_are_told_before_the_work(here, capsys):
             ("sweep", "A.npy", "-o", "s.png", "--plot", "s.png"),
             "s.png: --plot and --output must be two files",
         ),
+        (("report", "A.h5", "-o", "s.png"), "s.png: expected an HTML page's name, one of .html"),
         (("sweep", "A.npy", "--plot", "s.xyz"), "s.xyz: expected a picture's name, one of ."),
         (("compare", "A.npy", "--bits", 2, "--plot", "s.xyz"), "expected a picture's name"),
         (("plot", "A.h5", "-o", "s.xyz"), "expected a picture's name"),

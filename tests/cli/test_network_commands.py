@@ -119,6 +119,8 @@ def test_export_writes_a_folder(small, tmp_path, capsys):
     assert np.allclose(one, two, atol=1e-4 * np.abs(one).max())
     assert main(["export", small, "-o", str(tmp_path / "dense")]) == 1
     assert "new or empty" in capsys.readouterr().err
+    assert main(["export", small, "-o", str(tmp_path / "d.safetensors")]) == 1
+    assert "d.safetensors: expected a folder; " in capsys.readouterr().err
 
 
 def test_info_counts_bits_by_kind_of_tensor(small, capsys):
@@ -254,15 +256,15 @@ def test_an_interruption_tells_what_is_kept(compressing, tmp_path, capsys, monke
     (tmp_path / "out.h5.parts").mkdir()
     (tmp_path / "out.h5.parts" / "another.h5").touch()
 
-    def interrupted(*_, folder, **__):
-        assert not folder.exists()
+    def interrupted(*_, folder, method, **__):
+        assert not folder.exists() and method == "rtn"
         folder.mkdir()
         (folder / "table-0.h5").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(networks, "compress", interrupted)
     log = tmp_path / "log"
-    assert main([*compressing, "--restart", "--json-log", str(log)]) == 1
+    assert main([*compressing, "--method", "rtn", "--restart", "--json-log", str(log)]) == 1
     err = capsys.readouterr().err
     assert f"1 finished searches are kept in {tmp_path / 'out.h5.parts'}, the same" in err
     assert json.loads(log.read_text())["event"] == "interrupted"

@@ -16,6 +16,7 @@ from diba_np.cli.parser import SHELLS, completion
 from diba_np.layers import dibard
 from diba_np.models.plan import ALLOCATIONS
 from diba_np.models.run import METHODS
+from diba_np.networks import compression
 from diba_np.training.losses import LOSSES
 from diba_np.training.optimisers import SCHEDULES
 
@@ -53,6 +54,9 @@ def test_help_pages_show_examples_and_explain_every_argument(name, capsys):
         ("factorize A.npy --k 2 --solver gredy", "did you mean greedy?"),
         ("apply A.h5 X.npy --outptu Y.npy", "did you mean --output?"),
         ("verify A.h5 --qqqq", "unknown option --qqqq\n"),
+        ("info A.h5 --quiet", "unknown option --quiet\n"),
+        ("compare A.npy --bits 1 --effort fast", "unknown option --effort\n"),
+        ("compare A.npy --bits 1 --methods dba", "got 'dba'; did you mean diba?"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(line, words, capsys):
@@ -71,7 +75,6 @@ def test_choices_are_those_of_the_functions():
     # the parser imports nothing heavy, and so has to repeat them
     commands = build_parser().subparsers()
     known = {
-        ("model", "--method"): METHODS,
         ("model", "--allocation"): ALLOCATIONS,
         ("retune", "--loss"): tuple(LOSSES),
         ("retune", "--method"): dibard.METHODS,
@@ -79,6 +82,9 @@ def test_choices_are_those_of_the_functions():
     }
     for (name, option), choices in known.items():
         assert commands[name].options()[option].choices == choices
+    methods = commands["model"].options()["--method"].choices
+    assert methods[: len(METHODS)] == METHODS
+    assert sorted(methods) == sorted({*METHODS, *compression.METHODS})
 
 
 def test_completion_names_every_subcommand_and_option():

@@ -217,7 +217,8 @@ def run(capsys, *args):
 
 
 def test_command_prints_the_rows(here, capsys, problem):
-    args = ("compare", "A.npy", "--bits", 1.5, 3, "--methods", "rtn", "svd16")
+    # what is named twice is fitted once
+    args = ("compare", "A.npy", "--bits", 1.5, 3, 1.5, "--methods", "rtn", "svd16", "rtn")
     status, out, _ = run(capsys, *args, "--json")
     report = json.loads(out)
     assert (status, report["m"], report["n"]) == (0, 48, 40)

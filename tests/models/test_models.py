@@ -384,7 +384,7 @@ def test_damaged_model_files_are_refused(model, tmp_path):
     with pytest.raises(FormatError):
         open_model(path)
     dn.factorize(np.eye(20), k=3, threads=1).save(path)
-    with pytest.raises(FormatError, match="expected a model"):
+    with pytest.raises(FormatError, match="is no file of a model or network"):
         open_model(path)
 
 
@@ -527,6 +527,7 @@ def test_command_errors_are_one_sentence(here, capsys):
         (*MAKE, "--weights", "w.json"): "w.json: expected one object",
         (*MAKE, "--weights", "bad.json"): "bad.json: not readable as JSON",
         (*MAKE, "--json-log", "none/log"): "No such file or directory",
+        (*MAKE, "--method", "rtn"): "method must be one of diba, linear-trellis, best, got 'rtn'",
         (*MAKE, "--include", "none"): "include 'none' matches none of the 3 arrays",
     }
     for args, words in cases.items():
@@ -542,6 +543,11 @@ def test_command_errors_are_one_sentence(here, capsys):
         assert "expected one matrix; name one with --group" in err
         status, _, err = run(capsys, *args, "--group", "third")
         assert status == 1 and "group third" in err
+    for name in ("o.xyz", "o.safetensor"):  # a folder of that name is nothing that was meant
+        status, _, err = run(capsys, "export", "m.h5", "-o", name)
+        assert status == 1 and "expected a folder, or a name with .safetensors or .npz" in err
+    (here / "net.dense").mkdir()
+    assert run(capsys, "export", "m.h5", "-o", "net.dense")[0] == 0
 
 
 @pytest.mark.parametrize(
