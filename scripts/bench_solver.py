@@ -10,9 +10,9 @@ python scripts/bench_solver.py --sizes 384 1024 2048 4096       # time against s
 python scripts/bench_solver.py --threads 1 2 --sizes 2048       # wall time by threads, 1 bit
 
 The peer is double binary factorization, 260 iterations, 16-bit scales (`diba_np.methods.dbf`).
-Ours has `scale_bits="auto"` unless told otherwise. Seconds are of the processor, without
-compilation; a peer and what it is compared with take turns. `--cache FILE` keeps every run as a
-line of JSON, so that a run that was ended goes on where it was.
+Ours has `scale_bits="auto"` and `terms="auto"` unless told otherwise. Seconds are of the processor,
+without compilation; a peer and what it is compared with take turns. `--cache FILE` keeps every run
+as a line of JSON, so that a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -125,9 +125,10 @@ def code_version() -> str:
 class Runs:
     """Runs methods and keeps what came out, in a file if there is one."""
 
-    def __init__(self, cache: str | None, scale_bits: str = "auto") -> None:
+    def __init__(self, cache: str | None, scale_bits: str = "auto", terms: str = "auto") -> None:
         self.version = code_version()
         self.scale_bits: int | str = int(scale_bits) if scale_bits.isdigit() else scale_bits
+        self.terms: int | str = int(terms) if terms.isdigit() else terms
         self.path = Path(cache) if cache else None
         self.known: dict[str, dict[str, Any]] = {}
         if self.path and self.path.exists():
@@ -171,12 +172,16 @@ def search(
                 shift=shift,
                 effort=method,
                 scale_bits=runs.scale_bits,
+                terms=runs.terms,
                 seed=seed,
                 threads=1,
             )
             return result(f, A)
 
-        told = () if method == "peer" or runs.scale_bits == "auto" else (runs.scale_bits,)
+        told: tuple[Any, ...] = ()
+        if method != "peer":
+            told += () if runs.scale_bits == "auto" else (runs.scale_bits,)
+            told += () if runs.terms == "auto" else (f"terms {runs.terms}",)
         rows.append(runs.get((name, A.shape, bits, method, shift, seed, *told), run))
     return {each: median(row[each] for row in rows) for each in ("snr", "seconds")}
 
@@ -366,11 +371,12 @@ def main() -> int:
     parser.add_argument("--shifts", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scale-bits", default="auto", help="of our diagonals: auto, 16, 2 to 8")
+    parser.add_argument("--terms", default="auto", help="of ours that are summed: auto, 1, 2, ...")
     parser.add_argument("--summary", action="store_true", help="only means and least gains")
     parser.add_argument("--cache", metavar="FILE")
     parser.add_argument("--smoke", action="store_true", help="a small case of everything")
     args = parser.parse_args()
-    runs = Runs(args.cache, args.scale_bits)
+    runs = Runs(args.cache, args.scale_bits, args.terms)
     if args.smoke:
         args.bits, args.efforts, args.side, args.sizes = [2.0], ["fast"], 40, [48]
         rng = np.random.default_rng(0)

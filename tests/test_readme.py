@@ -84,30 +84,50 @@ def test_commands_run(page, matrices, capsys):
             assert np.load(words[words.index("-o") + 1]).shape == (80, 60)
 
 
+def names_in(text):
+    return set(re.findall(r"`(\w+)`", text))
+
+
 def documented():
-    """Command -> (fields that are always there, fields that may be), from the table of the page."""
+    """Command -> fields: those always there, those that may be, those of its rows or groups."""
     text = (DOCS / "command-line.md").read_text(encoding="utf-8")
     (sizes,) = re.findall(r'"sizes" stands for (.*?)\n\n', text, re.S)
-    sizes = set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", sizes, flags=re.S)))
+    sizes = names_in(re.sub(r"\(.*?\)", "", sizes, flags=re.S))
     table = {}
-    for names, fields in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*) \|$", text, re.M):
+    for names, fields in re.findall(r"^\| (`[a-z].*?) \| (.*) \|$", text, re.M):
         first = fields.partition("; of a file")[0]
         may = set(re.findall(r"\[`(\w+)`:", first))
-        outer = re.sub(r" of `.*", "", first) if " of `" in first else first
-        always = set(re.findall(r"`(\w+)`", re.sub(r"\[.*?\]", "", outer)))
-        always |= sizes if "sizes" in first else set()
-        for name in re.findall(r"`(\w+)`", names):
-            table[name] = (always, may)
+        outer = re.sub(r"\[.*?\]", "", first)
+        inner = re.search(r"`(?:rows|groups)` of (.*)", outer)
+        inner = inner[1] if inner else ""
+        always = names_in(re.sub(r"(`(?:rows|groups|pictures)`) of `.*", r"\1", outer))
+        inside = names_in(inner) | (sizes if "sizes" in inner else set())
+        always |= sizes if "sizes" in outer and not inner else set()
+        for name in names.replace("`", "").split(", "):
+            table[name] = (may, always, inside)
+    may, always, inside = table["info of a model"]
+    table["info of a model"] = (may, always - {"model"} | table["model"][1], inside)
     return table
+
+
+def check_fields(label, out):
+    """Hold the fields of a JSON object to the table; return the object."""
+    may, always, inside = documented()[label]
+    assert out.count("\n") == 1
+    report = json.loads(out)
+    assert always <= set(report) <= always | may, label
+    for row in report.get("rows", report.get("groups", [])) if inside else []:
+        some = {"group", "k", "shift", "scale_bits", "terms"}  # of a file, of factorizations
+        assert inside - some <= set(row) <= inside | some, label
+    return report
 
 
 def test_json_fields_are_the_documented_ones(matrices, capsys):
     pytest.importorskip("matplotlib", reason="plot and report need matplotlib")
-    table = documented()
-    silent = {"completion", "doctor"}  # a script; a report for people and bug trackers
-    assert set(table) | silent >= set(build_parser().subparsers())
-    np.savez("w.npz", a=np.load("A.npy"))
-    for line in [
+    silent = {"completion"}  # a script
+    assert set(documented()) | silent >= set(build_parser().subparsers())
+    np.savez("w.npz", a=np.load("A.npy"), b=np.ones(3))
+    for words in [
         "factorize A.npy --k 6 -o A.h5 --quiet",
         "factorize A.npy --k 6 -o B.h5 --quiet --inputs X.npy",
         "info A.h5",
@@ -120,19 +140,49 @@ def test_json_fields_are_the_documented_ones(matrices, capsys):
         "sweep A.npy --bits 2 -o curve.h5",
         "plot A.h5",
         "report A.h5",
-        "model w.npz --bits 2 --jobs 1 -o m.h5 --quiet",
+        "model w.npz --bits 4 --jobs 1 -o m.h5 --quiet",
+        "info m.h5 of a model",
+        "verify m.h5 of a model or network",
+        "verify m.h5 w.npz of a model or network",
+        "export m.h5 -o dense",
+        "doctor",
     ]:
+        line, of, kind = words.partition(" of ")
         command = line.split()[0]
-        assert main([*line.split(), "--json"]) == 0, capsys.readouterr().err
-        out = capsys.readouterr().out
-        assert out.count("\n") == 1
-        found = set(json.loads(out))
-        always, may = table[command]
-        assert always <= found <= always | may, line
+        status = main([*line.split(), "--json"])
+        out, err = capsys.readouterr()
+        assert status == 0 or command == "doctor", err
+        found = set(check_fields(command + of + kind, out))
         if "--inputs" in line and command == "factorize":
             assert "output_snr_db" in found
-        if line.endswith("A.npy") and command == "verify":
+        if command == "verify" and len(line.split()) == 3:
+            may, always, _ = documented()[command + of + kind]
             assert found == always | may
+
+
+def test_json_fields_of_networks_are_the_documented_ones(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tokenizers", reason="texts need the extra networks")
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "networks"))
+    from small_networks import network
+    from test_texts import packed, words
+
+    net = packed(network("llama", dtype=np.float32))
+    net.tokenizer = words()
+    monkeypatch.chdir(tmp_path)
+    net.save("small.h5")
+    np.save("ids.npy", [[3, 4, 5]])
+    Path("t.txt").write_text("a b c d\n")
+    for command in [
+        "export small.h5 -o dense",
+        "info small.h5 of a network",
+        "verify small.h5 dense of a model or network",
+        "evaluate small.h5 --texts t.txt",
+        "generate small.h5 a --tokens 2",
+        "embed small.h5 ids.npy -o E.npy",
+    ]:
+        line, of, kind = command.partition(" of ")
+        assert main([*line.split(), "--json"]) == 0
+        check_fields(line.split()[0] + of + kind, capsys.readouterr().out)
 
 
 def test_links_lead_to_files_and_headings():

@@ -77,7 +77,11 @@ def add_factorize(subcommands: Any, given: Parents) -> None:
         "--checkpoint", metavar="PATH", help="keep the state here; go on from it if it is there"
     )
     command.add_argument(
-        "--checkpoint-every", type=positive(float), default=60.0, metavar="SECONDS"
+        "--checkpoint-every",
+        type=positive(float),
+        default=60.0,
+        metavar="SECONDS",
+        help="between two states kept",
     )
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=run_factorize)
@@ -96,22 +100,41 @@ def add_stored(subcommands: Any, given: Parents) -> None:
     command.add_argument("--inputs", metavar="X.npy", required=True, help="(N, n), one a row")
     command.add_argument("--targets", metavar="Y.npy", required=True, help="(N, m), or (N,) labels")
     command.add_argument("-o", "--output", metavar="B.h5", required=True)
-    command.add_argument("--loss", choices=("mse", "cross_entropy"), default="mse")
-    command.add_argument("--method", choices=("als", "lbfgs", "adam"))
+    command.add_argument(
+        "--loss", choices=("mse", "cross_entropy"), default="mse", help="of outputs"
+    )
+    command.add_argument(
+        "--method", choices=("als", "lbfgs", "adam"), help="default: als for mse, else adam"
+    )
     command.add_argument("--no-bias", action="store_true", help="fit no bias")
-    command.add_argument("--steps", type=positive(int), metavar="N")
-    command.add_argument("--batch-size", type=positive(int), default=256, metavar="N")
+    command.add_argument(
+        "--steps",
+        type=positive(int),
+        metavar="N",
+        help="most of them; default: 30 of als, 100 of lbfgs, 20 epochs of adam",
+    )
+    command.add_argument(
+        "--batch-size", type=positive(int), default=256, metavar="N", help="samples"
+    )
     command.add_argument("--learning-rate", type=positive(float), default=5e-3, help="of adam")
-    command.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
+    command.add_argument(
+        "--schedule", choices=("cosine", "constant"), default="cosine", help="of adam's rate"
+    )
     command.add_argument("--clip", type=positive(float), help="largest norm of adam's gradient")
-    command.add_argument("--patience", type=positive(int), default=5, metavar="STEPS")
+    command.add_argument(
+        "--patience",
+        type=positive(int),
+        default=5,
+        metavar="STEPS",
+        help="end after so many without a gain",
+    )
     command.add_argument(
         "--stay", type=within(float, 0), default=0.0, help="weight on staying near the start"
     )
     command.add_argument(
         "--validation", type=float, default=0.1, help="share of samples that judge"
     )
-    command.add_argument("--seed", type=within(int, 0), default=0)
+    command.add_argument("--seed", type=within(int, 0), default=0, help="of samples drawn")
     command.add_argument("--threads", type=positive(int), metavar="N")
     command.set_defaults(run=run_retune)
 

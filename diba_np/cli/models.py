@@ -89,7 +89,7 @@ def add_model(subcommands: Any, given: Parents) -> None:
         "--texts",
         metavar="T.txt",
         help="SOURCE is a network of a known kind: fit its layers to what they read there, then "
-        "train diagonals end to end (effort: fast)",
+        "train diagonals end to end",
     )
     add_search_options(command, *SHARED)
     command.add_argument(
@@ -100,6 +100,7 @@ def add_model(subcommands: Any, given: Parents) -> None:
     command.add_argument("--restart", action="store_true", help="drop parts of another run")
     command.add_argument("--json-log", metavar="FILE", help="append each event, one a line")
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    command.options()["--effort"].help = "how long to search; default: balanced, fast with --texts"
     command.set_defaults(run=run_model, effort=None)
 
 

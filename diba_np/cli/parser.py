@@ -26,11 +26,22 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {bare[matches[0]]}?" if matches else ""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help pages that name the default of each option that has one and does not tell it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        names = bool(action.option_strings) and action.nargs != 0 and "default" not in text
+        if names and action.default not in (None, [], argparse.SUPPRESS):
+            text += " (default: %(default)s)"
+        return text
+
+
 class Parser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` whose errors suggest what was meant."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _Help)
         super().__init__(*args, **options)
 
     def options(self) -> dict[str, argparse.Action]:

@@ -68,7 +68,7 @@ def add_compare(subcommands: Any, given: Parents) -> None:
         "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"
     )
     command.add_argument("--jobs", type=positive(int), default=1, metavar="N", help="processes")
-    command.add_argument("--seed", type=within(int, 0), default=0)
+    command.add_argument("--seed", type=within(int, 0), default=0, help="of all that is drawn")
     command.add_argument("--plot", metavar="OUT.png", help="draw SNR against bits (matplotlib)")
     command.add_argument(
         "--recommend",

@@ -100,7 +100,8 @@ class SearchOptions:
     )
     scale_bits: Any = _option(
         None,
-        "bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto",
+        "bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto; "
+        "default: auto, 16 with --k",
         metavar="BITS",
         recorded=False,
     )
@@ -114,10 +115,13 @@ class SearchOptions:
     effort: str = _option("balanced", "how long to search", choices=tuple(EFFORTS))
     seed: int = _option(0, "of the random start", kind=int, least=0)
     max_sweeps: int | None = _option(
-        None, "iterations of the search", kind=int, least=1, metavar="N"
+        None, "iterations of the search; default: by effort", kind=int, least=1, metavar="N"
     )
     tol: float | None = _option(
-        None, "relative decrease in a round that ends the polish", kind=float, least=0.0
+        None,
+        "relative decrease in a round that ends the polish; default: 1e-5, of greedy 0",
+        kind=float,
+        least=0.0,
     )
     time_limit: float | None = _option(
         None,
