@@ -93,7 +93,10 @@ def add_model(subcommands: Any, given: Parents) -> None:
     )
     add_search_options(command, *SHARED)
     command.add_argument(
-        "--jobs", type=positive(int), metavar="N", help="processes; default: one a processor"
+        "--jobs",
+        type=positive(int),
+        metavar="N",
+        help="processes; default: one a processor, 1 with --texts",
     )
     command.add_argument("--threads", type=positive(int), metavar="N", help="of each process")
     command.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on a Dask cluster")

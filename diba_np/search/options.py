@@ -101,7 +101,7 @@ class SearchOptions:
     scale_bits: Any = _option(
         None,
         "bits of a diagonal's entry: 16, 32, a code of 2 to 8, three codes as 4,3,4, or auto; "
-        "default: auto, 16 with --k",
+        "default: auto, 16 with a given k and of greedy",
         metavar="BITS",
         recorded=False,
     )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -64,6 +65,18 @@ def test_a_slip_is_answered_with_what_was_meant(line, words, capsys):
         main(shlex.split(line))
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_help_names_the_default_of_each_option():
+    for name, command in build_parser().subparsers().items():
+        entries = command.format_help().split("\n  -")
+        for option, action in command.options().items():
+            if action.nargs != 0 and action.default not in (None, [], "==SUPPRESS=="):
+                (own,) = (e for e in entries if re.search(rf"(^|, -){option[1:]}\s", e))
+                assert "default: " in " ".join(own.split()), (name, option)
+    assert (
+        "how long to search (default: fast)" in build_parser().subparsers()["sweep"].format_help()
+    )
 
 
 def test_abbreviations_still_work():
