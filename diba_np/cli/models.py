@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -198,6 +199,13 @@ def _factorize(args: argparse.Namespace) -> int:
     return DONE
 
 
+# suffixes of files that arrays are kept in: a folder is rarely named like one on purpose
+_FILES = (
+    *(".safetensors", ".npz", ".npy", ".h5", ".hdf5", ".gguf", ".mat", ".json", ".zip"),
+    *(".bin", ".pt", ".pth", ".ckpt", ".onnx"),
+)
+
+
 def run_export(args: argparse.Namespace) -> int:
     """Write every array of a model's file, or a network, dense."""
     from diba_np.models.file import open_model
@@ -207,7 +215,8 @@ def run_export(args: argparse.Namespace) -> int:
     of_network = path.is_dir() or path.suffix.lower() == ".gguf" or is_network(path)
     files = [] if of_network else [".safetensors", ".npz"]
     suffix = output.suffix.lower()
-    if suffix[1:].isalpha() and suffix not in files and not output.is_dir():
+    of_file = bool(difflib.get_close_matches(suffix, _FILES, 1, 0.8))
+    if of_file and suffix not in files and not output.exists():
         expected = "a folder" + (f", or a name with {' or '.join(files)}" if files else "")
         raise CommandError(
             f"{output}: expected {expected}; a folder named like a file has to be there already"

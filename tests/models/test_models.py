@@ -543,11 +543,12 @@ def test_command_errors_are_one_sentence(here, capsys):
         assert "expected one matrix; name one with --group" in err
         status, _, err = run(capsys, *args, "--group", "third")
         assert status == 1 and "group third" in err
-    for name in ("o.xyz", "o.safetensor"):  # a folder of that name is nothing that was meant
+    for name in ("o.npy", "o.safetensor"):  # a folder of that name is nothing that was meant
         status, _, err = run(capsys, "export", "m.h5", "-o", name)
         assert status == 1 and "expected a folder, or a name with .safetensors or .npz" in err
-    (here / "net.dense").mkdir()
-    assert run(capsys, "export", "m.h5", "-o", "net.dense")[0] == 0
+    (here / "net.npy").mkdir()
+    for name in ("net.npy", "net.dense"):
+        assert run(capsys, "export", "m.h5", "-o", name)[0] == 0
 
 
 @pytest.mark.parametrize(
