@@ -74,6 +74,10 @@ def member_means(values: Array, codes: Array, centroids: Array) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1), centroids)
 
 
+_MOST_LEVELS = 511  # of an even grid
+_STEPS = 16  # tried of a grid that cuts off entries
+
+
 def _grid_codes(W: Array, step: Array, most: int) -> tuple[Array, Array]:
     """Code W on ``step * integers``, at most `most` of them; (codes, centroids)."""
     half = (most - 1) // 2
@@ -94,13 +98,18 @@ def choose_codes(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Arr
     low, high = np.log(1e-3), np.log(8.0)
     for _ in range(24):
         middle = 0.5 * (low + high)
-        codes, centroids = _grid_codes(W, np.exp(middle), 511)
+        codes, centroids = _grid_codes(W, np.exp(middle), _MOST_LEVELS)
         if 16 * len(centroids) + coded_bits(codes, len(centroids), rans) <= budget:
             high = middle
         else:
             low = middle
-    for slack in (0.0, 0.01, 0.03, 0.1, 0.3):
-        codes, centroids = _grid_codes(W, np.exp(high + slack), 511)
+    steps = [np.exp(high + slack) for slack in (0.0, 0.01, 0.03, 0.1, 0.3)]
+    # where entries are cut off a finer grid is not always better
+    whole = float(np.abs(W).max()) / ((_MOST_LEVELS - 1) // 2)
+    if steps[0] < whole:
+        steps += np.geomspace(max(steps[0], whole / 16), whole, _STEPS).tolist()
+    for step in steps:
+        codes, centroids = _grid_codes(W, step, _MOST_LEVELS)
         centroids = np.sort(member_means(W, codes, centroids))
         options.append((float(np.sum((W - centroids[codes]) ** 2)), codes, centroids))
     for r in (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2):

@@ -343,6 +343,15 @@ def test_gram_and_problem(rng):
     assert problem.budget == 24 and problem.scale == 5.0
 
 
+@pytest.mark.parametrize("heavy", [False, True])
+def test_more_bits_than_an_even_grid_can_use_do_no_harm(heavy):
+    rng = np.random.default_rng(1)
+    A = rng.standard_t(2.5, (96, 96)) if heavy else rng.standard_normal((40, 33))
+    reached = [methods.fit("fcqh", A, bits).snr(A) for bits in (6.0, 16.0, 20.0)]
+    assert reached[1] > reached[0]
+    assert reached[2] > reached[1] - 0.3
+
+
 @pytest.mark.parametrize("label", ["svd8", "rtn"])
 def test_numpy_takes_it_and_its_transpose_for_a_matrix(label, matrix):
     made = methods.fit(label, matrix, 4.0)
