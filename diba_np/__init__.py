@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diba_np._version import __version__
 
 if TYPE_CHECKING:
-    from diba_np.errors import ConvergenceWarning, FormatError
+    from diba_np.errors import BudgetError, ConvergenceWarning, FormatError
     from diba_np.layers.dibard import retune
     from diba_np.layers.linear import DiBALinear
     from diba_np.machine.versions import show_versions
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diba_np.search.factorization import factorize
 
 __all__ = [
+    "BudgetError",
     "ConvergenceWarning",
     "DiBAFactors",
     "DiBALinear",
@@ -44,6 +45,7 @@ __all__ = [
 
 # public name -> module that defines it
 _HOME = {
+    "BudgetError": "errors",
     "ConvergenceWarning": "errors",
     "DiBAFactors": "matrix.factors",
     "DiBALinear": "layers.linear",

@@ -223,6 +223,16 @@ class _Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
         check_dense(X, "the operand")
         return super().matmat(X)
 
+    def rmatvec(self, x: ArrayLike) -> Any:
+        """Return the product of the transpose with a vector (m,) or (m, 1), as scipy has it."""
+        check_dense(x, "the operand")
+        return super().rmatvec(x)
+
+    def rmatmat(self, X: ArrayLike) -> Any:
+        """Return the product of the transpose with a matrix (m, N), as scipy has it."""
+        check_dense(X, "the operand")
+        return super().rmatmat(X)
+
     def snr(self, A: ArrayLike) -> float:
         """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
         return quality.snr_db(A, self)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from diba_np.errors import BudgetError
 from diba_np.matrix import budgets
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import ScaleBits
@@ -82,7 +83,7 @@ class Solver:
             return self._single(self._single_size(k))
         try:
             sizes = self._sizes(k)
-        except ValueError:
+        except BudgetError:
             if how.terms != "auto":
                 raise
             return self._single(self._single_size(k))

@@ -220,7 +220,14 @@ def test_truncate_keeps_the_components_that_matter_most(rng, scale_bits):
 def test_operands_that_numpy_would_flatten_are_refused(rng):
     f = DiBAFactors([1.0], [[1, 1]], [1.0, 2.0], np.ones((2, 3)), np.ones(3))
     masked = np.ma.masked_array(np.ones(3), [False, True, False])
-    for product in (lambda: f @ masked, lambda: f.matvec(masked), lambda: f.matvec_rounded(masked)):
+    hidden = np.ma.masked_array([1.0], [True])
+    for product in (
+        lambda: f @ masked,
+        lambda: f.matvec(masked),
+        lambda: f.matvec_rounded(masked),
+        lambda: f.rmatvec(hidden),
+        lambda: f.rmatmat(hidden[:, None]),
+    ):
         with pytest.raises(ValueError, match="must have no masked entries, got 1"):
             product()
     with pytest.raises(TypeError, match=r"the operand must be a dense array.*pass its .toarray"):
