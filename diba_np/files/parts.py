@@ -23,6 +23,9 @@ class Parts:
         Of the source and the settings; anything that JSON can hold.
     restart : bool
         Drop parts of a run that had another fingerprint.
+    whole : Path, optional
+        The folder that is to be deleted to begin anew, where more than these parts is kept and no
+        restart can be asked for.
 
     Raises
     ------
@@ -34,8 +37,15 @@ class Parts:
         Another run writes to this output now; the folder cannot be read or written.
     """
 
-    def __init__(self, output: Path, fingerprint: dict[str, Any], restart: bool = False) -> None:
+    def __init__(
+        self,
+        output: Path,
+        fingerprint: dict[str, Any],
+        restart: bool = False,
+        whole: Path | None = None,
+    ) -> None:
         self.folder = beside(output, ".parts")
+        self._whole = whole
         self._lock = self._acquire(output)
         try:
             self._check(as_stored(fingerprint), restart)
@@ -59,9 +69,9 @@ class Parts:
         if kept is not None and kept != fingerprint:
             if not restart:
                 raise ValueError(
-                    f"{self.folder} holds parts of another run "
+                    f"{self._whole or self.folder} holds parts of another run "
                     f"({', '.join(differences(kept, fingerprint))}); finish that one, "
-                    "delete the folder, or ask for a restart"
+                    f"{self._remedy()}"
                 )
             kept = None
         if kept is None:
@@ -89,10 +99,13 @@ class Parts:
         except ValueError as error:
             if restart:
                 return None
-            raise FormatError(
-                f"{path}: not readable ({error}); delete the folder, or ask for a restart"
-            ) from error
+            raise FormatError(f"{path}: not readable ({error}); {self._remedy()}") from error
         return kept
+
+    def _remedy(self) -> str:
+        if self._whole is None:
+            return "delete the folder, or ask for a restart"
+        return f"or delete the folder {self._whole}"
 
     def read(self, name: str) -> Any:
         """Return the value that was written under a name; None if there is nothing readable."""

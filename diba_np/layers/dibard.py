@@ -177,7 +177,7 @@ def retune(
     )
     started = time.monotonic()
     with product_threads(threads):
-        before = fit.begin(max(float(stay), few), few > 0, holds_bias=chosen != "als")
+        before = fit.begin(max(float(stay), few), few > 0, by_gradients=chosen != "als")
         if chosen == "adam":
             fit.adam(rng)
         else:
@@ -261,7 +261,7 @@ class _Fit:
     callback: Callable[[int, float], Any] | None
     weight: float = 0.0  # of the distance, in units of the loss
     few: bool = False  # whether samples are too few to trust their means
-    bias_unit: float = 1.0
+    bias_unit: float = 1.0  # its size, or that of the outputs where it begins with zeros
     scale: float = 1.0  # the size of the loss at the start
     start: dict[str, Array] = field(default_factory=dict)
     units: dict[str, float] = field(default_factory=dict)  # of the distance of what is held
@@ -274,13 +274,13 @@ class _Fit:
     noise: float = 0.0
     _waited: int = 0
 
-    def begin(self, stay: float, few: bool = False, holds_bias: bool = False) -> float:
+    def begin(self, stay: float, few: bool = False, by_gradients: bool = False) -> float:
         """Judge and remember the start; return its loss.
 
         Where samples are few the bias is held as well, unless what fits it sees to that.
         """
         self.few = few
-        if few and holds_bias and self.bias:
+        if few and by_gradients and self.bias:
             self.units["bias"] = self.output_size()
         before = self.judge()
         if not math.isfinite(before):
@@ -290,10 +290,10 @@ class _Fit:
         self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
         self.units |= {name: root_mean_square(self.start[name]) for name in self.diagonals}
         own = self.start["bias"]
-        # one of zeros has the outputs' unit
-        self.bias_unit = (
-            root_mean_square(own) if own.any() else self.output_size(self.loss is LOSSES["mse"])
-        )
+        if self.bias and by_gradients:
+            self.bias_unit = (
+                root_mean_square(own) if own.any() else self.output_size(self.loss is LOSSES["mse"])
+            )
         return before
 
     def output_size(self, targets: bool = False) -> float:

@@ -1,6 +1,6 @@
 """Entropy-coded centroids: of every entry (FC+Q+H), and of what pruning leaves (Deep Compression).
 
-`mesa_training.run_pipeline` makes these by training a network; `fit` here makes one from a matrix.
+`fit` makes one from a matrix; `scripts/mesa_pipelines.py` trains a network into these.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class DeepCompression(CompressedMatrix):
         """Choose density and centroids of least error within the budget.
 
         Inputs are checked and not used; `seed` is not used. Nothing is retrained here: see
-        `mesa_training.run_pipeline` for the whole of it.
+        `scripts/mesa_pipelines.py` for the whole of it.
         """
         problem = check_problem(A, bits, inputs, seed)
         for positions, codes, centroids, gap_bits in choose_sparse(

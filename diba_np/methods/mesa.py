@@ -1,8 +1,8 @@
 """MESA as a stored matrix: diagonal blocks, k-means codes, cyclic deltas, entropy coding.
 
 Y.-J. Hsu et al., "On Minimizing Diagonal Block-wise Differences for Neural Network
-Compression".  `mesa_training.run_pipeline` makes these by training a network; `fit` here makes
-one from a single matrix (layer mode).
+Compression".  `fit` makes one from a single matrix (layer mode); blocks that a network trains are
+`diba_np.layers.mesa_linear`, the whole pipeline of the source is `scripts/mesa_pipelines.py`.
 """
 
 from __future__ import annotations

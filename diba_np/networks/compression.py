@@ -149,15 +149,12 @@ def compress(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, {BEST}, got {method!r}")
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-    check_number(bits, "bits", above=0.0)
-    check_count(epochs, "epochs", least=0)
-    check_number(rate, "rate", above=0.0)
-    check_count(jobs, "jobs")
-    check_count(seed, "seed", least=0)
+    bits, rate = check_number(bits, "bits", above=0.0), check_number(rate, "rate", above=0.0)
+    epochs, seed = check_count(epochs, "epochs", least=0), check_count(seed, "seed", least=0)
+    jobs = check_count(jobs, "jobs")
     names = chosen_layers(net, include)
-    for name, tokens in (("calibrate", calibrate), ("taught", taught)):
-        if tokens is not None:
-            check_count(tokens, name)
+    calibrate = None if calibrate is None else check_count(calibrate, "calibrate")
+    taught = None if taught is None else check_count(taught, "taught")
     if executor is not None and (jobs != 1 or folder is None):
         raise ValueError(
             "executor= takes the place of jobs=, and needs a folder= that its processes see"
@@ -186,7 +183,8 @@ def compress(
             run.check_budget()  # before anything is written
             run.check_states()
             home.mkdir(parents=True, exist_ok=True)
-            parts = Parts(home / "network", settings.fingerprint(net, rows))
+            run.check_stages()
+            parts = Parts(home / "network", run.fingerprint, whole=home)
             try:
                 parts.write("matrices", list(run.shapes))
                 return run.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import Calibration, iterate_batches
 from diba_np.networks.code_training import METHODS as CODED
 from diba_np.networks.code_training import distil_with_codes
-from diba_np.networks.digest import network_digest
 from diba_np.networks.distillation import distil
+from diba_np.networks.identity import network_digest
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.matrix_fit import SCALE_BITS, Fit
@@ -41,6 +42,9 @@ _JUDGED = 8192
 HOLD_OUT = 0.125
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
+# what a run leaves in its folder, stage by stage
+_STAGES = ("importance", "table-*.h5", "layers", "alone", "teacher-*", "training-*")
+
 # methods whose bits a weight are any number
 _SHARED = ("diba", "linear-trellis", BEST)
 
@@ -58,11 +62,6 @@ class Settings:
     activations: bool
     calibrate: int | None
     seed: int
-
-    def fingerprint(self, net: Network, texts: Calibration) -> dict[str, Any]:
-        """Return what a folder of finished stages is recognised by."""
-        kept = {"texts": texts.digest(), "network": network_digest(net)}
-        return asdict(self) | kept | versions()
 
 
 class Training(NamedTuple):
@@ -109,7 +108,7 @@ class CompressionRun:
         self.net, self.names, self.settings = net, names, settings
         self.home, self.events = home, events
         self.runner, self.threads, self.training = runner, threads, training
-        self.fitted = texts.drawn(settings.calibrate, settings.seed)
+        self.texts, self.fitted = texts, texts.drawn(settings.calibrate, settings.seed)
         self.weighed = self.fitted
         if net.kind.decoder:
             most = min(settings.calibrate or _JUDGED, _JUDGED)
@@ -120,6 +119,28 @@ class CompressionRun:
             name: net.layers[name].shape for name in self.tables
         } | {name: (len(A), A.shape[1]) for name, A in self.weights.items()}
         self.stored = self.counted = self.done = 0
+
+    @cached_property
+    def network_digest(self) -> str:
+        """The dense network's `diba_np.networks.identity.network_digest`."""
+        return network_digest(self.net)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a folder of finished stages is recognised by."""
+        data = {"texts": self.texts.digest(), "network": self.network_digest}
+        return asdict(self.settings) | data | versions()
+
+    def check_stages(self) -> None:
+        """Refuse a folder with stages of which it is not told whose they are."""
+        if (self.home / "network.parts" / "run.json").exists():
+            return
+        found = sorted(path for pattern in _STAGES for path in self.home.glob(pattern))
+        if found:
+            raise ValueError(
+                f"{self.home} holds {found[0].name} of a run that it does not name; "
+                "delete the folder, or give another"
+            )
 
     def _tables(self) -> list[str]:
         """Return the table of tokens and the head, those that there are and are compressed."""
@@ -155,6 +176,7 @@ class CompressionRun:
             "states": self.home / f"teacher-{read}",
             "path": self.home / f"training-{read}-{epochs}-{rate!r}{kind}.checkpoint",
             "seed": self.settings.seed,
+            "teacher_digest": self.network_digest,
             "callback": lambda facts: self.events.tell("training", **facts),
         }
         if codes and self.settings.method in CODED:

@@ -16,7 +16,7 @@ from diba_np.checks import check_count, check_number
 from diba_np.files.checkpoint import Checkpoint
 from diba_np.machine.versions import versions
 from diba_np.networks.calibration import Calibration
-from diba_np.networks.digest import network_digest
+from diba_np.networks.identity import network_digest
 from diba_np.networks.network import Network
 from diba_np.networks.stages import load_state, save_state
 from diba_np.networks.tasks import task_of
@@ -257,6 +257,7 @@ def distil(
     path: Path | None = None,
     seed: int = 0,
     penalty: Callable[[], float] | None = None,
+    teacher_digest: str | None = None,
     callback: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Network:
     """Train diagonals or scales, norms and biases of a compressed network end to end.
@@ -288,6 +289,8 @@ def distil(
     penalty : callable, optional
         Called after each way back: adds to the gradients of the student's layers and returns what
         it adds to the loss.
+    teacher_digest : str, optional
+        The teacher's `diba_np.networks.identity.network_digest`, where it is known already.
     callback : callable, optional
         Called with ``{"step", "steps", "divergence", "hidden"}`` of the last ten steps:
         "divergence" is the loss of `taught`.
@@ -304,8 +307,9 @@ def distil(
     FloatingPointError
         The loss is no longer finite.
     """
-    check_count(epochs, "epochs")
-    check_number(rate, "rate", above=0.0)
+    epochs, seed = check_count(epochs, "epochs"), check_count(seed, "seed", least=0)
+    rate, hidden = check_number(rate, "rate", above=0.0), check_number(hidden, "hidden")
+    hold_out = check_number(hold_out, "hold_out")
     tokens = check_count(task_of(teacher).step_tokens if tokens is None else tokens, "tokens")
     data = data.batched(min(tokens, data.tokens))
     lesson = _Lesson(student, teacher, hidden, states)
@@ -334,7 +338,9 @@ def distil(
             "hold_out": hold_out,
         }
         asked |= {"tokens": tokens, "batch": data.tokens, "seed": seed, "rows": data.digest()}
-        done = _go_on(keeper, optimiser, asked | {"teacher": network_digest(teacher)})
+        done = _go_on(
+            keeper, optimiser, asked | {"teacher": teacher_digest or network_digest(teacher)}
+        )
     for at in range(done, len(steps)):
         if at == done or at % AHEAD == 0:
             ahead = steps[at : (at // AHEAD + 1) * AHEAD]

@@ -152,6 +152,27 @@ def test_a_network_that_differs_in_one_part_is_another(dense, tmp_path, part):
         networks.compress(other, rows(4), **options)
 
 
+def test_stages_whose_run_is_gone_are_not_taken_over(dense, tmp_path):
+    options = {"method": "rtn", "epochs": 0, "folder": tmp_path}
+    networks.compress(dense, rows(4), bits=5.0, **options)
+    with pytest.raises(ValueError, match=f"delete the folder {tmp_path}$"):
+        networks.compress(dense, rows(4), bits=4.0, **options)
+    shutil.rmtree(tmp_path / "network.parts")
+    with pytest.raises(ValueError, match="holds importance of a run that it does not name"):
+        networks.compress(dense, rows(4), bits=4.0, **options)
+
+
+def test_numbers_of_numpy_are_settings_too(dense, tmp_path):
+    options = {"bits": np.float32(4), "epochs": np.int64(1), "rate": np.float32(1e-3)}
+    small = networks.compress(
+        dense, rows(8), method="rtn", seed=np.uint8(0), folder=tmp_path, **options
+    )
+    again = networks.compress(
+        dense, rows(8), method="rtn", bits=4, rate=float(np.float32(1e-3)), folder=tmp_path
+    )
+    assert same(small, again)
+
+
 def test_a_layer_that_was_put_in_the_place_of_another_is_what_is_compressed(rng):
     net, name = decoder(), "model.layers.1.mlp.up_proj"
     A, b = rng.normal(size=net.layers[name].shape), rng.normal(size=len(net.weights[name]))
