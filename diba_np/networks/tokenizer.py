@@ -181,7 +181,7 @@ def _named_tokens(
     ``added_tokens.json``, ``special_tokens_map.json`` and ``tokenizer_config.json`` name them.
     """
     beside = _optional(folder / "added_tokens.json")
-    entries = settings.get("added_tokens_decoder", {})
+    entries = settings.get("added_tokens_decoder") or {}  # null where there are none
     ids = {**vocabulary, **beside, **{own["content"]: int(i) for i, own in entries.items()}}
     named: dict[str, Mapping[str, Any]] = {token: {"special": False} for token in beside}
     named |= {token: {} for token in _NAMED}
@@ -189,7 +189,8 @@ def _named_tokens(
         if key.endswith("_token") or key == "additional_special_tokens":
             for token in value if isinstance(value, list) else [value]:
                 own = token if isinstance(token, dict) else {"content": token}
-                named[str(own.get("content"))] = own
+                if isinstance(own.get("content"), str):  # null, and add_bos_token is a bool
+                    named[own["content"]] = own
     named |= {own["content"]: own for own in entries.values()}
     there = sorted(named.keys() & ids.keys(), key=lambda token: ids[token])
     return ids, {token: named[token] for token in there}

@@ -443,6 +443,22 @@ def test_tokens_that_are_named_beside_a_vocabulary(tmp_path):
         read_tokenizer(folder)
 
 
+def test_settings_that_name_no_token_are_no_tokens(tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    vocabulary = {"None": 0, "False": 1, "<x>": 2, "N": 3, "F": 4}
+    settings = {
+        "pad_token": None,
+        "add_bos_token": False,
+        "mask_token": {"content": None},
+        "eos_token": "<x>",
+        "added_tokens_decoder": None,
+    }
+    made = read_tokenizer(older_folder(tmp_path, vocabulary, tokenizer_config=settings))
+    assert made.encode("N<x>F") == [3, 2, 4]
+    assert made.decode([0, 2, 1]) == "NoneFalse"
+
+
 def test_a_vocabulary_of_words_is_read_as_it_stands(tmp_path):
     from diba_np.networks.tokenizer import read_tokenizer
 
