@@ -335,8 +335,8 @@ def _gguf_text(metadata: Mapping[str, Any], model: str, label: str) -> str:
     ends = {"bos": model == "llama" or cut in _WHOLE, "eos": False}  # where the file says nothing
     around = []
     for end, usual in ends.items():
-        if metadata.get(f"tokenizer.ggml.add_{end}_token", usual):
-            key = f"tokenizer.ggml.{end}_token_id"
+        key = f"tokenizer.ggml.{end}_token_id"
+        if metadata.get(f"tokenizer.ggml.add_{end}_token", usual and key in metadata):
             number = need(metadata, key, label)
             if number not in range(len(tokens)):
                 raise FormatError(

@@ -484,7 +484,8 @@ def gguf_bytes(**more):
         "bos_token_id": 0,
         "eos_token_id": 13,
     } | more
-    return gguf_tokenizer({f"tokenizer.ggml.{n}": v for n, v in metadata.items()}, "x.gguf")
+    named = {f"tokenizer.ggml.{n}": v for n, v in metadata.items() if v is not None}
+    return gguf_tokenizer(named, "x.gguf")
 
 
 def test_words_that_are_tokens_stay_whole_in_llama_3():
@@ -492,6 +493,13 @@ def test_words_that_are_tokens_stay_whole_in_llama_3():
     assert gguf_bytes(pre="llama-bpe").encode("hello") == [0, 10]
     assert gguf_bytes(pre="llama-bpe", add_bos_token=False).encode("hello") == [10]
     assert gguf_bytes(pre="tekken").encode("helloAhello") == [0, 10, 12, 1, 2, 3, 3, 5]
+
+
+@pytest.mark.parametrize("cut", ["llama-bpe", "tekken"])
+def test_no_token_opens_texts_where_the_file_has_none(cut):
+    assert gguf_bytes(pre=cut, bos_token_id=None).encode("hello") == [10]
+    with pytest.raises(dn.FormatError, match="bos_token_id: found none, expected it"):
+        gguf_bytes(pre=cut, bos_token_id=None, add_bos_token=True)
 
 
 def test_tokens_of_users_are_kept_in_texts():
