@@ -149,7 +149,7 @@ class Scores(Classes):
 
 
 class Sentences(Task):
-    """Unit vectors of whole rows, means over their tokens: one minus the cosine."""
+    """Vectors of whole rows as `Network.embed` makes them: one minus the cosine."""
 
     name = "sentences"
 

@@ -182,11 +182,6 @@ class TextMethods:
         TypeError, ValueError
             As of `rows_of`; a text has no token; the folder's vectors are made in another way.
         """
-        if self.config.pooling not in POOLINGS:
-            raise ValueError(
-                f"embed takes one of {', '.join(POOLINGS)} of a text's tokens, this network's "
-                f"vectors are made by {self.config.pooling}"
-            )
         if length is None:
             length = self.config.sentence_length or 512
         if isinstance(texts, np.ndarray) and texts.ndim == 2:
@@ -198,8 +193,8 @@ class TextMethods:
         vectors = np.empty((len(rows), self.config.width), self.dtype)
         for places in batches(rows, BATCH):
             ids, mask = padded([rows[i] for i in places], self.config.padding)
-            x = self.last_hidden(ids, mask, linear)
-            vectors[places] = unit_means(x, pooled(mask, self.config.pooling))[0]
+            chosen = pooled(mask, self.config.pooling)
+            vectors[places] = unit_means(self.last_hidden(ids, mask, linear), chosen)[0]
         return vectors
 
     def _whole(self, text: Any, length: int) -> list[list[int]]:
@@ -313,8 +308,19 @@ POOLINGS = ("mean", "cls", "lasttoken")  # as sentence-transformers has them
 
 
 def pooled(mask: Array, pooling: str) -> Array:
-    """Return which tokens (S, T) stand for a row: the first, the last, else all in `mask`."""
-    if pooling not in ("cls", "lasttoken"):
+    """Return which tokens (S, T) stand for a row: all in `mask`, the first or the last of them.
+
+    Raises
+    ------
+    ValueError
+        The pooling is none of `POOLINGS`.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(
+            f"a text's vector must be made by {', '.join(POOLINGS)} of its tokens, this network's "
+            f"vectors are made by {pooling}"
+        )
+    if pooling == "mean":
         return mask
     back = slice(None, None, 1 if pooling == "cls" else -1)
     first: Array = np.cumsum(mask[:, back], axis=1)[:, back] == 1

@@ -10,6 +10,7 @@ from test_texts import packed, words
 
 import diba_np as dn
 from diba_np import networks
+from diba_np.networks.evaluation import evaluate
 from diba_np.networks.file import PARTS, bits_by_part, is_network
 
 
@@ -384,8 +385,13 @@ def test_vectors_that_are_made_otherwise(tmp_path):
         ]
     ):
         net = sentences_of(tmp_path / str(i), modes, *more)
-        with pytest.raises(ValueError, match=f"this network's vectors are made by {made}"):
-            net.embed([[3, 4]])
+        for call in (
+            lambda net=net: net.embed([[3, 4]]),
+            lambda net=net: evaluate(net, [[3, 4]], against=net),
+            lambda net=net: networks.compress(net, [[3, 4]], method="rtn", bits=4.0),
+        ):
+            with pytest.raises(ValueError, match=f"this network's vectors are made by {made}"):
+                call()
         assert net.hidden([[3, 4]])
 
 
