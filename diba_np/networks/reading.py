@@ -111,13 +111,11 @@ def load(
 
 def _beside(folder: Path) -> dict[str, Any]:
     """Return what files beside a folder's configuration say of ends and of vectors of texts."""
-
-    def read(name: str) -> dict[str, Any]:
-        return read_json(folder / name) if (folder / name).is_file() else {}
-
+    generation = read_json(folder / "generation_config.json", optional=True)
+    sentences = read_json(folder / "sentence_bert_config.json", optional=True)
     found = {
-        "eos_token_id": read("generation_config.json").get("eos_token_id"),
-        SENTENCES["sentence_length"]: read("sentence_bert_config.json").get("max_seq_length"),
+        "eos_token_id": generation.get("eos_token_id"),
+        SENTENCES["sentence_length"]: sentences.get("max_seq_length"),
     }
     # modules of sentence-transformers, each in a folder 1_Name; lengths are always made 1 here
     names = sorted(p.name for p in folder.glob("[0-9]_*") if p.is_dir())
@@ -125,7 +123,7 @@ def _beside(folder: Path) -> dict[str, Any]:
     for name in names:
         step = name[2:].lower()
         if step == "pooling":
-            steps += _poolings(read(f"{name}/config.json"))
+            steps += _poolings(read_json(folder / name / CONFIG, optional=True))
         elif step not in ("transformer", "normalize"):
             steps.append(step)
     if steps:

@@ -117,7 +117,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         with _as_format_error(str(path)):
             return Tokenizer(path.read_text("utf-8"), str(path))
     pieces, words = folder / "vocab.json", folder / "vocab.txt"
-    settings = _optional(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json", optional=True)
     if pieces.is_file() and (folder / "merges.txt").is_file():
         vocabulary = read_json(pieces)
         with _as_format_error(str(folder / "merges.txt")):
@@ -130,10 +130,6 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             lines = words.read_text("utf-8").removesuffix("\n").split("\n")
             return Tokenizer(_word_pieces(lines, settings), str(words))
     return None
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 # tokens that stand for themselves in vocabularies of bytes, where no file beside says so
@@ -180,12 +176,13 @@ def _named_tokens(
 
     ``added_tokens.json``, ``special_tokens_map.json`` and ``tokenizer_config.json`` name them.
     """
-    beside = _optional(folder / "added_tokens.json")
+    beside = read_json(folder / "added_tokens.json", optional=True)
     entries = settings.get("added_tokens_decoder") or {}  # null where there are none
     ids = {**vocabulary, **beside, **{own["content"]: int(i) for i, own in entries.items()}}
     named: dict[str, Mapping[str, Any]] = {token: {"special": False} for token in beside}
     named |= {token: {} for token in _NAMED}
-    for key, value in {**settings, **_optional(folder / "special_tokens_map.json")}.items():
+    special = read_json(folder / "special_tokens_map.json", optional=True)
+    for key, value in {**settings, **special}.items():
         if key.endswith("_token") or key == "additional_special_tokens":
             for token in value if isinstance(value, list) else [value]:
                 own = token if isinstance(token, dict) else {"content": token}

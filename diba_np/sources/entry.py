@@ -123,8 +123,8 @@ def unique_json(text: bytes | str, label: str) -> Any:
             raise ValueError("nested too deeply") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file, if it is `optional` an empty one where there is no file.
 
     Raises
     ------
@@ -132,6 +132,8 @@ def read_json(path: Path) -> dict[str, Any]:
     FormatError
         It holds no JSON object.
     """
+    if optional and not path.is_file():
+        return {}
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     with as_format_error(str(path), "JSON"):

@@ -153,3 +153,17 @@ def test_a_folder_of_one_file_and_of_several(tmp_path, arrays):
     np.savez(tmp_path / "n.npz", **arrays)
     with pytest.raises(ValueError, match=r"found m\.npz, n\.npz; name one of them"):
         open_source(tmp_path)
+
+
+def test_json_that_may_be_missing(tmp_path):
+    from diba_np.sources.entry import read_json
+
+    assert read_json(tmp_path / "none.json", optional=True) == {}
+    assert read_json(tmp_path, optional=True) == {}  # a folder is no file
+    with pytest.raises(FileNotFoundError, match=r"none.json: no such file"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "x.json", optional=True) == {"a": 1}
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(FormatError, match=r"x.json: found list, expected an object"):
+        read_json(tmp_path / "x.json", optional=True)
