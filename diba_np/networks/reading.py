@@ -113,7 +113,7 @@ def _beside(folder: Path) -> dict[str, Any]:
     """Return what files beside a folder's configuration say of ends and of vectors of texts."""
     generation = read_json(folder / "generation_config.json", optional=True)
     sentences = read_json(folder / "sentence_bert_config.json", optional=True)
-    found = {
+    settings = {
         "eos_token_id": generation.get("eos_token_id"),
         SENTENCES["sentence_length"]: sentences.get("max_seq_length"),
     }
@@ -127,8 +127,8 @@ def _beside(folder: Path) -> dict[str, Any]:
         elif step not in ("transformer", "normalize"):
             steps.append(step)
     if steps:
-        found[SENTENCES["pooling"]] = " and ".join(steps)
-    return {key: value for key, value in found.items() if value is not None}
+        settings[SENTENCES["pooling"]] = " and ".join(steps)
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _poolings(settings: Mapping[str, Any]) -> list[str]:

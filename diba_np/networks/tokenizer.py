@@ -157,16 +157,16 @@ def _old_byte_level(
     ]
     spaced = bool(settings.get("add_prefix_space"))
     qwen2 = str(settings.get("tokenizer_class")).startswith("Qwen2")
-    text = _byte_level(ids, merges, added, "qwen2" if qwen2 else "gpt-2", spaced=spaced)
-    inner = package.Tokenizer.from_str(text)
+    plain = _byte_level(ids, merges, added, "qwen2" if qwen2 else "gpt-2", spaced=spaced)
+    inner = package.Tokenizer.from_str(plain)
     if qwen2:
         inner.normalizer = package.normalizers.NFC()
     elif {"<s>", "</s>", "<mask>"} <= ids.keys():
         inner.post_processor = package.processors.RobertaProcessing(
             ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=spaced
         )
-    made: str = inner.to_str()
-    return made
+    text: str = inner.to_str()
+    return text
 
 
 def _named_tokens(
@@ -363,8 +363,8 @@ def _surrounded(text: str, first: list[str], last: list[str], vocabulary: Mappin
         single=[*first, "$A", *last],
         special_tokens=[(token, vocabulary[token]) for token in dict.fromkeys(first + last)],
     )
-    found: str = inner.to_str()
-    return found
+    text = inner.to_str()
+    return text
 
 
 def _sentence_pieces(
