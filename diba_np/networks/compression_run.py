@@ -29,7 +29,9 @@ from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.matrix_fit import SCALE_BITS, Fit
 from diba_np.networks.network import Network
 from diba_np.networks.shares import check_budget, shares
+from diba_np.networks.tasks import SENTENCES, task_of
 from diba_np.networks.tensors import Lazy
+from diba_np.networks.texts import pooled
 from diba_np.networks.token_tables import table_moments
 
 Array = NDArray[Any]
@@ -226,9 +228,11 @@ class CompressionRun:
                 check_budget(sizes, self.settings.bits, {name: least})
 
     def check_states(self) -> None:
-        """Refuse a network whose hidden states overflow on the first text."""
+        """Refuse what cannot be measured: hidden states that overflow, vectors of another kind."""
         if not (self.settings.activations or self.training.epochs):
             return
+        if task_of(self.net) is SENTENCES:
+            pooled(np.ones((1, 1), bool), self.net.config.pooling)
         _, inputs, mask = next(iter(iterate_batches(self.fitted)))
         with np.errstate(over="ignore", invalid="ignore"):
             x = self.net.last_hidden(inputs[:1], None if mask is None else mask[:1])
