@@ -275,8 +275,7 @@ def info_model(args: argparse.Namespace) -> int:
     from diba_np.models.file import open_model
 
     with open_model(args.file) as model:
-        report, lines = _totals(args.file, model)
-        groups = []
+        groups, arrays = [], []
         for name in model:
             matrix = model.read(name)
             shape = model.array_shape(name)
@@ -291,15 +290,17 @@ def info_model(args: argparse.Namespace) -> int:
             )
             text = _shape_text(shape)
             if name in model.aliases:
-                lines.append((name, f"{text}, the same as {model.aliases[name]}"))
+                arrays.append((name, f"{text}, the same as {model.aliases[name]}"))
                 continue
             text += f", {matrix.bits_per_weight:.3f} bits"
             if matrix.is_array:
                 text += f", kept ({record.get('kept')})"
             elif "snr_db" in record:
                 text += f", {decibels_text(record['snr_db'])}"
-            lines.append((name, text))
-    emit(report | {"record": model.record, "groups": groups}, args.json, lines)
+            arrays.append((name, text))
+        report, lines = _totals(args.file, model)  # whose bits were counted above
+    whole = report | {"record": model.record, "groups": groups}
+    emit(whole, args.json, [*lines, *arrays])
     return DONE
 
 
@@ -309,17 +310,20 @@ def verify_model(args: argparse.Namespace) -> int:
     from diba_np.models.file import open_model
 
     with open_model(args.file) as model:
-        for name in model:
-            model.read(name)  # which checks it
+        network = "network" in model.record
+        if args.matrix and not network:
+            differ, sums = _model_differences(model, args.matrix)
+        else:
+            for name in model:
+                model.read(name)  # which checks it
         report: dict[str, Any] = {"file": args.file, "ok": True, "checked": list(model)}
         lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
         if args.matrix:
-            if "network" in model.record:
-                differ, sums = networks.apart(args.file, args.matrix)
+            if network:
+                differ, sums = networks.network_differences(args.file, args.matrix)
                 same, verdict = None, "compared by SNR alone: a network is trained"
                 what = "network"
             else:
-                differ, sums = _apart(model, args.matrix)
                 same, verdict = True, "the model it was made from"
                 what = "model"
             if differ:
@@ -335,13 +339,15 @@ def verify_model(args: argparse.Namespace) -> int:
     return DONE if report["ok"] else FAILED
 
 
-def _apart(model: Any, path: str) -> tuple[list[str], tuple[float, float] | None]:
+def _model_differences(model: Any, path: str) -> tuple[list[str], tuple[float, float] | None]:
     """Return the names in which a model and its source differ, and squared sums of the others.
 
-    The sums are of the arrays and of the errors, None where no array could be compared.
+    Each array of the model is read, and so checked. The sums are of the arrays and of the errors,
+    None where no array could be compared.
     """
     from diba_np.checks import digest
     from diba_np.matrix.quality import squared_sums
+    from diba_np.matrix.small_floats import value_type
     from diba_np.models.shapes import matrix_view
     from diba_np.sources.opening import open_source
 
@@ -351,20 +357,22 @@ def _apart(model: Any, path: str) -> tuple[list[str], tuple[float, float] | None
         for entry in open_source(path)
         if not entry.unfit and entry.name not in omitted
     }
-    shared = [name for name in model if name in source]
-    if not shared:
+    if not any(name in source for name in model):
         raise CommandError(f"{path}: holds none of the model's arrays")
     differ = [name for name in model if name not in source]
     differ += [name for name in source if name not in model]
     noise = signal = 0.0
     compared = False
-    for name in shared:
-        array, stored = source[name].read(), model.read(name)
-        if array.shape != model.array_shape(name):
+    for name in model:
+        stored = model.read(name)
+        if name not in source:
+            continue
+        array, shape = source[name].read(), model.array_shape(name)
+        if array.shape != shape:
             differ.append(name)
             continue
         if stored.is_array:
-            if _equal(array, model.dense(name)):
+            if _equal(array, stored.to_array(shape, value_type(model.array_dtype(name)))):
                 compared = True
             else:
                 differ.append(name)

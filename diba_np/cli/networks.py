@@ -294,28 +294,31 @@ def info_network(args: argparse.Namespace) -> int:
     return DONE
 
 
-def apart(path: str, source: str) -> tuple[list[str], tuple[float, float] | None]:
+def network_differences(path: str, source: str) -> tuple[list[str], tuple[float, float] | None]:
     """Return the linear layers that a compressed network and its source do not share, and sums.
 
     The squared sums are of the compressed layers' dense weights and of the errors, None where no
     layer could be compared. Norms and biases are trained, and are not compared.
     """
+    from diba_np.layers.dense_linear import DenseLinear
     from diba_np.matrix.quality import squared_sums
 
     small, net = _load(path), _load(source)
-    names = dict.fromkeys([*small.layers, *net.layers])
-    differ = [
-        name
-        for name in names
-        if not (name in small.layers and name in net.layers)
-        or small.layers[name].shape != net.layers[name].shape
-    ]
+    differ = []
     signal = noise = 0.0
-    compared = [name for name in small.compressed if name not in differ]
-    for name in compared:
-        dense = net.layers[name].to_matrix().to_dense()
-        own = squared_sums(dense, small.layers[name].to_matrix(), unit=1.0)
-        signal, noise = signal + own[0], noise + own[1]
+    compared = False
+    for name in dict.fromkeys([*small.layers, *net.layers]):
+        if not (name in small.layers and name in net.layers):
+            differ.append(name)
+            continue
+        with small.released(), net.released():
+            own, other = small.layers[name], net.layers[name]
+            if own.shape != other.shape:
+                differ.append(name)
+            elif not isinstance(own, DenseLinear):
+                sums = squared_sums(other.to_matrix().to_dense(), own.to_matrix(), unit=1.0)
+                signal, noise = signal + sums[0], noise + sums[1]
+                compared = True
     return differ, (signal, noise) if compared else None
 
 

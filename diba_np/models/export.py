@@ -26,6 +26,7 @@ from diba_np.matrix.stored_array import StoredArray
 from diba_np.sources.safetensors import INDEX, Writing, write_safetensors
 
 if TYPE_CHECKING:
+    from diba_np.matrix.base import CompressedMatrix
     from diba_np.models.file import ModelFactors
 
 
@@ -53,9 +54,8 @@ def _bytes_of(model: ModelFactors, name: str) -> int:
     return math.prod(model.array_shape(name)) * word_type(dtype).itemsize
 
 
-def _pieces(model: ModelFactors, name: str, dtype: str) -> Iterator[NDArray[Any]]:
+def _pieces(matrix: CompressedMatrix, dtype: str) -> Iterator[NDArray[Any]]:
     """Yield an array's words in row order, a block of rows at a time."""
-    matrix = model.read(name)
     if isinstance(matrix, StoredArray):
         yield matrix.values
         return
@@ -69,21 +69,17 @@ def _pieces(model: ModelFactors, name: str, dtype: str) -> Iterator[NDArray[Any]
                 yield block.astype(value_type(dtype))
 
 
-def _write(model: ModelFactors, name: str, dtype: str, file: Any) -> None:
-    for piece in _pieces(model, name, dtype):
-        if piece.size:
-            file.write(np.ascontiguousarray(piece).view(np.uint8).data)
-
-
 # -- safetensors -----------------------------------------------------------------------------------
 
 
 def _write_safetensors(model: ModelFactors, names: list[str], final: Path) -> int:
+    def pieces(name: str, dtype: str) -> Iterator[NDArray[Any]]:
+        return _pieces(model.read(name), dtype)
+
     arrays = {}
     for name in names:
         dtype = _little(model.array_dtype(name))
-        pieces = partial(_pieces, model, name, dtype)
-        arrays[name] = Writing(dtype, model.array_shape(name), pieces)
+        arrays[name] = Writing(dtype, model.array_shape(name), partial(pieces, name, dtype))
     return write_safetensors(final, arrays)
 
 
@@ -163,5 +159,7 @@ def _write_npy(model: ModelFactors, name: str, file: BinaryIO) -> None:
         raw = np.ascontiguousarray(values.astype(kind, copy=False)).reshape(-1)
         if raw.size:
             file.write(raw.view(np.uint8).data)
-    else:
-        _write(model, name, kind.str if dtype in SMALL_FLOATS else dtype, file)
+        return
+    for piece in _pieces(matrix, kind.str if dtype in SMALL_FLOATS else dtype):
+        if piece.size:
+            file.write(np.ascontiguousarray(piece).view(np.uint8).data)

@@ -83,7 +83,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         self.aliases = aliases or {}
         self._arrays, self._made = arrays, made
         self._closed = False
-        self._bits: int | None = None  # of a file, counted once
+        self._bits: dict[str, int] = {}  # of arrays of a file, counted when read
 
     @classmethod
     def of(cls, items: Iterable[Item], record: dict[str, Any]) -> ModelFactors:
@@ -139,6 +139,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         matrix = matrix_shape(shape) if len(shape) > 1 else (0, 0)
         if not stored.stands_for(shape, dtype, matrix):
             raise FormatError(f"{self.path}: array {name}: found {stored.shape}, expected {shape}")
+        self._bits[name] = stored.storage_bits()
         return stored
 
     def close(self) -> None:
@@ -180,15 +181,11 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
 
     def storage_bits(self) -> int:
         """Return the stored bits of all arrays, those kept as they are included."""
-        if self._bits is not None:
-            return self._bits
-        bits = sum(
-            self.read(name).storage_bits() if math.prod(shape) else 0
+        return sum(
+            self._bits[name] if name in self._bits else self.read(name).storage_bits()
             for name, shape in self._stored().items()
+            if math.prod(shape)
         )
-        if self.path is not None:
-            self._bits = bits
-        return bits
 
     @property
     def bits_per_weight(self) -> float:

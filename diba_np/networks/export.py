@@ -30,7 +30,8 @@ def _dense_tensors(net: Network) -> Iterator[tuple[str, Writing]]:
         bias = layer.parameters["bias"]
         if name in (net.token_name, net.head_name):
             continue
-        if tensors.has_bias(name):
+        # has_bias reads a compressed matrix once more, where a bias may be nowhere else
+        if tensors.has(f"{name}.bias") or (bias.any() and tensors.has_bias(name)):
             yield f"{name}.bias", _stored(bias)
         elif bias.any():
             raise ValueError(f"{name!r} has a bias, for which {net.config.kind} has no tensor")

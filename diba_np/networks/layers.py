@@ -30,6 +30,9 @@ class Layers(MutableMapping[str, Layer]):
         """Put the source's layer back."""
         del self._held[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._source  # without making the layer
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)
 

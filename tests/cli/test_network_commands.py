@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from diba_np import networks
+from diba_np.cli import networks as commands
 from diba_np.cli.main import main
 from diba_np.files.parts import Parts
+from diba_np.models.file import ModelFactors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "networks"))
 
@@ -153,6 +155,26 @@ def test_a_network_is_verified_by_its_matrices_alone(small, tmp_path, capsys):
     assert main(["verify", small, str(other)]) == 1
     out = capsys.readouterr().out
     assert "NOT the network it was made from: 6 differ, the first model.layers.0.mlp.gate" in out
+
+
+def test_networks_are_compared_layer_by_layer(small, tmp_path, monkeypatch):
+    folder_of(tmp_path / "source", "llama")
+    loaded = []
+    monkeypatch.setattr(
+        commands, "_load", lambda path: loaded.append(networks.load(path)) or loaded[-1]
+    )
+    differ, sums = commands.network_differences(small, str(tmp_path / "source"))
+    assert (differ, sums is None) == ([], False)
+    assert not loaded[1].layers.held()  # the dense layers are not held
+
+
+def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch):
+    net, read, of_file = networks.load(small), [], ModelFactors._read
+    monkeypatch.setattr(
+        ModelFactors, "_read", lambda self, name: read.append(name) or of_file(self, name)
+    )
+    net.export(tmp_path / "dense")
+    assert len(read) == len({*read}) == len(net.layers)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import diba_np as dn
 from diba_np.cli.main import main
 from diba_np.matrix.small_floats import decode, encode
-from diba_np.models.file import open_model
+from diba_np.models.file import ModelFactors, open_model
 from diba_np.sources.opening import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sources"))
@@ -150,3 +150,21 @@ def test_what_cannot_be_exported_says_why(model, tmp_path, capsys):
     assert main(["export", str(tmp_path / "one.h5"), "-o", str(tmp_path / "n")]) == 1
     assert "is no file of a model or network; it holds one matrix" in capsys.readouterr().err
     assert not any(".part" in p.name for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["info {}", "verify {}", "verify {} a.npz", "export {} -o a.npz", "export {} -o a.safetensors"],
+)
+def test_a_command_reads_each_array_once(line, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if line.startswith("verify"):
+        model[0].export("a.npz")
+    read = []
+    of_file = ModelFactors._read
+    monkeypatch.setattr(
+        ModelFactors, "_read", lambda self, name: read.append(name) or of_file(self, name)
+    )
+    assert main(line.format(model[1]).split()) in (0, 1)  # types that .npz has not differ
+    assert sorted({*read}) == sorted(set(model[0]) - set(model[0].aliases))
+    assert all(read.count(name) == 1 for name in {*read} - {*model[0].aliases.values()})
