@@ -25,8 +25,9 @@ Report = dict[str, Any]
 
 # names of arguments in messages of the library, which are options here
 _ARGUMENT = re.compile(
-    r"\b(texts|labels|group|include|exclude|grams|inputs|gram|output_weight|weights|bits|ratio|snr|min_size|"
-    r"allocation|threads|jobs|scale_bits|shift|seed|effort|checkpoint|restart|block_rows|solver)="
+    r"\b(texts|labels|against|group|include|exclude|grams|inputs|gram|output_weight|weights|bits|"
+    r"ratio|snr|min_size|allocation|threads|jobs|scale_bits|shift|seed|effort|checkpoint|restart|"
+    r"block_rows|solver)="
     r'("[a-z]+"|\d+)?'
 )
 

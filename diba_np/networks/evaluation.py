@@ -227,7 +227,7 @@ def _checked_task(
         bare = task is SCORES and against is not None
         if sum(given) != 1 or (labels is None and not bare):
             more = "; against= alone will do too" if task is SCORES else ""
-            raise TypeError(f"to judge {task.name} give labels, with texts or inputs{more}")
+            raise TypeError(f"to judge {task.name} give labels=, with texts= or inputs={more}")
     elif given != (True, False) or labels is not None:
         raise TypeError(f"{task.name} are judged on texts=; leave inputs= and labels= out")
     if task is SENTENCES and against is None:

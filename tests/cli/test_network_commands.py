@@ -186,6 +186,9 @@ def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch
         (["evaluate", "{small}", "--texts", "{latin}"], "not readable as UTF-8"),
         (["evaluate", "{small}"],
          "next tokens are judged on --texts; leave --inputs and --labels out"),
+        (["evaluate", "{bare}", "--texts", "{ids}"], "is judged against another: give --against"),
+        (["evaluate", "{scores}", "--texts", "{ids}"],
+         "give --labels, with --texts or --inputs; --against alone will do too"),
         (["embed", "{small}", "{gap}", "-o", "{out}"], "gap.txt: line 2 is blank; each line is"),
         (["generate", "{net}", "a"], "generate needs a decoder"),
         (["embed", "{net}", "{good}", "-o", "{out}"], "texts need a tokenizer"),
@@ -210,6 +213,9 @@ def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch
 )  # fmt: skip
 def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     folder_of(tmp_path / "net", "bert")
+    folder_of(tmp_path / "scores", "bert", "score")
+    folder_of(tmp_path / "bare", "bert", "")
+    np.save(tmp_path / "ids.npy", [[3, 4, 5]])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "mamba"}')
     np.savez(tmp_path / "other" / "weights.npz", a=np.eye(3))
@@ -217,8 +223,9 @@ def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     (tmp_path / "good.txt").write_text("a b c\n")
     (tmp_path / "gap.txt").write_text("a\n \nb\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    places = {name: tmp_path / name for name in ("net", "other", "out")}
+    places = {name: tmp_path / name for name in ("net", "scores", "bare", "other", "out")}
     places |= {name: tmp_path / f"{name}.txt" for name in ("blank", "latin", "good", "gap")}
+    places["ids"] = tmp_path / "ids.npy"
     assert main([part.format(small=small, **places) for part in line]) == 1
     err = capsys.readouterr().err
     assert match in err

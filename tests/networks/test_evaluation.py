@@ -64,9 +64,9 @@ def test_classes_are_judged_by_labels(kind):
         evaluate(net, inputs=inputs, labels=labels[:2])
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\]"):
         evaluate(net, inputs=inputs, labels=labels + 3)
-    with pytest.raises(TypeError, match="classes give labels, with texts or inputs"):
+    with pytest.raises(TypeError, match="classes give labels=, with texts= or inputs="):
         evaluate(net, inputs=inputs)
-    with pytest.raises(TypeError, match="classes give labels, with texts or inputs"):
+    with pytest.raises(TypeError, match="classes give labels=, with texts= or inputs="):
         evaluate(net)
 
 
@@ -141,7 +141,7 @@ def test_scores_are_judged_by_squared_errors():
     expected = np.square(two - labels).mean()
     assert found["against"]["squared_error"] == pytest.approx(expected, rel=1e-4)
     assert evaluate(dense, ROWS, labels=two)["squared_error"] < 1e-10
-    with pytest.raises(TypeError, match="judge scores give labels, with texts or inputs; against="):
+    with pytest.raises(TypeError, match="scores give labels=, with texts= or inputs=; against="):
         evaluate(dense, ROWS)
     for wrong in ([1.0, 2.0], [1.0, 2.0, 3.0, np.nan]):
         with pytest.raises(ValueError, match=r"labels must be finite numbers of shape \(4,\)"):
