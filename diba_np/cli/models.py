@@ -159,7 +159,11 @@ def run_model(args: argparse.Namespace) -> int:
         if not parts.is_dir():
             raise
         count = len(list(parts.rglob("*.h5")))
-        what = f"{count} finished searches are" if count else "the plan is"
+        if args.texts is None:
+            what = f"{count} finished searches are" if count else "the plan is"
+        else:
+            measured = "what was measured of the network is"
+            what = f"{count} finished layers are" if count else measured
         raise CommandError(
             f"interrupted; {what} kept in {parts}, the same command goes on"
         ) from None

@@ -334,6 +334,13 @@ _ALONE = (
 )
 
 
+# what a run with --texts keeps, of whichever stages it came to
+_WITH_TEXTS = (
+    *("network.parts", "importance", "layers", "alone"),
+    *("table-*.h5", "training-*", "teacher-*"),
+)
+
+
 def _remove(parts: Path, output: Path) -> None:
     """Remove what earlier runs keep of an output; CommandError while one writes there."""
     from diba_np.files.lock import FileLock
@@ -357,7 +364,8 @@ def clear_parts(args: argparse.Namespace, with_texts: bool) -> Path:
     from diba_np.files.atomic import beside
 
     parts = beside(Path(args.output), ".parts")
-    of_others = (parts / ("network.parts" if with_texts else "run.json")).exists()
+    others = _WITH_TEXTS if with_texts else ("run.json",)
+    of_others = any(found for name in others for found in parts.glob(name))
     if of_others and not args.restart:
         raise CommandError(
             f"{parts} holds parts of a run {'with' if with_texts else 'without'} --texts; finish "

@@ -281,21 +281,42 @@ def test_parts_of_a_run_with_texts_stay(tmp_path, capsys):
     assert not home.exists()
 
 
-def test_an_interruption_tells_what_is_kept(compressing, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("stage", ["importance/complete", "layers/order.json", "table-0.h5"])
+def test_a_restart_removes_any_stage_of_a_run_with_texts(stage, tmp_path, capsys):
+    np.savez(tmp_path / "w.npz", a=np.eye(20))
+    part = tmp_path / "out.h5.parts" / stage
+    part.parent.mkdir(parents=True)
+    part.touch()
+    line = ["model", str(tmp_path / "w.npz"), "--bits", "9", "-o", str(tmp_path / "out.h5")]
+    assert main([*line, "--jobs", "1", "--quiet"]) == 1
+    assert "holds parts of a run with --texts; finish that one" in capsys.readouterr().err
+    assert part.exists()
+    assert main([*line, "--jobs", "1", "--quiet", "--restart"]) == 0
+    assert not (tmp_path / "out.h5.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ("table-0.h5", "1 finished layers are kept"),
+        ("importance", "what was measured of the network is kept"),
+    ],
+)
+def test_an_interruption_tells_what_is_kept(left, told, compressing, tmp_path, capsys, monkeypatch):
     (tmp_path / "out.h5.parts").mkdir()
     (tmp_path / "out.h5.parts" / "another.h5").touch()
 
     def interrupted(*_, folder, method, **__):
         assert not folder.exists() and method == "rtn"
         folder.mkdir()
-        (folder / "table-0.h5").touch()
+        (folder / left).touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(networks, "compress", interrupted)
     log = tmp_path / "log"
     assert main([*compressing, "--method", "rtn", "--restart", "--json-log", str(log)]) == 1
     err = capsys.readouterr().err
-    assert f"1 finished searches are kept in {tmp_path / 'out.h5.parts'}, the same" in err
+    assert f"{told} in {tmp_path / 'out.h5.parts'}, the same" in err
     assert json.loads(log.read_text())["event"] == "interrupted"
 
 
