@@ -166,17 +166,23 @@ def test_json_fields_of_networks_are_the_documented_ones(tmp_path, capsys, monke
     from small_networks import network
     from test_texts import packed, words
 
+    scores = network("bert", "score", dtype=np.float32)
+    packed(scores).save(tmp_path / "scores.h5")
+    scores.save(tmp_path / "dense.h5")
     net = packed(network("llama", dtype=np.float32))
     net.tokenizer = words()
     monkeypatch.chdir(tmp_path)
     net.save("small.h5")
     np.save("ids.npy", [[3, 4, 5]])
+    np.save("y.npy", [0.5])
     Path("t.txt").write_text("a b c d\n")
     for command in [
         "export small.h5 -o dense",
         "info small.h5 of a network",
         "verify small.h5 dense of a model or network",
         "evaluate small.h5 --texts t.txt",
+        "evaluate small.h5 --texts t.txt --against dense",
+        "evaluate scores.h5 --texts ids.npy --labels y.npy --against dense.h5",
         "generate small.h5 a --tokens 2",
         "embed small.h5 ids.npy -o E.npy",
     ]:

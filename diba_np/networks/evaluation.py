@@ -58,10 +58,10 @@ def evaluate(
     -------
     dict
         ``task`` ("next tokens", "masked tokens", "classes", "scores", "sentences"), ``targets``,
-        ``tokens_per_second`` (of processor time, rows read side by side, after one batch that is
-        not counted); ``accuracy`` of the most
-        probable token or class, ``accuracy_error`` (its standard error, the targets of a row taken
-        together), ``perplexity``; with `against` also ``against`` (the same of it), ``agreement``
+        ``tokens_per_second`` (of processor time, rows read side by side, after the first batch
+        was read once, untimed); ``accuracy`` of the most probable token or class,
+        ``accuracy_error`` (its standard error, the targets of a row taken together),
+        ``perplexity``; with `against` also ``against`` (the same of it), ``agreement``
         (share of targets with the same most probable one) and ``kl`` (mean Kullback-Leibler
         divergence from `against`, nats). Of "scores" instead, with `labels`, ``squared_error``
         (mean over targets) and ``squared_error_error`` (its standard error); with `against`
