@@ -334,13 +334,6 @@ _ALONE = (
 )
 
 
-# what a run with --texts keeps, of whichever stages it came to
-_WITH_TEXTS = (
-    *("network.parts", "importance", "layers", "alone"),
-    *("table-*.h5", "training-*", "teacher-*"),
-)
-
-
 def _remove(parts: Path, output: Path) -> None:
     """Remove what earlier runs keep of an output; CommandError while one writes there."""
     from diba_np.files.lock import FileLock
@@ -364,7 +357,11 @@ def clear_parts(args: argparse.Namespace, with_texts: bool) -> Path:
     from diba_np.files.atomic import beside
 
     parts = beside(Path(args.output), ".parts")
-    others = _WITH_TEXTS if with_texts else ("run.json",)
+    others: tuple[str, ...] = ("run.json",)
+    if with_texts:
+        from diba_np.networks.compression_run import STAGES
+
+        others = ("network.parts", *STAGES)
     of_others = any(found for name in others for found in parts.glob(name))
     if of_others and not args.restart:
         raise CommandError(

@@ -45,7 +45,7 @@ HOLD_OUT = 0.125
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 # what a run leaves in its folder, stage by stage
-_STAGES = ("importance", "table-*.h5", "layers", "alone", "teacher-*", "training-*")
+STAGES = ("importance", "table-*.h5", "layers", "alone", "teacher-*", "training-*")
 
 # methods whose bits a weight are any number
 _SHARED = ("diba", "linear-trellis", BEST)
@@ -137,7 +137,7 @@ class CompressionRun:
         """Refuse a folder with stages of which it is not told whose they are."""
         if (self.home / "network.parts" / "run.json").exists():
             return
-        found = sorted(path for pattern in _STAGES for path in self.home.glob(pattern))
+        found = sorted(path for pattern in STAGES for path in self.home.glob(pattern))
         if found:
             raise ValueError(
                 f"{self.home} holds {found[0].name} of a run that it does not name; "
