@@ -29,7 +29,15 @@ def _end_again(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
         return
     number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
-    threading.Timer(_SOON, _thread.interrupt_main, (number,)).start()
+    threading.Timer(_SOON, _signal_main, (number,)).start()
+
+
+def _signal_main(number: signal.Signals) -> None:
+    """Send a signal to the main thread, which also ends what it waits for."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(int(threading.main_thread().ident or 0), number)
+    else:  # Windows
+        _thread.interrupt_main(number)
 
 
 @contextlib.contextmanager

@@ -359,7 +359,7 @@ def test_a_signal_in_a_finalizer_still_ends_the_work(number, capsys, monkeypatch
 
     def work(args):
         Finalized()
-        time.sleep(30)  # the signal that comes again ends it
+        time.sleep(30)  # the signal that comes again ends the wait, and with it the work
         return 0
 
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
