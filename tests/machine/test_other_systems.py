@@ -30,7 +30,8 @@ sys.modules["msvcrt"] = msvcrt
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 for module, names in (
-    (signal, ("pthread_sigmask", "SIGALRM", "SIGHUP", "SIGUSR1", "setitimer", "alarm")),
+    (signal, ("pthread_kill", "pthread_sigmask", "SIGALRM", "SIGHUP", "SIGUSR1", "setitimer",
+              "alarm")),
     (os, ("sched_getaffinity", "register_at_fork", "fork", "getloadavg", "geteuid", "getuid",
           "O_DIRECTORY", "O_NOFOLLOW", "killpg", "setsid", "sysconf", "fchmod")),
 ):
