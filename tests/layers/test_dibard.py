@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from strategies import factors
 
 from diba_np import DiBAFactors, DiBALinear, factorize, methods, retune
-from diba_np.layers.dibard import _Fit
+from diba_np.layers.diagonal_fit import DiagonalFit
 from diba_np.training.losses import cross_entropy, mse
 from diba_np.training.moments import LeastSquares, moments
 from diba_np.training.samples import open_samples
@@ -227,7 +227,7 @@ def test_gradients_of_the_objective_equal_central_differences(rng, loss, labels)
     f = factorize(rng.normal(size=(4, 5)), k=3, max_sweeps=10)
     X = rng.normal(size=(23, 5))
     Y = rng.integers(0, 4, 23) if labels else rng.random((23, 4))
-    fit = _Fit(
+    fit = DiagonalFit(
         layer=DiBALinear(f, dtype=np.float64),
         samples=open_samples(X, Y, f.shape, labels, 0.3, 7, 0),
         loss=loss, bias=True, steps=1, learning_rate=1.0, schedule="cosine", clip=None,
