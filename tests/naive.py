@@ -521,6 +521,27 @@ def explained(X, Y, Q, p, q, weight):
     return (X * (Y - (Z - U) + weight * X)).sum(1)
 
 
+def bfloat16(A):
+    """Float32 numbers rounded to 8 bits of mantissa, to nearest, ties to even, as words."""
+    words = np.ascontiguousarray(A, np.float32).view(np.uint32).astype(np.int64)
+    return (words + 0x7FFF + (words >> 16 & 1)) >> 16
+
+
+def pack_bfloat16(B, width):
+    """Panels of columns, of two rows a word, zeros where there are none."""
+    n, k = B.shape
+    whole = np.zeros((n + n % 2, k + -k % width), np.int64)
+    whole[:n, :k] = bfloat16(B)
+    words = whole[::2] | whole[1::2] << 16
+    return np.moveaxis(words.reshape(len(words), -1, width), 1, 0)
+
+
+def product_bfloat16(A, B):
+    """``A @ B`` of operands rounded to bfloat16, in float64."""
+    a, b = ((bfloat16(M) << 16).astype(np.uint32).view(np.float32) for M in (A, B))
+    return a.astype(np.float64) @ b.astype(np.float64)
+
+
 def improving_flips(A, d1, b1, d2, b2, d3, shift, relative):
     """Count the single bits of b1 and b2 whose flip lowers ``|A - A_hat|^2`` by that share."""
     total = float(np.sum((A - dense_fast(d1, b1, d2, b2, d3, shift)) ** 2))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from diba_np.machine.processors import resolve_threads
+from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits, joined_tiles
 from diba_np.methods.linear_trellis import run_each_kernel_of_trellis
-from diba_np.products.cpu import cache_folder, has_rounded, kernel_path
+from diba_np.products.cpu import cache_folder, has_bfloat16, has_rounded, kernel_path
 from diba_np.products.product import Product, run_each_kernel
 from diba_np.products.stack import Stack
 from diba_np.products.terms import run_each_kernel_of_sums
@@ -60,6 +61,12 @@ def warm_up() -> dict[str, Any]:
     now = time.perf_counter()
     seconds["linear trellis"] = round(now - last, 3)
     last = now
+    if has_bfloat16():
+        with ThreadPool(1) as pool:
+            pool.gram(np.ones((1, 1), np.float32), rounded=True)
+        now = time.perf_counter()
+        seconds["products of bfloat16"] = round(now - last, 3)
+        last = now
     A = np.random.default_rng(0).normal(size=(12, 10))
     for solver in SOLVERS:
         for threads in sorted({1, resolve_threads(None)}):

@@ -26,8 +26,8 @@ _FLOATS_FROM_MEMORY = frozenset(
 )
 
 
-# those that choose a kernel path
-FEATURES = frozenset({"avx2", "avx512f", "avx512bw", "avx512vnni"})
+# those that choose a kernel
+FEATURES = frozenset({"avx2", "avx512f", "avx512bw", "avx512vnni", "avx512bf16"})
 
 
 def cpu_features() -> set[str]:
@@ -87,6 +87,12 @@ def has_rounded() -> bool:
     """Tell whether 16-bit tables are used: with NEON, or on the avx512 path of a CPU with VNNI."""
     path = kernel_path()
     return path == "neon" or (path == "avx512" and "avx512vnni" in cpu_features())
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Tell whether dots of bfloat16 are used: on the avx512 path of a CPU that has them."""
+    return kernel_path() == "avx512" and "avx512bf16" in cpu_features()
 
 
 def _cpu_name() -> str:

@@ -13,6 +13,8 @@ directions alike, and those that are never taken would be left to chance.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
@@ -92,14 +94,14 @@ class _Basis:
         self.half, self.axis = half, axis
         self.norm = half.norm
 
-    def make_basis(self, softness: float) -> tuple[Array, Array]:
+    def make_basis(self, softness: float, rounded: bool = False) -> tuple[Array, Array]:
         """Return the basis N and its Gram matrix ``N^T C^p N``."""
         half = self.half
         N = half.make_basis(softness)
-        matmul = half.pool.matmul
+        matmul = partial(half.pool.matmul, rounded=rounded)
         if self.axis is None:
             self.norm = half.norm
-            return N, half.pool.gram(N)
+            return N, half.pool.gram(N, rounded)
         weighed = matmul(self.axis.power, N)
         own = np.sqrt(np.maximum(np.einsum("ij,ij->j", N, weighed), np.float32(1e-30)))
         N /= own
@@ -137,7 +139,8 @@ class CoupledSides:
     def move(self, axis: int, schedule: admm.Schedule, balance: float) -> None:
         """Move one half."""
         own, other = self._seen[axis], self._seen[1 - axis]
-        N, gram = other.make_basis(schedule.softness)
+        rounded = schedule.rounds(self.target, other.half.q.size)
+        N, gram = other.make_basis(schedule.softness, rounded)
         gauge = other.half.gauge
         gram = admm.balanced(gram, gauge, balance)
         correlations = own.axis
@@ -162,7 +165,8 @@ def _coupled_step(
     Each minimises the objective with `_Axis`'s stand-in for ``C^p`` on the way from where it is,
     the basis of before, whose gradient is exact: ``C~ X G + rho X = Y + rho P``.
     """
-    matmul = target.pool.matmul
+    rounded = schedule.rounds(target, N.shape[1])
+    matmul = partial(target.pool.matmul, rounded=rounded)
     gram[np.diag_indices_from(gram)] += np.float32(schedule.ridge)
     values, Q = scipy.linalg.eigh(gram, driver="evd")
     back = np.ascontiguousarray(Q.T)
@@ -178,7 +182,7 @@ def _coupled_step(
     low = matmul(matmul(up, start), Q)
     lack = low * values * (tail - lam)
     known = _dot(start, ahead) - _dot(low, lack)
-    Y = target.product(half.axis, N)
+    Y = target.product(half.axis, N, rounded=rounded)
     ahead += Y  # what all points have in common
     rows = slice(0, len(half.Q))
     for rho, last in ((np.float32(schedule.penalties[0]), False), (np.float32(1.0), True)):

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from diba_np.kernels import magnitudes
 from diba_np.machine.lapack import invert_definite
-from diba_np.machine.thread_pool import mirror
+from diba_np.machine.thread_pool import RightOperand, mirror
+from diba_np.products.cpu import has_bfloat16
 from diba_np.search.halves import (
     Array,
     Half,
@@ -54,6 +55,7 @@ RAMP_START = 0.1  # the penalty rho of the first inner step is t^3, t from here 
 RIDGE_START, RIDGE_END = 1.25, 0.05  # on unit-norm columns, times the root of the error's share
 SOFTNESS = 0.2  # share of the regression in the other factor, at the start; falls to 0
 LEAST_SHARE = 1e-8  # of the error, for the ridge
+ROUGH_SHARE = 0.01  # of the error, above which products of operands rounded to bfloat16 do as well
 REGAUGE_AT = 0.25  # share of the iterations after which components have found their sizes
 
 
@@ -87,6 +89,10 @@ class Schedule:
         """Set `share`, within its bounds."""
         self.share = min(1.0, max(share, LEAST_SHARE))
 
+    def rounds(self, target: Target, k: int) -> bool:
+        """Tell whether products with k columns are made of operands rounded to bfloat16."""
+        return self.share > ROUGH_SHARE and target.worth_rounding(k) and has_bfloat16()
+
     @property
     def penalties(self) -> tuple[float, ...]:
         """The penalty rho of each inner step."""
@@ -117,6 +123,9 @@ class Published(Schedule):
         super().__init__(fixed_ridge=ridge)
         self.inner = inner
 
+    def rounds(self, target: Target, k: int) -> bool:
+        return False
+
     @property
     def penalties(self) -> tuple[float, ...]:
         return (min(1.0, self.done) ** 3, *(1.0,) * (self.inner - 1))
@@ -136,14 +145,14 @@ def _regress(
     X: Array,
     block: slice,
     rho: float,
-    inverse: Array,
+    inverse: RightOperand,
     weight: np.float32,
     fitted: NDArray[np.float64] | None,
     part: slice,
 ) -> None:
     """Write ``(rho (Z - dual) + Y) inverse`` into a part of a block X, and what it explains."""
     rows = slice(block.start + part.start, block.start + part.stop)
-    np.matmul(half.point(rows, rho, Y[rows]), inverse, out=X[part])
+    inverse.multiply(half.point(rows, rho, Y[rows]), slice(0, len(X[part])), X[part])
     if fitted is not None:
         magnitudes.explained(
             X[part], Y[rows], half.Q[rows], half.p[rows], half.q, weight, fitted[rows]
@@ -153,7 +162,8 @@ def _regress(
 def half_step(target: Target, half: Half, other: Half, schedule: Schedule, balance: float) -> None:
     """Move one factor: regressions on the other, each followed by a projection."""
     N = other.make_basis(schedule.softness)
-    gram = balanced(target.pool.gram(N), other.gauge, balance)
+    rounded = schedule.rounds(target, N.shape[1])
+    gram = balanced(target.pool.gram(N, rounded), other.gauge, balance)
     regress(target, half, N, gram, other.gauge, schedule, balance)
 
 
@@ -170,13 +180,15 @@ def regress(
     pool = target.pool
     ridge = schedule.ridge
     # the old regression is not needed any more: its place serves Y, and at last the new one
-    Y = target.product(half.axis, N, half.X)
+    rounded = schedule.rounds(target, N.shape[1])
+    Y = target.product(half.axis, N, half.X, rounded)
     penalties = schedule.penalties
     distinct = sorted(set(penalties))
     inverses = pool.run(lambda rho: inverse_of(gram, ridge + rho), distinct)
     fitted = np.zeros(len(Y))
     for step, rho in enumerate(penalties):
-        inverse, last = inverses[distinct.index(rho)], step == len(penalties) - 1
+        last = step == len(penalties) - 1
+        inverse = pool.right(inverses[distinct.index(rho)], rounded)
         weight = np.float32(ridge + rho)
         judged = last and bool(target.energy)
         for block in half.row_blocks():

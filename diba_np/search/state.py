@@ -159,7 +159,7 @@ def weighed_gram(target: Target, N: Floats, weighed: Floats) -> Floats:
 
 
 def normal_equations(target: Target, side: Side) -> Equations:
-    """Return ``G = M M^T`` (k, k) and ``C = A M^T`` of the rows of one side, in float64.
+    """Return ``G = M M^T`` (k, k) and ``C = A M^T`` of the rows of one side, as float64.
 
     M is everything on the other side of that side's bits: D2 (B2 - shift) D3 for the left. With
     weights ``G = M H M^T``, ``C = A H M^T`` for the left, W in the place of H for the right; where
@@ -169,6 +169,12 @@ def normal_equations(target: Target, side: Side) -> Equations:
     if target.is_coupled:
         return target.coupled_equations(side)
     state = side.state
+    if target.takes_single(len(state.d2)):
+        N = np.empty(side.other.bits.shape, np.float32)
+        for rows in target.pool.row_blocks(*N.shape):
+            N[rows] = side.other.scaled(rows) * state.d2
+        gram, cross = target.pool.gram(N), target.product(side.axis, N)
+        return gram.astype(np.float64), cross.astype(np.float64)
     if side.axis == 0:
         other = side.other.scaled()
         other *= state.d2
@@ -264,11 +270,15 @@ def walk(target: Target, side: Side, walks: Walks, equations: Equations) -> None
     gram, cross = equations
     slack = np.full(len(side.bits), SLACK * target.energy / len(side.bits))
     flips = np.zeros(len(side.bits), np.int64)
+    kind = np.dtype(np.float32 if target.takes_single(len(gram)) else np.float64)
+    factor = gram.astype(kind, copy=False)
 
     def improve(rows: slice) -> None:
         bits, own = side.bits[rows], cross[rows]
         values = side.values(rows)
-        h = values @ gram
+        h: Floats = np.matmul(values.astype(kind, copy=False), factor).astype(
+            np.float64, copy=False
+        )
         p, q = np.einsum("ik,ik->i", values, own), np.einsum("ik,ik->i", values, h)
         _set_scales(side, rows, p, q, gram)
         before = bits.copy()

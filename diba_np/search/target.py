@@ -13,6 +13,7 @@ from diba_np.checks import check_magnitude
 from diba_np.machine.thread_pool import ThreadPool
 
 _PIECE = 1 << 18  # entries that are converted at a time
+_WORTH_ROUNDING = 1e8  # flops
 
 
 class Target:
@@ -58,6 +59,14 @@ class Target:
         self.unit = largest * float(np.sqrt(squares / A.size)) or 1.0
         self.energy = float(A.size) if squares else 0.0
         self.rough = False
+
+    def takes_single(self, k: int) -> bool:
+        """Tell whether equations of k components are made in single precision: rough and large."""
+        return self.rough and self.worth_rounding(k)
+
+    def worth_rounding(self, k: int) -> bool:
+        """Tell whether products with k columns are large enough for fewer digits to save time."""
+        return 2.0 * self.shape[0] * self.shape[1] * k >= _WORTH_ROUNDING
 
     def part(self, rows: slice, columns: slice) -> Target:
         """Return a part of the matrix, copied, as a target of its own."""
@@ -144,27 +153,40 @@ class Target:
         """Solve for d1 or d3 where the rows or columns are coupled."""
         raise NotImplementedError
 
-    def product(self, axis: int, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def product(
+        self,
+        axis: int,
+        N: NDArray[Any],
+        out: NDArray[Any] | None = None,
+        rounded: bool = False,
+    ) -> NDArray[Any]:
         """Return `matmul` for axis 0, `rmatmul` for axis 1."""
-        return self.rmatmul(N, out) if axis else self.matmul(N, out)
+        return self.rmatmul(N, out, rounded) if axis else self.matmul(N, out, rounded)
 
-    def matmul(self, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return ``(A / unit) @ N`` for N (n, k), in N's dtype; (m, k)."""
+    def matmul(
+        self, N: NDArray[Any], out: NDArray[Any] | None = None, rounded: bool = False
+    ) -> NDArray[Any]:
+        """Return ``(A / unit) @ N`` for N (n, k), in N's dtype; (m, k).
+
+        With `rounded` as `ThreadPool.matmul` rounds.
+        """
         if out is None:
             out = np.empty((self.shape[0], N.shape[1]), N.dtype)
         if not self._streamed:
-            return self.pool.matmul(self._whole(N.dtype), N, out=out)
+            return self.pool.matmul(self._whole(N.dtype), N, out, rounded)
         for rows, part in self.blocks(N.dtype):
-            self.pool.matmul(part, N, out=out[rows])
+            self.pool.matmul(part, N, out[rows], rounded)
         return out
 
-    def rmatmul(self, N: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def rmatmul(
+        self, N: NDArray[Any], out: NDArray[Any] | None = None, rounded: bool = False
+    ) -> NDArray[Any]:
         """Return ``(A / unit).T @ N`` for N (m, k), in N's dtype; (n, k)."""
         if out is None:
             out = np.empty((self.shape[1], N.shape[1]), N.dtype)
         if not self._streamed:
-            return self.pool.matmul(self._whole(N.dtype).T, N, out=out)
+            return self.pool.matmul(self._whole(N.dtype).T, N, out, rounded)
         out[:] = 0
         for rows, part in self.blocks(N.dtype):
-            out += self.pool.matmul(part.T, N[rows])
+            out += self.pool.matmul(part.T, N[rows], rounded=rounded)
         return out

@@ -192,6 +192,10 @@ class WeightedTarget(Target):
         self._known[side.axis] = seen
         return seen
 
+    def takes_single(self, k: int) -> bool:
+        """Tell whether `normal_equations` are made in single precision: never under weights."""
+        return False
+
     def _weighed_matrix(self) -> Floats:
         """Return ``W A H / unit`` of the matrices among the two that are there, (m, n)."""
         if "W A H" not in self._held:

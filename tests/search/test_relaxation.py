@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from diba_np import factorize
+from diba_np.machine.thread_pool import ThreadPool
+from diba_np.methods.dbf import dbf
+from diba_np.products.cpu import has_bfloat16
 from diba_np.search.halves import share_gauges
 from diba_np.search.options import EFFORTS
 
@@ -64,3 +67,60 @@ def test_history_is_that_of_the_search_that_was_kept():
     i = np.arange(64)
     f = factorize(0.9 ** abs(i[:, None] - i), k=40, effort="best")
     assert np.all(np.diff(f.record["objective_history"][:-1]) <= 1e-12)
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not has_bfloat16(), reason="the CPU, or the path in use, has no dots of bfloat16"
+)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Counts of products by whether they were rounded; small matrices count as large ones."""
+    counts = {True: 0, False: 0}
+    plain = ThreadPool.matmul
+
+    def counted(self, A, B, out=None, rounded=False):
+        counts[rounded] += 1
+        return plain(self, A, B, out, rounded)
+
+    monkeypatch.setattr("diba_np.search.target._WORTH_ROUNDING", 0.0)
+    monkeypatch.setattr(ThreadPool, "matmul", counted)
+    return counts
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("weighed", [False, True])
+def test_rounded_products_cost_no_quality(attention, weighed, products, monkeypatch, rng):
+    A = attention[:160, :128]
+    options = {"k": 72, "effort": "fast"}
+    if weighed:
+        options["inputs"] = rng.normal(size=(300, 128)) * np.arange(1, 129) ** -0.5
+    name = "output_snr_db" if weighed else "snr_db"
+    rounded = factorize(A, **options).record[name]
+    assert products[True] > 100
+    monkeypatch.setattr("diba_np.search.target._WORTH_ROUNDING", np.inf)
+    products[True] = 0
+    exact = factorize(A, **options).record[name]
+    assert products[True] == 0
+    assert abs(rounded - exact) < 0.1
+
+
+@needs_bfloat16
+def test_products_are_exact_once_the_error_is_small(products, rng):
+    low_rank = rng.normal(size=(90, 2)) @ rng.normal(size=(2, 80))
+    assert factorize(low_rank, k=60, effort="fast").snr(low_rank) > 24
+    assert products[False] > 3 * products[True] > 0
+
+
+@needs_bfloat16
+def test_the_published_search_rounds_nothing(products, rng):
+    dbf(rng.normal(size=(40, 30)), bits=2.0)
+    assert products[True] == 0
+
+
+def test_threads_give_the_same_bits_where_products_are_rounded(products, rng):
+    A = rng.normal(size=(300, 220))
+    first, second = (factorize(A, k=128, effort="fast", threads=t) for t in (1, 2))
+    assert first.b1.words.tobytes() == second.b1.words.tobytes()
+    assert first.b2.words.tobytes() == second.b2.words.tobytes()
