@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,7 +81,7 @@ def njit(
         Whether `numba.prange` loops run on several threads.
     cached : bool
         Whether compiled code is kept. Not that of a function made by another: Numba would not
-        know it again in the next process.
+        know it again in the next process. Such a function is named after what it is made of.
 
     Returns
     -------
@@ -92,6 +93,8 @@ def njit(
     def decorate(function: Any) -> Any:
         if numba.config.DISABLE_JIT:
             return _refusing(function)
+        if not cached:
+            _name_apart(function)
         compiled = numba.njit(
             fastmath=fastmath, parallel=parallel, nogil=True, error_model="numpy"
         )(function)
@@ -102,6 +105,21 @@ def njit(
         return compiled
 
     return decorate
+
+
+def _name_apart(function: Any) -> None:
+    """Add to the name of a function that another made what it was made of.
+
+    Machine code is called by its function's name, types and a count that begins anew in every
+    process. Two kernels compiled in different processes may so hold code under one name for two
+    functions of one maker: where both are loaded the first would do for either.
+    """
+    parts = []
+    for cell in function.__closure__ or ():
+        part = cell.cell_contents
+        named = getattr(part, "__qualname__", None)
+        parts.append(f"{part.__module__}.{named}" if named else repr(part))
+    function.__qualname__ += f"_{zlib.crc32(' '.join(parts).encode()):08x}"
 
 
 def _refusing(function: Any) -> Any:

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import block_size  # _lookup.py 782b058b4ee4
-from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 9ff185c0228f
+from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py fbbf96207de6
 
 # of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
 TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape
@@ -215,7 +215,7 @@ def write_results(plan, work, added, out):
 
 
 def make_stack(build, mix):
-    """Return what a kernel of stacks calls, for a kind of look-up as in ``_stages.py``."""
+    """Return what a kernel of stacks calls, for a kind of look-up; named as in ``_stages.py``."""
 
     @njit(fastmath=False, cached=False)
     def stack(x, plan, work, added, out):

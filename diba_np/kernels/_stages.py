@@ -7,7 +7,8 @@ function that does the output rows of some tiles, `make_stages` and `make_term_s
 or of one written otherwise, what a kernel calls: for one factorization and for a sum of several
 (``kernels/_terms.py``), at once and in pieces for threads; `make_rounded_stages` likewise for
 16-bit tables. Numba can keep no function that was made so: each is compiled into its kernel, which
-is kept. The kernels' files carry a digest of this one, as of ``_ir.py``.
+is kept, under a name of its own (``_jit.py``). The kernels' files carry a digest of this one, as of
+``_ir.py``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from diba_np.kernels._neon import (  # _neon.py 87811e382632
     mix_neon,
     mix_word_tile_neon,
 )
-from diba_np.kernels._stages import (  # _stages.py 9ff185c0228f
+from diba_np.kernels._stages import (  # _stages.py fbbf96207de6
     make_mix_part,
     make_rounded_stages,
     make_stages,

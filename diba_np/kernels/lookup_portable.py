@@ -12,7 +12,7 @@ import numpy as np
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 782b058b4ee4
-from diba_np.kernels._stages import (  # _stages.py 9ff185c0228f
+from diba_np.kernels._stages import (  # _stages.py fbbf96207de6
     make_stages,
     make_term_stages,
     start_pieces,

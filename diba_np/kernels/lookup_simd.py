@@ -17,7 +17,7 @@ from diba_np.kernels._permute import (  # _permute.py 0dc5245157ce
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stages import (  # _stages.py 9ff185c0228f
+from diba_np.kernels._stages import (  # _stages.py fbbf96207de6
     make_mix_part,
     make_stages,
     make_term_stages,

@@ -1,14 +1,18 @@
 """Compiled code: where it is cached, and that no state of the cache is fatal."""
 
+import importlib
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import diba_np
+from diba_np import kernels
 
 PACKAGE = Path(diba_np.__file__).parent
 PRODUCT = """
@@ -86,3 +90,22 @@ def test_no_space_for_the_cache_is_no_error(tmp_path):
     )
     assert run(full + PRODUCT, NUMBA_CACHE_DIR=str(tmp_path))[0] == "15.0"
     assert not list(tmp_path.rglob("*.nbc"))
+
+
+def test_no_two_jitted_functions_have_one_name():
+    # of two that were compiled in different processes the first loaded would run in place of both;
+    # what closes over nothing is the same however often it was made
+    modules = [
+        importlib.import_module(f"diba_np.kernels.{found.name}")
+        for found in pkgutil.iter_modules(kernels.__path__)
+    ]
+    waiting = [value for module in modules for value in vars(module).values()]
+    functions = {}
+    while waiting:
+        function = getattr(waiting.pop(), "py_func", None)
+        if function is not None:
+            functions[function if function.__closure__ else function.__code__] = function
+            waiting += [cell.cell_contents for cell in function.__closure__ or ()]
+    names = Counter((function.__module__, function.__qualname__) for function in functions.values())
+    assert sum("<locals>" in name for _, name in names) > 20
+    assert not [name for name, count in names.items() if count > 1]
