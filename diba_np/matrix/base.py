@@ -62,12 +62,15 @@ def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
     return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
 
 
-def _is_plain(x: Any, n: int) -> bool:
-    """Tell whether x is what most products are with: float32, (n,) or (n, N).
+_PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
 
-    Such products do without scipy's checks, which take as long as a small product.
+
+def is_plain(x: Any, n: int) -> bool:
+    """Tell whether x is what most products are with: float32 or float64, (n,) or (n, N).
+
+    Such products do without scipy's checks, which take longer than a small product.
     """
-    return type(x) is np.ndarray and x.dtype == np.float32 and x.ndim in (1, 2) and len(x) == n
+    return type(x) is np.ndarray and x.dtype in _PLAIN and x.ndim in (1, 2) and len(x) == n
 
 
 def _multiplied(apply: Callable[[Array], Array], x: Array) -> Array:
@@ -215,6 +218,8 @@ class _Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
 
     def matvec(self, x: ArrayLike) -> Any:
         """Return the product with a vector (n,) or (n, 1), as scipy has it."""
+        if is_plain(x, self.shape[1]) and np.ndim(x) == 1:  # as iterative solvers ask
+            return self @ x
         check_dense(x, "the operand")
         return super().matvec(x)
 
@@ -225,6 +230,8 @@ class _Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
 
     def rmatvec(self, x: ArrayLike) -> Any:
         """Return the product of the transpose with a vector (m,) or (m, 1), as scipy has it."""
+        if is_plain(x, self.shape[0]) and np.ndim(x) == 1:
+            return self.T @ x
         check_dense(x, "the operand")
         return super().rmatvec(x)
 
@@ -318,7 +325,7 @@ class CompressedMatrix(_Expandable):
         return self._apply(as_operand(X))
 
     def __matmul__(self, x: Any) -> Any:
-        if _is_plain(x, self.shape[1]):
+        if is_plain(x, self.shape[1]):
             return _multiplied(self._apply, x)
         return super().__matmul__(x)
 
@@ -443,7 +450,7 @@ class _Adjoint(_Expandable):
         return self.parent._apply_transposed(as_operand(X))
 
     def __matmul__(self, x: Any) -> Any:
-        if _is_plain(x, self.shape[1]):
+        if is_plain(x, self.shape[1]):
             return _multiplied(self.parent._apply_transposed, x)
         return super().__matmul__(x)
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import RowIndex
 from diba_np.checks import as_real, check_count, check_dense, check_shift
 from diba_np.files.container import Container
-from diba_np.matrix.base import CompressedMatrix
+from diba_np.matrix.base import CompressedMatrix, is_plain
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import Grids, ScaleBits, stored_scale_bits
 from diba_np.matrix.factors_format import payload, rebuild
@@ -445,10 +445,8 @@ class DiBAFactors(CompressedMatrix):
     def __matmul__(self, x: Any) -> Any: ...
 
     def __matmul__(self, x: Any) -> Any:
-        # the common cases without scipy's checks, which take as long as a small product
-        if type(x) is np.ndarray and x.dtype == np.float32 and x.ndim in (1, 2):
-            if len(x) == self.shape[1]:
-                return self._product.vector(x) if x.ndim == 1 else self._product.matrix(x)
+        if is_plain(x, self.shape[1]):
+            return self._product.vector(x) if x.ndim == 1 else self._product.matrix(x)
         return super().__matmul__(x)
 
     def matvec(self, x: ArrayLike) -> NDArray[Any]:
@@ -462,11 +460,10 @@ class DiBAFactors(CompressedMatrix):
         -------
         (m,), (m, 1) or (..., m) ndarray
         """
-        check_dense(x, "the operand")
-        x = np.asanyarray(x)
         n = self.shape[1]
-        if x.ndim > 1 and x.shape[-1] == n and x.shape != (n, 1):
-            return self._matvec(x)
+        if np.ndim(x) > 1 and np.shape(x)[-1] == n and np.shape(x) != (n, 1):
+            check_dense(x, "the operand")
+            return self._matvec(np.asanyarray(x))
         result: NDArray[Any] = super().matvec(x)
         return result
 

@@ -96,8 +96,8 @@ def operand(x: ArrayLike) -> Real:
 
     A read-only or strided array would be one more type, and one more compilation, to Numba.
     """
-    if type(x) is np.ndarray and x.dtype == _SINGLE and x.flags.carray:
-        return x  # the common case, in a fraction of the time
+    if type(x) is np.ndarray and x.dtype in (_SINGLE, _DOUBLE) and x.flags.carray:
+        return x  # the common cases, in a fraction of the time
     array = np.asarray(as_real(x, "the operand", "hold real numbers"))
     dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
     if array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous:

@@ -14,6 +14,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsqr, svds
 from strategies import factors
 
 from diba_np import DiBAFactors, PackedBits, factorize, snr_db
+from diba_np.methods.rounding import UniformRounding
 
 SMALL = st.integers(1, 9)
 
@@ -107,6 +108,26 @@ def test_scipy_takes_it_as_an_operator(attention):
     normal = f.T @ f
     assert isinstance(normal, LinearOperator)
     np.testing.assert_allclose(normal @ np.ones(64), dense.T @ (dense @ np.ones(64)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_plain_operands_do_without_the_checks_of_scipy(monkeypatch, dtype, rng):
+    f, g = factorize(rng.normal(size=(7, 5)), k=3), UniformRounding.fit(np.eye(7, 5), 8)
+    x, y, X = (rng.normal(size=shape).astype(dtype) for shape in (5, 7, (5, 3)))
+    for name in ("__matmul__", "matvec", "rmatvec"):
+        monkeypatch.delattr(LinearOperator, name)
+    for operator in (f, g):
+        dense = operator.to_dense()
+        for result, expected in (
+            (operator @ x, dense @ x),
+            (operator @ X, dense @ X),
+            (operator.T @ y, dense.T @ y),
+            (operator.matvec(x), dense @ x),
+            (operator.rmatvec(y), dense.T @ y),
+            (operator.T.matvec(y), dense.T @ y),
+        ):
+            assert result.dtype == dtype
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_transpose_is_a_factorization(rng):
