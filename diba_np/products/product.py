@@ -66,6 +66,8 @@ _PANEL_FROM = {
 # memory that a block of its columns may take
 _DENSE_FROM_BITS = 3.4
 _DENSE_BYTES = 64 << 20
+# magnitudes of a dense matrix whose smaller entries, and sums, float32 holds too
+_SMALLEST, _LARGEST = 1e-20, 1e25
 
 # Beyond, the error expected of 16-bit tables, 4e-6 times the roughness, passes 1e-3 of the +-1
 # part; and 32-bit sums of them, 32763 for 30 columns (8191 for 4), overflow.
@@ -329,8 +331,9 @@ class Product:
         """
         n, n_columns = x.shape
         bits = self.weights / (self.shape[0] * n)
-        if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > n:
-            return self._run_dense(x, out)
+        if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > _width(n):
+            if x.dtype == _DOUBLE or self._is_moderate:
+                return self._run_dense(x, out)
         lanes, panel_from = 64 // x.itemsize, self._panel_from(x.dtype)
         whole = n_columns // lanes * lanes if panel_from <= lanes else 0
         if not whole:
@@ -389,9 +392,17 @@ class Product:
 
     # -- the dense matrix, in pieces ---------------------------------------------------------------
 
+    @functools.cached_property
+    def _is_moderate(self) -> bool:
+        """Tell whether float32 holds the dense matrix and ``d_mid d_in``, which it is made from."""
+        d3, _, d2, _, d1, *_ = self._prepared(_SINGLE)
+        inner = float(np.abs(d3).max()) * float(np.abs(d2).max())
+        outer = float(np.abs(d1).max()) if d1.size else 1.0
+        return all(_SMALLEST < size < _LARGEST for size in (inner, inner * outer))
+
     def _columns(self, indices: NDArray[np.intp], dtype: np.dtype[Any]) -> Real:
         """Return some columns of the dense matrix, without the bias."""
-        width = -(-indices.size // 16) * 16  # whole cache lines
+        width = _width(indices.size)
         unit = np.zeros((self.shape[1], width), dtype)
         unit[indices, np.arange(indices.size)] = 1
         out = np.empty((self.shape[0], width), dtype)
@@ -409,10 +420,10 @@ class Product:
         out[...] = bias[:, np.newaxis] if bias.size else 0
         n = self.shape[1]
         block = max(64, _DENSE_BYTES // (x.itemsize * max(self.shape)))
-        for start in range(0, n, block):
-            stop = min(start + block, n)
-            out += self._columns(np.arange(start, stop), x.dtype) @ x[start:stop]
         with np.errstate(invalid="ignore", over="ignore"):
+            for start in range(0, n, block):
+                stop = min(start + block, n)
+                out += self._columns(np.arange(start, stop), x.dtype) @ x[start:stop]
             return float(x.sum() + out.sum())
 
     def _mend(self, x: Real, out: Real) -> None:
@@ -422,19 +433,30 @@ class Product:
         matrix: NaN where the weight is zero or where infinities of both signs meet. Sums that are
         only too large for float32 on the way come out right from float64.
         """
+        missing = np.isnan(x).any(axis=0)
+        if missing.any():
+            out[:, missing] = np.nan
+            if not missing.all():
+                rest = out[:, ~missing]
+                self._mend(x[:, ~missing], rest)
+                out[:, ~missing] = rest
+            return
         wide = np.where(np.isfinite(x), x, 0).astype(np.float64, order="C")
         result = np.empty(out.shape, np.float64)
         self._run_matrix(wide, result)
         with np.errstate(over="ignore"):
             out[...] = result
-        out[:, np.isnan(x).any(axis=0)] = np.nan
         infinite = np.isinf(x)
         with np.errstate(invalid="ignore"):
             for rows in _blocks(np.flatnonzero(infinite.any(axis=1))):
-                weights = self._columns(rows, _DOUBLE)
-                for weight, row in zip(weights.T, rows, strict=True):
-                    hit = infinite[row]
-                    out[:, hit] += weight[:, np.newaxis] * x[row, hit]
+                out += self._columns(rows, _DOUBLE) @ np.where(infinite[rows], x[rows], 0)
+                if np.isnan(out).all():  # and stays so
+                    break
+
+
+def _width(n_columns: int) -> int:
+    """Return how many columns the fewest whole cache lines of float32 hold."""
+    return -(-n_columns // 16) * 16
 
 
 def _blocks(indices: NDArray[np.intp], size: int = 64) -> Iterator[NDArray[np.intp]]:

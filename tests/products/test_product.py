@@ -410,6 +410,42 @@ def test_dense_blocks_where_blas_is_faster(monkeypatch, rng):
     assert used == [1]
     f @ X[:, :10]
     assert used == [1]
+    narrow = operator(20, 3, 300, 0)  # three columns of it take as long as a cache line of 16
+    narrow @ X[:3, :16]
+    assert used == [1]
+    narrow @ X[:3, :40]
+    assert used == [1, 1]
+
+
+def test_dense_blocks_bring_no_warning_and_lose_nothing(rng):
+    f, X = operator(20, 3, 300, 0), rng.normal(size=(3, 40)).astype(np.float32)
+    X[0, 3], X[1, 5], X[2, 5], X[0, 7] = np.nan, np.inf, -np.inf, 3e38
+    A = naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, 0.0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = (A[:, :, None] * X.astype(float)).sum(axis=1).astype(np.float32)
+    np.testing.assert_allclose(f @ X, expected, rtol=1e-3, atol=0.1)
+    # d2 d3 is below what float32 holds, the product is not
+    g = DiBAFactors(1e15 * f.d1, f.b1, 1e-22 * f.d2, f.b2, 1e-22 * f.d3)
+    X = rng.normal(size=(3, 40)).astype(np.float32)
+    np.testing.assert_allclose(g @ (np.float32(1e29) * X), A @ X, rtol=1e-3, atol=0.1)
+
+
+def test_what_is_not_finite_takes_no_more_work_than_it_has_to(monkeypatch, rng):
+    f = operator(40, 1000, 50, 0)
+    runs, blocks = [], []
+    run, columns_of = Product._run_matrix, Product._columns
+    monkeypatch.setattr(
+        Product, "_run_matrix", lambda self, x, out: runs.append(x) or run(self, x, out)
+    )
+    monkeypatch.setattr(
+        Product, "_columns", lambda self, *a: blocks.append(a) or columns_of(self, *a)
+    )
+    x = rng.normal(size=1000).astype(np.float32)
+    x[5] = np.nan
+    assert np.isnan(f @ x).all()  # as NaN makes it whatever the rest is
+    assert not runs
+    assert np.isnan(f @ (np.inf * np.sign(rng.normal(size=1000)))).all()
+    assert len(blocks) == 1  # then infinities of both signs have met in every row
 
 
 # -- rounded ---------------------------------------------------------------------------------------
