@@ -58,7 +58,10 @@ def scaled(x, scale, n_units):
 
 @njit(fastmath=False)
 def finish(sums, first, alpha, total, scale, bias, out):
-    """Write ``out[first + i] = scale * (sums[i] - alpha * total) + bias``."""
+    """Write ``out[first + i] = scale * (sums[i] - alpha * total) + bias``.
+
+    The difference is left in `sums`, where it can be seen whether it is finite.
+    """
     # 0 * total would be NaN where the total, which no row asked for, overflows
     shift = alpha * total if alpha != 0 else alpha
     # slices: with offsets in the indices the loops would not be vectorized
@@ -67,10 +70,12 @@ def finish(sums, first, alpha, total, scale, bias, out):
     if bias.size:
         bias = bias[first:last]
         for i in range(part.size):
-            part[i] = scale[i] * (sums[i] - shift) + bias[i]
+            sums[i] -= shift
+            part[i] = scale[i] * sums[i] + bias[i]
     else:
         for i in range(part.size):
-            part[i] = scale[i] * (sums[i] - shift)
+            sums[i] -= shift
+            part[i] = scale[i] * sums[i]
 
 
 @njit(fastmath=False)

@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size  # _lookup.py 782b058b4ee4
-from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py fbbf96207de6
+from diba_np.kernels._lookup import block_size  # _lookup.py 584f3cc106c1
+from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py f8802c000923
 
 # of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
 TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape
@@ -83,22 +83,23 @@ def _total(builder, line):
 
 
 @intrinsic
-def _zero_if_finite(typingctx, values, n_pairs):
-    """Return 0, or NaN if an entry of so many pairs of cache lines is not finite."""
-    signature = types.float32(types.intp, types.intp)
+def _zero_if_finite(typingctx, sums, shift, n_pairs):
+    """Return 0, or NaN if ``sums - shift`` is not finite on some pairs of cache lines."""
+    signature = types.float32(types.intp, types.float32, types.intp)
 
     def codegen(context, builder, signature, args):
-        values, n_pairs = args
+        sums, shift, n_pairs = args
+        shifts = _ir.broadcast(builder, shift, _LINE)
         zero = _ir.splat_constant(_LINE, 0.0)
 
         def body(i, carried):
-            here = builder.add(values, builder.mul(i, _ir.index(8 * LANES)))
+            here = builder.add(sums, builder.mul(i, _ir.index(8 * LANES)))
             lines = [
                 _ir.load(builder, _ir.offset(builder, here, 4 * LANES * h), _LINE, 4)
                 for h in range(2)
             ]
             return [
-                builder.fadd(total, builder.fmul(zero, line))
+                builder.fadd(total, builder.fmul(zero, builder.fsub(line, shifts)))
                 for total, line in zip(carried, lines, strict=True)
             ]
 
@@ -165,14 +166,14 @@ def finish_first_stage(row, total, work):
 
 @njit(fastmath=False)
 def finish_second_stage(row, total, work):
-    """Return a number that is finite if the inputs' total and the second sums are.
+    """Return a number that is finite if the inputs' total is, and ``sums - alpha * total``.
 
     And, of several terms, if the results are that will be added up, in whatever order.
     """
-    if row[N_TERMS] == 1:
-        return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], row[N_TILES_2])
     alpha = work[row[ALPHA]]
     shift = alpha * total if alpha != 0 else alpha
+    if row[N_TERMS] == 1:
+        return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], shift, row[N_TILES_2])
     factor = np.float32(row[N_TERMS])
     n_lines = (row[ROWS] + LANES - 1) // LANES
     return total + _zero_if_finite_scaled(

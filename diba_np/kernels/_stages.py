@@ -17,7 +17,7 @@ import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 782b058b4ee4
+from diba_np.kernels._lookup import (  # _lookup.py 584f3cc106c1
     block_size,
     finish,
     padded,

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import cache_lines  # _lookup.py 782b058b4ee4
+from diba_np.kernels._lookup import cache_lines  # _lookup.py 584f3cc106c1
 from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py dae9825aeaeb
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB

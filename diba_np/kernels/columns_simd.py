@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 782b058b4ee4
+from diba_np.kernels._lookup import (  # _lookup.py 584f3cc106c1
     block_size,
     cache_lines,
     finish,

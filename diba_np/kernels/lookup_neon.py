@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 782b058b4ee4
+from diba_np.kernels._lookup import (  # _lookup.py 584f3cc106c1
     block_size,
     finish_rounded,
     zero_if_finite,
@@ -22,7 +22,7 @@ from diba_np.kernels._neon import (  # _neon.py 87811e382632
     mix_neon,
     mix_word_tile_neon,
 )
-from diba_np.kernels._stages import (  # _stages.py fbbf96207de6
+from diba_np.kernels._stages import (  # _stages.py f8802c000923
     make_mix_part,
     make_rounded_stages,
     make_stages,

@@ -11,8 +11,8 @@ import numba
 import numpy as np
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 782b058b4ee4
-from diba_np.kernels._stages import (  # _stages.py fbbf96207de6
+from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 584f3cc106c1
+from diba_np.kernels._stages import (  # _stages.py f8802c000923
     make_stages,
     make_term_stages,
     start_pieces,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numba
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 782b058b4ee4
+from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 584f3cc106c1
 from diba_np.kernels._permute import (  # _permute.py 0dc5245157ce
     build_avx2,
     build_avx512,
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stages import (  # _stages.py fbbf96207de6
+from diba_np.kernels._stages import (  # _stages.py f8802c000923
     make_mix_part,
     make_stages,
     make_term_stages,

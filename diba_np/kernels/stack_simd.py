@@ -15,7 +15,7 @@ from diba_np.kernels._permute import (  # _permute.py 0dc5245157ce
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stack import make_stack  # _stack.py eb8e042dbb1e
+from diba_np.kernels._stack import make_stack  # _stack.py 321e3bf2bfe3
 
 _stack_avx512 = make_stack(build_avx512, mix_avx512)
 _stack_avx2 = make_stack(build_avx2, mix_avx2)

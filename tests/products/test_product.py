@@ -371,6 +371,17 @@ def test_sums_that_overflow_on_the_way_come_out_right(path, alpha):
         )
 
 
+def test_a_sum_that_overflows_when_it_is_shifted_comes_out_right(path):
+    # sums and total of the second stage are 3e38 and -3e38, which float32 holds, 4.5e38 it does not
+    bits, ones = PackedBits(np.eye(3)), np.ones(3)
+    f = Product(bits, bits, d_mid=1e10 * ones, d_out=1e-10 * ones, alpha=0.5, path=path)
+    x = np.array([6e28, 0, 0], np.float32)
+    exact = (np.eye(3) - 0.5) @ ((np.eye(3) - 0.5) @ x.astype(float))
+    np.testing.assert_allclose(f.vector(x), exact, rtol=1e-6)
+    for b in (2, 17):
+        np.testing.assert_allclose(f.matrix(np.stack([x] * b, 1))[:, 0], exact, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
