@@ -95,6 +95,30 @@ def as_real(
     return array
 
 
+def single_vector(values: ArrayLike, name: str, size: int) -> NDArray[np.float32]:
+    """Return a vector of so many real numbers as float32, a read-only copy.
+
+    Raises
+    ------
+    TypeError
+        Not real numbers.
+    ValueError
+        Of another shape; an entry is not finite in float32.
+    """
+    vector = as_real(values, name, "be a vector of real numbers")
+    if vector.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {vector.shape}")
+    with np.errstate(over="ignore"):
+        single = np.array(vector, np.float32)
+    wrong = np.flatnonzero(~np.isfinite(single))
+    if wrong.size:
+        raise ValueError(
+            f"{name} must be finite in float32, got {vector[wrong[0]]} at {int(wrong[0])}"
+        )
+    single.setflags(write=False)
+    return single
+
+
 # magnitudes beyond these leave no room in float32 for the factors and their products
 _LARGEST, _SMALLEST = 1e35, 1e-35
 

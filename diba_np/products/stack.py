@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.checks import as_real, single_vector
 from diba_np.products.cpu import vector_path
 from diba_np.products.parallel import Real
 from diba_np.products.plan import KERNELS, Chain, Plan
@@ -60,8 +61,8 @@ class Stack:
     TypeError
         A factor is no factorization, or the bias does not hold real numbers.
     ValueError
-        There are no factors, their numbers of columns differ, the bias does not have m entries, or
-        ``DIBA_NP_KERNEL`` is no path of this CPU.
+        There are no factors, their numbers of columns differ, the bias does not have m entries that
+        are finite in float32, or ``DIBA_NP_KERNEL`` is no path of this CPU.
 
     Notes
     -----
@@ -85,6 +86,9 @@ class Stack:
     """
 
     def __init__(self, factors: Sequence[Factorization], bias: ArrayLike | None = None) -> None:
+        if not isinstance(factors, Iterable) or hasattr(factors, "terms"):
+            kind = type(factors).__name__
+            raise TypeError(f"factors must be a sequence of DiBAFactors, got {kind}")
         self.factors = tuple(factors)
         if not self.factors:
             raise ValueError("factors must hold at least one factorization, got none")
@@ -103,20 +107,12 @@ class Stack:
         self.shape = (ends[-1], widths[0])
         self._out_shape, self._in_shape = (self.shape[0],), (self.shape[1],)
         self._none = np.empty(0, np.float32)
-        self._bias = None if bias is None else self._checked_bias(bias)
+        self._bias = None if bias is None else single_vector(bias, "bias", self.shape[0])
         largest = max(
             sum(term.b1.shape[1] for term in f.terms) * sum(f.shape) for f in self.factors
         )
         self._kernel = KERNELS.get(vector_path()) if largest < _SMALL else None
         self._plan: Plan | None = None
-
-    def _checked_bias(self, bias: ArrayLike) -> NDArray[np.float32]:
-        values = np.asarray(bias)
-        if values.dtype.kind not in "buif":
-            raise TypeError(f"bias must hold real numbers, got dtype {values.dtype}")
-        if values.shape != self._out_shape:
-            raise ValueError(f"bias must have shape {self._out_shape}, got {values.shape}")
-        return values.astype(np.float32, order="C")
 
     def __repr__(self) -> str:
         return f"<Stack of {len(self.factors)}, {self.shape[0]}x{self.shape[1]}>"
@@ -223,9 +219,7 @@ class Stack:
             raise ValueError(f"x must have shape ({n},) or ({n}, b), got {x.shape}")
         shape = (self.shape[0], *x.shape[1:])
         if added is not None:
-            added = np.asarray(added)
-            if added.dtype.kind not in "buif":
-                raise TypeError(f"added must hold real numbers, got dtype {added.dtype}")
+            added = as_real(added, "added", "hold real numbers")
             if added.shape != shape:
                 raise ValueError(f"added must have shape {shape}, got {added.shape}")
         if out is not None:
@@ -239,10 +233,11 @@ class Stack:
             if added is not None and added is not out:
                 _check_apart(added, out)
         result = np.concatenate([f @ x for f in self.factors])
-        if self._bias is not None:
-            result += self._bias if x.ndim == 1 else self._bias[:, np.newaxis]
-        if added is not None:
-            result += added
+        with np.errstate(over="ignore", invalid="ignore"):  # as in the compiled call
+            if self._bias is not None:
+                result += self._bias if x.ndim == 1 else self._bias[:, np.newaxis]
+            if added is not None:
+                result += added
         if out is None:
             return result
         out[...] = result

@@ -170,11 +170,11 @@ def test_other_operands(layer, rng):
 def test_nan_and_infinity_as_in_single_products(layer, path, bad, rng):
     stack = stack_on(path, layer)
     x, out = rng.normal(size=40).astype(np.float32), rng.normal(size=72).astype(np.float32)
-    x[7] = bad
-    expected = np.concatenate([f @ x for f in layer]) + out
-    assert not np.isfinite(expected).all()
+    x[7], out[3] = bad, -bad
     with np.errstate(invalid="ignore"):
-        np.testing.assert_allclose(stack(x, added=out, out=out), expected, rtol=1e-4, atol=1e-4)
+        expected = np.concatenate([f @ x for f in layer]) + out
+    assert not np.isfinite(expected).all()
+    np.testing.assert_allclose(stack(x, added=out, out=out), expected, rtol=1e-4, atol=1e-4)
     x[7] = 1  # nothing of it is left
     np.testing.assert_allclose(stack(x), np.concatenate([f @ x for f in layer]), atol=1e-4)
     huge = np.full(40, 1e38, np.float32)
@@ -251,7 +251,12 @@ class Dense(Unfit):
         ([factorization(3, 4, 2, 0)], {"bias": np.ones(4)}, ValueError,
          r"bias must have shape \(3,\), got \(4,\)"),
         ([factorization(3, 4, 2, 0)], {"bias": ["a"] * 3}, TypeError,
-         "bias must hold real numbers, got dtype"),
+         "bias must be a vector of real numbers, got dtype"),
+        ([factorization(3, 4, 2, 0)], {"bias": [1, np.nan, 0]}, ValueError,
+         "bias must be finite in float32, got nan at 1"),
+        (factorization(3, 4, 2, 0), {}, TypeError,
+         "factors must be a sequence of DiBAFactors, got DiBAFactors"),
+        (None, {}, TypeError, "factors must be a sequence of DiBAFactors, got NoneType"),
     ],
 )  # fmt: skip
 def test_bad_stacks(factors, options, error, words):
@@ -270,6 +275,8 @@ def test_bad_operands(layer):
         (x * 1j, {}, TypeError, "the operand must hold real numbers, got dtype complex"),
         (x, {"added": x}, ValueError, r"added must have shape \(72,\), got \(40,\)"),
         (x, {"added": np.array(["a"] * 72)}, TypeError, "added must hold real numbers"),
+        (x, {"added": np.ma.masked_less(np.arange(72.0), 2)}, ValueError,
+         "added must have no masked entries, got 2"),
         (x, {"out": [0.0] * 72}, TypeError, "out must be an array of float32, got list"),
         (x, {"out": np.ones(72)}, TypeError, "out must be an array of float32, got float64"),
         (x, {"out": readonly}, ValueError, r"writeable array in C-order of shape \(72,\)"),
