@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+_TYPES = ("torch_dtype", "dtype")  # keys of a configuration for that of the weights
+
 
 def _dense_tensors(net: Network) -> Iterator[tuple[str, Writing]]:
     """Yield every tensor of a network by its name in the source, float32, decoded when written."""
@@ -71,7 +73,8 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
         name.
     """
     c = net.config
-    config = dict(c.source)
+    # other software would round to the type that the source had
+    config = dict(c.source) | {key: "float32" for key in _TYPES if key in c.source}
     if c.scaling is not None:
         named = named_scaling(c.head_width, c.base, c.scaling)
         if named is not c.scaling:

@@ -186,9 +186,15 @@ def _type_of(source: Mapping[str, Any]) -> Any:
 # field of `Config` -> key of a configuration for what another file of a folder says of vectors
 SENTENCES = {"pooling": "sentence_pooling", "sentence_length": "sentence_length"}
 
-# ends of ``architectures`` whose head would be taken for another: of encoders, of decoders
-_MISREAD = {
-    False: ("ForTokenClassification", "ForMultipleChoice"),
+# ends of ``architectures`` whose head would be taken for another, or lost: of encoders, of decoders
+_OTHER_HEADS = {
+    False: (
+        "ForTokenClassification",
+        "ForMultipleChoice",
+        "ForQuestionAnswering",
+        "ForNextSentencePrediction",
+        "ForMaskedImageModeling",
+    ),
     True: (
         "ForSequenceClassification",
         "ForTokenClassification",
@@ -328,7 +334,7 @@ def check_head(config: Config, label: str) -> None:
     decoder = kind_of(config.kind).decoder
     classes = config.source.get("architectures") or [""]
     name = str(classes[0] if isinstance(classes, (list, tuple)) else classes)
-    if name.endswith(_MISREAD[decoder]):
+    if name.endswith(_OTHER_HEADS[decoder]):
         heads = "of the next token" if decoder else "for masked tokens and classes of whole rows"
         raise ValueError(
             f"{label}: architectures: the head of a {name} is not read, only heads {heads} are; "

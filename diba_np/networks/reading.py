@@ -217,6 +217,7 @@ def build(
     held = {name: t if hasattr(t, "read") else Held(t) for name, t in tensors.items()}
     form = Decoder if kind_of(settings.kind).decoder else Encoder
     net = form(Tensors(settings, held, label), tokenizer, dtype)
-    if net.head_name is not None or net.tensors.find("classifier") is not None:
+    has_head = net.head_name is not None or net.tensors.find("classifier") is not None
+    if has_head or net.tensors.unread():
         check_head(settings, f"{label}: config")
     return net

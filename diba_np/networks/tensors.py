@@ -170,6 +170,17 @@ class Tensors:
                 f"{self.label}: tensor {full}: found shape {shape}, expected {wanted}"
             )
 
+    def unread(self) -> list[str]:
+        """Return the full names of matrices that no place of the network takes."""
+        taken = {self.find(place) for place in self.kind.tensors} | self.names.keys()
+        return [
+            name
+            for name, tensor in self.tensors.items()
+            if name.endswith(".weight")
+            and len(tensor.shape) > 1
+            and name.removesuffix(".weight") not in taken
+        ]
+
     def has(self, name: str) -> bool:
         """Tell whether there is a tensor of that full name."""
         return name in self.tensors

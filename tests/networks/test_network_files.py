@@ -66,6 +66,15 @@ def test_saved_loaded_exported_networks_say_the_same(kind, tmp_path):
         loaded.export(tmp_path / "dense")
 
 
+def test_exported_weights_are_named_float32(tmp_path):
+    """transformers loads weights in the type that the configuration names."""
+    types = {"torch_dtype": "bfloat16", "dtype": "bfloat16"}
+    net = networks.build(config_of("llama", **types), tensors_of("llama"))
+    folder = net.export(tmp_path / "dense")
+    config = json.loads((folder / "config.json").read_text())
+    assert config == config_of("llama", torch_dtype="float32", dtype="float32")
+
+
 def networks_entries(path):
     from diba_np.sources.opening import open_source
 
@@ -258,6 +267,30 @@ def test_heads_that_would_be_misread(kind, name):
         del tensors["lm_head.weight"]
         config = config_of(kind, architectures=[name], tie_word_embeddings=False)
         assert networks.build(config, tensors).head_name is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "head"),
+    [
+        ("bert", "BertForQuestionAnswering", "qa_outputs"),
+        ("bert", "BertForNextSentencePrediction", "cls.seq_relationship"),
+        ("distilbert", "DistilBertForQuestionAnswering", "qa_outputs"),
+        ("llama", "LlamaForSequenceClassification", "score"),
+        ("vit", "ViTForMaskedImageModeling", "decoder.0"),
+    ],
+)
+def test_heads_that_would_be_lost(kind, name, head):
+    tensors = tensors_of(kind, "none")
+    tensors.pop("lm_head.weight", None)
+    config = config_of(kind, architectures=[name], tie_word_embeddings=kind != "llama")
+    assert networks.build(config, tensors).head_name is None  # the trunk alone
+    tensors[f"{head}.weight"] = np.ones((2, 8))
+    with pytest.raises(ValueError, match=f"the head of a {name} is not read, only heads"):
+        networks.build(config, tensors)
+    # beside a head that is read, as checkpoints of pretraining have it
+    if kind == "bert":
+        both = tensors_of(kind) | {f"{head}.weight": np.ones((2, 8))}
+        assert networks.build(config_of(kind, architectures=["BertForMaskedLM"]), both).head_name
 
 
 @pytest.mark.parametrize(
