@@ -51,7 +51,7 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     command.add_argument("--texts", metavar="T.txt", help="UTF-8; for masked tokens one a line")
     command.add_argument("--inputs", metavar="X.npy", help="ids, images or spectrograms, with")
     command.add_argument(
-        "--labels", metavar="Y.npy", help="classes or scores of these or the texts"
+        "--labels", metavar="Y.npy", help="classes, scores or labels of these or the texts"
     )
     command.add_argument("--against", metavar="NETWORK", help="usually the dense network")
     command.add_argument("--length", type=within(int, 2), default=128, help="tokens of a row")

@@ -16,12 +16,13 @@ from diba_np.checks import as_real, check_count
 from diba_np.networks.inputs import Batch, as_arrays, batches, padded
 from diba_np.networks.masking import NONE_TO_MASK, drawn_tokens, mask_token
 from diba_np.networks.network import Network
-from diba_np.networks.tasks import CLASSES, NEXT, SCORES, SENTENCES, Task, task_of
+from diba_np.networks.tasks import CLASSES, LABELS, NEXT, SCORES, SENTENCES, Task, task_of
 from diba_np.networks.texts import BATCH, LENGTH, Texts, following
 
 Array = NDArray[Any]
 
 _IMAGES = 16  # of a batch
+_WHOLE_ROWS = (CLASSES, LABELS, SCORES)  # what is told of a row, from texts or arrays
 
 
 def evaluate(
@@ -45,10 +46,13 @@ def evaluate(
         Usually the dense network; for the same task, of the same vocabulary or classes. Needed
         where there is no head: vectors of texts (`Network.embed`) are compared with its.
     inputs : array_like, optional
-        In the place of texts where classes or scores are told: token ids, images or spectrograms.
-    labels : (S,) array_like, optional
-        The classes (int) of `texts` or `inputs`; or the scores (real numbers) of a network whose
-        head for classes has one output, which may be left out with `against`.
+        In the place of texts where something is told of whole rows: token ids, images or
+        spectrograms.
+    labels : (S,) or (S, outputs) array_like, optional
+        The classes (int) of `texts` or `inputs`; or their scores (real numbers), which may be left
+        out with `against`: (S,) of a head with one output, (S, outputs) where ``problem_type`` of
+        the configuration is "regression"; or which labels they have (S, outputs), 0 or 1, where it
+        is "multi_label_classification".
     length : int, default 128
         Tokens of a row that is made of texts.
     seed : int, default 0
@@ -57,16 +61,17 @@ def evaluate(
     Returns
     -------
     dict
-        ``task`` ("next tokens", "masked tokens", "classes", "scores", "sentences"), ``targets``,
+        ``task`` ("next tokens", "masked tokens", "classes", "labels", "scores", "sentences"),
+        ``targets`` (tokens; rows; of "labels" each label of each row, which is there or not),
         ``tokens_per_second`` (of processor time, rows read side by side, after the first batch
-        was read once, untimed); ``accuracy`` of the most probable token or class,
+        was read once, untimed); ``accuracy`` of what is most probable,
         ``accuracy_error`` (its standard error, the targets of a row taken together),
         ``perplexity``; with `against` also ``against`` (the same of it), ``agreement``
         (share of targets with the same most probable one) and ``kl`` (mean Kullback-Leibler
         divergence from `against`, nats). Of "scores" instead, with `labels`, ``squared_error``
-        (mean over targets) and ``squared_error_error`` (its standard error); with `against`
-        ``against`` and ``squared_difference`` (mean square of what is between the two). Of
-        "sentences" ``cosine`` (mean) and ``cosine_error`` (its standard error).
+        (mean over rows and outputs) and ``squared_error_error`` (its standard error); with
+        `against` ``against`` and ``squared_difference`` (mean square of what is between the two).
+        Of "sentences" ``cosine`` (mean) and ``cosine_error`` (its standard error).
 
     Raises
     ------
@@ -92,7 +97,7 @@ class _Judged:
     """A network with the time that it takes."""
 
     def __init__(self, net: Network) -> None:
-        self.net, self._task, self._linear = net, task_of(net), net.frozen()
+        self.net, self.task, self._linear = net, task_of(net), net.frozen()
         self._seconds, self._tokens = 0.0, 0
 
     def outputs(self, batch: Batch) -> tuple[Array, int]:
@@ -100,7 +105,7 @@ class _Judged:
         x = self.net.last_hidden(batch.inputs, batch.mask, self._linear)
         mask = np.ones(x.shape[:2], bool) if batch.mask is None else batch.mask
         asked = mask if batch.asked is None else batch.asked
-        return self._task.outputs(self.net, x, mask, asked, self._linear)[0], int(mask.sum())
+        return self.task.outputs(self.net, x, mask, asked, self._linear)[0], int(mask.sum())
 
     def timed(self, batch: Batch) -> Array:
         """Return the outputs alone; take the time."""
@@ -119,17 +124,21 @@ class _Judged:
 
 
 class _Sums:
-    """What is summed up of one network that tells tokens or classes, batch by batch."""
+    """What is summed up of one network that tells tokens, classes or labels, batch by batch."""
 
     def __init__(self) -> None:
         self.loss = 0.0
         self._rows: list[Array] = []  # right answers and targets of each row, (2, rows)
 
     def add(self, batch: Batch, logs: Array) -> None:
-        """Take in the logarithms of the probabilities (N, outputs) of a batch."""
-        wanted: Any = batch.targets
+        """Take in the logarithms of the probabilities (N, kinds) of a batch."""
+        wanted = np.reshape(batch.targets, -1)  # type: ignore[arg-type]
         right = logs.argmax(axis=1) == wanted
-        row = np.arange(len(wanted)) if batch.asked is None else np.nonzero(batch.asked)[0]
+        if batch.asked is None:
+            rows = len(batch.inputs)
+            row = np.repeat(np.arange(rows), len(wanted) // rows)
+        else:
+            row = np.nonzero(batch.asked)[0]
         self._rows.append(np.stack([np.bincount(row, right), np.bincount(row)]))
         self.loss -= float(logs[np.arange(len(logs)), wanted].sum(dtype=np.float64))
 
@@ -145,14 +154,14 @@ class _Sums:
 
 
 def _probabilities(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
-    """Return how well tokens or classes are told, and how far two networks' probabilities are."""
+    """Return how well each target is told, and how far two networks' probabilities are."""
     sums = [_Sums() for _ in nets]
     targets = same = 0
     divergence = 0.0
     for batch in rows:
         logs: list[Array] = []
         for net, total in zip(nets, sums, strict=True):
-            logs.append(log_softmax(net.timed(batch), axis=-1))
+            logs.append(log_softmax(net.task.choices(net.timed(batch)), axis=-1))
             total.add(batch, logs[-1])
         targets += len(logs[0])
         if len(nets) > 1:
@@ -172,7 +181,7 @@ def _errors(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
     given: list[Array] = []
     for batch in rows:
         for net, part in zip(nets, found, strict=True):
-            part.append(net.timed(batch)[:, 0].astype(np.float64))
+            part.append(net.timed(batch).astype(np.float64))
         if batch.targets is not None:
             given.append(batch.targets)
     scores = [np.concatenate(part) for part in found]
@@ -180,7 +189,7 @@ def _errors(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
     def measures(net: _Judged, y: Array) -> dict[str, float]:
         if not given:
             return net.speed()
-        squares = np.square(y - np.concatenate(given))
+        squares = np.square(y - np.concatenate(given)).mean(axis=1)
         error = float(squares.std() / math.sqrt(len(squares)))
         told = {"squared_error": float(squares.mean()), "squared_error_error": error}
         return told | net.speed()
@@ -223,7 +232,7 @@ def _checked_task(
     given = texts is not None, inputs is not None
     if texts is not None and not net.config.vocabulary:
         raise TypeError("the network reads arrays: give inputs= in the place of texts")
-    if task in (CLASSES, SCORES):
+    if task in _WHOLE_ROWS:
         bare = task is SCORES and against is not None
         if sum(given) != 1 or (labels is None and not bare):
             more = "; against= alone will do too" if task is SCORES else ""
@@ -264,7 +273,7 @@ def _rows(
     seed: int,
 ) -> Iterator[Batch]:
     """Return batches of inputs, places that are asked for, and targets."""
-    if task in (CLASSES, SCORES):
+    if task in _WHOLE_ROWS:
         read: Any = inputs if texts is None else texts
         data: Any = net.rows_of(read, length) if net.config.vocabulary else as_arrays(read)
         given = (
@@ -295,22 +304,23 @@ def _masked(net: Network, rows: list[list[int]], rng: np.random.Generator) -> It
 
 
 def _checked_labels(net: Network, task: Task, labels: Array, count: int) -> Array:
-    """Return the classes or scores of so many rows."""
-    if task is SCORES:
+    """Return the classes (S,) of so many rows, or their scores or labels (S, outputs)."""
+    outputs = task.size(net)
+    if task is not CLASSES:
         labels = as_real(labels, "labels").astype(np.float64)
-        if labels.shape != (count,) or not np.isfinite(labels).all():
-            raise ValueError(
-                f"labels must be finite numbers of shape ({count},), got shape {labels.shape}"
-            )
-        return labels
+        shape = (count, outputs) if outputs > 1 else (count,)
+        rule = "finite numbers" if task is SCORES else "0 or 1"
+        fit = np.isfinite(labels) if task is SCORES else np.isin(labels, (0, 1))
+        if labels.shape != shape or not fit.all():
+            raise ValueError(f"labels must be {rule} of shape {shape}, got shape {labels.shape}")
+        return labels.reshape(count, outputs).astype(np.float64 if task is SCORES else np.int64)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ValueError(
             f"labels must be ints of shape ({count},), got {labels.dtype} {labels.shape}"
         )
-    classes = task.size(net)
-    if labels.min() < 0 or labels.max() >= classes:
+    if labels.min() < 0 or labels.max() >= outputs:
         raise ValueError(
-            f"labels must lie in [0, {classes - 1}], got {labels.min()}..{labels.max()}"
+            f"labels must lie in [0, {outputs - 1}], got {labels.min()}..{labels.max()}"
         )
     return labels
 

@@ -62,6 +62,10 @@ class Task:
         """Return random gradients of outputs: their mean products tell which errors matter."""
         raise NotImplementedError
 
+    def choices(self, y: Array) -> Array:
+        """Return the logits (choices, kinds) of outputs, each choice of one kind among all."""
+        return y
+
 
 class Tokens(Task):
     """The next tokens, or those that are masked: divergence of their probabilities, in nats."""
@@ -135,8 +139,25 @@ class Classes(Task):
         return centred_signs(y, rng)
 
 
+class Labels(Classes):
+    """Several labels of whole rows, each there or not: divergence of these choices, in nats."""
+
+    name = "labels"
+
+    def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
+        value, gradient = divergence(self.choices(y), self.choices(aim))
+        return value, gradient[:, 1].reshape(y.shape)
+
+    def drawn(self, y: Array, rng: np.random.Generator) -> Array:
+        return random_signs(y, rng)
+
+    def choices(self, y: Array) -> Array:
+        """Return a choice for each label of each row: of 0 for no, of its output for yes."""
+        return np.stack([np.zeros_like(y), y], axis=-1).reshape(-1, 2)
+
+
 class Scores(Classes):
-    """One number of a whole row, which has no probabilities: squared error."""
+    """Numbers of a whole row, which have no probabilities: squared error."""
 
     name = "scores"
 
@@ -169,19 +190,25 @@ class Sentences(Task):
 
 
 NEXT, MASKED = NextTokens("next tokens"), Tokens("masked tokens")
-CLASSES, SCORES, SENTENCES = Classes(), Scores(), Sentences()
+CLASSES, LABELS, SCORES, SENTENCES = Classes(), Labels(), Scores(), Sentences()
+
+# ``problem_type`` of a configuration -> what a head for classes tells then
+_PROBLEMS: dict[Any, Task] = {"regression": SCORES, "multi_label_classification": LABELS}
 
 
 def task_of(net: Network) -> Task:
     """Return what a network is for: by its head; without one its rows become vectors.
 
-    A head for classes that has one output tells no classes: that is a score.
+    A head for classes tells scores or labels where the configuration says so; one that has one
+    output tells no classes: that is a score.
     """
     if net.head_name is not None:
         return NEXT if net.kind.decoder else MASKED
     if net.tensors.find("classifier") is None:
         return SENTENCES
-    return SCORES if SCORES.size(net) == 1 else CLASSES
+    if SCORES.size(net) == 1:
+        return SCORES
+    return _PROBLEMS.get(net.config.source.get("problem_type"), CLASSES)
 
 
 def random_signs(y: Array, rng: np.random.Generator) -> Array:

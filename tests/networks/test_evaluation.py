@@ -146,3 +146,42 @@ def test_scores_are_judged_by_squared_errors():
     for wrong in ([1.0, 2.0], [1.0, 2.0, 3.0, np.nan]):
         with pytest.raises(ValueError, match=r"labels must be finite numbers of shape \(4,\)"):
             evaluate(dense, ROWS, labels=wrong)
+
+
+def test_several_scores_of_a_row_are_judged_together():
+    dense = network("bert", "classes", dtype=np.float32, problem_type="regression")
+    small = packed(dense)
+    one, two = (np.array([net.logits([row])[0] for row in ROWS]) for net in (small, dense))
+    labels = np.random.default_rng(0).normal(size=(4, 3))
+    found = evaluate(small, ROWS, labels=labels, against=dense)
+    assert (found["task"], found["targets"]) == ("scores", 4)
+    squares = np.square(one - labels).mean(axis=1)
+    assert found["squared_error"] == pytest.approx(squares.mean(), rel=1e-4)
+    assert found["squared_error_error"] == pytest.approx(squares.std() / 2, rel=1e-4)
+    assert found["squared_difference"] == pytest.approx(np.square(one - two).mean(), rel=1e-4)
+    with pytest.raises(ValueError, match=r"labels must be finite numbers of shape \(4, 3\)"):
+        evaluate(dense, ROWS, labels=labels[:, 0])
+
+
+def test_labels_are_judged_one_by_one():
+    problem = {"problem_type": "multi_label_classification"}
+    dense = network("bert", "classes", dtype=np.float32, **problem)
+    small = packed(dense)
+    one, two = (np.array([net.logits([row])[0] for row in ROWS]) for net in (small, dense))
+    labels = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 0]])
+    found = evaluate(small, ROWS, labels=labels, against=dense)
+    assert (found["task"], found["targets"]) == ("labels", 12)
+    p, q = (1 / (1 + np.exp(-y.astype(np.float64))) for y in (two, one))
+    assert found["accuracy"] == pytest.approx(np.mean((q > 0.5) == labels))
+    rights = ((q > 0.5) == labels).mean(axis=1)
+    assert found["accuracy_error"] == pytest.approx(rights.std() / 2)  # a row's taken together
+    loss = -np.log(np.where(labels, q, 1 - q)).mean()
+    assert found["perplexity"] == pytest.approx(np.exp(loss), rel=1e-5)
+    apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    assert found["kl"] == pytest.approx(apart.mean(), rel=1e-4)
+    assert found["agreement"] == pytest.approx(np.mean((p > 0.5) == (q > 0.5)))
+    for wrong in (labels[:, 0], labels + 1, labels / 2):
+        with pytest.raises(ValueError, match=r"labels must be 0 or 1 of shape \(4, 3\)"):
+            evaluate(dense, ROWS, labels=wrong)
+    with pytest.raises(ValueError, match="a network for labels, got one for classes"):
+        evaluate(dense, ROWS, labels=labels, against=network("bert", "classes"))

@@ -14,20 +14,24 @@ from diba_np.networks.importance import EVEN, importance, pulled
 from diba_np.networks.inputs import batches, padded
 from diba_np.networks.masking import drawn_tokens
 from diba_np.networks.shares import LEAST, shares
-from diba_np.networks.tasks import CLASSES, MASKED, NEXT, SCORES, SENTENCES, task_of
+from diba_np.networks.tasks import CLASSES, LABELS, MASKED, NEXT, SCORES, SENTENCES, task_of
 
 TASKS = {  # task -> kind and head of a small network
     NEXT: ("llama", None),
     MASKED: ("bert", "masked"),
     CLASSES: ("bert", "classes"),
+    LABELS: ("bert", "classes"),
     SCORES: ("bert", "score"),
     SENTENCES: ("bert", "none"),
 }
+WHOLE_ROWS = (CLASSES, LABELS, SCORES)
 BITS = {"diba": 3.0, "gptq": 3.0, "qswd": 4.0, "mesa": 4.0, "bitat": 1.2, "random": 3.0}
 
 
 def small(task, dtype=np.float32, **more):
     kind, head = TASKS[task]
+    if task is LABELS:
+        more["problem_type"] = "multi_label_classification"
     return network(kind, head, dtype=dtype, **more)
 
 
@@ -39,6 +43,8 @@ def task(request):
 def test_a_network_has_the_task_of_its_head(task):
     assert task_of(small(task)) is task
     assert task_of(network("vit")) is CLASSES
+    assert task_of(network("vit", problem_type="regression")) is SCORES
+    assert task_of(network("vit", problem_type="single_label_classification")) is CLASSES
 
 
 def test_gradients_of_a_lesson_are_central_differences(task):
@@ -77,7 +83,7 @@ def test_outputs_are_those_that_the_network_gives(task):
         expected = net.embed([list(row[at]) for row, at in zip(ids, mask, strict=True)])
     else:
         expected = net.logits(ids, mask)
-        expected = expected if task in (CLASSES, SCORES) else expected[mask]
+        expected = expected if task in WHOLE_ROWS else expected[mask]
     np.testing.assert_allclose(y, expected, atol=1e-10)
 
 
@@ -92,7 +98,18 @@ def test_drawn_gradients_lean_to_no_side(task):
         np.testing.assert_allclose(drawn.T @ drawn / 20000, np.diag(p) - np.outer(p, p), atol=0.02)
 
 
-@pytest.mark.parametrize("task", [MASKED, CLASSES], ids=lambda task: task.name)
+def test_labels_are_held_one_by_one():
+    """Unlike classes: what is added to all outputs changes every label."""
+    y = np.array([[0.5, -1.0, 2.0], [0.0, 3.0, -2.0]])
+    p, q = (1 / (1 + np.exp(-x)) for x in (y, y + 1))
+    apart = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()
+    value, gradient = LABELS.loss(y + 1, y)
+    assert value == pytest.approx(apart)
+    np.testing.assert_allclose(gradient, q - p)
+    assert CLASSES.loss(y + 1, y)[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("task", [MASKED, CLASSES, LABELS], ids=lambda task: task.name)
 def test_certain_targets_matter_too(task):
     y = np.array([[40.0, 0.0, 0.0]])
     assert np.abs(task.drawn(np.repeat(y, 50, axis=0), np.random.default_rng(0))).mean() > 0.3
@@ -124,7 +141,7 @@ def test_importance_is_that_of_tokens_and_outputs(task):
         assert sum(weights.sum() for weights in each.tokens) == pytest.approx(count, rel=1e-4)
         assert np.diag(each.outputs).mean() == pytest.approx(1)
         assert np.linalg.eigvalsh(each.outputs)[0] > 0.99 * EVEN
-    if task in (CLASSES, SCORES):  # only the first token is read at the end
+    if task in WHOLE_ROWS:  # only the first token is read at the end
         last = found["bert.encoder.layer.1.output.dense"].tokens
         assert max(part[:, 1:].max() for part in last) < 2 * EVEN  # what follows no gradient
         assert np.mean([part[:, 0].mean() for part in last]) > 10 * EVEN
