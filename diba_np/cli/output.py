@@ -136,8 +136,14 @@ def check_output(
     if not final.exists():
         return
     for name in filter(None, inputs):
-        if Path(name).exists() and Path(name).samefile(final):
+        read = Path(name)
+        if read.exists() and read.samefile(final):
             raise CommandError(f"{path}: is also what is read ({name}); name another file")
+        if force and read.is_dir() and final.resolve().is_relative_to(read.resolve()):
+            raise CommandError(
+                f"{path}: is in the folder that is read ({name}) and may be a part of it; "
+                "name another file, or delete this one"
+            )
     if not force and not (final.is_dir() and not any(final.iterdir())):
         raise CommandError(f"{path}: exists; pass --force to replace it")
 

@@ -200,6 +200,11 @@ def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch
          "is also what is read"),
         (["model", "{small}", "--texts", "{good}", "--bits", "1", "-o", "{small}", "--force"],
          "is also what is read"),
+        *((["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", f"{{net}}/{name}",
+            "--force"], "is in the folder that is read")
+          for name in ("config.json", "model.safetensors")),
+        (["embed", "{net}", "{good}", "-o", "{net}/config.json", "--force"],
+         "may be a part of it; name another file, or delete this one"),
         (["model", "{small}", "--texts", "{good}", "--bits", "1", "-o", os.devnull],
          "is no file; a model is written to one"),
         *((["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", "{out}", *option],
@@ -226,11 +231,13 @@ def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     places = {name: tmp_path / name for name in ("net", "scores", "bare", "other", "out")}
     places |= {name: tmp_path / f"{name}.txt" for name in ("blank", "latin", "good", "gap")}
     places["ids"] = tmp_path / "ids.npy"
+    before = {path: path.read_bytes() for path in (tmp_path / "net").iterdir()}
     assert main([part.format(small=small, **places) for part in line]) == 1
     err = capsys.readouterr().err
     assert match in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "net").iterdir()}
 
 
 @pytest.fixture
