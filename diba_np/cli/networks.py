@@ -130,9 +130,18 @@ def _rows(path: str) -> Any:
 
 
 def _size(path: str) -> int:
-    """Return the bytes of a file, or of all files right in a folder."""
+    """Return the bytes of a file, or of a network's folder: one form of its weights, and texts."""
     place = Path(path)
-    files = place.iterdir() if place.is_dir() else [place]
+    if not place.is_dir():
+        return place.stat().st_size
+    from diba_np.sources.entry import read_json
+    from diba_np.sources.opening import weight_files
+
+    files = set(weight_files(place))
+    for index in [file for file in files if file.suffix == ".json"]:
+        files |= {place / name for name in read_json(index)["weight_map"].values()}
+    texts = (".json", ".txt") if files else None  # else all that there is
+    files |= {file for file in place.iterdir() if texts is None or file.suffix in texts}
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -140,20 +140,30 @@ def _open_folder(path: Path) -> list[Entry]:
     return _open_path(others[0]) if others else []
 
 
-def _weights_of(path: Path) -> list[Entry] | None:
-    """Return the weights of a Hugging Face folder; None if it is not one."""
-    for suffix, index, stem, open_one in (
-        (".safetensors", INDEX, "model", open_safetensors),
-        (".bin", _TORCH_INDEX, "pytorch_model", open_torch),
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a Hugging Face folder's weights: an index, one file, or all shards."""
+    for suffix, index, stem in (
+        (".safetensors", INDEX, "model"),
+        (".bin", _TORCH_INDEX, "pytorch_model"),
     ):
         for name in (f"{stem}{index}", f"{stem}{suffix}"):
-            if (path / name).is_file():
-                return _open_path(path / name)
-        indices = sorted(path.glob(f"*{index}"))
+            if (folder / name).is_file():
+                return [folder / name]
+        indices = sorted(folder.glob(f"*{index}"))
         if len(indices) == 1:
-            return _open_path(indices[0])
+            return indices
         pattern = "*.safetensors" if stem == "model" else "pytorch_model*.bin"
-        files = sorted(file for file in path.glob(pattern) if file.is_file())
+        files = sorted(file for file in folder.glob(pattern) if file.is_file())
         if files:
-            return open_shards(files, open_one)
-    return None
+            return files
+    return []
+
+
+def _weights_of(folder: Path) -> list[Entry] | None:
+    """Return the weights of a Hugging Face folder; None if it is not one."""
+    files = weight_files(folder)
+    if not files:
+        return None
+    if files[0].suffix == ".json":
+        return _open_path(files[0])
+    return open_shards(files, _KINDS[files[0].suffix])

@@ -50,6 +50,27 @@ def test_evaluate_one_and_against_another(small, tmp_path, capsys):
     assert "agreement" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_folders_bytes_are_of_what_is_read(shards, tmp_path, capsys):
+    """Folders are often cloned with the same weights in several forms, and results lie there too."""
+    folder_of(tmp_path / "net", "llama")
+    if shards:
+        names = list(networks.load(tmp_path / "net").tensors.tensors)
+        index = {"weight_map": dict.fromkeys(names, "a-00001-of-00001.safetensors")}
+        (tmp_path / "net" / "model.safetensors").rename(
+            tmp_path / "net" / index["weight_map"][names[0]]
+        )
+        (tmp_path / "net" / "model.safetensors.index.json").write_text(json.dumps(index))
+    size = sum(path.stat().st_size for path in (tmp_path / "net").iterdir())
+    names = ("pytorch_model.bin", "tf_model.h5", "small.h5", "consolidated.safetensors")
+    for name in names if shards else names[:3]:
+        (tmp_path / "net" / name).write_bytes(bytes(100))
+    np.save(tmp_path / "ids.npy", [[3, 4, 5]])
+    line = ["evaluate", str(tmp_path / "net"), "--texts", str(tmp_path / "ids.npy"), "--json"]
+    assert main(line) == 0
+    assert told(capsys)["bytes"] == size
+
+
 def test_evaluate_classes(tmp_path, capsys):
     folder_of(tmp_path / "net", "vit")
     inputs, _ = inputs_of("vit")
