@@ -131,12 +131,14 @@ def _rows(path: str) -> Any:
 
 def _size(path: str) -> int:
     """Return the bytes of a file, or of a network's folder: one form of its weights, and texts."""
-    place = Path(path)
-    if not place.is_dir():
-        return place.stat().st_size
     from diba_np.sources.entry import read_json
+    from diba_np.sources.gguf import split_parts
     from diba_np.sources.opening import weight_files
 
+    place = Path(path)
+    if not place.is_dir():
+        parts = split_parts(place) if place.suffix.lower() == ".gguf" else [place]
+        return sum(part.stat().st_size for part in parts)
     files = set(weight_files(place))
     for index in [file for file in files if file.suffix == ".json"]:
         files |= {place / name for name in read_json(index)["weight_map"].values()}

@@ -7,6 +7,7 @@ of quantized ones are decoded by the package `gguf` (extra ``networks``), whatev
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -135,7 +136,44 @@ def need(metadata: Mapping[str, Any], key: str, label: str) -> Any:
 
 
 def open_gguf(path: Path) -> list[Entry]:
-    """Return the tensors of a GGUF file, rows first, quantized ones as float32."""
+    """Return the tensors of a GGUF file, rows first, quantized ones as float32.
+
+    Those of all parts, where the file is the first of a split one.
+    """
+    return check_unique([e for part in split_parts(path) for e in _open_part(part)], str(path))
+
+
+# as llama.cpp names the parts of a split file
+_PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+def split_parts(path: Path) -> list[Path]:
+    """Return the files of a GGUF file that may be the first of a split one; itself if it is whole.
+
+    Raises
+    ------
+    FormatError
+        It is another part than the first, or one is not there.
+    """
+    metadata = read_metadata(path)
+    number, count = metadata.get("split.no", 0), metadata.get("split.count", 1)
+    if not isinstance(count, int) or count < 2:
+        return [path]
+    match = _PART.fullmatch(path.name)
+    if number or match is None or int(match[2]) != count:
+        raise FormatError(
+            f"{path}: found part {number + 1} of {count} of a split file, expected the first, "
+            f"named *-00001-of-{count:05d}.gguf"
+        )
+    rest = [f"{match[1]}-{at:05d}-of-{count:05d}{path.suffix}" for at in range(2, count + 1)]
+    parts = [path.with_name(name) for name in rest]
+    for part in parts:
+        if not part.is_file():
+            raise FormatError(f"{path}: found no part {part.name}, expected it in the same folder")
+    return [path, *parts]
+
+
+def _open_part(path: Path) -> list[Entry]:
     _, infos, start = _read_head(path)
     length = path.stat().st_size
     entries = []
@@ -149,7 +187,7 @@ def open_gguf(path: Path) -> list[Entry]:
             entries.append(Entry(name, read, dtype, shape))
             continue
         entries.append(_quantized(path, label, name, shape, kind, start + offset))
-    return check_unique(entries, str(path))
+    return entries
 
 
 def _check_place(label: str, first: int, size: int, length: int) -> None:

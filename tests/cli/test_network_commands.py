@@ -52,14 +52,13 @@ def test_evaluate_one_and_against_another(small, tmp_path, capsys):
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_folders_bytes_are_of_what_is_read(shards, tmp_path, capsys):
-    """Folders are often cloned with the same weights in several forms, and results lie there too."""
+    """Folders are often cloned with the same weights in several forms, and results lie there."""
     folder_of(tmp_path / "net", "llama")
     if shards:
         names = list(networks.load(tmp_path / "net").tensors.tensors)
-        index = {"weight_map": dict.fromkeys(names, "a-00001-of-00001.safetensors")}
-        (tmp_path / "net" / "model.safetensors").rename(
-            tmp_path / "net" / index["weight_map"][names[0]]
-        )
+        shard = "a-00001-of-00001.safetensors"
+        index = {"weight_map": dict.fromkeys(names, shard)}
+        (tmp_path / "net" / "model.safetensors").rename(tmp_path / "net" / shard)
         (tmp_path / "net" / "model.safetensors.index.json").write_text(json.dumps(index))
     size = sum(path.stat().st_size for path in (tmp_path / "net").iterdir())
     names = ("pytorch_model.bin", "tf_model.h5", "small.h5", "consolidated.safetensors")

@@ -37,6 +37,29 @@ def test_plain_numbers_rows_first(path, rng):
     assert entries[3].read().tolist() == [7, -1]
 
 
+def test_parts_of_a_split_file_are_read_together(tmp_path):
+    def write(at, tensors):
+        values = [("split.no", 2, struct.pack("<H", at)), ("split.count", 2, struct.pack("<H", 2))]
+        path = tmp_path / f"m-{at + 1:05d}-of-00002.gguf"
+        path.write_bytes(gguf_file(tensors, values))
+        return path
+
+    tensors = [(name, (2,), 0, np.full(2, at, "<f4").tobytes()) for at, name in enumerate("ab")]
+    first, second = (write(at, tensors[at : at + 1]) for at in range(2))
+    assert {e.name: e.read().tolist() for e in open_source(first)} == {"a": [0, 0], "b": [1, 1]}
+    with pytest.raises(FormatError, match="found part 2 of 2 of a split file, expected the first"):
+        open_source(second)
+    write(1, tensors[:1])
+    with pytest.raises(FormatError, match="two arrays named"):
+        open_source(first)
+    second.unlink()
+    with pytest.raises(FormatError, match=f"found no part {second.name}, expected it in the same"):
+        open_source(first)
+    first.rename(tmp_path / "m.gguf")
+    with pytest.raises(FormatError, match=r"found part 1 of 2 .* named \*-00001-of-00002\.gguf"):
+        open_source(tmp_path / "m.gguf")
+
+
 def test_metadata(path):
     def text(value):
         return struct.pack("<Q", len(value)) + value
