@@ -186,6 +186,7 @@ def compress(
             run.check_stages()
             parts = Parts(home / "network", run.fingerprint, whole=home)
             try:
+                run.remove_states()
                 parts.write("matrices", list(run.shapes))
                 return run.result()
             finally:

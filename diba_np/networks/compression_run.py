@@ -29,6 +29,7 @@ from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.matrix_fit import SCALE_BITS, Fit
 from diba_np.networks.network import Network
 from diba_np.networks.shares import check_budget, shares
+from diba_np.networks.stages import remove_states
 from diba_np.networks.tasks import SENTENCES, task_of
 from diba_np.networks.tensors import Lazy
 from diba_np.networks.texts import pooled
@@ -143,6 +144,11 @@ class CompressionRun:
                 f"{self.home} holds {found[0].name} of a run that it does not name; "
                 "delete the folder, or give another"
             )
+
+    def remove_states(self) -> None:
+        """Remove the states between layers that a run left here which was killed."""
+        for folder in (self.home, *self.home.glob("teacher-*")):
+            remove_states(folder)
 
     def _tables(self) -> list[str]:
         """Return the table of tokens and the head, those that there are and are compressed."""

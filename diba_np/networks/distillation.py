@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from diba_np.machine.versions import versions
 from diba_np.networks.calibration import Calibration
 from diba_np.networks.identity import network_digest
 from diba_np.networks.network import Network
-from diba_np.networks.stages import load_state, save_state
+from diba_np.networks.stages import load_state, save_state, states_folder
 from diba_np.networks.tasks import task_of
 from diba_np.training.optimisers import Adam, share_of_rate
 
@@ -79,8 +78,8 @@ class Teacher:
         batches = [rows for rows in batches if not all(self._path(int(r)).exists() for r in rows)]
         net = self.net
         layers = net.layer_steps()
-        with tempfile.TemporaryDirectory(dir=self.folder) as space:
-            paths = [Path(space) / f"{at}.npy" for at in range(len(batches))]
+        with states_folder(self.folder) as space:
+            paths = [space / f"{at}.npy" for at in range(len(batches))]
             kept: list[list[Array]] = [[] for _ in batches]
             for path, rows in zip(paths, batches, strict=True):
                 save_state(path, net.start(net.begin(*data.read(rows)), net.plain)[0])

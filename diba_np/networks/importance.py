@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from diba_np.files.atomic import atomic_path
 from diba_np.networks.calibration import Calibration, iterate_batches
 from diba_np.networks.network import Network
-from diba_np.networks.stages import load_state, save_state
+from diba_np.networks.stages import load_state, save_state, states_folder
 from diba_np.networks.tasks import task_of
 
 Array = NDArray[Any]
@@ -84,10 +83,10 @@ def importance(
     """
     rng = np.random.default_rng(seed)
     layers = net.layer_steps()
-    with tempfile.TemporaryDirectory(dir=scratch) as space:
+    with states_folder(scratch) as space:
 
         def path(layer: int | str, at: int) -> Path:
-            return Path(space) / f"{layer}-{at}.npy"
+            return space / f"{layer}-{at}.npy"
 
         masks: list[Array] = []
         asked: list[Array] = []

@@ -7,7 +7,6 @@ memory does not grow with the number of samples.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from diba_np.networks.stages import (
     groups_of,
     layers_linear,
     read_inputs,
+    states_folder,
 )
 from diba_np.search.weights import LEAST_SHRINKAGE, MOST_SHRINKAGE, SHRINKAGE
 from diba_np.training.moments import LinearMoments, Moments, TargetMoments
@@ -228,9 +228,9 @@ def compress_layers(
             if callback is not None:
                 callback(told)
 
-    with tempfile.TemporaryDirectory(dir=scratch) as space:
+    with states_folder(None if scratch is None else Path(scratch)) as space:
         states = States(
-            Path(space),
+            space,
             batches,
             None if dense_states is None else Path(dense_states),
             compressed_batches,

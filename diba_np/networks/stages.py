@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,6 +244,22 @@ def file_name(name: str) -> str:
 def iterate(batches: Batches) -> Iterator[State]:
     """Return an iterator over batches that are an iterable or a callable."""
     return iter(batches() if callable(batches) else batches)
+
+
+_PREFIX = "states-"  # of temporary folders
+
+
+@contextmanager
+def states_folder(home: Path | None) -> Iterator[Path]:
+    """Yield a temporary folder for the states between two layers, made in `home`."""
+    with tempfile.TemporaryDirectory(dir=home, prefix=_PREFIX) as space:
+        yield Path(space)
+
+
+def remove_states(home: Path) -> None:
+    """Remove what processes that were killed left of such folders in `home`."""
+    for path in home.glob(f"{_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class States:

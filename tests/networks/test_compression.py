@@ -22,6 +22,7 @@ from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import Teacher, distil, matched, taught
 from diba_np.networks.importance import KeptImportance, importance, pulled
 from diba_np.networks.layerwise import compress_layers
+from diba_np.networks.stages import states_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -130,6 +131,23 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path,
     assert seen[0]["step"] == 20  # what came before was taken over
     # what is finished is only read
     assert same(networks.compress(dense, rows(FITTED), **options), stages[-1])
+
+
+def test_states_that_a_killed_run_left_are_removed(dense, tmp_path):
+    """They may be many times as large as the network."""
+    options = {"method": "rtn", "bits": 4.0, "folder": tmp_path}
+    networks.compress(dense, rows(4), **options)
+    (teacher,) = tmp_path.glob("teacher-*")
+    left = []
+    for home in (tmp_path, teacher):
+        with states_folder(home) as space:
+            left.append(home / f"{space.name}-left")
+        left[-1].mkdir()
+        (left[-1] / "0-0.npy").touch()
+    (tmp_path / "mine").mkdir()
+    before = set(tmp_path.rglob("*"))
+    networks.compress(dense, rows(4), **options)
+    assert set(tmp_path.rglob("*")) == before - {*left, *(path / "0-0.npy" for path in left)}
 
 
 def test_another_run_is_refused_where_one_is_kept(dense, tmp_path):
