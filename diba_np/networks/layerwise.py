@@ -43,6 +43,7 @@ from diba_np.training.moments import LinearMoments, Moments, TargetMoments
 Array = NDArray[Any]
 
 _IN_FLIGHT = 8  # layers, independent of each other, that wait for an executor's processes
+_ROUNDING = 1e-6  # share of the inputs' squares that sums of float32 leave about equal means
 Compressed = CompressedMatrix  # of a method that `diba_np.layers.registry` has a layer for
 Fit = Callable[[str, Array, Array], Compressed]
 
@@ -386,9 +387,13 @@ def _effective(
 
     With E = T^T Z - A H and ridge r the target is ``A + s E (H + r I)^-1``. The step s is 1, or
     with held-out moments the r and the s from 0 to 1 are taken that leave the least error there: a
-    residual branch's losses are noise for the most part, which few rows seem to explain.
+    residual branch's losses are noise for the most part, which few rows seem to explain. Inputs
+    that are all the same tell of the bias alone: the weights count by themselves.
     """
-    mean = float(np.trace(data.xx)) / len(data.xx) or 1.0
+    spread = float(np.trace(data.xx))
+    if spread <= _ROUNDING * (spread + float(data.x_mean @ data.x_mean)):
+        return A, np.eye(len(data.xx))
+    mean = spread / len(data.xx)
     values, vectors = np.linalg.eigh(data.xx)
     turned = (data.yx - A @ data.xx) @ vectors
     best, step = -np.inf, np.zeros_like(A)

@@ -77,6 +77,23 @@ class TestCompress:
         assert made.report[0]["input_snr_db"] is None
         assert made.report[1]["input_snr_db"] > 3
 
+    @pytest.mark.parametrize("scale", [0.0, 1.0])
+    def test_inputs_that_are_all_the_same_tell_nothing_of_the_weights(self, rng, scale):
+        """About their mean they are rounding alone: a text of one token, a constant image."""
+        net = Network(rng, 2)
+        same = np.tile(scale * rng.normal(size=24).astype(np.float32), (2, 7, 1))
+        targets = {}
+
+        def fit(name, A, gram):
+            targets[name] = A, gram
+            return quick(name, A, gram)
+
+        made = compress_layers(net.stages, net.weights, list(same), fit, biases=net.biases)
+        for name, (A, gram) in targets.items():
+            assert np.array_equal(A, net.weights[name])
+            assert np.array_equal(gram, np.eye(len(gram)))
+        assert self.error(net, same[0], made.layers) < 1e-4  # by the biases
+
     def test_output_snr_is_that_of_the_batches_held_out(self, rng, data):
         net = Network(rng, depth=2)
         made = compress_layers(
