@@ -99,6 +99,9 @@ class TextMethods:
             length = min(length, self.config.positions - self.config.first_position)
         rows = [tokenizer.encode(text, not self.kind.decoder) for text in texts]
         if not self.kind.decoder:  # the last token closes a text
+            if [] in rows:
+                at = rows.index([])
+                raise ValueError(f"texts must hold at least one token each, got none in text {at}")
             return [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
         joined = [token for row in rows for token in row]
         cut = [joined[at : at + length] for at in range(0, len(joined), length)]

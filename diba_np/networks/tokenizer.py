@@ -73,7 +73,19 @@ class Tokenizer:
         text : str
         special : bool
             Whether the tokens that the network wants around a text are put there.
+
+        Raises
+        ------
+        ValueError
+            The text is none of Unicode: it holds a lone surrogate, as bytes do that were no UTF-8.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"texts must be Unicode, got {text[error.start]!r} at character {error.start}; "
+                "read them as UTF-8"
+            ) from error
         return list(self._inner.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Iterable[int]) -> str:

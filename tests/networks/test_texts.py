@@ -522,3 +522,17 @@ def test_cuts_that_are_not_known():
 
 def test_the_configurations_of_all_small_networks_are_plain():
     assert json.loads(json.dumps(config_of("llama"))) == config_of("llama")
+
+
+def test_texts_that_hold_no_token_or_no_unicode():
+    net = network("bert", "classes")
+    net.tokenizer = words()
+    with pytest.raises(ValueError, match="at least one token each, got none in text 1"):
+        net.rows_of(["a", "", "b"])
+    decoder = network("llama")
+    decoder.tokenizer = words()
+    assert decoder.rows_of(["a", "", "b"]) == [[4, 5]]  # which reads all joined
+    wrong = "a " + b"\xff".decode("utf-8", "surrogateescape")  # as an argument of a command line
+    for read in (net.embed, net.rows_of, lambda texts: decoder.generate(texts[0])):
+        with pytest.raises(ValueError, match=r"must be Unicode, got '.udcff' at character 2; read"):
+            read([wrong])
