@@ -46,8 +46,8 @@ def evaluate(
         Usually the dense network; for the same task, of the same vocabulary or classes. Needed
         where there is no head: vectors of texts (`Network.embed`) are compared with its.
     inputs : array_like, optional
-        In the place of texts where something is told of whole rows: token ids, images or
-        spectrograms.
+        In the place of texts where something is told of whole rows: token ids; images or
+        spectrograms of a network that reads these.
     labels : (S,) or (S, outputs) array_like, optional
         The classes (int) of `texts` or `inputs`; or their scores (real numbers), which may be left
         out with `against`: (S,) of a head with one output, (S, outputs) where ``problem_type`` of
@@ -237,8 +237,9 @@ def _checked_task(
         if sum(given) != 1 or (labels is None and not bare):
             more = "; against= alone will do too" if task is SCORES else ""
             raise TypeError(f"to judge {task.name} give labels=, with texts= or inputs={more}")
-    elif given != (True, False) or labels is not None:
-        raise TypeError(f"{task.name} are judged on texts=; leave inputs= and labels= out")
+    elif given != (bool(net.config.vocabulary), not net.config.vocabulary) or labels is not None:
+        own, other = ("texts", "inputs") if net.config.vocabulary else ("inputs", "texts")
+        raise TypeError(f"{task.name} are judged on {own}=; leave {other}= and labels= out")
     if task is SENTENCES and against is None:
         raise TypeError("a network without a head is judged against another: give against=")
     return task
@@ -280,6 +281,8 @@ def _rows(
             None if labels is None else _checked_labels(net, task, np.asarray(labels), len(data))
         )
         return _labelled(net, data, given)
+    if not net.config.vocabulary:  # vectors of arrays
+        return _labelled(net, as_arrays(inputs), None)  # type: ignore[arg-type]
     least = 2 if task is NEXT else 1
     rows = [row for row in net.rows_of(texts, length) if len(row) >= least]  # type: ignore[arg-type]
     if not rows:

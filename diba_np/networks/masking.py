@@ -14,7 +14,7 @@ Array = NDArray[Any]
 SHARE = 0.15  # of the tokens of a row
 NONE_TO_MASK = "texts must hold a token that can be masked, got none"
 
-# those that are never masked: they frame a text or stand for what is not known
+# those that are never masked, nor is a mask: they frame a text or stand for what is not known
 _SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "<s>", "</s>", "<pad>", "<unk>")
 
 
@@ -45,7 +45,8 @@ def drawn_tokens(net: Network, ids: Array, mask: Array, rng: np.random.Generator
     rng : Generator
     """
     tokenizer = net.need_tokenizer()
-    special = [number for number in map(tokenizer.id_of, _SPECIAL) if number is not None]
+    names = [*_SPECIAL, *([tokenizer.mask] if tokenizer.mask else [])]
+    special = [number for number in map(tokenizer.id_of, names) if number is not None]
     asked = np.zeros_like(mask)
     for row, may in zip(asked, mask & ~np.isin(ids, special), strict=True):
         at = np.flatnonzero(may)

@@ -7,6 +7,7 @@ from test_texts import packed, words
 
 from diba_np.networks import evaluation
 from diba_np.networks.evaluation import evaluate
+from diba_np.networks.masking import drawn_tokens
 from diba_np.networks.network import Network
 
 ROWS = [[3, 4, 5, 6, 2, 7], [7, 8], [9], [2, 3, 4]]
@@ -185,3 +186,26 @@ def test_labels_are_judged_one_by_one():
             evaluate(dense, ROWS, labels=wrong)
     with pytest.raises(ValueError, match="a network for labels, got one for classes"):
         evaluate(dense, ROWS, labels=labels, against=network("bert", "classes"))
+
+
+def test_vectors_of_arrays_are_held_against_anothers():
+    dense = network("vit", "none", dtype=np.float32)
+    inputs, _ = inputs_of("vit")
+    small = packed(dense)
+    found = evaluate(small, inputs=inputs, against=dense)
+    assert (found["task"], found["targets"]) == ("sentences", 3)
+    one, two = (net.last_hidden(inputs).mean(axis=1, dtype=np.float64) for net in (small, dense))
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    assert found["cosine"] == pytest.approx(((one * two).sum(axis=1) / lengths).mean(), rel=1e-4)
+    with pytest.raises(TypeError, match="judged on inputs=; leave texts= and labels= out"):
+        evaluate(small, against=dense)
+
+
+def test_a_mask_that_stands_in_a_text_is_not_asked_for():
+    net = network("bert", dtype=np.float32)
+    net.tokenizer = words()
+    assert evaluate(net, ["a [MASK] [MASK] [MASK]"] * 20)["targets"] == 20
+    ids, mask = np.array([[4, 1, 1, 1]] * 20), np.ones((20, 4), bool)
+    asked = drawn_tokens(net, ids, mask, np.random.default_rng(0))
+    assert asked[:, 0].all()
+    assert not asked[:, 1:].any()
