@@ -108,7 +108,7 @@ def calibration(
 
     Of a masked-token network with a tokenizer, `diba_np.networks.masking.SHARE` of each row's
     tokens are masked, and predictions are asked of these alone; rows that hold masks stay, rows in
-    which nothing can be masked are left out.
+    which nothing can be masked are left out, as are texts without a token.
 
     Parameters
     ----------
@@ -135,7 +135,8 @@ def calibration(
         arrays = as_arrays(texts)
         patches = net.begin(arrays[:1])["mask"].shape[1]
         return Calibration(arrays, None, tokens, patches=patches)
-    ids, mask = padded(net.rows_of(texts, length), net.config.padding)
+    rows = [row for row in net.rows_of(texts, length) if row]
+    ids, mask = padded(rows, net.config.padding)
     ids = as_ids(ids, net.config)
     hidden = None
     if task_of(net) is MASKED and net.tokenizer is not None:

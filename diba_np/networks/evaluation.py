@@ -277,6 +277,10 @@ def _rows(
     if task in _WHOLE_ROWS:
         read: Any = inputs if texts is None else texts
         data: Any = net.rows_of(read, length) if net.config.vocabulary else as_arrays(read)
+        if [] in (data if isinstance(data, list) else ()):
+            raise ValueError(
+                f"texts must hold at least one token each, got none in text {data.index([])}"
+            )
         given = (
             None if labels is None else _checked_labels(net, task, np.asarray(labels), len(data))
         )

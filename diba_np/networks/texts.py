@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ class TextMethods:
             Sequences of token ids stay as they are. Rows of an array end before the tokens at their
             end that the configuration names as padding, unless that is also what ends a text. Of
             texts a decoder reads all joined and cut into rows, a rest that fills no row left out
-            where there are others; an encoder reads one a row.
+            where there are others; an encoder reads one a row, as far as the row goes.
         length : int
             Most tokens of a row that is made of texts.
 
@@ -68,6 +69,11 @@ class TextMethods:
         ------
         TypeError, ValueError
             They are neither texts nor tokens, or nothing; texts need a tokenizer.
+
+        Warns
+        -----
+        UserWarning
+            An encoder's texts are longer than its rows.
         """
         check_count(length, "length", least=2)
         if isinstance(texts, np.ndarray) and texts.ndim == 2 and texts.dtype.kind in "iu":
@@ -89,7 +95,7 @@ class TextMethods:
             ids = [[int(i) for i in row] for row in rows if row.size]
         else:
             ids = self._cut(parts, length)
-        if not ids:
+        if not any(ids):
             raise ValueError("texts must hold at least one token, got none")
         return ids
 
@@ -99,9 +105,13 @@ class TextMethods:
             length = min(length, self.config.positions - self.config.first_position)
         rows = [tokenizer.encode(text, not self.kind.decoder) for text in texts]
         if not self.kind.decoder:  # the last token closes a text
-            if [] in rows:
-                at = rows.index([])
-                raise ValueError(f"texts must hold at least one token each, got none in text {at}")
+            longer = sum(len(row) > length for row in rows)
+            if longer:
+                warnings.warn(
+                    f"{longer} of {len(rows)} texts are longer than {length} tokens, the first of "
+                    "which are read alone",
+                    stacklevel=3,
+                )
             return [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
         joined = [token for row in rows for token in row]
         cut = [joined[at : at + length] for at in range(0, len(joined), length)]

@@ -232,7 +232,8 @@ def test_rows_of_texts():
     assert net.rows_of(np.array([[1, 2], [3, 4]])) == [[1, 2], [3, 4]]
     encoder = network("bert")
     encoder.tokenizer = words()
-    assert encoder.rows_of(["a b c", "d"], 2) == [[4, 6], [7]]
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 2 tokens, the first of wh"):
+        assert encoder.rows_of(["a b c", "d"], 2) == [[4, 6], [7]]
     for wrong, match in (([["a"]], "strings or rows"), ([[0.5]], "strings or rows"),
                          (["a", [1]], "all strings or all rows")):  # fmt: skip
         with pytest.raises(TypeError, match=match):
@@ -528,7 +529,10 @@ def test_texts_that_hold_no_token_or_no_unicode():
     net = network("bert", "classes")
     net.tokenizer = words()
     with pytest.raises(ValueError, match="at least one token each, got none in text 1"):
-        net.rows_of(["a", "", "b"])
+        evaluate(net, ["a", "", "b"], labels=[0, 1, 2])
+    assert len(calibration(net, ["a", "", "b"])) == 2
+    with pytest.raises(ValueError, match="texts must hold at least one token, got none"):
+        calibration(net, ["", ""])
     decoder = network("llama")
     decoder.tokenizer = words()
     assert decoder.rows_of(["a", "", "b"]) == [[4, 5]]  # which reads all joined
