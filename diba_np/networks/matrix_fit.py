@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.errors import BudgetError
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.methods.weighted import FitOptions, fit_weighted
 from diba_np.networks.importance import KeptImportance
@@ -51,10 +52,19 @@ class Fit:
     looked_up: bool = False
 
     def __call__(self, name: str, A: Array, gram: Array | None) -> CompressedMatrix:
-        """Return the compressed A (m, n), errors weighed by a Gram matrix (n, n) and outputs."""
+        """Return the compressed A (m, n), errors weighed by a Gram matrix (n, n) and outputs.
+
+        Raises
+        ------
+        BudgetError
+            The matrix's bits are too few for the method.
+        """
         weights = self.rows if self.outputs is None else self.outputs.outputs(name)
         if weights is not None and weights.ndim == 2:
             if self.method != "diba" or len(weights) > _COUPLED:
                 weights = np.diag(weights).copy()
         how = FitOptions(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)
-        return fit_weighted(self.method, A, self.bits[name], gram, weights, how)
+        try:
+            return fit_weighted(self.method, A, self.bits[name], gram, weights, how)
+        except BudgetError as error:
+            raise BudgetError(f"{name}: {error}") from error

@@ -6,6 +6,7 @@ from small_networks import PATCHES, inputs_of, network
 from test_texts import packed, words
 
 from diba_np import networks
+from diba_np.errors import BudgetError
 from diba_np.networks import code_training
 from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import taught, trained
@@ -438,6 +439,16 @@ def test_a_budget_too_small_leaves_nothing_behind(task, what, tmp_path):
     with pytest.raises(ValueError, match=f"bits is too small: k=1 of {what} takes"):
         networks.compress(small(task), rows, bits=0.1, folder=tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("method", ["rtn", "mesa", "random"])
+def test_a_matrix_whose_bits_are_too_few_is_named(method):
+    rows = np.random.default_rng(0).integers(2, 19, (4, 6))
+    how = {"bits": 0.1, "method": method, "embeddings": False}
+    with pytest.raises(
+        BudgetError, match=r"^bert\.encoder\.layer\.0\.attention\.self\.query: bits"
+    ):
+        networks.compress(small(CLASSES), rows, **how)
 
 
 @pytest.mark.parametrize(("task", "even"), [(MASKED, True), (NEXT, False)])
