@@ -319,7 +319,8 @@ def _checked_labels(net: Network, task: Task, labels: Array, count: int) -> Arra
         rule = "finite numbers" if task is SCORES else "0 or 1"
         fit = np.isfinite(labels) if task is SCORES else np.isin(labels, (0, 1))
         if labels.shape != shape or not fit.all():
-            raise ValueError(f"labels must be {rule} of shape {shape}, got shape {labels.shape}")
+            wrong = f"shape {labels.shape}" if fit.all() else f"{labels[~fit][0]:g}"
+            raise ValueError(f"labels must be {rule} of shape {shape}, got {wrong}")
         return labels.reshape(count, outputs).astype(np.float64 if task is SCORES else np.int64)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ValueError(

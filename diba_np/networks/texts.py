@@ -108,8 +108,8 @@ class TextMethods:
             longer = sum(len(row) > length for row in rows)
             if longer:
                 warnings.warn(
-                    f"{longer} of {len(rows)} texts are longer than {length} tokens, the first of "
-                    "which are read alone",
+                    f"{longer} of {len(rows)} texts are longer than {length} tokens; no more of "
+                    "them are read",
                     stacklevel=3,
                 )
             return [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]

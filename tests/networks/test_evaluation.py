@@ -181,8 +181,8 @@ def test_labels_are_judged_one_by_one():
     apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     assert found["kl"] == pytest.approx(apart.mean(), rel=1e-4)
     assert found["agreement"] == pytest.approx(np.mean((p > 0.5) == (q > 0.5)))
-    for wrong in (labels[:, 0], labels + 1, labels / 2):
-        with pytest.raises(ValueError, match=r"labels must be 0 or 1 of shape \(4, 3\)"):
+    for wrong, got in ((labels[:, 0], r"shape \(4,\)"), (labels + 1, "2"), (labels / 2, "0.5")):
+        with pytest.raises(ValueError, match=rf"must be 0 or 1 of shape \(4, 3\), got {got}$"):
             evaluate(dense, ROWS, labels=wrong)
     with pytest.raises(ValueError, match="a network for labels, got one for classes"):
         evaluate(dense, ROWS, labels=labels, against=network("bert", "classes"))

@@ -232,7 +232,7 @@ def test_rows_of_texts():
     assert net.rows_of(np.array([[1, 2], [3, 4]])) == [[1, 2], [3, 4]]
     encoder = network("bert")
     encoder.tokenizer = words()
-    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 2 tokens, the first of wh"):
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 2 tokens; no more"):
         assert encoder.rows_of(["a b c", "d"], 2) == [[4, 6], [7]]
     for wrong, match in (([["a"]], "strings or rows"), ([[0.5]], "strings or rows"),
                          (["a", [1]], "all strings or all rows")):  # fmt: skip
