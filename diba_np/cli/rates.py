@@ -176,7 +176,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         with atomic_path(output) as temporary:
             temporary.unlink()  # `save` adds groups to a file that is there, and makes a new one
             for point, f in zip(points, factors, strict=True):
-                point["group"] = f"bits_{point['target_bits']:g}"
+                point["group"] = _group_of(point["target_bits"])
                 f.save(temporary, group=point["group"])
     if plot is not None:
         rows = [
@@ -205,6 +205,15 @@ def run_sweep(args: argparse.Namespace) -> int:
         line += f" {_short_decibels(point['output_snr_db'])}" if args.inputs else ""
         print(f"{line} {point['seconds']:8.2f}")
     return DONE
+
+
+def _group_of(target: float) -> str:
+    """Return the group that keeps the factorization of a rate.
+
+    >>> _group_of(2.0), _group_of(0.5), _group_of(2.0000001)
+    ('bits_2', 'bits_0.5', 'bits_2.0000001')
+    """
+    return f"bits_{target!r}".removesuffix(".0")  # rounded, two rates could have one group
 
 
 def _short_decibels(value: float | None) -> str:

@@ -456,3 +456,12 @@ def test_after_warmup_nothing_is_compiled():
         assert new == "set()", run
     assert not stored.startswith("None")
     assert stored.endswith(" set()")
+
+
+def test_a_sweep_keeps_rates_that_are_nearly_equal(here, capsys):
+    args = ("--bits", 2, 2.0000001, "-o", "c.h5", "--max-sweeps", 1, "--json", "--quiet")
+    status, out, _ = run(capsys, "sweep", "A.npy", *args)
+    assert status == 0
+    groups = [row["group"] for row in json.loads(out)["rows"]]
+    assert groups == ["bits_2", "bits_2.0000001"]
+    assert [load("c.h5", group=name).method for name in groups] == ["diba", "diba"]
