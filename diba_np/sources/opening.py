@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diba_np.sources.entry import Entry, check_unique
+from diba_np.sources.entry import Entry, as_format_error, check_unique
 from diba_np.sources.gguf import open_gguf
 from diba_np.sources.hdf5 import open_hdf5
 from diba_np.sources.numpy_files import npy_entry, open_mapping, open_npy, open_npz
@@ -110,7 +110,7 @@ def _kind_by_content(path: Path) -> Callable[[Path], list[Entry]] | None:
     if head.startswith(b"GGUF"):
         return open_gguf
     if head.startswith(b"PK\x03\x04"):
-        with zipfile.ZipFile(path) as archive:
+        with as_format_error(str(path), "an archive"), zipfile.ZipFile(path) as archive:
             torch = any(name.endswith("data.pkl") for name in archive.namelist())
         return open_torch if torch else open_npz
     return open_safetensors if head[8:9] == b"{" else None
