@@ -14,6 +14,7 @@ from diba_np.cli.output import (
     FAILED,
     CommandError,
     Report,
+    check_not_read,
     check_output,
     decibels_text,
     emit,
@@ -181,10 +182,13 @@ def run_factorize(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     read = [args.matrix, args.inputs, args.output_weight]
     check_output(output, args.force, streams=False, inputs=read)
-    if args.checkpoint and Path(args.checkpoint).exists() and not Path(args.checkpoint).is_file():
-        raise CommandError(f"{args.checkpoint}: is no file; a checkpoint is kept in one")
-    if args.checkpoint and Path(args.checkpoint).resolve() == output.resolve():
-        raise CommandError(f"{output}: --checkpoint and --output must be two files")
+    if args.checkpoint:
+        checkpoint = Path(args.checkpoint)
+        if checkpoint.exists() and not checkpoint.is_file():
+            raise CommandError(f"{checkpoint}: is no file; a checkpoint is kept in one")
+        if checkpoint.resolve() == output.resolve():
+            raise CommandError(f"{output}: --checkpoint and --output must be two files")
+        check_not_read(checkpoint, read)
     matrix = load_array(args.matrix, mapped=args.block_rows is not None)
     inputs = load_array(args.inputs) if args.inputs else None
     output_weight = load_array(args.output_weight) if args.output_weight else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from diba_np.cli.output import (
     DONE,
     FAILED,
     CommandError,
+    check_not_read,
     check_output,
     decibels_text,
     emit,
@@ -128,18 +128,6 @@ def add_export(subcommands: Any, given: Parents) -> None:
     command.set_defaults(run=run_export)
 
 
-def _read_weights(path: str) -> dict[str, float]:
-    try:
-        weights = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CommandError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise CommandError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(weights, dict):
-        raise CommandError(f"{path}: expected one object of name to number")
-    return weights
-
-
 def run_model(args: argparse.Namespace) -> int:
     """Factorize every matrix of a model, or compress a network, into one file."""
     output = Path(args.output)
@@ -147,8 +135,10 @@ def run_model(args: argparse.Namespace) -> int:
     check_output(output, args.force, streams=False, inputs=read)
     if output.exists() and not output.is_file():
         raise CommandError(f"{output}: is no file; a model is written to one")
-    if args.json_log and Path(args.json_log).resolve() == output.resolve():
-        raise CommandError(f"{output}: --json-log and --output must be two files")
+    if args.json_log:
+        if Path(args.json_log).resolve() == output.resolve():
+            raise CommandError(f"{output}: --json-log and --output must be two files")
+        check_not_read(Path(args.json_log), read)
     args.effort = args.effort or ("balanced" if args.texts is None else "fast")
     try:
         return _factorize(args) if args.texts is None else networks.run_compress(args)
@@ -172,9 +162,10 @@ def run_model(args: argparse.Namespace) -> int:
 def _factorize(args: argparse.Namespace) -> int:
     """Factorize every matrix of a model and report the totals."""
     networks.clear_parts(args, with_texts=True)
-    weights = _read_weights(args.weights) if args.weights else None
     from diba_np.models.factorization import factorize_model
+    from diba_np.sources.entry import read_json
 
+    weights = read_json(Path(args.weights)) if args.weights else None
     try:
         model = factorize_model(
             args.source,

@@ -135,10 +135,9 @@ def check_output(
         raise CommandError(sentence(error)) from error
     if not final.exists():
         return
+    check_not_read(path, inputs)
     for name in filter(None, inputs):
         read = Path(name)
-        if read.exists() and read.samefile(final):
-            raise CommandError(f"{path}: is also what is read ({name}); name another file")
         if force and read.is_dir() and final.resolve().is_relative_to(read.resolve()):
             raise CommandError(
                 f"{path}: is in the folder that is read ({name}) and may be a part of it; "
@@ -146,6 +145,13 @@ def check_output(
             )
     if not force and not (final.is_dir() and not any(final.iterdir())):
         raise CommandError(f"{path}: exists; pass --force to replace it")
+
+
+def check_not_read(path: Path, inputs: Sequence[str | None]) -> None:
+    """Complain about a file that is written to and is one of those that are read."""
+    for name in filter(None, inputs):
+        if path.exists() and Path(name).exists() and Path(name).samefile(path):
+            raise CommandError(f"{path}: is also what is read ({name}); name another file")
 
 
 def check_drawing(picture: Path | None = None) -> None:

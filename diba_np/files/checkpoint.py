@@ -91,7 +91,8 @@ class Checkpoint:
             if isinstance(error, PermissionError):
                 raise
             raise FormatError(
-                f"{self.path}: not readable as a checkpoint ({error}); remove it to start anew"
+                f"{self.path}: not readable as a checkpoint ({error}); remove it to start anew if "
+                "it was one, or name another file"
             ) from error
         if about["version"] != VERSION:
             raise FormatError(

@@ -9,10 +9,10 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from diba_np.machine.display import Display
 from diba_np.machine.process_pool import ProcessPool
@@ -136,7 +136,7 @@ class Events:
     progress : bool
         Show a tqdm bar where tqdm is installed, else a line for each matrix, on standard error.
     log : Path, optional
-        One JSON object a line is appended to it.
+        One JSON object a line is appended to it; a disk that is full ends the log with a warning.
     callback : callable, optional
         Called with each event, a dict; its ``event`` is "start", "curve", "budget", "part",
         "matrix", "done", "interrupted" or "failed".
@@ -159,11 +159,20 @@ class Events:
         """Report one event."""
         report = {"event": event, **facts, "seconds": round(time.monotonic() - self._started, 3)}
         if self._log is not None:
-            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            self._log.write(json.dumps({"time": now, **report}) + "\n")
-            self._log.flush()
+            self._append(self._log, report)
         if self._callback is not None:
             self._callback(report)
+
+    def _append(self, log: TextIO, report: dict[str, Any]) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        try:
+            log.write(json.dumps({"time": now, **report}) + "\n")
+            log.flush()
+        except OSError as error:  # the run is worth more than its log
+            warnings.warn(f"{log.name}: log not written: {error.strerror}", stacklevel=3)
+            with suppress(OSError):  # which tries to write once more
+                log.close()
+            self._log = None
 
     def expect(self, work: float) -> None:
         """Set how much work there is, in any unit."""

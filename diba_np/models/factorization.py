@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from diba_np.checks import check_count, check_number
 from diba_np.errors import FormatError
-from diba_np.files.atomic import is_stream, target_of
+from diba_np.files.atomic import as_path, is_stream, target_of
 from diba_np.files.parts import Parts
 from diba_np.machine.processors import processors, resolve_threads
 from diba_np.models.executors import Events, Runner, dask_executor
@@ -180,12 +180,15 @@ def factorize_model(
     if threads is not None:
         asked = check_count(threads, "threads")
         each = min(asked, each) if own else asked
-    final = None if output is None else Path(output)
+    final = None if output is None else as_path(output, "output")
     if final is not None:
         _check_output(final, source)
+    log = None if json_log is None else as_path(json_log, "json_log")
+    if log is not None:
+        _check_not_read(log, "json_log", source)
+        _check_not_read(log, "json_log", grams)
 
     with ExitStack() as exits:
-        log = None if json_log is None else Path(json_log)
         events = Events(progress, log, callback)
         exits.callback(events.close)
         try:
@@ -221,10 +224,14 @@ def _check_output(final: Path, source: Source) -> None:
     """Complain before the work about an output that could not be written, or that is the source."""
     if is_stream(final):
         raise OSError(f"{final}: is no file; a model is written to one")
-    target = target_of(final)
-    if isinstance(source, (str, os.PathLike)) and target.exists() and Path(source).exists():
-        if target.samefile(source):
-            raise ValueError(f"output must not be the source, got {final}")
+    _check_not_read(target_of(final), "output", source)
+
+
+def _check_not_read(path: Path, name: str, source: Any) -> None:
+    """Complain about a file that is written to and is a source."""
+    if isinstance(source, (str, os.PathLike)) and path.exists() and Path(source).exists():
+        if path.samefile(source):
+            raise ValueError(f"{name} must not be the source, got {path}")
 
 
 def _patterns(value: Sequence[str]) -> list[str]:

@@ -291,6 +291,10 @@ def test_outputs_that_cannot_be_are_told_before_the_work(here, capsys):
             ("factorize", "A.npy", "--k", 2, "-o", "n.h5", "--checkpoint", "n.h5"),
             "n.h5: --checkpoint and --output must be two files",
         ),
+        (
+            ("factorize", "A.npy", "--k", 2, "-o", "n.h5", "--checkpoint", "A.npy"),
+            "A.npy: is also what is read (A.npy); name another file",
+        ),
         (("retune", "A.h5", "--inputs", "A.npy", "--targets", "A.npy", "-o", "-"), "a file only"),
         (
             ("sweep", "A.npy", "-o", "s.png", "--plot", "s.png"),

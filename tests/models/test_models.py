@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import runpy
 import sys
 from itertools import pairwise
@@ -519,14 +520,19 @@ def test_command_errors_are_one_sentence(here, capsys):
     np.save("x.npy", np.ones(20))
     (here / "w.json").write_text("[]")
     (here / "bad.json").write_text("{")
+    (here / "deep.json").write_text("[" * 200_000)
+    (here / "archive").write_bytes(b"PK\x03\x04 and no more")
     cases = {
         ("model", "none.npz", "--bits", 1, "-o", "o.h5"): "none.npz: no such file",
         ("model", "m.npz", "--bits", 1, "-o", "x.npy"): "x.npy: exists; pass --force",
         ("model", "m.npz", "--bits", 1, "-o", "none/o.h5"): "none: no such folder",
         ("model", "w.json", "--bits", 1, "-o", "o.h5"): "w.json: expected a folder of .npy",
-        (*MAKE, "--weights", "w.json"): "w.json: expected one object",
+        (*MAKE, "--weights", "w.json"): "w.json: found list, expected an object",
         (*MAKE, "--weights", "bad.json"): "bad.json: not readable as JSON",
+        (*MAKE, "--weights", "deep.json"): "deep.json: not readable as JSON (nested too deeply)",
+        ("model", "archive", "--bits", 1, "-o", "o.h5"): "archive: not readable as an archive",
         (*MAKE, "--json-log", "none/log"): "No such file or directory",
+        (*MAKE, "--json-log", "m.npz"): "m.npz: is also what is read (m.npz); name another file",
         (*MAKE, "--method", "rtn"): "method must be one of diba, linear-trellis, best, got 'rtn'",
         (*MAKE, "--include", "none"): "include 'none' matches none of the 3 arrays",
     }
@@ -614,3 +620,26 @@ def test_a_models_file_holds_the_matrices_of_every_method(label, tmp_path):
     ModelFactors({}, {"a": ((32, 48), "<f4")}, {"a": made}).save(tmp_path / "a.h5")
     again = open_model(tmp_path / "a.h5")
     np.testing.assert_array_equal(again["a"].to_dense(), made.to_dense())
+
+
+def test_what_is_read_is_not_written_to(tmp_path, rng):
+    source, grams = tmp_path / "m.npz", tmp_path / "g.npz"
+    np.savez(source, a=rng.normal(size=(20, 20)))
+    np.savez(grams, a=np.eye(20))
+    before = source.read_bytes(), grams.read_bytes()
+    for wrong in ({"output": source}, {"json_log": source}, {"json_log": grams}):
+        with pytest.raises(ValueError, match="must not be the source"):
+            dn.factorize_model(source, bits=3, grams=grams, jobs=1, **wrong)
+    assert (source.read_bytes(), grams.read_bytes()) == before
+    for name in ("output", "json_log"):
+        with pytest.raises(TypeError, match=f"{name} must be a path, got bytes"):
+            dn.factorize_model(source, bits=3, **{name: b"o.h5"})
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_log_that_cannot_be_written_ends_no_run(rng):
+    with pytest.warns(UserWarning, match="/dev/full: log not written: No space left"):
+        model = dn.factorize_model(
+            {"a": rng.normal(size=(20, 20))}, bits=3, jobs=1, effort="fast", json_log="/dev/full"
+        )
+    assert list(model) == ["a"]
