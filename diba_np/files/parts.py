@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -108,15 +109,16 @@ class Parts:
         return f"or delete the folder {self._whole}"
 
     def read(self, name: str) -> Any:
-        """Return the value that was written under a name; None if there is nothing readable."""
+        """Return the value that was written under a name; None if there is nothing, or damaged."""
         try:
-            return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
-        except (OSError, ValueError):
+            stored = json.loads((self.folder / f"{name}.json").read_text("utf-8"))
+            return stored["value"] if stored["digest"] == _digest(stored["value"]) else None
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
 
     def write(self, name: str, value: Any) -> None:
-        """Write a value that JSON can hold."""
-        _write_json(self.folder / f"{name}.json", value)
+        """Write a value that JSON can hold, with its digest."""
+        _write_json(self.folder / f"{name}.json", {"digest": _digest(value), "value": value})
 
     def path(self, number: int, suffix: str = "h5") -> Path:
         """Return where a task's part lies."""
@@ -139,6 +141,10 @@ class Parts:
 
     def _contents(self) -> list[Path]:
         return [path for path in self.folder.glob("*") if path.name != "lock"]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -64,3 +64,17 @@ def test_folders_are_of_another_kind_of_run_and_stay(output):
         with pytest.raises(ValueError, match=r"holds network\.parts, which is of another kind"):
             Parts(output, {"a": 1}, restart)
     assert (folder / "0.h5").read_bytes() == b"of a task"
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"3", b'{"value": [[0.5, 2]]}', b"[" * 200_000])
+def test_a_value_that_is_damaged_is_none(output, damage):
+    parts = Parts(output, {"a": 1})
+    value = [[0.1, 1 / 3], {"b": None}]
+    parts.write("plan", value)
+    assert parts.read("plan") == value
+    path = parts.folder / "plan.json"
+    flipped = path.read_bytes().replace(b"0.1", b"0.3")
+    for text in (damage, flipped):
+        path.write_bytes(text)
+        assert parts.read("plan") is None
+    parts.close()
