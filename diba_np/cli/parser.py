@@ -71,7 +71,13 @@ class Parser(argparse.ArgumentParser):
                 name = word.partition("=")[0]
                 if name.startswith("--") and not any(own.startswith(name) for own in known):
                     self.error(f"unknown option {name}{nearest(name, known)}")
-        return super().parse_known_args(args, namespace)
+        known_args, extras = super().parse_known_args(args, namespace)
+        for action in self._get_positional_actions():
+            # older Pythons give it none of the words behind an option
+            left = action.nargs == "?" and getattr(known_args, action.dest) is action.default
+            if left and extras and not extras[0].startswith("-"):
+                setattr(known_args, action.dest, extras.pop(0))
+        return known_args, extras
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print a help page or a complaint; argparse itself passes over a full disk in silence."""

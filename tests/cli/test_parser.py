@@ -167,3 +167,23 @@ def test_a_terminal_is_not_filled_with_bytes(stored, capsys, monkeypatch):
     assert main(["reconstruct", "A.h5", "-o", "-"]) == 1
     out, err = capsys.readouterr()
     assert (out, "standard output is a terminal" in err) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "verify --json A.h5 A.npy --group g",
+        "verify A.h5 --json A.npy --group g",
+        "verify A.h5 --json --group g A.npy",
+    ],
+)
+def test_a_matrix_may_stand_behind_options(line):
+    args = build_parser().parse_args(line.split())
+    assert (args.file, args.matrix, args.group, args.json) == ("A.h5", "A.npy", "g", True)
+
+
+@pytest.mark.parametrize("line", ["verify A.h5 --json A.npy B.npy", "info A.h5 --json A.npy"])
+def test_a_word_too_many_is_refused(line, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(line.split())
+    assert f"unrecognized arguments: {line.split()[-1]}\n" in capsys.readouterr().err
