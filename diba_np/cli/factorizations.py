@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diba_np.cli.options import add_search_options, positive, search_options, share, within
 from diba_np.cli.output import (
@@ -19,11 +19,16 @@ from diba_np.cli.output import (
     decibels_text,
     emit,
     load_array,
+    load_original,
+    shape_in_model,
     size_lines,
     size_report,
     write_file,
 )
 from diba_np.cli.parser import Parents
+
+if TYPE_CHECKING:
+    from diba_np.matrix.base import CompressedMatrix
 
 OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
 
@@ -353,7 +358,7 @@ def run_reconstruct(args: argparse.Namespace) -> int:
 
     matrix = load(args.file, group=args.group)
     own_shape, dtype = matrix.array_form()
-    shape = _shape_in_model(args) or own_shape
+    shape = shape_in_model(args.file, args.group) or own_shape
     file_bytes = _write_rows(output, shape, dtype, matrix.fill)
     report = {
         "output": str(output),
@@ -367,17 +372,6 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     ]
     emit(report, args.json, lines, output)
     return DONE
-
-
-def _shape_in_model(args: argparse.Namespace) -> tuple[int, ...] | None:
-    """Return the shape of the array that a matrix was in a model: that of a convolution, say."""
-    from diba_np.models.file import is_model, open_model
-
-    if args.group and is_model(args.file):
-        with open_model(args.file) as model:
-            if args.group in model:
-                return model.array_shape(args.group)
-    return None
 
 
 def run_apply(args: argparse.Namespace) -> int:
@@ -441,16 +435,12 @@ def run_verify(args: argparse.Namespace) -> int:
     report: Report = {"file": args.file, "ok": True, "checked": names}
     lines = [("file", f"{args.file}: intact, {len(names)} factorization(s) checked")]
     if args.matrix:
-        from diba_np.checks import as_matrix, digest
+        from diba_np.checks import as_matrix
 
         factors = loaded[0]
-        matrix = as_matrix(load_array(args.matrix))
-        if matrix.shape != factors.shape:
-            raise CommandError(
-                f"{args.matrix}: found shape {matrix.shape}, expected {factors.shape}"
-            )
-        source = factors.record.get("source", {}).get("sha256")
-        same = None if source is None else source == digest(matrix)
+        shape = shape_in_model(args.file, args.group)
+        matrix = as_matrix(load_original(args.matrix, factors, shape))
+        same = _is_source(factors, matrix)
         snr = factors.snr(matrix)
         report |= {"same_source": same, "snr_db": snr, "ok": same is not False}
         verdict = {None: "not recorded", True: "the matrix it was made from"}.get(
@@ -459,6 +449,18 @@ def run_verify(args: argparse.Namespace) -> int:
         lines += [("source", verdict), ("SNR", decibels_text(snr))]
     emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
+
+
+def _is_source(stored: CompressedMatrix, matrix: Any) -> bool | None:
+    """Tell whether a stored matrix was made from this one; None if that is not recorded."""
+    import numpy as np
+
+    from diba_np.checks import digest
+
+    if stored.is_array:
+        return np.array_equal(stored.to_array(matrix.shape, matrix.dtype).ravel(), matrix.ravel())
+    source = stored.record.get("source", {}).get("sha256")
+    return None if source is None else source == digest(matrix)
 
 
 def run_warmup(args: argparse.Namespace) -> int:

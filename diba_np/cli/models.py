@@ -376,8 +376,9 @@ def _model_differences(model: Any, path: str) -> tuple[list[str], tuple[float, f
         matrix = matrix_view(array)
         if stored.record.get("source", {}).get("sha256") != digest(matrix):
             differ.append(name)
-        own = squared_sums(matrix, stored, unit=1.0)
-        signal, noise = signal + own[0], noise + own[1]
+        if name not in model.aliases:  # whose sums are those of the other name
+            own = squared_sums(matrix, stored, unit=1.0)
+            signal, noise = signal + own[0], noise + own[1]
     return differ, (signal, noise) if compared else None
 
 

@@ -105,6 +105,30 @@ def load_array(path: str, mapped: bool = False) -> Any:
     return array
 
 
+def shape_in_model(file: str, group: str | None) -> tuple[int, ...] | None:
+    """Return the shape of the array that a matrix was in a model: that of a convolution, say."""
+    from diba_np.models.file import is_model, open_model
+
+    if group and is_model(file):
+        with open_model(file) as model:
+            if group in model:
+                return model.array_shape(group)
+    return None
+
+
+def load_original(path: str, matrix: CompressedMatrix, shape: tuple[int, ...] | None) -> Any:
+    """Read the .npy that a stored matrix stands for, as a matrix.
+
+    `shape` is that of the array that it was in a model.
+    """
+    array = load_array(path)
+    if array.shape == shape:
+        return array.reshape(matrix.shape) if array.size else array
+    if array.shape != matrix.shape:
+        raise CommandError(f"{path}: found shape {array.shape}, expected {shape or matrix.shape}")
+    return array
+
+
 def check_output(
     path: Path,
     force: bool,
@@ -257,11 +281,10 @@ def size_lines(report: Report) -> list[tuple[str, str]]:
         counted += f", {_widths(report['scale_bits'])}-bit diagonals"
     else:
         lines.append(("method", report["method"]))
+    ratio = report["storage_ratio"]
+    share = f" (1/{1 / ratio:.1f})" if ratio else ""  # nothing is stored of an empty array
     return [
         *lines,
         ("bits per weight", f"{report['bits_per_weight']:.4f} ({counted})"),
-        (
-            "storage ratio",
-            f"{report['storage_ratio']:.5f} of float32 (1/{1 / report['storage_ratio']:.1f})",
-        ),
+        ("storage ratio", f"{ratio:.5f} of float32{share}"),
     ]

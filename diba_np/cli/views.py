@@ -13,7 +13,8 @@ from diba_np.cli.output import (
     check_drawing,
     check_output,
     emit,
-    load_array,
+    load_original,
+    shape_in_model,
     write_file,
 )
 from diba_np.cli.parser import SHELLS, Parents, completion
@@ -56,11 +57,10 @@ def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, s
     from diba_np.matrix.files import load
 
     compressed = load(args.file, group=args.group)
-    matrix = load_array(args.matrix) if args.matrix else None
-    if matrix is not None and matrix.shape != compressed.shape:
-        raise CommandError(
-            f"{args.matrix}: found shape {matrix.shape}, expected {compressed.shape}"
-        )
+    matrix = None
+    if args.matrix:
+        shape = shape_in_model(args.file, args.group)
+        matrix = load_original(args.matrix, compressed, shape)
     title = Path(args.file).name + (f", {args.group}" if args.group else "")
     return output, compressed, matrix, title
 

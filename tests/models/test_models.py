@@ -516,6 +516,38 @@ def test_command(here, capsys):
     assert status == 1 and "snr_db" not in json.loads(out)
 
 
+def test_one_array_of_a_model_beside_its_own(here, capsys, rng):
+    source = {
+        "conv": rng.normal(size=(24, 5, 2, 2)),
+        "experts": rng.normal(size=(2, 20, 18)),
+        "w": rng.normal(size=(20, 24)),
+        "bias": rng.normal(size=7).astype(np.float32),
+        "mask": np.array([True, False]),
+        "nothing": np.zeros((0, 4)),
+    }
+    np.savez("m.npz", **source, tied=source["w"])
+    status, out, _ = run(capsys, *MAKE, "--json", "--quiet")
+    snr = json.loads(out)["snr_db"]
+    status, out, _ = run(capsys, "verify", "m.h5", "m.npz", "--json")
+    assert json.loads(out)["snr_db"] == pytest.approx(snr, abs=1e-3)  # a tied array counts once
+    for name, array in source.items():
+        assert run(capsys, "info", "m.h5", "--group", name)[0] == 0
+        np.save("a.npy", array)
+        np.save("other.npy", array + np.ones(1, array.dtype))
+        check = ("verify", "m.h5", "--group", name, "--json")
+        if array.size:
+            status, out, _ = run(capsys, *check, "a.npy")
+            assert (status, json.loads(out)["same_source"]) == (0, True), name
+            status, out, _ = run(capsys, *check, "other.npy")
+            assert (status, json.loads(out)["same_source"]) == (1, False), name
+    np.save("conv.npy", source["conv"])
+    status, _, err = run(capsys, "verify", "m.h5", "conv.npy", "--group", "experts")
+    assert "conv.npy: found shape (24, 5, 2, 2), expected (2, 20, 18)" in err
+    pytest.importorskip("matplotlib")
+    for command in ("plot", "report"):
+        assert run(capsys, command, "m.h5", "conv.npy", "--group", "conv")[0] == 0
+
+
 def test_command_errors_are_one_sentence(here, capsys):
     np.save("x.npy", np.ones(20))
     (here / "w.json").write_text("[]")
