@@ -83,8 +83,23 @@ def check_group(group: Any) -> None:
         return
     if not isinstance(group, str):
         raise TypeError(f"group must be a str, got {type(group).__name__}")
-    if not group.strip("/") or "\0" in group:
+    if not _is_path(group):
         raise ValueError(f"group must be a name, got {group!r}")
+
+
+def _is_path(group: str) -> bool:
+    """Tell whether HDF5 can have a group of that name."""
+    return bool(group.strip("/")) and not re.search("[\0\ud800-\udfff]", group)
+
+
+def _find_group(file: h5py.File, group: str) -> h5py.Group | None:
+    """Return a group by its path, or by the name of a model's array; None if there is none."""
+    # "." is no name to HDF5, but may be one of a matrix
+    paths = [group] if _is_path(group) and "." not in group.split("/") else []
+    if "contents" in file.attrs:  # a model's file, whose names are taken as they are
+        paths.insert(0, group_key(group))
+    found = (member(file, path) for path in paths)
+    return next((place for place in found if isinstance(place, h5py.Group)), None)
 
 
 def read_root(path: PathLike) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any
     ------
     FileNotFoundError, FormatError
     """
-    final = Path(path)
+    final = as_path(path)
     with open_file(final) as file:
         root = _plain_attributes(file)
         if "groups_digest" not in root:
@@ -387,27 +402,25 @@ def read_container(
 
     Raises
     ------
-    TypeError, ValueError
-        `group` is no name.
+    TypeError
+        `group` is no str.
     FileNotFoundError
     FormatError
         The file is not readable as HDF5, has no such group, or is inconsistent; the message names
         the path, the dataset or attribute, what was found and what was expected.
     """
-    check_group(group)
+    if group is not None and not isinstance(group, str):
+        raise TypeError(f"group must be a str, got {type(group).__name__}")
     final = as_path(path)
     with open_file(final) as file:
         place: Any = file
         if group is not None:
-            # "." is no name to HDF5, but may be one of a matrix
-            place = None if "." in group.split("/") else member(file, group)
-            if not isinstance(place, h5py.Group):
-                place = member(file, group_key(group))  # a model's file, a name with "/" in it
-            if not isinstance(place, h5py.Group):
+            place = _find_group(file, group)
+            if place is None:
                 there = _names(file)
                 if _is_ours(file):
                     there = "one matrix, at its root; leave group= out"
-                raise FormatError(f"{final}: has no group {group}; it holds {there}")
+                raise FormatError(f"{final}: has no group {group or repr(group)}; it holds {there}")
         if not _is_ours(place):
             names = _names(file)
             if group is None and "contents" in file.attrs:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
-from diba_np.files.container import Container, group_key, read_container
+from diba_np.files.container import Container, read_container
 from diba_np.matrix.factors_format import layout
 from diba_np.matrix.registry import CLASSES, class_of
 
@@ -47,8 +47,7 @@ def load(path: PathLike, *, group: str | None = None) -> CompressedMatrix:
     """
     contents = read_container(path, layout, group=group)
     if contents.attributes.get("method") == "alias":  # of a model's file: see `models.file`
-        other = _other_name(contents)
-        contents = read_container(path, layout, group=group_key(other))
+        contents = read_container(path, layout, group=_other_name(contents))
     return rebuild(contents)
 
 

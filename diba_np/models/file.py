@@ -134,7 +134,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         return f"ModelFactors({len(self)} arrays, {self.size} weights{where})"
 
     def _read(self, name: str) -> CompressedMatrix:
-        stored = load(self.path or "", group=group_key(name))
+        stored = load(self.path or "", group=name)
         shape, dtype = self._arrays[name]
         matrix = matrix_shape(shape) if len(shape) > 1 else (0, 0)
         if not stored.stands_for(shape, dtype, matrix):

@@ -170,8 +170,11 @@ def test_many_groups_in_one_file(tmp_path, rng):
         load(path, group="layer.9")
     with pytest.raises(ValueError, match="group must be a name"):
         layers[0].save(path, group="/")
-    with pytest.raises(ValueError, match="group must be a name"):
-        layers[0].save(path, group="a\0b")
+    for group in ("a\0b", "a\ud800"):
+        with pytest.raises(ValueError, match="group must be a name"):
+            layers[0].save(path, group=group)
+        with pytest.raises(FormatError, match="has no group a"):
+            load(path, group=group)
     for group in (".", "a/.", "./a"):
         with pytest.raises(ValueError, match=r"group must have no part '\.', got"):
             layers[0].save(path, group=group)

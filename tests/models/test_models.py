@@ -26,7 +26,7 @@ from diba_np.models.file import ModelFactors, is_model, open_model
 from diba_np.models.plan import Curve, Task, allocate, sample_curves
 from diba_np.models.shapes import row_parts
 
-NAMES = ["a/b", "a", "ü ñ 漢", "", ".", "%2F", "x\x00y", "/", "a/b1", "..", "lone \ud800"]
+NAMES = ["a/b", "a", "ü ñ 漢", "", ".", "%2F", "a%2Fb", "x\x00y", "/", "a/b1", "..", "lone \ud800"]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,7 @@ def test_odd_names_are_kept(tmp_path):
     assert list(model) == list(arrays)
     for name in NAMES:
         assert np.array_equal(model.dense(name), arrays[name])
+        assert np.array_equal(dn.load(tmp_path / "m.h5", group=name).array, arrays[name])
 
 
 def test_what_is_left_out_takes_no_part_in_the_budget(arrays):
@@ -675,3 +676,9 @@ def test_a_log_that_cannot_be_written_ends_no_run(rng):
             {"a": rng.normal(size=(20, 20))}, bits=3, jobs=1, effort="fast", json_log="/dev/full"
         )
     assert list(model) == ["a"]
+
+
+def test_what_is_no_path_is_told(tmp_path):
+    for wrong in (b"m.h5", None, 3):
+        with pytest.raises(TypeError, match="path must be a path, got"):
+            open_model(wrong)
