@@ -63,7 +63,7 @@ def _stem(final: Path) -> str:
 
 
 def remove_leftovers(path: PathLike) -> None:
-    """Remove the temporary files of `path` whose writers, processes of this host, were killed."""
+    """Remove temporary files and folders of `path` whose writers, of this host, were killed."""
     final = Path(path)
     pattern = re.compile(rf"\.{re.escape(_stem(final))}\.{_HOST}-(\d+)-([0-9a-f]+)\..*\.part")
     for name in os.listdir(final.parent):
@@ -73,8 +73,12 @@ def remove_leftovers(path: PathLike) -> None:
         process = int(match[1])
         alive = match[2] == _PROCESS if process == os.getpid() else is_running(process)
         if not alive:
+            left = final.parent / name
             with suppress(PermissionError):  # another user's, or open in a program on Windows
-                (final.parent / name).unlink(missing_ok=True)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -129,12 +133,17 @@ def is_stream(path: PathLike) -> bool:
     return status is not None and any(kind(status.st_mode) for kind in _STREAMS)
 
 
+def _temporary_name(final: Path) -> Path:
+    """Return a name beside `final` that tells whose it is: see `remove_leftovers`."""
+    owner = f"{_HOST}-{os.getpid()}-{_PROCESS}"
+    return final.with_name(f".{_stem(final)}.{owner}.{os.urandom(4).hex()}.part")
+
+
 def _create(final: Path, old: os.stat_result | None) -> Path:
     """Create an empty temporary file beside `final`; as private as the file that it replaces."""
-    prefix = f".{_stem(final)}.{_HOST}-{os.getpid()}-{_PROCESS}."
     mode = 0o666 if old is None else 0o600  # a new file is as readable as any of the user's
     while True:
-        name = final.with_name(f"{prefix}{os.urandom(4).hex()}.part")
+        name = _temporary_name(final)
         try:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         except FileExistsError:
@@ -230,6 +239,35 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             UserWarning,
             stacklevel=4,
         )
+
+
+@contextmanager
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """Give a temporary folder that on success becomes `path`, which is not there yet.
+
+    On an exception it is removed; what a killed writer has left is removed by the next one.
+
+    Raises
+    ------
+    OSError
+        As `target_of`; or writing fails.
+    """
+    final = target_of(path)
+    remove_leftovers(final)
+    temporary = _temporary_name(final)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, final)
+        with suppress(OSError):  # not every file system lets a folder be flushed
+            _flush(final.parent)
+    except OSError as error:
+        if error.filename is None or not str(error.filename).startswith(str(temporary)):
+            raise
+        named = str(final) + str(error.filename).removeprefix(str(temporary))
+        raise OSError(error.errno, error.strerror, named) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

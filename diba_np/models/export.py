@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
-import shutil
+import re
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.arrays import row_blocks
-from diba_np.files.atomic import PathLike, atomic_path, beside
+from diba_np.files.atomic import PathLike, as_path, atomic_folder, atomic_path
 from diba_np.matrix.small_floats import SMALL_FLOATS, encode, value_type, word_type
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.sources.safetensors import INDEX, Writing, write_safetensors
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
 def export_model(model: ModelFactors, path: PathLike, shard_bytes: int) -> int:
     """Write every array of a model dense; return the bytes written. See `ModelFactors.export`."""
-    final = Path(path)
+    final = as_path(path)
     if final.suffix.lower() == ".npz":
         return _write_npz(model, final)
     if final.suffix.lower() == ".safetensors":
@@ -99,18 +97,10 @@ def _shards(model: ModelFactors, shard_bytes: int) -> list[list[str]]:
 
 def _write_folder(model: ModelFactors, final: Path, shard_bytes: int) -> int:
     """Write a folder at once if there is none of that name, else its files one by one."""
-    if not final.parent.is_dir():
-        raise OSError(f"{final.parent}: no such folder")
     if final.is_dir():
         return _write_shards(model, final, shard_bytes)
-    temporary = beside(final, f".{secrets.token_hex(4)}.part")
-    temporary.mkdir()
-    try:
-        size = _write_shards(model, temporary, shard_bytes)
-        os.rename(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return size
+    with atomic_folder(final) as folder:
+        return _write_shards(model, folder, shard_bytes)
 
 
 def _write_shards(model: ModelFactors, folder: Path, shard_bytes: int) -> int:
@@ -135,9 +125,11 @@ def _write_shards(model: ModelFactors, folder: Path, shard_bytes: int) -> int:
 
 
 def _write_npz(model: ModelFactors, final: Path) -> int:
-    wrong = [name for name in model if "\0" in name]
+    wrong = [name for name in model if re.search("[\0\ud800-\udfff]", name)]
     if wrong:
-        raise ValueError(f"an archive's names hold no NUL, found the array {wrong[0]!r}")
+        raise ValueError(
+            f"an archive's names hold neither NUL nor surrogates, found the array {wrong[0]!r}"
+        )
     size = 0
     with atomic_path(final) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.files.atomic import atomic_path
+from diba_np.files.atomic import atomic_folder, atomic_path
 from diba_np.layers.linear import Layer
 from diba_np.networks.blocks.rotary import named_scaling
 from diba_np.sources.safetensors import Writing, write_safetensors
@@ -82,12 +82,21 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
     home = Path(folder)
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise FileExistsError(f"{home} is there already; name a folder that is new or empty")
-    home.mkdir(parents=True, exist_ok=True)
-    write_safetensors(home / "model.safetensors", dict(_dense_tensors(net)))
     texts = {"config.json": json.dumps(config, indent=2)}
     if net.tokenizer is not None:
         texts["tokenizer.json"] = net.tokenizer.text
-    for name, text in texts.items():
-        with atomic_path(home / name) as part:
-            part.write_text(text, "utf-8")
+    tensors = dict(_dense_tensors(net))
+    if home.is_dir():
+        _write(home, tensors, texts)
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(home) as part:
+        _write(part, tensors, texts)
     return home
+
+
+def _write(folder: Path, tensors: dict[str, Writing], texts: dict[str, str]) -> None:
+    write_safetensors(folder / "model.safetensors", tensors)
+    for name, text in texts.items():
+        with atomic_path(folder / name) as part:
+            part.write_text(text, "utf-8")

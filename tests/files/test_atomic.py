@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from diba_np.files import atomic
-from diba_np.files.atomic import atomic_path, remove_leftovers
+from diba_np.files.atomic import atomic_folder, atomic_path, remove_leftovers
 
 
 def refusals(monkeypatch, count):
@@ -102,3 +102,41 @@ def test_the_folder_is_flushed_for_reading_and_a_file_for_writing(tmp_path, monk
         temporary.write_text("new")
     assert seen.pop(str(tmp_path)) == os.O_RDONLY
     assert seen == {str(temporary): os.O_RDWR}
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "f") as folder:
+        (folder / "a").write_text("a")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with atomic_folder(tmp_path / "f") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "f").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["f", "a"]
+
+
+def test_an_error_within_a_folder_names_what_it_would_be(tmp_path):
+    with pytest.raises(OSError, match="No space left") as full:
+        with atomic_folder(tmp_path / "f") as folder:
+            raise OSError(28, "No space left", str(folder / "a"))
+    assert full.value.filename == str(tmp_path / "f" / "a")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links of POSIX")
+def test_a_link_to_no_folder_yet_is_written_through(tmp_path):
+    (tmp_path / "link").symlink_to("f")
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "f" / "a").is_file()
+
+
+def test_a_folder_that_a_killed_writer_has_left_is_removed(tmp_path, monkeypatch):
+    with atomic_folder(tmp_path / "f") as folder:
+        left = folder.with_name(folder.name)
+    left.mkdir()
+    (left / "a").write_text("a")
+    remove_leftovers(tmp_path / "f")
+    assert left.is_dir()  # this process runs
+    monkeypatch.setattr(atomic, "_PROCESS", "0" * 8)
+    remove_leftovers(tmp_path / "f")
+    assert not left.exists()

@@ -135,6 +135,8 @@ def test_what_cannot_be_exported_says_why(model, tmp_path, capsys):
         made.export(tmp_path / "file")
     with pytest.raises(OSError, match="no such folder"):
         made.export(tmp_path / "gone" / "folder")
+    with pytest.raises(TypeError, match="path must be a path, got bytes"):
+        made.export(b"folder")
     with pytest.raises(ValueError, match="shard_bytes must be at least 1"):
         made.export(tmp_path / "f", shard_bytes=0)
     odd = dn.factorize_model({"__metadata__": np.ones(3)}, **OPTIONS | {"bits": 99.0})
@@ -168,3 +170,12 @@ def test_a_command_reads_each_array_once(line, model, tmp_path, monkeypatch):
     assert main(line.format(model[1]).split()) in (0, 1)  # types that .npz has not differ
     assert sorted({*read}) == sorted(set(model[0]) - set(model[0].aliases))
     assert all(read.count(name) == 1 for name in {*read} - {*model[0].aliases.values()})
+
+
+def test_names_that_an_archive_cannot_hold(tmp_path):
+    for name in ("a\0b", "a\ud800"):
+        made = dn.factorize_model({name: np.ones(3), "w": np.eye(20)}, **OPTIONS)
+        with pytest.raises(ValueError, match="neither NUL nor surrogates, found the array 'a"):
+            made.export(tmp_path / "m.npz")
+        made.export(tmp_path / "m.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
