@@ -378,15 +378,15 @@ def run_apply(args: argparse.Namespace) -> int:
     """Multiply the vectors of a .npy with a stored matrix."""
     output = Path(args.output)
     check_output(output, args.force, inputs=[args.file, args.inputs])
-    inputs = load_array(args.inputs)
     from diba_np.arrays import row_blocks
+    from diba_np.checks import as_real
     from diba_np.matrix.files import load
+
+    inputs = as_real(load_array(args.inputs), args.inputs)
 
     factors = load(args.file, group=args.group)
     operator = factors.T if args.transpose else factors
     width = operator.shape[1]
-    if inputs.dtype.kind not in "buif":
-        raise CommandError(f"{args.inputs}: found dtype {inputs.dtype}, expected real numbers")
     if inputs.ndim == 0 or inputs.shape[-1] != width:
         raise CommandError(
             f"{args.inputs}: found shape {inputs.shape}, expected ({width},) or (..., {width}), "

@@ -20,6 +20,7 @@ from diba_np.cli.output import (
     check_output,
     finite,
     load_array,
+    shown,
     size_report,
 )
 from diba_np.cli.parser import Parents
@@ -191,7 +192,7 @@ def run_sweep(args: argparse.Namespace) -> int:
             if point["snr_db"] is not None
         ]
         if rows:
-            _draw_rates(plot, rows, f"{Path(args.matrix).name}, {_size(matrix)}", bool(args.inputs))
+            _draw_rates(plot, rows, _title(args.matrix, matrix), bool(args.inputs))
     report: Report = {"matrix": args.matrix, "m": matrix.shape[0], "n": matrix.shape[1]}
     report |= {"output": args.output, "rows": points}
     if args.json:
@@ -220,8 +221,8 @@ def _short_decibels(value: float | None) -> str:
     return f"{'exact':>7}" if value is None or value == math.inf else f"{value:7.2f}"
 
 
-def _size(matrix: Any) -> str:
-    return f"{matrix.shape[0]} × {matrix.shape[1]}"
+def _title(path: str, matrix: Any) -> str:
+    return shown(f"{Path(path).name}, {matrix.shape[0]} × {matrix.shape[1]}")
 
 
 def run_compare(args: argparse.Namespace) -> int:
@@ -243,8 +244,7 @@ def run_compare(args: argparse.Namespace) -> int:
     rows = compare(matrix, list(dict.fromkeys(args.bits)), methods, callback=tell, **options)
     complete = [row for row in rows if not row.error]
     if plot is not None and complete:
-        title = f"{Path(args.matrix).name}, {_size(matrix)}"
-        _draw_rates(plot, complete, title, bool(args.inputs))
+        _draw_rates(plot, complete, _title(args.matrix, matrix), bool(args.inputs))
     if args.json:
         m, n = matrix.shape
         report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}

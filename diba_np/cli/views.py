@@ -15,6 +15,7 @@ from diba_np.cli.output import (
     emit,
     load_original,
     shape_in_model,
+    shown,
     write_file,
 )
 from diba_np.cli.parser import SHELLS, Parents, completion
@@ -62,7 +63,7 @@ def _inputs_of(args: argparse.Namespace, suffix: str) -> tuple[Path, Any, Any, s
         shape = shape_in_model(args.file, args.group)
         matrix = load_original(args.matrix, compressed, shape)
     title = Path(args.file).name + (f", {args.group}" if args.group else "")
-    return output, compressed, matrix, title
+    return output, compressed, matrix, shown(title)
 
 
 def _tell(args: argparse.Namespace, output: Path, file_bytes: int, panels: Any) -> int:

@@ -92,7 +92,7 @@ def plot_comparison(
     axes.grid(True, color="0.9")
     axes.set_axisbelow(True)
     if title:
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
     figure.savefig(path, dpi=130, format=kind)
 
 

@@ -435,7 +435,7 @@ def draw_page(
             if headings:
                 axes.set_title(panel.title)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=13, parse_math=False)
     return figure
 
 

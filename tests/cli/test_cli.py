@@ -145,12 +145,16 @@ def test_reconstruct_and_apply(here, capsys, rng):
         Y = np.load("Y.npy")
         assert Y.dtype == np.float32
         np.testing.assert_allclose(Y, X @ f.to_dense().T, atol=1e-4)
-    np.save("X.npy", np.ones((3, 20)))
+    np.save("X.npy", np.ones((3, 20), np.longdouble))
     assert run(capsys, "apply", "A.h5", "X.npy", "-o", "Z.npy", "--transpose")[0] == 0
+    assert np.load("Z.npy").dtype == np.float64
     np.testing.assert_allclose(np.load("Z.npy"), np.ones((3, 20)) @ f.to_dense(), atol=1e-4)
     status, _, err = run(capsys, "apply", "A.h5", "X.npy", "-o", "W.npy")
     assert status == 1
     assert "X.npy: found shape (3, 20), expected (15,) or (..., 15)" in err
+    np.save("X.npy", np.ones(15, complex))
+    status, _, err = run(capsys, "apply", "A.h5", "X.npy", "-o", "W.npy")
+    assert (status, "X.npy must be an array of real numbers, got dtype comp" in err) == (1, True)
     assert not (here / "W.npy").exists()
 
 
@@ -469,3 +473,24 @@ def test_a_sweep_keeps_rates_that_are_nearly_equal(here, capsys):
     groups = [row["group"] for row in json.loads(out)["rows"]]
     assert groups == ["bits_2", "bits_2.0000001"]
     assert [load("c.h5", group=name).method for name in groups] == ["diba", "diba"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of POSIX")
+def test_titles_of_any_name(here, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from diba_np.report import pictures
+
+    name, panels_of = "\udcff a$_{b$", pictures.panels_of
+    try:
+        os.rename("A.npy", f"{name}.npy")
+    except OSError:
+        pytest.skip("a file system of Unicode names")
+    factorize(np.load(f"{name}.npy"), k=2, max_sweeps=1).save(f"{name}.h5")
+    monkeypatch.setattr(pictures, "panels_of", lambda *args: panels_of(*args)[:1])  # is quicker
+    for args in (
+        ("plot", f"{name}.h5"),
+        ("report", f"{name}.h5"),
+        ("compare", f"{name}.npy", "--bits", 2, "--methods", "rtn", "--plot", "c.png"),
+    ):
+        assert run(capsys, *args)[0] == 0, args
+    assert "\\udcff a$_{b$.h5" in Path(f"{name}.html").read_text("utf-8")
