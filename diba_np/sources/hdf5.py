@@ -61,12 +61,15 @@ def _refuse_ours(path: Path, name: str, place: Any) -> None:
 
 
 def _entry(path: Path, name: str, item: Any, length: int) -> Entry:
+    try:
+        dtype = item.dtype
+    except TypeError:  # none of NumPy's stands for it
+        return Entry(name, _reader(path, name, ""), "", item.shape, "a type of HDF5 alone")
     problem = ""
     if item.external or item.is_virtual:
         problem = "its data lie in another file"
     elif item.nbytes > _LARGEST_EXPANSION * length:
         problem = f"found a file of {length} bytes for {item.nbytes}"
-    dtype = item.dtype
     unfit = "text" if dtype.kind == "O" and _is_text(dtype) else unfit_reason(dtype)
     return Entry(name, _reader(path, name, problem), dtype.str, item.shape, unfit)
 

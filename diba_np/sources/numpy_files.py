@@ -39,7 +39,7 @@ def _entry(name: str, label: str, open_file: Callable[[], BinaryIO], read: Any) 
     try:
         with as_format_error(label, ".npy"), open_file() as file:
             shape, dtype = _header(file)
-    except FormatError:
+    except (FormatError, OSError):
         return Entry(name, read)
     unfit = "" if dtype.hasobject else unfit_reason(dtype)
     return Entry(name, read, "" if dtype.hasobject else dtype.str, shape, unfit)
@@ -50,13 +50,20 @@ def npy_entry(path: Path, name: str) -> Entry:
 
     def read() -> NDArray[Any]:
         with as_format_error(str(path), ".npy"):
-            with path.open("rb") as file:
+            with _open_regular(path) as file:
                 if _header(file)[1].hasobject:
                     raise ValueError(_PICKLED)
             values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return values
 
-    return _entry(name, str(path), lambda: path.open("rb"), read)
+    return _entry(name, str(path), lambda: _open_regular(path), read)
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a file; a pipe in its place would be waited for."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    return path.open("rb")
 
 
 def npy_of_bytes(data: bytes, label: str) -> NDArray[Any]:

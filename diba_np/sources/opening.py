@@ -118,7 +118,8 @@ def _kind_by_content(path: Path) -> Callable[[Path], list[Entry]] | None:
 
 def _open_folder(path: Path) -> list[Entry]:
     """Read a folder: the index of shards, else the model's one file, else all shards, else .npy."""
-    arrays = sorted(path.rglob("*.npy"), key=lambda file: file.relative_to(path).as_posix())
+    arrays = [f for f in path.rglob("*") if f.suffix.lower() == ".npy" and not f.is_dir()]
+    arrays.sort(key=lambda file: file.relative_to(path).as_posix())
     weights = _weights_of(path)
     if weights is not None:
         if arrays:

@@ -1,5 +1,7 @@
 """Sources of NumPy's, HDF5 and mappings; what each kind refuses and how it says so."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -105,6 +107,23 @@ def test_small_floats_of_ml_dtypes_in_a_mapping():
         assert entry.read().tolist() == values.tolist()
 
 
+def test_what_a_folder_holds_beside_plain_files(tmp_path, arrays):
+    np.save(tmp_path / "a.npy", arrays["a"])
+    (tmp_path / "a.npy").rename(tmp_path / "A.NPY")
+    (tmp_path / "sub.npy").mkdir()
+    np.save(tmp_path / "sub.npy" / "b.npy", arrays["b"])
+    equal(read(tmp_path), {"A": arrays["a"], "sub.npy/b": arrays["b"]})
+    if not hasattr(os, "mkfifo"):
+        return
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "link.npy").symlink_to("nothing")
+    entries = {entry.name: entry for entry in open_source(tmp_path)}  # waits for nobody
+    with pytest.raises(FormatError, match=r"pipe\.npy: not readable as \.npy \(it is no regular"):
+        entries["pipe"].read()
+    with pytest.raises(FileNotFoundError, match=r"link\.npy"):
+        entries["link"].read()
+
+
 def test_hdf5(arrays, tmp_path):
     path = tmp_path / "m.h5"
     with h5py.File(path, "w") as file:
@@ -120,10 +139,13 @@ def test_hdf5(arrays, tmp_path):
     with h5py.File(path, "a") as file:
         file.create_dataset("huge", (2**40, 2**10), "f8", chunks=(64, 64))
         file.create_dataset("out", (4,), "f8", external=[("elsewhere", 0, 32)])
+        space = h5py.h5s.create_simple((3,))
+        h5py.h5d.create(file.id, b"time", h5py.h5t.UNIX_D32LE, space)
     entries = {entry.name: entry for entry in open_source(path)}
     for name, words in (("huge", "dataset huge: found a file of"), ("out", "another file")):
         with pytest.raises(FormatError, match=words):
             entries[name].read()
+    assert (entries["time"].unfit, entries["time"].shape) == ("a type of HDF5 alone", (3,))
     path.unlink()
     dn.factorize(np.eye(4), k=2).save(path)
     with pytest.raises(FormatError, match="is a factorization already, expected arrays"):
