@@ -107,6 +107,8 @@ def _run(argv: Sequence[str] | None) -> int:
             warnings.showwarning = note
             return int(args.run(args))
     except KeyboardInterrupt as signalled:
+        # an exec of text that was interrupted would let ``python -m`` end by SIGINT after all
+        exec("")
         how = "terminated" if isinstance(signalled, Terminated) else "interrupted"
         complain(f"{how}, {_left(args)}")
     except OSError as error:

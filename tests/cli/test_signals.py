@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -67,3 +68,20 @@ def test_in_another_thread_nothing_is_touched():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_the_status_is_ours_where_generated_code_is_interrupted(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "from diba_np.cli import factorizations, main\n"
+        "def work(args):\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "factorizations.run_doctor = work\n"
+        "raise SystemExit(main.main(['doctor']))\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert (ended.returncode, ended.stderr) == (1, "diba-np: interrupted, nothing written\n")
