@@ -72,6 +72,10 @@ class Parser(argparse.ArgumentParser):
                 if name.startswith("--") and not any(own.startswith(name) for own in known):
                     self.error(f"unknown option {name}{nearest(name, known)}")
         known_args, extras = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            # as a shell's variable that is not set gives it; else it would count as not given
+            if action.option_strings and getattr(known_args, action.dest, None) == "":
+                self.error(f"argument {'/'.join(action.option_strings)}: must not be empty")
         for action in self._get_positional_actions():
             # older Pythons give it none of the words behind an option
             left = action.nargs == "?" and getattr(known_args, action.dest) is action.default

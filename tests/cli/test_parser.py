@@ -187,3 +187,20 @@ def test_a_word_too_many_is_refused(line, capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args(line.split())
     assert f"unrecognized arguments: {line.split()[-1]}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["factorize", "A.npy", "--k", "2", "-o", ""],
+        ["factorize", "A.npy", "--k", "2", "--inputs", ""],
+        ["factorize", "A.npy", "--k", "2", "--checkpoint="],
+        ["model", "m.npz", "--bits", "2", "-o", "m.h5", "--weights", ""],
+        ["info", "A.h5", "--group", ""],
+    ],
+)
+def test_an_option_that_is_empty_is_not_left_out(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(words)
+    assert ended.value.code == 2
+    assert "must not be empty" in capsys.readouterr().err
