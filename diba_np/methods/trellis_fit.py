@@ -28,6 +28,14 @@ ROTATIONS["outputs"] = (False, True)
 # steps before and after the seam of a closed path from which its state is found
 _SEAM = 64
 
+# bits of a closed path up to which all of them are tried; and its steps up to which its seam is
+# moved to several places: 1 to 3 dB at 6 steps, 0.1 dB at 30
+_TRIED = 14
+_SHORT = 32
+_CUTS = 4
+_PASSES = 8  # most of all places
+_MEMORY = 5  # of a path: what it knows of its past, in widths of a state
+
 # neighbouring levels of a scale's grid may differ by so much: a path adapts to the rest
 _FINEST_RATIO = 1.12
 
@@ -57,6 +65,7 @@ class Coder:
     def __init__(self, mode: Mode) -> None:
         self.mode, self.table = mode, mode.table
         self._scratch = threading.local()
+        self._all_paths: dict[int, tuple[Array, Array]] = {}  # by their steps
 
     def _buffers(self, steps: int) -> tuple[Array, Array, Array]:
         size = self.table.shape[1]
@@ -94,7 +103,8 @@ class Coder:
         Notes
         -----
         The state at the seam of a closed path is that of the best open path over 64 steps on both
-        sides of it; given that state the path is the best.
+        sides of it; given that state the path is the best. Of a short path, which leaves a state
+        little freedom, the seam is tried at several places, and of up to 14 bits every path.
         """
         mode = self.mode
         steps = mode.steps(len(x))
@@ -104,16 +114,75 @@ class Coder:
         if not closed:
             start, codes = self._search(goal, factor, -1)
             return codes, start
-        around = np.arange(-_SEAM, _SEAM) % steps
-        start, codes = self._search(goal[around], factor[around], -1)
-        if steps * mode.bits < mode.width:
-            # too short to leave a state free: some steps of the path, repeated for ever
-            period = np.resize(codes[_SEAM:], steps)
-            return period, closing_state(mode, period)
-        states = np.empty(_SEAM, np.int64)
-        trellis_states(codes[:_SEAM], mode.bits, start, mode.width, states)
-        seam = int(states[-1])
-        return self._search(goal, factor, seam)[1], seam
+        if steps * mode.bits <= _TRIED:
+            codes = self._best_of_all(goal, factor)
+        elif steps <= _SHORT:
+            codes = self._best_seam(goal, factor)
+        else:
+            around = np.arange(-_SEAM, _SEAM) % steps
+            seam = int(self._states_around(goal[around], factor[around])[_SEAM - 1])
+            return self._search(goal, factor, seam)[1], seam
+        return codes, closing_state(mode, codes)
+
+    def _states_around(self, goal: Array, factor: Array) -> Array:
+        """Return the state after each step of the best open path."""
+        start, codes = self._search(goal, factor, -1)
+        states = np.empty(len(codes), np.int64)
+        trellis_states(codes, self.mode.bits, start, self.mode.width, states)
+        return states
+
+    def _best_of_all(self, goal: Array, factor: Array) -> Array:
+        """Return the closed path of least error, all of them tried."""
+        paths, values = self._closed_paths(len(goal))
+        x, scale = goal.ravel().astype(np.float64), factor.ravel().astype(np.float64)
+        errors = (values * values) @ (scale * scale) - 2.0 * (values @ (scale * x))
+        best: Array = paths[np.argmin(errors)]
+        return best
+
+    def _closed_paths(self, steps: int) -> tuple[Array, Array]:
+        """Return the codes (P, T) uint8 of all closed paths and their values (P, T V) float64."""
+        if steps not in self._all_paths:
+            mode = self.mode
+            shifts = mode.bits * np.arange(steps)
+            paths = (np.arange(1 << mode.bits * steps)[:, None] >> shifts) & ((1 << mode.bits) - 1)
+            states = np.zeros(paths.shape, np.int64)
+            for lag in range(-(-mode.width // mode.bits)):
+                states |= np.roll(paths, lag, axis=1) << mode.bits * lag
+            values = mode.table[:, states & ((1 << mode.width) - 1)].transpose(1, 2, 0)
+            own = paths.astype(np.uint8), values.reshape(len(paths), -1).astype(np.float64)
+            self._all_paths[steps] = own
+        return self._all_paths[steps]
+
+    def _best_seam(self, goal: Array, factor: Array) -> Array:
+        """Return a closed path that is the best given its state at any of several steps.
+
+        The open path over the column and what lies around it tells the state at each place of the
+        seam. Of what these lead to the best; then, from place to place, the best path of the state
+        that it has there, until none is better.
+        """
+        mode, steps = self.mode, len(goal)
+        beyond = min(_MEMORY * mode.width // mode.bits, _SEAM)
+        around = np.arange(-beyond, steps + beyond) % steps
+        states = self._states_around(goal[around], factor[around])
+        cuts = sorted({i * steps // _CUTS for i in range(_CUTS)})
+
+        def closed_at(cut: int, state: int) -> Array:
+            ahead, scale = (np.concatenate([a[cut:], a[:cut]]) for a in (goal, factor))
+            return np.roll(self._search(ahead, scale, state)[1], cut)
+
+        def error(codes: Array) -> float:
+            found = decode(mode, codes, closing_state(mode, codes), goal.size)
+            return float(np.sum((goal.ravel() - factor.ravel() * found) ** 2, dtype=np.float64))
+
+        best = min((closed_at(cut, int(states[beyond - 1 + cut])) for cut in cuts), key=error)
+        kept = 0
+        for cut in cuts * _PASSES:
+            codes = closed_at(cut, closing_state(mode, np.roll(best, -cut)))
+            kept = kept + 1 if np.array_equal(codes, best) else 0
+            best = codes  # no worse: the old path has that state there too
+            if kept == len(cuts):
+                break
+        return best
 
 
 def closing_state(mode: Mode, codes: Array) -> int:
@@ -316,6 +385,7 @@ class _Plan:
             self.importance = np.ones(m)
         self.root = np.sqrt(self.importance)
         self.modes, self.rotation = modes, rotation
+        self._found: tuple[list[Array], Array, Array] | None = None  # by a trial of all rows
         turns = rotations(rotation, (m, n), seed)
         self.W = turned(problem.W, *turns)
         # descending importance, so that what matters most is compensated by most
@@ -357,7 +427,12 @@ class _Plan:
         """Return the share of their energy that some of the rows lose, inputs white."""
         m = len(self.W)
         rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
-        _, c, values = self._paths(pool, rows, closed=False)
+        # a path over some of the rows is not closed in the fit
+        # a path over some of the rows is not closed in the fit
+        paths = self._paths(pool, rows, closed=len(rows) == m)
+        if len(rows) == m:
+            self._found = paths
+        _, c, values = paths
         root = self.root[rows, None]
         W, r = root * self.W[rows], self.r[rows]
         energy = float(np.sum(W * W))
@@ -413,7 +488,7 @@ class _Plan:
     def encode(self, pool: ThreadPool) -> tuple[float, Coded]:
         """Return the coding of all rows, and the share of the output's energy that it loses."""
         m, n = self.W.shape
-        paths, c, values = self._paths(pool, np.arange(m), closed=True)
+        paths, c, values = self._found or self._paths(pool, np.arange(m), closed=True)
         # the last factor of all is free: it goes into the scale of the matrix
         coded = (self.root * self.r)[:, None] * values * c
         product = coded if self.H is None else coded @ self.H

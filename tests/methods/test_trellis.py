@@ -16,7 +16,7 @@ from diba_np.methods.fitting import gram
 from diba_np.methods.linear_trellis import LinearTrellis
 from diba_np.methods.seeded import Rotation, normals, uniforms
 from diba_np.methods.trellis import Trellis
-from diba_np.methods.trellis_fit import ROTATIONS
+from diba_np.methods.trellis_fit import ROTATIONS, Coder, closing_state
 from diba_np.methods.trellis_modes import (
     LINEAR_MODES,
     LOOKUP_MODES,
@@ -401,3 +401,33 @@ def test_few_bits_charged_for_what_they_say_lose_less(label, monkeypatch):
     charged = lost()
     monkeypatch.setattr(feedback, "_NOISE", 0.0)
     assert charged < 0.97 * lost()
+
+
+@pytest.mark.parametrize("modes", [LINEAR_MODES, LOOKUP_MODES])
+@pytest.mark.parametrize(("at", "size"), [(0, 5), (1, 3), (3, 6), (7, 3)])
+def test_of_few_bits_the_closed_path_is_the_best_of_all(modes, at, size):
+    mode = modes[at]
+    rng = np.random.default_rng(at)
+    x, scale = rng.normal(size=size), np.exp(rng.normal(size=size))
+    codes, start = Coder(mode).encode(x, scale)
+    assert start == closing_state(mode, codes)
+
+    def error(path):
+        return np.sum((x - scale * naive.trellis_column(path, mode.bits, mode.table, size)) ** 2)
+
+    paths = itertools.product(range(2**mode.bits), repeat=mode.steps(size))
+    assert error(codes) == pytest.approx(min(map(error, paths)), rel=1e-5)
+
+
+@both
+def test_short_columns_gain_from_more_bits(label):
+    A = np.random.default_rng(0).normal(size=(3, 50))
+    snrs = [CLASSES[label].fit(A, bits).snr(A) for bits in (2.0, 3.0, 4.0, 6.0)]
+    assert np.all(np.diff(snrs) > 3.0) and snrs[-1] > 20.0
+
+
+def test_few_uneven_rows_get_the_best_rotation():
+    rng = np.random.default_rng(0)
+    A = np.cumsum(rng.normal(size=(14, 48)), axis=1) * 10 ** rng.uniform(-2, 2, size=(14, 1))
+    best = max(Trellis.fit(A, 3.0, rotation=name).snr(A) for name in ROTATIONS)
+    assert Trellis.fit(A, 3.0).snr(A) == pytest.approx(best)
