@@ -14,8 +14,8 @@ import numpy as np
 
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array, CompressedMatrix
+from diba_np.methods import METHODS, get
 from diba_np.methods import fit as fit_method
-from diba_np.methods import get
 from diba_np.methods.random_bits import random_factors
 from diba_np.search.factorization import factorize
 
@@ -211,8 +211,15 @@ def pilots(
     found = {}
     for method in CHOICES:
         rate, error = pilot(method, part, inner, asked, how.seed, how.threads)
-        found[method] = error * 10 ** (_SLOPE / 10 * (rate - asked))
+        # what a method has no use for is not credited to it
+        found[method] = error * 10 ** (_SLOPE / 10 * (rate - min(asked, most_rate(method))))
     return found
+
+
+def most_rate(method: str) -> float:
+    """Return the bits a weight, without scales, beyond which more are of no use to a method."""
+    modes = getattr(get(method)[0], "modes", ()) if method in METHODS else ()
+    return max((mode.bits / mode.weights for mode in modes), default=math.inf)
 
 
 def rate_of(bits: float, shape: tuple[int, int]) -> float:

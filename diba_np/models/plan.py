@@ -18,7 +18,7 @@ from diba_np.errors import BudgetError, FormatError
 from diba_np.matrix.budgets import lower_hull, storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.small_floats import word_type
-from diba_np.methods.weighted import part_of, pilot
+from diba_np.methods.weighted import most_rate, part_of, pilot
 from diba_np.models.grams import Grams
 from diba_np.models.shapes import is_experts, matrix_shape, matrix_view, row_parts
 from diba_np.sources.entry import Entry, unfit_reason
@@ -334,7 +334,12 @@ def _curve(
         if not rates or rate > rates[-1]:
             rates.append(rate)
             errors.append(error)
-    return Curve(tuple(rates), tuple(errors))
+    curve = Curve(tuple(rates), tuple(errors))
+    most = most_rate(method)
+    if not rates[-1] < most < _MOST_RATE:
+        return curve
+    floor = float(curve.at(np.array([most]))[0])
+    return Curve((*rates, most, _MOST_RATE), (*errors, floor, floor))
 
 
 def least(curves: Sequence[Curve]) -> Curve:

@@ -64,6 +64,14 @@ def test_best_is_the_better_at_each_rate(problem):
     assert fit_weighted("best", signs + 0.1 * A, 1.0, how=how).method == "diba"
 
 
+def test_best_knows_what_bits_a_method_has_no_use_for(problem):
+    A = problem[0]
+    how = FitOptions(threads=1, effort="fast")
+    trellis, diba = (fit_weighted(method, A, 9.0, how=how) for method in ("linear-trellis", "diba"))
+    assert trellis.bits_per_weight < 5.0 and diba.snr(A) > trellis.snr(A) + 5.0
+    assert fit_weighted("best", A, 9.0, how=how).method == "diba"
+
+
 def test_the_best_of_methods_leaves_out_those_the_bits_are_too_few_for_and_no_others(problem):
     A = problem[0]
     with pytest.raises(ValueError, match="solver must be"):

@@ -23,7 +23,7 @@ from diba_np.matrix.row_blocks import RowBlocks, stack
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.methods import METHODS, fit
 from diba_np.models.file import ModelFactors, is_model, open_model
-from diba_np.models.plan import Curve, Task, allocate, sample_curves
+from diba_np.models.plan import Curve, Task, allocate, least, sample_curves
 from diba_np.models.shapes import row_parts
 
 NAMES = ["a/b", "a", "ü ñ 漢", "", ".", "%2F", "a%2Fb", "x\x00y", "/", "a/b1", "..", "lone \ud800"]
@@ -232,6 +232,16 @@ def test_a_curve_sees_what_a_few_rows_or_columns_hold(by, rng):
     short = -10 * np.log10(curve.at(np.array([1.0]))[0])
     assert whole.record["output_snr_db"] > 12  # a part without them would say 4 dB
     assert short == pytest.approx(whole.record["output_snr_db"], abs=3)
+
+
+def test_a_curve_ends_where_bits_are_of_no_use(rng):
+    A = rng.normal(size=(64, 64))
+    curves = sample_curves(A, None, 0.0, 0, 1, ("diba", "linear-trellis"))
+    at = {method: curve.at(np.array([3.0, 4.0, 6.0, 8.0])) for method, curve in curves.items()}
+    assert at["linear-trellis"][0] < at["diba"][0]
+    assert at["linear-trellis"][1] == at["linear-trellis"][2] > at["diba"][2]
+    lowest = least([*curves.values()]).at(np.array([3.0, 8.0]))
+    np.testing.assert_allclose(lowest, [at["linear-trellis"][0], at["diba"][3]], rtol=0.3)
 
 
 def test_errors_relative_to_each_matrix(rng):
