@@ -46,6 +46,9 @@ from diba_np.search.weighted_target import WeightedTarget
 FROM_SQUARE, FROM_SLOPE = 1.7, 0.5  # from + slope log2(ratio): 2.7 at 4:1
 FROM_EVEN = 2.75  # where rows, and columns, are of about the size that chance gives them
 EVEN, CHANCE = 0.06, 1.3  # spread of the logarithms of their norms: at most, and over chance's
+# spread along the shorter side from which the other's length is of no matter: what rows of unlike
+# size leave over has rows of other sizes, and a few rows cost few diagonals (+3 dB at 24x400)
+ROUGH = 1.0
 ORTHOGONAL = 0.9  # share of chance's spread under which terms do not pay: norms are too equal
 FROM_COUPLED = 3.3  # where inputs couple the columns
 MOST_BITS = 1.35  # a weight, of any term
@@ -59,11 +62,11 @@ _ADAPTED = 1e-3  # relative decrease of the error in a round under which `adapt`
 _SETTLING = 20  # most passes over all terms
 
 
-def spread_of(target: Target) -> tuple[float, float]:
-    """Return how far rows or columns differ in size, the larger of the two.
+def spread_of(target: Target) -> tuple[float, float, float]:
+    """Return how far rows or columns differ in size, the larger of the two, and the shorter side's.
 
     As the standard deviation of the logarithms of their norms, and over what normal entries alike
-    would give. Reads the matrix once.
+    would give; that of the shorter side, rows of a wide matrix, as the first. Reads A once.
     """
     m, n = target.shape
     rows, columns = np.zeros(m), np.zeros(n)
@@ -76,11 +79,11 @@ def spread_of(target: Target) -> tuple[float, float]:
         own = norms[norms > 0]
         spread = float(np.std(np.log(own))) / 2 if own.size else 0.0
         spreads.append((spread, spread * float(np.sqrt(2 * size))))
-    return max(s for s, _ in spreads), max(c for _, c in spreads)
+    return max(s for s, _ in spreads), max(c for _, c in spreads), spreads[m > n][0]
 
 
 def count_terms(
-    bits: float, shape: tuple[int, int], spread: tuple[float, float], coupled: bool
+    bits: float, shape: tuple[int, int], spread: tuple[float, float, float], coupled: bool
 ) -> int:
     """Return how many terms a matrix is worth at a rate.
 
@@ -89,25 +92,26 @@ def count_terms(
     bits : float
         Stored bits per weight.
     shape : (int, int)
-    spread : (float, float)
+    spread : (float, float, float)
         As of `spread_of`.
     coupled : bool
         Whether weights couple rows or columns.
 
     Examples
     --------
-    >>> [count_terms(bits, (384, 384), (0.4, 8.0), False) for bits in (1, 2, 3, 4)]
+    >>> [count_terms(bits, (384, 384), (0.4, 8.0, 0.4), False) for bits in (1, 2, 3, 4)]
     [1, 2, 3, 3]
-    >>> [count_terms(bits, (384, 384), (0.04, 1.0), False) for bits in (2, 3, 4)]
+    >>> [count_terms(bits, (384, 384), (0.04, 1.0, 0.04), False) for bits in (2, 3, 4)]
     [1, 3, 3]
     """
     m, n = shape
     even = spread[0] < EVEN or spread[1] < CHANCE
     least = FROM_EVEN if even else FROM_SQUARE
-    least += FROM_SLOPE * abs(float(np.log2(m / n)))
+    rough = spread[2] > ROUGH
+    least += 0.0 if rough else FROM_SLOPE * abs(float(np.log2(m / n)))
     if coupled:
         least = max(least, FROM_COUPLED)
-    few = bits * m * n / (m + n) < 4 * FEWEST
+    few = bits * m * n / (m + n) < (2 if rough and not coupled else 4) * FEWEST
     if bits < least or few or spread[1] < ORTHOGONAL:
         return 1
     return int(np.ceil(bits / MOST_BITS))

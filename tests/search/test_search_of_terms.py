@@ -69,7 +69,8 @@ def test_what_terms_leave_over_is_built_once_a_step(uneven, monkeypatch):
 
 
 def test_terms_are_counted_by_rate_shape_and_spread():
-    differ, alike, equal = (0.4, 8.0), (0.04, 1.0), (0.02, 0.5)
+    differ, alike, equal = (0.4, 8.0, 0.4), (0.04, 1.0, 0.04), (0.02, 0.5, 0.02)
+    rough = (1.2, 30.0, 1.2)
     square, tall = (512, 512), (2048, 512)
     counts = [count_terms(bits, square, differ, False) for bits in (0.5, 1, 1.6, 1.8, 3, 4, 6)]
     assert counts == [1, 1, 1, 2, 3, 3, 5]
@@ -79,6 +80,19 @@ def test_terms_are_counted_by_rate_shape_and_spread():
     assert count_terms(6, square, equal, False) == 1
     assert [count_terms(bits, square, differ, True) for bits in (3, 4)] == [1, 3]
     assert count_terms(4, (20, 16), differ, False) == 1  # too few components to balance
+    # where rows of a wide matrix differ much, terms pay whatever its length
+    assert [count_terms(bits, tall, rough, False) for bits in (1.6, 1.8, 3, 4)] == [1, 2, 3, 3]
+    assert [count_terms(2, (24, 400), spread, False) for spread in (differ, rough)] == [1, 2]
+    assert count_terms(3, tall, rough, True) == 1
+
+
+def test_few_rows_of_unlike_size_are_worth_terms(rng):
+    A = rng.normal(size=(24, 240)) * 10 ** rng.uniform(-2, 2, size=(24, 1))
+    for matrix in (A, A.T):
+        how = {"bits": 2.8, "effort": "fast", "threads": 1}
+        chosen, single = (factorize(matrix, terms=count, **how) for count in ("auto", 1))
+        assert len(chosen.terms) > 1 and chosen.bits_per_weight <= 2.8
+        assert chosen.snr(matrix) > single.snr(matrix) + 1.5
 
 
 @pytest.mark.parametrize("with_inputs", [False, True])
@@ -123,7 +137,11 @@ def test_the_spread_of_rows_and_columns(rng):
         assert spread_of(Target(steep, pool))[0] == pytest.approx(np.sqrt(1 / 3), rel=0.1)
         steep[7] = 0
         assert np.isfinite(spread_of(Target(steep, pool))).all()
-        assert spread_of(Target(np.zeros((3, 4)), pool)) == (0.0, 0.0)
+        assert spread_of(Target(np.zeros((3, 4)), pool)) == (0.0, 0.0, 0.0)
+        wide = A[:, :40].T * np.exp(np.linspace(-1, 1, 300))
+        for one in (wide, wide.T):
+            assert spread_of(Target(one, pool))[2] == pytest.approx(0.05, rel=0.1)
+        assert spread_of(Target(wide, pool))[0] == pytest.approx(np.sqrt(1 / 3), rel=0.2)
 
 
 def test_own_diagonals_gain_where_rows_differ(uneven):
