@@ -10,6 +10,7 @@ from diba_np.matrix.budgets import DENSE_BITS, GRID_BITS
 from diba_np.matrix.diagonals import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
 from diba_np.search.grids import round_diagonal
 from diba_np.search.progress import Run
+from diba_np.search.rank_one import rank_one
 from diba_np.search.stages import relax_staged
 from diba_np.search.state import (
     Side,
@@ -29,6 +30,7 @@ _SIDE = 384  # rows and columns of the part
 _ITERATIONS = 30
 _SLOPE = 4.5  # dB that a bit per weight buys
 _PILOTS = 2
+_EXACT = 1e-12  # share of the energy left over under which a fit is exact
 _HEADROOM = 0.7  # a full search leaves about this share of the pilot's error
 _HEADROOM_SNR = 0.95  # likewise, on average over weights
 
@@ -66,7 +68,7 @@ def estimate_k(target: Target, goal: float, shift: float, seed: int) -> tuple[in
     slope = _SLOPE
     for _ in range(_PILOTS):
         state = _pilot(part, at, shift, seed)
-        error = max(_HEADROOM_SNR * squared_error(part, state), 1e-12 * part.energy)
+        error = max(_HEADROOM_SNR * squared_error(part, state), _EXACT * part.energy)
         points.append((at, quality.decibels(part.energy, error)))
         if len(points) > 1 and points[-1][0] != points[-2][0]:
             rise = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
@@ -93,8 +95,12 @@ def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:
     part = part_of(target)
     if part.energy == 0:
         return (LEAST_CODE,) * 3
-    state = _pilot(part, k * (m + n) / (m * n), shift, seed)
-    floor = max(_HEADROOM * squared_error(part, state), 1e-12 * part.energy)
+    simple = rank_one(part, shift)  # what a full search falls back on, exact where the rank is one
+    state = min(
+        (simple, _pilot(part, k * (m + n) / (m * n), shift, seed)),
+        key=lambda one: max(squared_error(part, one), _EXACT * part.energy),
+    )
+    floor = max(_HEADROOM * squared_error(part, state), _EXACT * part.energy)
 
     def cost(added: float, bits: int, size: int) -> float:
         """Return dB lost to the added error and to the bits."""

@@ -80,21 +80,19 @@ class Solver:
             return self._single(k)
         simple = rank_one(target, how.shift)
         if decibels(target.energy, squared_error(target, simple)) >= _EXACT_DB:
-            return self._single(self._single_size(k))
+            return self._alone(k)
         try:
             sizes = self._sizes(k)
         except BudgetError:
             if how.terms != "auto":
                 raise
-            return self._single(self._single_size(k))
+            return self._alone(k)
         best = search_terms(target, sizes, self._terms, how, self.run)
         # one set of diagonals may fit uneven components better, and takes fewer of few bits
         few = _FEW_COUPLED if target.is_coupled else _FEW
         doubtful = best.uneven or max(sizes) < few
         if doubtful and how.terms == "auto" and not self.run.stopped:
-            other = self._single(self._single_size(k))
-            if not self.run.stopped:
-                round_diagonals(target, other.state, self.scale_bits)
+            other = self._alone(k)
             sweeps = best.sweeps + other.sweeps
             if squared_error(target, other.state) < squared_error(target, *best.terms):
                 best = other
@@ -121,6 +119,12 @@ class Solver:
         empty, one = (storage_bits(m, n, k, self.scale_bits) for k in (0, 1))
         needed = sum(storage_bits(m, n, 1, own) for own in self._terms)
         return max(1, -((empty - needed) // (one - empty)))
+
+    def _alone(self, k: int) -> Outcome:
+        """Run the solver for a single term instead, rounded to the widths that its k is for."""
+        outcome = self._single(self._single_size(k))
+        round_diagonals(self.target, outcome.state, self.scale_bits)
+        return outcome
 
     def _single_size(self, k: int) -> int:
         """Choose the code widths of a single term instead; return its k."""

@@ -237,6 +237,21 @@ def test_a_search_that_is_ended_returns_the_terms_begun(uneven):
     assert np.isfinite(g.to_dense()).all()
 
 
+@pytest.mark.parametrize(("shape", "bits"), [((40, 40), 4.0), ((64, 96), 2.5), ((50, 70), 1.5)])
+@pytest.mark.parametrize("kind", ["constant", "two rows", "one row"])
+def test_few_distinct_rows_of_rank_one_are_exact_within_the_bits(kind, shape, bits):
+    first = np.arange(shape[0])[:, None]
+    rows = {
+        "constant": 0 * first + 3.7,
+        "two rows": np.where(first % 3, 1.0, -2.0),
+        "one row": first == 0,
+    }[kind]
+    A = rows * np.ones(shape)
+    f = factorize(A, bits=bits, effort="fast", threads=1)
+    assert f.bits_per_weight <= bits
+    assert f.snr(A) > 100.0
+
+
 @pytest.mark.parametrize("A", [np.ones((60, 50)), np.zeros((60, 50))])
 def test_matrices_of_rank_one_need_one_term(A):
     f = factorize(A, bits=3.0, scale_bits="auto", terms=2, **QUICK)
