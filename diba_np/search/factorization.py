@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -235,12 +236,12 @@ def factorize(
             }
             run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
-        count = 1
+        count = more = 1
         if how.terms not in ("auto", 1) and init is not None:
             raise ValueError(f"terms must be 1 with init=, got {how.terms}")
         if not how.greedy and init is None:
             rate = near * sum(shape) / (shape[0] * shape[1])
-            count = _count(how, name, value, rate, shape, target, auto)
+            count, more = _counts(how, name, value, rate, shape, target, auto)
         if auto and count == 1:
             scales = choose_widths(target, near, how.shift, how.seed)
             if goal is None:
@@ -249,7 +250,7 @@ def factorize(
             _check_init_size(init, shape, size, how.shift)
         search = Solver(target, how, scales, init, run)
         if count > 1:
-            search.sum_of(count, auto, name, value)
+            search.sum_of(count, auto, name, value, more)
         try:
             outcome = run.journal.stage(
                 "search",
@@ -281,7 +282,7 @@ def factorize(
     return sum_of(outcome.terms, target.unit, record)
 
 
-def _count(
+def _counts(
     how: SearchOptions,
     name: str,
     value: Any,
@@ -289,19 +290,25 @@ def _count(
     shape: tuple[int, int],
     target: Target,
     auto: bool,
-) -> int:
-    """Return how many terms to search for."""
+) -> tuple[int, int]:
+    """Return how many terms to search for, and how many where components come out uneven."""
     if how.terms != "auto":
         if name == "k" and how.terms > value:
             raise ValueError(f"terms must be at most k, got terms={how.terms} for k={value}")
-        return int(how.terms)
+        return int(how.terms), int(how.terms)
     if not auto:  # with the diagonals as given a single term is what was asked for
-        return 1
-    count = count_terms(rate, shape, spread_of(target), target.is_coupled)
-    if count == 1 or name == "snr":
-        return count
+        return 1, 1
+    spread = spread_of(target)
+    even, uneven = (
+        count_terms(rate, shape, spread, target.is_coupled, uneven) for uneven in (False, True)
+    )
+    if even == 1 or name == "snr":
+        return even, uneven
     bits = float(value) * (budgets.DENSE_BITS if name == "ratio" else 1)
-    return terms_within(count, bits, shape, "auto", target.is_coupled)
+    fitting = partial(
+        terms_within, bits=bits, shape=shape, scale_bits="auto", coupled=target.is_coupled
+    )
+    return fitting(even), fitting(uneven)
 
 
 def _record(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -61,16 +63,21 @@ class Solver:
         self.scale_bits = scale_bits
         self.widths = scale_bits if isinstance(scale_bits, tuple) else None
         self._terms: list[ScaleBits] = []  # bits of the diagonals of each, where there are several
+        self._more: list[ScaleBits] = []  # the same of more of them, for uneven components
         self._auto = False
         self._budget: tuple[str, Any] = ("", None)
 
-    def sum_of(self, count: int, auto: bool, name: str, value: Any) -> None:
+    def sum_of(self, count: int, auto: bool, name: str, value: Any, more: int) -> None:
         """Search for so many terms from now on, with `auto` in code widths of their own.
 
         `name` and `value` are the budget: where it counts bits, all terms together take no more.
+        Where components come out of uneven size, `more` terms are tried too.
         """
         coupled = self.target.is_coupled
-        self._terms = widths_of_terms(count, coupled) if auto else [self.scale_bits] * count
+        self._terms, self._more = (
+            widths_of_terms(size, coupled) if auto else [self.scale_bits] * size
+            for size in (count, more)
+        )
         self._auto, self._budget = auto, (name, value)
 
     def at(self, k: int) -> Outcome:
@@ -82,7 +89,7 @@ class Solver:
         if decibels(target.energy, squared_error(target, simple)) >= _EXACT_DB:
             return self._alone(k)
         try:
-            sizes = self._sizes(k)
+            sizes = self._sizes(k, self._terms)
         except BudgetError:
             if how.terms != "auto":
                 raise
@@ -91,25 +98,37 @@ class Solver:
         # one set of diagonals may fit uneven components better, and takes fewer of few bits
         few = _FEW_COUPLED if target.is_coupled else _FEW
         doubtful = best.uneven or max(sizes) < few
-        if doubtful and how.terms == "auto" and not self.run.stopped:
-            other = self._alone(k)
-            sweeps = best.sweeps + other.sweeps
-            if squared_error(target, other.state) < squared_error(target, *best.terms):
-                best = other
-            best = replace(best, sweeps=sweeps)
-        return best
+        if not doubtful or how.terms != "auto":
+            return best
+        if best.uneven and len(self._more) > len(self._terms) and not self.run.time_limit:
+            with suppress(BudgetError):  # an SNR's k may hold no more terms
+                more = self._sizes(k, self._more)
+                best = self._better(
+                    best, lambda: search_terms(target, more, self._more, how, self.run)
+                )
+        return self._better(best, lambda: self._alone(k))
 
-    def _sizes(self, k: int) -> list[int]:
-        """Return the sizes of the terms for the budget, or in the bits of a single term of k."""
+    def _better(self, best: Outcome, search: Callable[[], Outcome]) -> Outcome:
+        """Return the better of an outcome and that of one more search, unless time is up."""
+        if self.run.stopped:
+            return best
+        other = search()
+        sweeps = best.sweeps + other.sweeps
+        if squared_error(self.target, *other.terms) < squared_error(self.target, *best.terms):
+            best = other
+        return replace(best, sweeps=sweeps)
+
+    def _sizes(self, k: int, terms: Sequence[ScaleBits]) -> list[int]:
+        """Return the sizes of terms for the budget, or in the bits of a single term of k."""
         name, value = self._budget
         m, n = self.target.shape
         if name == "k":
-            return term_sizes(k, len(self._terms))
+            return term_sizes(k, len(terms))
         if name == "snr":
             stored = storage_bits(m, n, k, self.scale_bits)
         else:
             stored = int(float(value) * m * n * (DENSE_BITS if name == "ratio" else 1))
-        return sum_within(stored, (m, n), self._terms)
+        return sum_within(stored, (m, n), terms)
 
     def _least(self) -> int:
         """Return the smallest k whose bits hold a component of each term."""

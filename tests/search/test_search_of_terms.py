@@ -74,7 +74,8 @@ def test_terms_are_counted_by_rate_shape_and_spread():
     square, tall = (512, 512), (2048, 512)
     counts = [count_terms(bits, square, differ, False) for bits in (0.5, 1, 1.6, 1.8, 3, 4, 6)]
     assert counts == [1, 1, 1, 2, 3, 3, 5]
-    assert [count_terms(bits, tall, differ, False) for bits in (2, 2.6, 2.8, 4)] == [1, 1, 3, 3]
+    assert [count_terms(bits, tall, differ, False) for bits in (2, 2.6, 2.8, 4)] == [1, 1, 2, 2]
+    assert [count_terms(bits, tall, differ, False, uneven=True) for bits in (2.8, 4)] == [3, 3]
     assert count_terms(2, (512, 2048), differ, False) == 1
     assert [count_terms(bits, square, alike, False) for bits in (2, 2.7, 3)] == [1, 1, 3]
     assert count_terms(6, square, equal, False) == 1
