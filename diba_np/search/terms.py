@@ -44,7 +44,8 @@ from diba_np.search.weighted_target import WeightedTarget
 
 # bits a weight from which terms pay: of square matrices, and how it rises with the sides' ratio
 FROM_SQUARE, FROM_SLOPE = 1.7, 0.5  # from + slope log2(ratio): 2.7 at 4:1
-FROM_EVEN = 2.75  # where rows, and columns, are of about the size that chance gives them
+# where rows, and columns, are of about the size that chance gives them
+FROM_EVEN, FROM_EVEN_SLOPE = 2.25, 0.25
 EVEN, CHANCE = 0.06, 1.3  # spread of the logarithms of their norms: at most, and over chance's
 # spread along the shorter side from which the other's length is of no matter: what rows of unlike
 # size leave over has rows of other sizes, and a few rows cost few diagonals (+3 dB at 24x400)
@@ -116,10 +117,10 @@ def count_terms(
     """
     m, n = shape
     even = spread[0] < EVEN or spread[1] < CHANCE
-    least = FROM_EVEN if even else FROM_SQUARE
+    least, slope = (FROM_EVEN, FROM_EVEN_SLOPE) if even else (FROM_SQUARE, FROM_SLOPE)
     rough = spread[2] > ROUGH
     ratio = abs(float(np.log2(m / n)))
-    least += 0.0 if rough else FROM_SLOPE * ratio
+    least += 0.0 if rough else slope * ratio
     if coupled:
         least = max(least, FROM_COUPLED)
     few = bits * m * n / (m + n) < (2 if rough and not coupled else 4) * FEWEST

@@ -77,7 +77,8 @@ def test_terms_are_counted_by_rate_shape_and_spread():
     assert [count_terms(bits, tall, differ, False) for bits in (2, 2.6, 2.8, 4)] == [1, 1, 2, 2]
     assert [count_terms(bits, tall, differ, False, uneven=True) for bits in (2.8, 4)] == [3, 3]
     assert count_terms(2, (512, 2048), differ, False) == 1
-    assert [count_terms(bits, square, alike, False) for bits in (2, 2.7, 3)] == [1, 1, 3]
+    assert [count_terms(bits, square, alike, False) for bits in (2, 2.3, 2.7, 3)] == [1, 2, 2, 3]
+    assert [count_terms(bits, tall, alike, False) for bits in (2.7, 2.8)] == [1, 2]
     assert count_terms(6, square, equal, False) == 1
     assert [count_terms(bits, square, differ, True) for bits in (3, 4)] == [1, 3]
     assert count_terms(4, (20, 16), differ, False) == 1  # too few components to balance
