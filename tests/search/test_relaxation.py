@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diba_np import factorize
+from diba_np.kernels import bfloat16
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.methods.dbf import dbf
 from diba_np.products.cpu import has_bfloat16
@@ -119,8 +120,20 @@ def test_the_published_search_rounds_nothing(products, rng):
     assert products[True] == 0
 
 
-def test_threads_give_the_same_bits_where_products_are_rounded(products, rng):
-    A = rng.normal(size=(300, 220))
-    first, second = (factorize(A, k=128, effort="fast", threads=t) for t in (1, 2))
+@needs_bfloat16
+def test_threads_give_the_same_bits_where_products_are_rounded(products, monkeypatch, rng):
+    A, plain = rng.normal(size=(300, 220)), bfloat16.product_bfloat16
+    cuts, results = [set(), set()], []
+    monkeypatch.setattr("diba_np.machine.thread_pool._BLOCK_FLOPS", 2e6)  # else there is one block
+    for threads, rows in enumerate(cuts, 1):
+        monkeypatch.setattr(
+            bfloat16,
+            "product_bfloat16",
+            lambda *args, rows=rows: rows.add(args[4:6]) or plain(*args),
+        )
+        results.append(factorize(A, k=128, effort="fast", max_sweeps=20, threads=threads))
+    first, second = results
+    assert products[True] > 50
+    assert len(cuts[1]) > len(cuts[0]) > 0
     assert first.b1.words.tobytes() == second.b1.words.tobytes()
     assert first.b2.words.tobytes() == second.b2.words.tobytes()
