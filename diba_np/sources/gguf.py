@@ -161,8 +161,9 @@ def split_parts(path: Path) -> list[Path]:
         return [path]
     match = _PART.fullmatch(path.name)
     if number or match is None or int(match[2]) != count:
+        own = number + 1 if isinstance(number, int) else "none"
         raise FormatError(
-            f"{path}: found part {number + 1} of {count} of a split file, expected the first, "
+            f"{path}: found part {own} of {count} of a split file, expected the first, "
             f"named *-00001-of-{count:05d}.gguf"
         )
     rest = [f"{match[1]}-{at:05d}-of-{count:05d}{path.suffix}" for at in range(2, count + 1)]

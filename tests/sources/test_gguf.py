@@ -55,6 +55,10 @@ def test_parts_of_a_split_file_are_read_together(tmp_path):
     second.unlink()
     with pytest.raises(FormatError, match=f"found no part {second.name}, expected it in the same"):
         open_source(first)
+    damaged = [("split.no", 8, bytes([1, *bytes(7)]) + b"x"), ("split.count", 2, b"\2\0")]
+    second.write_bytes(gguf_file([], damaged))
+    with pytest.raises(FormatError, match="found part none of 2 of a split file"):
+        open_source(second)
     first.rename(tmp_path / "m.gguf")
     with pytest.raises(FormatError, match=r"found part 1 of 2 .* named \*-00001-of-00002\.gguf"):
         open_source(tmp_path / "m.gguf")
