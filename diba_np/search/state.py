@@ -173,8 +173,14 @@ def normal_equations(target: Target, side: Side) -> Equations:
         N = np.empty(side.other.bits.shape, np.float32)
         for rows in target.pool.row_blocks(*N.shape):
             N[rows] = side.other.scaled(rows) * state.d2
-        gram, cross = target.pool.gram(N), target.product(side.axis, N)
-        return gram.astype(np.float64), cross.astype(np.float64)
+        gram = target.pool.gram(N).astype(np.float64)
+        cross = np.empty((target.shape[side.axis], len(gram)))
+        # made in the second half of its place, of which no row is overwritten before it is read
+        single = cross.reshape(-1).view(np.float32)[cross.size :].reshape(cross.shape)
+        target.product(side.axis, N, single)
+        for rows in target.pool.row_blocks(*cross.shape):
+            cross[rows] = single[rows]
+        return gram, cross
     if side.axis == 0:
         other = side.other.scaled()
         other *= state.d2
