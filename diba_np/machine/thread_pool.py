@@ -126,12 +126,12 @@ class ThreadPool:
     def right(self, B: NDArray[Any], rounded: bool = False) -> RightOperand:
         """Return B as the right operand of several products, rounded to bfloat16 if told to."""
         if not rounded:
-            return RightOperand(B, None)
+            return RightOperand(B)
         B = np.ascontiguousarray(B)
         panels = _panels_of(B)
         pairs = (panels.shape[0], panels.shape[1] * bfloat16.WIDTH)
         self.by_chunks(pairs, 1, lambda at: bfloat16.pack_bfloat16(B, at.start, at.stop, panels))
-        return RightOperand(B, panels)
+        return RightOperand(panels, rounded=True)
 
     def matmul(
         self,
@@ -187,28 +187,29 @@ class RightOperand:
 
     Parameters
     ----------
-    B : (n, k) array
-    panels : uint32 array or None
-        B as of `diba_np.kernels.bfloat16.pack_bfloat16`: then products, of float32, are of both
-        operands rounded to bfloat16 (8 bits of mantissa), with sums in float32. That takes a little
-        over half of the time, on a CPU that `diba_np.products.cpu.has_bfloat16` knows.
+    held : array
+        It, (n, k); or its panels, as of `diba_np.kernels.bfloat16.pack_bfloat16`.
+    rounded : bool
+        Whether it is panels: then products, of float32, are of both operands rounded to bfloat16
+        (8 bits of mantissa), with sums in float32. That takes a little over half of the time, on a
+        CPU that `diba_np.products.cpu.has_bfloat16` knows.
     """
 
-    def __init__(self, B: NDArray[Any], panels: NDArray[np.uint32] | None) -> None:
-        self._B, self._panels = B, panels
+    def __init__(self, held: NDArray[Any], rounded: bool = False) -> None:
+        self._held, self._rounded = held, rounded
 
     def multiply(self, A: NDArray[Any], rows: slice, out: NDArray[Any], first: int = 0) -> None:
         """Write some rows of ``A @ B`` to those of `out`, from the column `first` on.
 
-        With panels A is C- or Fortran-ordered, `out` C-ordered, and `first` at a panel.
+        Rounded, A is C- or Fortran-ordered, `out` C-ordered, and `first` at a panel.
         """
-        if self._panels is None:
-            np.matmul(A[rows], self._B[:, first:], out=out[rows, first:])
+        if not self._rounded:
+            np.matmul(A[rows], self._held[:, first:], out=out[rows, first:])
             return
         turned = not A.flags.c_contiguous
         own = A.T if turned else A
         panel = first // bfloat16.WIDTH
-        bfloat16.product_bfloat16(own, turned, self._panels, panel, rows.start, rows.stop, out)
+        bfloat16.product_bfloat16(own, turned, self._held, panel, rows.start, rows.stop, out)
 
 
 _PANEL = 64

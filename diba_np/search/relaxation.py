@@ -185,10 +185,12 @@ def regress(
     penalties = schedule.penalties
     distinct = sorted(set(penalties))
     inverses = pool.run(lambda rho: inverse_of(gram, ridge + rho), distinct)
+    operands = [pool.right(inverse, rounded) for inverse in inverses]
+    del inverses  # of which rounded ones take half the room
     fitted = np.zeros(len(Y))
     for step, rho in enumerate(penalties):
         last = step == len(penalties) - 1
-        inverse = pool.right(inverses[distinct.index(rho)], rounded)
+        inverse = operands[distinct.index(rho)]
         weight = np.float32(ridge + rho)
         judged = last and bool(target.energy)
         for block in half.row_blocks():

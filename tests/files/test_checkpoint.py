@@ -206,7 +206,7 @@ def test_no_flip_improves_what_row_blocks_give(solver, weights):
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "k", "block"), [(12000, 96, 96, 512), (1536, 512, 384, 256), (1536, 384, 320, 64)]
+    ("m", "n", "k", "block"), [(12000, 96, 96, 512), (1536, 512, 384, 256), (768, 768, 384, 64)]
 )
 def test_row_blocks_keep_the_promised_memory(m, n, k, block, tmp_path):
     A = np.lib.format.open_memmap(tmp_path / "A.npy", "w+", np.float32, (m, n))

@@ -45,7 +45,7 @@ def test_panels_hold_the_bits_that_rounding_gives(n, k):
     _, B = matrices(1, n, k)
     B[0, 0] = np.float32(1.00390625)  # half way between two, of which one is even
     with ThreadPool(1) as pool:
-        panels = pool.right(B, rounded=True)._panels
+        panels = pool.right(B, rounded=True)._held
     np.testing.assert_array_equal(panels, naive.pack_bfloat16(B, kernels.WIDTH))
 
 
