@@ -15,7 +15,7 @@ from diba_np.machine.processors import memory
 
 Numbers = Sequence[float] | NDArray[Any]
 
-MOST_K = 2**31 - 1  # of the file format
+SMALL_K = 1024  # takes seconds for a small matrix, whatever the dense one would take
 
 DENSE_BITS = 32  # the dense matrix that a storage ratio of 1 stands for is float32
 GRID_BITS = 64  # the two float32 numbers that describe the grid of a coded diagonal
@@ -49,9 +49,10 @@ def intermediate_dimension(
     BudgetError
         The budget is too small for a single component.
     TypeError, ValueError
-        It is not a number, or too large for a file or for the memory.
+        It is not a number, or too large: for the memory, or as of `check_most`.
     """
     m, n = shape
+    check_most(name, value, shape)
     if name == "k":
         return _within_reach(check_count(value, "k"), shape, f"k={value}")
     number = check_number(value, name, above=0.0)
@@ -67,10 +68,34 @@ def intermediate_dimension(
     return _within_reach(k, shape, f"{name}={number:g}")
 
 
+def check_most(name: str, value: Any, shape: tuple[int, int]) -> None:
+    """Refuse a budget of ``k``, ``bits`` or ``ratio`` that the dense float32 matrix is within.
+
+    One with a k of at most `SMALL_K` is none the less taken.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    m, n = shape
+    most = DENSE_BITS * m * n / (m + n)  # of the binaries alone: whatever the diagonals will be
+    if name == "k":
+        given, k = f"k={value}", float(check_count(value, "k"))
+        remedy = f"k of at most {max(SMALL_K, int(most))}"
+    else:
+        limit = 1 if name == "ratio" else DENSE_BITS
+        number = check_number(value, name, above=0.0)
+        given, k = f"{name}={number:g}", number / limit * most
+        remedy = f"{name} of at most {limit}"
+    if k > max(SMALL_K, most):
+        raise ValueError(
+            f"{given} is too large for a {m} x {n} matrix: it is more than the dense "
+            f"float32 matrix takes; give {remedy}, or keep the matrix as it is"
+        )
+
+
 def _within_reach(k: int, shape: tuple[int, int], given: str) -> int:
-    """Return k if a file can hold it, and the memory a float32 copy of the two binaries."""
-    if k > MOST_K:
-        raise ValueError(f"{given} is too large: k can be at most {MOST_K}")
+    """Return k if the memory can hold a float32 copy of the two binaries."""
     m, n = shape
     held, most = 4 * k * (m + n), memory()
     if held > most:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diba_np.arrays import row_blocks
 from diba_np.checks import as_matrix, check_magnitude, digest
 from diba_np.errors import BudgetError, FormatError
-from diba_np.matrix.budgets import lower_hull, storage_bits
+from diba_np.matrix.budgets import DENSE_BITS, lower_hull, storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.small_floats import word_type
 from diba_np.methods.weighted import most_rate, part_of, pilot
@@ -428,4 +428,5 @@ def _uniform(tasks: Sequence[Task], floors: list[int], budget: int) -> list[int]
         rate = (low + high) / 2
         used = sum(max(f, int(rate * s)) for f, s in zip(floors, sizes, strict=True))
         low, high = (rate, high) if used <= budget else (low, rate)
+    low = min(low, DENSE_BITS)  # what is left over buys nothing
     return [max(f, int(low * s)) for f, s in zip(floors, sizes, strict=True)]

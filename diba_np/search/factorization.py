@@ -159,7 +159,8 @@ def factorize(
         An argument is of the wrong kind, or not exactly one budget is given.
     ValueError
         A value or shape is out of range, A holds NaN or infinity, a budget cannot be met, or
-        `checkpoint` belongs to a run with another matrix, other arguments or another version.
+        is more than the dense float32 matrix takes with a k above 1024, or `checkpoint` belongs to
+        a run with another matrix, other arguments or another version.
     FormatError
         `checkpoint` is damaged, or a file of another kind.
 

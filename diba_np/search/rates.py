@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.checks import as_matrix, check_number
+from diba_np.matrix.budgets import check_most
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.factorization import factorize
 from diba_np.search.options import SearchOptions
@@ -81,6 +82,7 @@ def sweep(
     rates = sorted({check_number(rate, "bits", above=0.0) for rate in given})
     if not rates:
         raise ValueError("bits must hold at least one rate, got none")
+    check_most("bits", rates[-1], matrix.shape)
     curve = []
     for rate in rates:
         curve.append(factorize(matrix, bits=rate, effort=effort, scale_bits=scale_bits, **options))

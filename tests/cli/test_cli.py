@@ -281,6 +281,7 @@ def test_wrong_use_is_status_2(here, capsys, args):
 def test_other_failures(here, capsys):
     assert "no such folder" in run(capsys, "factorize", "A.npy", "--k", 2, "-o", "no/a.h5")[2]
     assert "too small" in run(capsys, "factorize", "A.npy", "--bits", 0.01)[2]
+    assert "give bits of at most 32" in run(capsys, "factorize", "A.npy", "--bits", 6400)[2]
     assert "no such file" in run(capsys, "info", "no.h5")[2]
     (here / "text.h5").write_text("x")
     assert "not readable as HDF5" in run(capsys, "info", "text.h5")[2]

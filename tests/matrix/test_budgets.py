@@ -40,7 +40,7 @@ def test_exactly_one_budget():
 @pytest.mark.parametrize(
     ("name", "huge", "words"),
     [
-        ("bits", 1e308, r"bits=1e\+308 is too large: k can be at most 2147483647"),
+        ("bits", 1e308, r"bits=1e\+308 is too large for a 9 x 9 matrix"),
         ("bits", 10**400, "bits must be finite"),
         ("ratio", math.inf, "ratio must be finite"),
         ("k", 2**31, "k=2147483648 is too large"),
@@ -53,14 +53,36 @@ def test_budgets_beyond_all_numbers(name, huge, words):
 
 def test_budgets_beyond_the_memory(monkeypatch):
     monkeypatch.setattr(budgets, "memory", lambda: 2.0**30)
-    words = (
-        r"k=1000000000 is too large for a 9 x 5 matrix: .* takes 52 GiB, this process may use 1$"
-    )
-    with pytest.raises(ValueError, match=words):
-        budgets.intermediate_dimension("k", 10**9, (9, 5))
-    with pytest.raises(ValueError, match=r"bits=1e\+09 is too large"):
-        budgets.intermediate_dimension("bits", 1e9, (9, 5))
-    assert budgets.intermediate_dimension("k", 10**7, (9, 5)) == 10**7
+    with pytest.raises(ValueError, match=r"^k=60000 is .* takes 2 GiB, this process may use 1$"):
+        budgets.intermediate_dimension("k", 60000, (4096, 4096))
+    with pytest.raises(ValueError, match=r"bits=30 is too large .* this process may use 1$"):
+        budgets.intermediate_dimension("bits", 30, (4096, 4096))
+    assert budgets.intermediate_dimension("k", 30000, (4096, 4096)) == 30000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("k", 5000, "k of at most 1024"),
+        ("k", 2**31, "k of at most 1024"),
+        ("bits", 64, "bits of at most 32"),
+        ("ratio", 2.0, "ratio of at most 1"),
+    ],
+)
+def test_budgets_beyond_the_dense_matrix(name, value, remedy):
+    with pytest.raises(ValueError, match=rf"^{name}={value:.10g} is too large .*; give {remedy},"):
+        budgets.intermediate_dimension(name, value, (40, 30))
+
+
+def test_budgets_up_to_the_dense_matrix_are_taken_and_small_ones_beyond_it(monkeypatch):
+    monkeypatch.setattr(budgets, "memory", lambda: 2.0**40)
+    assert budgets.intermediate_dimension("k", 1024, (40, 30)) == 1024
+    assert budgets.intermediate_dimension("bits", 32, (40, 30)) == 433
+    assert budgets.intermediate_dimension("ratio", 1, (4096, 4096)) == 65392
+    assert budgets.intermediate_dimension("k", 65536, (4096, 4096)) == 65536
+    assert budgets.intermediate_dimension("bits", 200, (3, 3)) == 77
+    with pytest.raises(ValueError, match="k of at most 65536,"):
+        budgets.intermediate_dimension("k", 65537, (4096, 4096))
 
 
 def test_a_container_s_memory_counts(monkeypatch, tmp_path):

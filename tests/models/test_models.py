@@ -262,6 +262,14 @@ def test_uniform_gives_the_same_rate():
     assert shares[0] / 10_000 == pytest.approx(shares[1] / 15_000, abs=1e-3)
 
 
+def test_no_matrix_gets_more_bits_than_the_dense_one():
+    tasks = [task(0, (100, 100), 1.0), task(1, (300, 50), 5.0)]
+    for curves in (None, [Curve((1.0,), (0.25,))] * 2):
+        shares = allocate(tasks, curves, 64 * 25_000)
+        assert shares[0] <= 32 * 10_000
+        assert shares[1] <= 32 * 15_000
+
+
 def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
     A = rng.normal(size=(50, 20))
     blocks = [dn.factorize(part, k=12, effort="fast", threads=1) for part in (A[:30], A[30:])]

@@ -33,6 +33,7 @@ def test_callback_may_end_it_and_inputs_are_passed_on(rng):
     ("bits", "options", "error", "words"),
     [
         ([], {}, ValueError, "bits must hold at least one rate, got none"),
+        ([1.0, 1e4], {}, ValueError, r"bits=10000 is too large .*; give bits of at most 32"),
         ([1.0, -2.0], {}, ValueError, "bits must be finite and above 0, got -2"),
         ("much", {}, TypeError, "bits must be a number, got str"),
         (1.0, {"k": 3}, TypeError, r"sweep takes the budgets bits=, got k="),
