@@ -293,6 +293,11 @@ class CompressedMatrix(_Expandable):
         """Return the best setting of the method within ``bits * m * n`` stored bits."""
         raise NotImplementedError
 
+    @classmethod
+    def least_bits(cls, shape: tuple[int, int]) -> int:
+        """Return the stored bits under which `fit` has nothing; 0 where the entries decide."""
+        return 0
+
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``: scalars, and 1-D arrays by dataset name."""
         raise NotImplementedError

@@ -186,7 +186,7 @@ class BiTAT(ScalarQuantized):
                 raise ValueError("sample_weight must be finite, at least 0, and not all 0")
         n_kept = sign_columns(problem.shape, problem.budget)
         if n_kept < 1:
-            raise too_small(cls.method, bits, least_bits(problem.shape), problem.shape)
+            raise too_small(cls.method, bits, cls.least_bits(problem.shape), problem.shape)
         H = gram(problem.X, n, ridge, sample_weight)
         energy = np.sum(problem.W**2, axis=0) * np.diagonal(H)
         kept = np.zeros(n, bool)
@@ -198,3 +198,8 @@ class BiTAT(ScalarQuantized):
         loss = output_error(problem.W - S * alpha[:, None], H)
         made.record = problem.record(kept=n_kept, order=order, flips=flips, ridge=ridge, loss=loss)
         return made
+
+    @classmethod
+    def least_bits(cls, shape: tuple[int, int]) -> int:
+        """Return the bits of one column, or of all without a mask."""
+        return least_bits(shape)

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.methods.fitting import check_problem, to_half
-from diba_np.methods.qswd_fit import Setting, choose_setting, decompose
+from diba_np.methods.qswd_fit import Setting, choose_setting, decompose, next_bits
 from diba_np.methods.streams import pack_digits, pack_sets, unpack_digits, unpack_sets
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ class QSWD(CompressedMatrix):
             **{name: getattr(chosen, name) for name in names}, sweeps=sweeps
         )
         return matrix
+
+    @classmethod
+    def least_bits(cls, shape: tuple[int, int]) -> int:
+        """Return the bits of the smallest setting."""
+        return next_bits(shape, 0)
 
     def _sparse(self) -> csr_matrix:
         """Return Z by bands: (bands * r, n) csr_matrix of float32."""

@@ -68,6 +68,13 @@ class UniformRounding(ScalarQuantized):
         return matrix
 
     @classmethod
+    def least_bits(
+        cls, shape: tuple[int, int], levels: int | None = None, group: int | None = None
+    ) -> int:
+        """Return the fewest bits of a fit, of a grid and a group size where they are given."""
+        return least_bits(shape, levels or 2, group or 0, cls.stores_table)
+
+    @classmethod
     def _choose(
         cls,
         problem: Problem,
@@ -84,7 +91,7 @@ class UniformRounding(ScalarQuantized):
             cls.stores_table,
         )
         if not candidates:
-            least = least_bits(problem.shape, levels or 2, group or 0, cls.stores_table)
+            least = cls.least_bits(problem.shape, levels, group)
             raise too_small(cls.method, problem.bits, least, problem.shape)
         ranked = search_layouts(cls, problem, candidates, weight)
         return ranked[0] if most == 1 else ranked[:most]
@@ -183,7 +190,7 @@ class SignRows(ScalarQuantized):
         problem = check_problem(A, bits, inputs, seed)
         n_kept = sign_columns(problem.shape, problem.budget)
         if n_kept < 1:
-            raise too_small(cls.method, bits, least_bits(problem.shape), problem.shape)
+            raise too_small(cls.method, bits, cls.least_bits(problem.shape), problem.shape)
         kept = strongest_columns(problem.W, n_kept)
         W = problem.W[:, kept]
         scales = to_half(2.0 * np.mean(np.abs(W), axis=1, keepdims=True))
@@ -199,6 +206,11 @@ class SignRows(ScalarQuantized):
         )
         matrix.record = problem.record(kept=n_kept)
         return matrix
+
+    @classmethod
+    def least_bits(cls, shape: tuple[int, int]) -> int:
+        """Return the bits of one column, or of all without a mask."""
+        return least_bits(shape)
 
 
 def sign_columns(shape: tuple[int, int], budget: int) -> int:

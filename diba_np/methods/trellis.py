@@ -22,6 +22,7 @@ from diba_np.methods.streams import pack_digits, unpack_digits
 from diba_np.methods.trellis_fit import (
     ROTATIONS,
     Coded,
+    fewest_bits,
     fit_coded,
     rotations,
     scales_of,
@@ -145,6 +146,20 @@ class Trellis(CompressedMatrix):
         rows = None if weights is None else weights.facts.get("rows")
         record = problem.record(rotation=coded.rotation, inputs=rows, **facts)
         return cls(problem.shape, coded, number, scale, record)
+
+    @classmethod
+    def least_bits(
+        cls,
+        shape: tuple[int, int],
+        rotation: str | Sequence[str] = "auto",
+        weighed: bool = False,
+        scale_bits: int = LEAST_CODE,
+    ) -> int:
+        """Return the bits of one column, or of all at the lowest rate, with scales of few bits.
+
+        With scales of 8 bits a fit takes no more than that, of fewer they may need more.
+        """
+        return fewest_bits(cls.modes, shape, rotation, weighed, scale_bits)
 
     def to_dense(self) -> Array:
         """Return the matrix as (m, n) float32."""

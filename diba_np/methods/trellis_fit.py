@@ -317,9 +317,7 @@ def fit_coded(
     its feedback: what some of the rows lose says too little about the rest there.
     """
     m, n = problem.shape
-    names = [rotation] if isinstance(rotation, str) else list(rotation)
-    if rotation == "auto":
-        names = _worth_trying((m, n))
+    names = _named(rotation, (m, n))
     with ThreadPool(threads) as pool:
 
         def planned(name: str) -> _Plan:
@@ -339,8 +337,16 @@ def fit_coded(
             near = [plan for loss, plan in tried[:2] if loss <= _NEAR * tried[0][0]]
             found = [plan.encode(pool) for plan in near]
         if not found:
-            raise too_small("a trellis", problem.bits, _least_bits(modes, (m, n), names), (m, n))
+            least = fewest_bits(modes, (m, n), names, H is not None)
+            raise too_small("a trellis", problem.bits, least, (m, n))
         return min(found, key=lambda each: each[0])[1]
+
+
+def _named(rotation: str | Sequence[str], shape: tuple[int, int]) -> list[str]:
+    """Return the rotations that are meant."""
+    if rotation == "auto":
+        return _worth_trying(shape)
+    return [rotation] if isinstance(rotation, str) else list(rotation)
 
 
 def _worth_trying(shape: tuple[int, int]) -> list[str]:
@@ -353,12 +359,36 @@ def _worth_trying(shape: tuple[int, int]) -> list[str]:
     ]
 
 
-def _least_bits(modes: Sequence[Mode], shape: tuple[int, int], names: list[str]) -> int:
-    """Return the fewest bits that any of the rotations takes, or a few more."""
-    bits = least_bits(modes, shape)
-    if "both" not in names:  # scales
-        bits += sum(8 * -(-MOST_CODE * size // 8) + GRID_BITS for size in shape)
-    return bits
+def fewest_bits(
+    modes: Sequence[Mode],
+    shape: tuple[int, int],
+    rotation: str | Sequence[str] = "auto",
+    weighed: bool = False,
+    scale_bits: int = MOST_CODE,
+) -> int:
+    """Return the fewest bits of a coding; `weighed` by a Gram matrix, in scales of so many bits."""
+    return least_bits(modes, shape) + min(
+        sum(
+            _stored_bits(scale_bits, size)
+            for scaled, size in zip(_scaled(name, weighed), shape, strict=True)
+            if scaled
+        )
+        for name in _named(rotation, shape)
+    )
+
+
+def _scaled(rotation: str, weighed: bool) -> tuple[bool, bool]:
+    """Tell whether rows have scales, and whether columns have.
+
+    Rotated rows are alike, and so are rotated columns of white inputs.
+    """
+    inputs, outputs = ROTATIONS[rotation]
+    return not outputs, weighed or not inputs
+
+
+def _stored_bits(width: int, size: int) -> int:
+    """Return the bits of some scales as codes of a width, in whole bytes, with their grid."""
+    return 8 * -(-width * size // 8) + GRID_BITS
 
 
 class _Plan:
@@ -375,11 +405,11 @@ class _Plan:
         scale_bits: int,
     ) -> None:
         m, n = problem.shape
-        inputs, outputs = ROTATIONS[rotation]
+        rows, columns = _scaled(rotation, H is not None)
         self.importance = np.ones(m) if importance is None else importance
         # what an even error costs that stands for a rotated one, beside one that is not
         self.price = 1.0
-        if outputs and importance is not None:
+        if importance is not None and not rows:
             energy = np.sum(problem.W * (problem.W if H is None else problem.W @ H), axis=1)
             self.price = float(energy.sum()) / (float(importance @ energy) or 1.0)
             self.importance = np.ones(m)
@@ -401,11 +431,11 @@ class _Plan:
             self.fed, weight = fed_back(square, H, self.order, problem.bits)
             self.aim = cho_solve(cho_factor(self.fed), H @ self.W.T).T
         self.H = H
-        # rotated rows are alike, and so are rotated columns of white inputs
-        r, c = _balanced(self.W, rows=not outputs, columns=H is not None or not inputs)
-        self.row_grid = None if outputs else _grid(r, self.importance * r * r, 1.0, scale_bits)
-        self.column_grid = None
-        if H is not None or not inputs:
+        r, c = _balanced(self.W, rows, columns)
+        self.row_grid = self.column_grid = None
+        if rows:
+            self.row_grid = _grid(r, self.importance * r * r, 1.0, scale_bits)
+        if columns:
             # what feedback makes of a column is not known yet
             self.column_grid = _grid(c, c * c, 1.0 if H is None else 1.5, scale_bits)
         self.r = r if self.row_grid is None else self.row_grid.round(r).astype(np.float64)
@@ -420,7 +450,7 @@ class _Plan:
     def _scale_bits(self) -> int:
         bits = 0
         for grid, size in zip((self.row_grid, self.column_grid), self.W.shape, strict=True):
-            bits += 0 if grid is None else 8 * -(-grid.bits * size // 8) + GRID_BITS
+            bits += 0 if grid is None else _stored_bits(grid.bits, size)
         return bits
 
     def trial_loss(self, pool: ThreadPool) -> float:

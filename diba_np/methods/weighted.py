@@ -14,10 +14,13 @@ import numpy as np
 
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array, CompressedMatrix
+from diba_np.matrix.budgets import storage_bits
+from diba_np.matrix.diagonals import LEAST_CODE
 from diba_np.methods import METHODS, get
 from diba_np.methods import fit as fit_method
 from diba_np.methods.random_bits import random_factors
 from diba_np.search.factorization import factorize
+from diba_np.search.options import SearchOptions
 
 # what "best" chooses among
 CHOICES = ("diba", "linear-trellis")
@@ -82,14 +85,19 @@ def _diba(
     return factorize(A, bits=bits, gram=gram, output_weight=outputs, **(given | dict(how.search)))
 
 
+def _trellis_options(how: FitOptions) -> dict[str, Any]:
+    more: dict[str, Any] = {} if how.scale_bits is None else {"scale_bits": how.scale_bits}
+    if how.looked_up:  # a row of rotated outputs takes all rows
+        more["rotation"] = ("none", "inputs")
+    return more
+
+
 def _trellis(method: str) -> Fit:
     def fit(
         A: Array, bits: float, gram: Array | None, outputs: Array | None, how: FitOptions
     ) -> CompressedMatrix:
         cls: Any = get(method)[0]
-        more: dict[str, Any] = {} if how.scale_bits is None else {"scale_bits": how.scale_bits}
-        if how.looked_up:  # a row of rotated outputs takes all rows
-            more["rotation"] = ("none", "inputs")
+        more = _trellis_options(how)
         made: CompressedMatrix = cls.fit(
             A, bits, gram=gram, output_weight=outputs, seed=how.seed, threads=how.threads, **more
         )
@@ -148,12 +156,46 @@ def fit_weighted(
     """
     how = how or FitOptions()
     if method == BEST:
+        m, n = np.shape(A)
         reached = pilots(A, bits, gram, outputs, how)
-        return best_of(nearest(reached), A, bits, gram, outputs, how)
+        affordable = {
+            one: error
+            for one, error in reached.items()
+            if least_bits(one, (m, n), how, gram is not None) <= bits * m * n * (1 + 1e-12)
+        }
+        return best_of(nearest(affordable or reached), A, bits, gram, outputs, how)
     if method in FITS:
         return FITS[method](A, bits, gram, outputs, how)
     inputs = None if gram is None else _inputs_of(gram)
     return fit_method(method, A, bits, inputs, how.seed)
+
+
+def least_bits(method: str, shape: tuple[int, int], how: FitOptions, weighed: bool) -> int:
+    """Return the stored bits under which `fit_weighted` has nothing.
+
+    Parameters
+    ----------
+    method, how
+        As there.
+    shape : (int, int)
+    weighed : bool
+        Whether there is a Gram matrix.
+
+    Returns
+    -------
+    int
+        0 where the entries decide.
+    """
+    if method == BEST:
+        return min(least_bits(one, shape, how, weighed) for one in CHOICES)
+    if method == "random":
+        return storage_bits(*shape, 1)
+    if method == "diba":
+        given = SearchOptions(scale_bits=how.search.get("scale_bits", how.scale_bits)).scale_bits
+        return storage_bits(*shape, 1, (LEAST_CODE,) * 3 if given in (None, "auto") else given)
+    cls: Any = get(method)[0]
+    more = _trellis_options(how) | {"weighed": weighed} if method in FITS else {}
+    return int(cls.least_bits(shape, **more))
 
 
 def _inputs_of(gram: Array) -> Array:

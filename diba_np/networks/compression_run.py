@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.errors import BudgetError
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.machine.versions import versions
-from diba_np.matrix.budgets import storage_bits
+from diba_np.matrix.budgets import check_most
 from diba_np.matrix.files import load
+from diba_np.methods.fitting import too_small
 from diba_np.methods.weighted import BEST
 from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import Calibration, iterate_batches
@@ -26,7 +28,7 @@ from diba_np.networks.distillation import distil
 from diba_np.networks.identity import network_digest
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
-from diba_np.networks.matrix_fit import SCALE_BITS, Fit
+from diba_np.networks.matrix_fit import Fit
 from diba_np.networks.network import Network
 from diba_np.networks.shares import check_budget, shares
 from diba_np.networks.stages import remove_states
@@ -209,7 +211,10 @@ class CompressionRun:
             return even
         energies = {n: energy for n, energy in matters.energies().items() if n in self.shapes}
         sizes, smallest = self._sizes(energies)
-        return even | shares(energies, sizes, bits, smallest)
+        rates = shares(energies, sizes, bits, smallest)
+        # a rounded quotient may be too small
+        floors = {name: smallest[name] / sizes[name] * (1 + 1e-12) for name in rates}
+        return even | {name: max(rate, floors[name]) for name, rate in rates.items()}
 
     @property
     def _is_uneven(self) -> bool:
@@ -218,20 +223,36 @@ class CompressionRun:
         return own and self.net.kind.decoder
 
     def _sizes(self, names: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
-        """Return the weights of some matrices, and the stored bits of each with k=1."""
-        codes = (SCALE_BITS, SCALE_BITS, SCALE_BITS)  # with their grids
-        shapes = {name: self.shapes[name] for name in names}
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        return sizes, {name: storage_bits(*shape, 1, codes) for name, shape in shapes.items()}
+        """Return the weights of some matrices, and the fewest stored bits of each."""
+        sizes = {name: math.prod(self.shapes[name]) for name in names}
+        smallest = {
+            name: self._fit(name).least_bits(self.shapes[name], self.settings.activations)
+            for name in sizes
+        }
+        return sizes, smallest
+
+    def _fit(self, name: str) -> Fit:
+        """Return how a matrix is fitted, but for its bits and weights."""
+        how = (self.settings.method, self.settings.effort, self.settings.seed)
+        return Fit(*how, self.threads, {}, None, looked_up=name in self.tables)
 
     def check_budget(self) -> None:
-        """Refuse a budget that does not hold k=1 of all matrices that share it, or of one alone."""
-        sizes, smallest = self._sizes(n for n in self.shapes if n not in self.tables)
+        """Refuse bits too few for all that share them or for one by itself, and too many."""
+        bits, method = self.settings.bits, self.settings.method
+        alone = [*self.names, *self.tables]
         if self._is_uneven:
-            check_budget(sizes, self.settings.bits, smallest)
-        elif self.settings.method == "diba":
-            for name, least in smallest.items():
-                check_budget(sizes, self.settings.bits, {name: least})
+            sizes, smallest = self._sizes(self.names)
+            check_budget(sizes, bits, smallest, method)
+            alone = self.tables
+        sizes, smallest = self._sizes(alone)
+        for name, least in smallest.items():
+            if method == "diba":
+                check_budget(sizes, bits, {name: least})
+            elif least > bits * sizes[name] * (1 + 1e-12):
+                raise BudgetError(f"{name}: {too_small(method, bits, least, self.shapes[name])}")
+        if method in ("diba", "random", BEST):
+            for shape in self.shapes.values():
+                check_most("bits", bits, shape)
 
     def check_states(self) -> None:
         """Refuse what cannot be measured: hidden states that overflow, vectors of another kind."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import CompressedMatrix
-from diba_np.methods.weighted import FitOptions, fit_weighted
+from diba_np.methods.weighted import FitOptions, fit_weighted, least_bits
 from diba_np.networks.importance import KeptImportance
 
 Array = NDArray[Any]
@@ -63,8 +63,15 @@ class Fit:
         if weights is not None and weights.ndim == 2:
             if self.method != "diba" or len(weights) > _COUPLED:
                 weights = np.diag(weights).copy()
-        how = FitOptions(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)
         try:
-            return fit_weighted(self.method, A, self.bits[name], gram, weights, how)
+            return fit_weighted(self.method, A, self.bits[name], gram, weights, self._options)
         except BudgetError as error:
             raise BudgetError(f"{name}: {error}") from error
+
+    def least_bits(self, shape: tuple[int, int], weighed: bool) -> int:
+        """Return the stored bits under which there is no fit; 0 where the entries decide."""
+        return least_bits(self.method, shape, self._options, weighed)
+
+    @property
+    def _options(self) -> FitOptions:
+        return FitOptions(self.seed, self.threads, self.effort, SCALE_BITS, self.looked_up)

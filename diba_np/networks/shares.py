@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from diba_np.errors import BudgetError
+
 # what a matrix gets at least, as a share of the mean, since the rule of shares does not hold where
 # only few directions are coded, and at most, in bits
 LEAST, MOST = 0.25, 4.0
@@ -40,7 +42,7 @@ def shares(
 
     Raises
     ------
-    ValueError
+    BudgetError
         The budget does not hold the smallest forms of all.
     """
     check_budget(sizes, bits, smallest)
@@ -58,22 +60,28 @@ def shares(
     return dict(zip(energies, map(float, rates), strict=True))
 
 
-def check_budget(sizes: Mapping[str, int], bits: float, smallest: Mapping[str, int]) -> None:
+def check_budget(
+    sizes: Mapping[str, int], bits: float, smallest: Mapping[str, int], method: str = "diba"
+) -> None:
     """Refuse a budget that does not hold the smallest forms of all matrices.
 
     Parameters
     ----------
     sizes, bits, smallest
         As of `shares`.
+    method : str
+        Whose forms these are.
 
     Raises
     ------
-    ValueError
+    BudgetError
     """
     needed, weights = sum(smallest.values()), sum(sizes[name] for name in smallest)
     if needed > bits * weights:
         what = "every matrix" if len(smallest) > 1 else repr(*smallest)
-        raise ValueError(
-            f"bits is too small: k=1 of {what} takes {needed / weights:.4g} bits a weight, "
-            f"got {bits:g}"
+        least = f"{needed / weights:.4g} bits a weight"
+        if method == "diba":
+            raise BudgetError(f"bits is too small: k=1 of {what} takes {least}, got {bits:g}")
+        raise BudgetError(
+            f"bits is too small: {what} takes at least {least} by the method {method}, got {bits:g}"
         )

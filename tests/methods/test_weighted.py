@@ -107,3 +107,19 @@ def test_methods_that_take_inputs_take_a_singular_gram():
     f = fit_weighted("gptq", A, 3.0, X.T @ X / 8)
     plain = fit_weighted("gptq", A, 3.0)
     assert np.linalg.norm(X @ (A - f.to_dense()).T) < np.linalg.norm(X @ (A - plain.to_dense()).T)
+
+
+@pytest.mark.parametrize("gram", [False, True])
+@pytest.mark.parametrize(
+    "method",
+    ["diba", "random", "sign", "rtn", "nf", "gptq", "bitat", "qswd", "linear-trellis", "best"],
+)
+def test_the_least_bits_are_those_of_the_smallest_fit(method, gram, rng):
+    A, H = rng.normal(size=(33, 17)), np.cov(rng.normal(size=(17, 60))) if gram else None
+    for looked_up in (False, True) if method == "linear-trellis" else (False,):
+        how = weighted.FitOptions(0, 1, "fast", 8, looked_up)
+        least = weighted.least_bits(method, A.shape, how, gram)
+        made = weighted.fit_weighted(method, A, least / A.size * (1 + 1e-12), H, None, how)
+        assert made.storage_bits() <= least
+        with pytest.raises(BudgetError):
+            weighted.fit_weighted(method, A, (least - 1) / A.size, H, None, how)

@@ -441,6 +441,28 @@ def test_a_budget_too_small_leaves_nothing_behind(task, what, tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "bits", "more", "words"),
+    [
+        (MASKED, 0.1, {"method": "rtn"}, r"bert\.\S*query: bits must be at least \S* for rtn on"),
+        (
+            NEXT,
+            0.1,
+            {"method": "linear-trellis"},
+            "every matrix takes at least .* by the method linear",
+        ),
+        (NEXT, 0.5, {"include": ["*.q_proj"], "hidden_size": 64}, r"k=1 of 'model.embed_tokens'"),
+        (NEXT, 1e5, {}, r"bits=100000 is too large .*; give bits of at most 32"),
+    ],
+)
+def test_bits_of_every_method_are_checked_before_gradients(task, bits, more, words, tmp_path):
+    rows = np.random.default_rng(0).integers(2, 19, (8, 6))
+    sizes = {key: more.pop(key) for key in list(more) if key == "hidden_size"}
+    with pytest.raises(ValueError, match=words):
+        networks.compress(small(task, **sizes), rows, bits=bits, folder=tmp_path / "p", **more)
+    assert not (tmp_path / "p").exists()
+
+
 @pytest.mark.parametrize("method", ["rtn", "mesa", "random"])
 def test_a_matrix_whose_bits_are_too_few_is_named(method):
     rows = np.random.default_rng(0).integers(2, 19, (4, 6))
