@@ -210,6 +210,11 @@ class _Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
             flat[at] = block[row_of[at] - part.start, column_of[at]]
         return out if isinstance(at_row, np.ndarray) else out[()]
 
+    def __rmatmul__(self, x: Any) -> Any:
+        if type(x) is np.ndarray and is_plain(x.T, self.shape[0]):
+            return self.T @ x if x.ndim == 1 else (self.T @ x.T).T
+        return super().__rmatmul__(x)
+
     # what scipy turns into plain arrays before it comes to a product
     def dot(self, x: Any) -> Any:
         """Return the product with a vector, a matrix or an operator, as scipy has it."""

@@ -95,6 +95,21 @@ def test_operands_of_other_kinds(rng):
     np.testing.assert_allclose(np.ones(7) @ f, dense.sum(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("fit", [UniformRounding.fit, lambda A, bits: factorize(A, bits=bits)])
+def test_rows_times_it_do_without_scipy_where_columns_do(rng, monkeypatch, fit):
+    f = fit(rng.normal(size=(17, 15)), 6.0)
+    assert (np.arange(17) @ f).dtype == np.float64  # these are left to scipy
+    monkeypatch.setattr(LinearOperator, "__rmatmul__", lambda self, x: pytest.fail("scipy"))
+    for g in (f, f.T):
+        dense, m = g.to_dense(), g.shape[0]
+        for x in (rng.normal(size=m), rng.normal(size=(4, m)), np.ones((2 * m, 3)).T[:, ::2]):
+            for operand in (x, x.astype(np.float32)):
+                product = operand @ g
+                assert product.dtype == operand.dtype
+                np.testing.assert_array_equal(product, (g.T @ operand.T).T)
+                np.testing.assert_allclose(product, x @ dense, atol=1e-4)
+
+
 def test_scipy_takes_it_as_an_operator(attention):
     f = factorize(attention[:96, :64], bits=2.0)
     dense = f.to_dense().astype(float)
