@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from diba_np.cli.output import (
     emit,
     load_array,
     load_original,
+    same_entries,
     shape_in_model,
     size_lines,
     size_report,
@@ -435,32 +437,41 @@ def run_verify(args: argparse.Namespace) -> int:
     report: Report = {"file": args.file, "ok": True, "checked": names}
     lines = [("file", f"{args.file}: intact, {len(names)} factorization(s) checked")]
     if args.matrix:
-        from diba_np.checks import as_matrix
-
         factors = loaded[0]
         shape = shape_in_model(args.file, args.group)
-        matrix = as_matrix(load_original(args.matrix, factors, shape))
-        same = _is_source(factors, matrix)
-        snr = factors.snr(matrix)
+        matrix = load_original(args.matrix, factors, shape)
+        same, snr = _compared(factors, matrix)
         report |= {"same_source": same, "snr_db": snr, "ok": same is not False}
         verdict = {None: "not recorded", True: "the matrix it was made from"}.get(
             same, "NOT the matrix it was made from"
         )
-        lines += [("source", verdict), ("SNR", decibels_text(snr))]
+        unlike = same is False and snr is None  # of what is not finite
+        lines += [("source", verdict), ("SNR", "none" if unlike else decibels_text(snr))]
     emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
 
 
-def _is_source(stored: CompressedMatrix, matrix: Any) -> bool | None:
-    """Tell whether a stored matrix was made from this one; None if that is not recorded."""
+def _compared(stored: CompressedMatrix, array: Any) -> tuple[bool | None, float | None]:
+    """Tell whether a stored matrix was made from this one, and its SNR.
+
+    None where that is not recorded, and where an array that was kept differs and is not finite.
+    """
     import numpy as np
 
-    from diba_np.checks import digest
+    from diba_np.checks import as_matrix, digest
 
     if stored.is_array:
-        return np.array_equal(stored.to_array(matrix.shape, matrix.dtype).ravel(), matrix.ravel())
+        own = stored.to_array(array.shape, array.dtype).ravel()
+        if same_entries(own, array.ravel()):
+            return True, math.inf
+        if not (np.isfinite(own).all() and np.isfinite(array).all()):
+            return False, None
+    matrix = as_matrix(array)
+    snr = stored.snr(matrix)
+    if stored.is_array:
+        return False, snr
     source = stored.record.get("source", {}).get("sha256")
-    return None if source is None else source == digest(matrix)
+    return None if source is None else source == digest(matrix), snr
 
 
 def run_warmup(args: argparse.Namespace) -> int:

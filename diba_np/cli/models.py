@@ -18,6 +18,7 @@ from diba_np.cli.output import (
     check_output,
     decibels_text,
     emit,
+    same_entries,
     size_report,
 )
 from diba_np.cli.parser import Parents
@@ -367,7 +368,7 @@ def _model_differences(model: Any, path: str) -> tuple[list[str], tuple[float, f
             differ.append(name)
             continue
         if stored.is_array:
-            if _equal(array, stored.to_array(shape, value_type(model.array_dtype(name)))):
+            if same_entries(array, stored.to_array(shape, value_type(model.array_dtype(name)))):
                 compared = True
             else:
                 differ.append(name)
@@ -380,9 +381,3 @@ def _model_differences(model: Any, path: str) -> tuple[list[str], tuple[float, f
             own = squared_sums(matrix, stored, unit=1.0)
             signal, noise = signal + own[0], noise + own[1]
     return differ, (signal, noise) if compared else None
-
-
-def _equal(a: Any, b: Any) -> bool:
-    import numpy as np
-
-    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))

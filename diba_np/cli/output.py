@@ -129,6 +129,13 @@ def load_original(path: str, matrix: CompressedMatrix, shape: tuple[int, ...] | 
     return array
 
 
+def same_entries(a: Any, b: Any) -> bool:
+    """Tell whether two arrays are equal; what is no number is equal to itself."""
+    import numpy as np
+
+    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+
+
 def check_output(
     path: Path,
     force: bool,

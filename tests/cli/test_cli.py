@@ -208,6 +208,22 @@ def test_an_exact_result_is_null_in_json(here, capsys):
     assert "exact" in run(capsys, "info", "zeros.h5")[1]
 
 
+def test_an_array_of_a_model_is_verified_as_in_the_whole_model(here, capsys):
+    bias = np.array([1.0, np.nan, np.inf, 4.0], np.float32)
+    diba_np.factorize_model({"bias": bias}, bits=64, output="m.h5", jobs=1)
+    other = np.where(np.isnan(bias), 2.0, bias).astype(np.float32)
+    for array, same in ((bias, True), (other, False)):
+        np.save("bias.npy", array)
+        found = []
+        for group in ((), ("--group", "bias")):
+            status, out, err = run(capsys, "verify", "m.h5", "bias.npy", "--json", *group)
+            found.append((status, err, json.loads(out)["same_source"]))
+        assert found == [(0 if same else 1, "", same)] * 2
+        verdict = "the matrix it was made from" if same else "NOT the matrix"
+        out = run(capsys, "verify", "m.h5", "bias.npy", "--group", "bias")[1]
+        assert (verdict in out, "exact" in out) == (True, same)
+
+
 def write_nan():
     np.save("bad.npy", np.array([[1.0, np.nan]]))
 
