@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,9 +87,11 @@ def open_npy(path: Path) -> list[Entry]:
 
 
 def open_npz(path: Path) -> list[Entry]:
-    """Return the arrays of an archive of .npy."""
+    """Return the arrays of an archive of .npy; ValueError of the parts of a sparse matrix."""
     with as_format_error(str(path), ".npz"), zipfile.ZipFile(path) as archive:
         members = [name for name in archive.namelist() if name.endswith(".npy")]
+    _check_dense(path, members)
+    with as_format_error(str(path), ".npz"), zipfile.ZipFile(path) as archive:
         entries = []
         for member in members:
             label = f"{path}:{member}"
@@ -100,6 +102,23 @@ def open_npz(path: Path) -> list[Entry]:
 
             entries.append(_entry(member.removesuffix(".npy"), label, opened, read))
     return check_unique(entries, str(path))
+
+
+def _check_dense(path: Path, members: Collection[str]) -> None:
+    """Refuse what `scipy.sparse.save_npz` writes, whose arrays are no weights by themselves."""
+    if not {"format.npy", "shape.npy", "data.npy"}.issubset(members):
+        return
+    try:
+        kind = _member_reader(path, "format.npy", f"{path}:format.npy")()
+    except FormatError:  # told when it is read, unless it is left out
+        return
+    name = kind.item() if kind.ndim == 0 else None
+    name = name.decode("latin-1") if isinstance(name, bytes) else name
+    if name in ("bsr", "coo", "csc", "csr", "dia"):
+        raise ValueError(
+            f"{path}: found a sparse matrix ({name}), expected dense arrays; "
+            "save scipy.sparse.load_npz(...).toarray()"
+        )
 
 
 def _member_reader(path: Path, member: str, label: str) -> Callable[[], NDArray[Any]]:

@@ -5,6 +5,7 @@ import os
 import h5py
 import numpy as np
 import pytest
+from scipy import sparse
 
 import diba_np as dn
 from diba_np.errors import FormatError
@@ -30,6 +31,23 @@ def arrays(rng):
         "i": np.arange(5),
         "t": np.array([True, False]),
     }
+
+
+@pytest.mark.parametrize("kind", ["bsr", "coo", "csc", "csr", "dia"])
+def test_a_sparse_matrix_of_scipy_is_refused_in_one_sentence(kind, tmp_path):
+    path = tmp_path / "s.npz"
+    sparse.save_npz(path, sparse.eye(6, format=kind))
+    words = rf"s\.npz: found a sparse matrix \({kind}\), expected dense arrays; save .*toarray\(\)$"
+    with pytest.raises(ValueError, match=words):
+        open_source(path)
+
+
+def test_arrays_with_the_names_of_a_sparse_matrix_are_arrays(tmp_path):
+    for named in (np.ones(3), np.array("dense"), np.array(b"\xff"), np.array({})):
+        np.savez(tmp_path / "m.npz", format=named, shape=np.ones(2), data=np.ones((4, 4)))
+        entries = {entry.name: entry for entry in open_source(tmp_path / "m.npz")}
+        assert list(entries) == ["format", "shape", "data"]
+        np.testing.assert_array_equal(entries["data"].read(), np.ones((4, 4)))
 
 
 def test_folder_npz_npy_and_mapping(arrays, tmp_path):
