@@ -1,4 +1,4 @@
-"""What a compressed matrix is: products, counted bits, quality, one HDF5 container.
+"""What a compressed matrix is: an operator, counted bits, one HDF5 container.
 
 A method derives from `CompressedMatrix` and writes four things: `fit`, `to_dense`, `to_datasets`
 and `from_datasets`. Storage is counted on the very arrays that the file holds, so the count cannot
@@ -7,24 +7,20 @@ drift away from the bytes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse.linalg import LinearOperator
 
-from diba_np.arrays import RowIndex, row_blocks
-from diba_np.checks import as_real, check_dense
+from diba_np.arrays import row_blocks
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
 from diba_np.files.container import Container
 from diba_np.files.container_writer import write_container
-from diba_np.matrix import quality
 from diba_np.matrix.budgets import DENSE_BITS
 from diba_np.matrix.factors_format import PLAIN_VERSION
 from diba_np.matrix.files import load
+from diba_np.matrix.operator import Operator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,222 +31,7 @@ Array = NDArray[Any]
 KINDS = ("payload", "scales", "index", "codebook")
 
 
-def as_operand(X: ArrayLike) -> Array:
-    """Return numbers in the precision of a product with them, see `CompressedMatrix`.
-
-    Raises
-    ------
-    TypeError
-        They are neither real nor complex.
-    """
-    X = np.asarray(X)
-    if X.dtype.kind == "c":
-        return X.astype(np.complex64 if X.dtype.itemsize == 8 else np.complex128, copy=False)
-    X = np.asarray(as_real(X, "the operand", "hold real numbers"))
-    kind = np.float32 if np.can_cast(X.dtype, np.float32) else np.float64
-    return X.astype(kind, copy=False)
-
-
-def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
-    """Apply a map on (n, N) arrays to the last axis of `x` (..., n), or to a column (n, 1)."""
-    x = as_operand(x)
-    if x.ndim == 1:
-        return apply(x[:, None])[:, 0]
-    if x.shape[-1] != n and x.shape == (n, 1):
-        return apply(x)
-    flat = x.reshape(-1, n)
-    return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
-
-
-_PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def is_plain(x: Any, n: int) -> bool:
-    """Tell whether x is what most products are with: float32 or float64, (n,) or (n, N).
-
-    Such products do without scipy's checks, which take longer than a small product.
-    """
-    return type(x) is np.ndarray and x.dtype in _PLAIN and x.ndim in (1, 2) and len(x) == n
-
-
-def _multiplied(apply: Callable[[Array], Array], x: Array) -> Array:
-    """Apply a map on (n, N) arrays to a vector or a matrix."""
-    return apply(x[:, None])[:, 0] if x.ndim == 1 else apply(x)
-
-
-def real_product(
-    X: Array, fast: Callable[[Array], Array], dense: Callable[[Array], Array]
-) -> Array:
-    """Multiply from stored parts, or with the dense matrix where the result is not finite.
-
-    Parameters
-    ----------
-    X : (n, N) array
-        As of `as_operand`; complex columns are multiplied as real and imaginary parts.
-    fast, dense : callable
-        From real C-order (n, N) to (m, N), float32 or float64.
-    """
-    if X.dtype.kind == "c":
-        real, imaginary = (real_product(part, fast, dense) for part in (X.real, X.imag))
-        return real + 1j * imaginary
-    if not X.flags.carray:
-        X = np.require(X, requirements=["C", "W", "A"])
-    if X.size:
-        y = fast(X)
-        # a sum is not finite if a term is not; one that overflows is looked at again
-        if math.isfinite(np.add.reduce(y, axis=None)):
-            return y
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(dense(X))
-
-
-def _index(index: Any) -> Any:
-    """Return an index as NumPy takes it: an empty list is one of integers, not of floats."""
-    if isinstance(index, tuple):
-        return tuple(_index(part) for part in index)
-    return np.asarray(index, np.intp) if isinstance(index, list) and not index else index
-
-
-class _Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
-    """A linear operator that can be written out, whole or in parts: NumPy's matrix where asked."""
-
-    def to_dense(self) -> Array:
-        """Return the matrix as (m, n) float32."""
-        raise NotImplementedError
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        if copy is False:
-            raise ValueError("a compressed matrix cannot become an array without a copy")
-        return self.to_dense().astype(dtype or np.float32, copy=bool(copy))
-
-    def row_expander(self, columns: RowIndex = slice(None)) -> Callable[[RowIndex], Array]:
-        """Return a function from a slice or vector of rows to those of the matrix, float32.
-
-        Of their entries those in `columns`, a slice or vector.
-        """
-        rows: Callable[[RowIndex], Array] = self.to_dense()[:, columns].__getitem__
-        return rows
-
-    def rows(self, index: Any) -> NDArray[np.float32]:
-        """Return rows of the matrix, without the rest of it.
-
-        Parameters
-        ----------
-        index : int, slice, or array_like of int or bool
-            Which rows, with the meaning it has for a NumPy array of m entries.
-
-        Returns
-        -------
-        (..., n) float32 ndarray
-            ``to_dense()[index]``: (n,) for an int, (r, n) for r rows.
-
-        Raises
-        ------
-        IndexError
-            As NumPy raises it: out of range, not integers, too many indices.
-
-        Notes
-        -----
-        Of a `DiBAFactors` ``k n`` steps and ``4 k n`` bytes a call, then ``2 k n`` flops a row: ask
-        for many rows at once.
-        """
-        m, n = self.shape
-        picked = np.asarray(np.arange(m)[_index(index)])
-        out = np.empty((*picked.shape, n), np.float32)
-        if picked.size:
-            flat, chosen = out.reshape(-1, n), picked.ravel()
-            expand = self.row_expander()
-            for part in row_blocks(flat.shape):
-                flat[part] = expand(chosen[part])
-        return out
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return entries of the matrix as a NumPy array gives them, ``to_dense()[index]``.
-
-        Parameters
-        ----------
-        index : int, slice, array_like of int or bool, Ellipsis, None, or a tuple of them
-            ``f[3, 5]`` is an entry, ``f[3]`` a row, ``f[:, 1]`` a column, ``f[2:4, ::2]`` a block,
-            ``f[[0, 1], [2, 3]]`` two entries, ``f[mask]`` those of an (m, n) mask.
-
-        Returns
-        -------
-        float32 or ndarray of float32
-
-        Raises
-        ------
-        IndexError
-            As NumPy raises it.
-
-        Notes
-        -----
-        The rows that are needed are expanded block by block, only their columns that are needed
-        where a method can: of a `DiBAFactors` of c columns ``2 k c`` flops a row.
-        """
-        m, n = self.shape
-        index = _index(index)
-        parts = index if isinstance(index, tuple) else (index,)
-        axes = [part for part in parts if part is not None and part is not Ellipsis]
-        if len(parts) == len(axes) == 1 and np.ndim(axes[0]) < 2:
-            return self.rows(axes[0])
-        # the numbers of the rows and of the columns that stand in the result
-        at_row = np.broadcast_to(np.arange(m)[:, None], (m, n))[index]
-        at_column = np.broadcast_to(np.arange(n), (m, n))[index]
-        rows, row_of = np.unique(at_row, return_inverse=True)
-        columns, column_of = np.unique(at_column, return_inverse=True)
-        out = np.empty(np.shape(at_row), np.float32)
-        flat, row_of, column_of = out.reshape(-1), row_of.reshape(-1), column_of.reshape(-1)
-        if not out.size:
-            return out
-        expand = self.row_expander(columns)
-        order = np.argsort(row_of, kind="stable")
-        for part in row_blocks((len(rows), len(columns))):
-            block = expand(rows[part])
-            at = order[slice(*np.searchsorted(row_of, (part.start, part.stop), sorter=order))]
-            flat[at] = block[row_of[at] - part.start, column_of[at]]
-        return out if isinstance(at_row, np.ndarray) else out[()]
-
-    def __rmatmul__(self, x: Any) -> Any:
-        if type(x) is np.ndarray and is_plain(x.T, self.shape[0]):
-            return self.T @ x if x.ndim == 1 else (self.T @ x.T).T
-        return super().__rmatmul__(x)
-
-    # what scipy turns into plain arrays before it comes to a product
-    def dot(self, x: Any) -> Any:
-        """Return the product with a vector, a matrix or an operator, as scipy has it."""
-        check_dense(x, "the operand")
-        return super().dot(x)
-
-    def matvec(self, x: ArrayLike) -> Any:
-        """Return the product with a vector (n,) or (n, 1), as scipy has it."""
-        if is_plain(x, self.shape[1]) and np.ndim(x) == 1:  # as iterative solvers ask
-            return self @ x
-        check_dense(x, "the operand")
-        return super().matvec(x)
-
-    def matmat(self, X: ArrayLike) -> Any:
-        """Return the product with a matrix (n, N), as scipy has it."""
-        check_dense(X, "the operand")
-        return super().matmat(X)
-
-    def rmatvec(self, x: ArrayLike) -> Any:
-        """Return the product of the transpose with a vector (m,) or (m, 1), as scipy has it."""
-        if is_plain(x, self.shape[0]) and np.ndim(x) == 1:
-            return self.T @ x
-        check_dense(x, "the operand")
-        return super().rmatvec(x)
-
-    def rmatmat(self, X: ArrayLike) -> Any:
-        """Return the product of the transpose with a matrix (m, N), as scipy has it."""
-        check_dense(X, "the operand")
-        return super().rmatmat(X)
-
-    def snr(self, A: ArrayLike) -> float:
-        """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
-        return quality.snr_db(A, self)
-
-
-class CompressedMatrix(_Expandable):
+class CompressedMatrix(Operator):
     """A matrix kept in few bits; a scipy ``LinearOperator`` of dtype float32.
 
     Attributes
@@ -290,7 +71,7 @@ class CompressedMatrix(_Expandable):
         super().__init__(np.dtype(np.float32), tuple(int(v) for v in shape))
         self.scale = float(scale)
         self.record = dict(record or {})
-        self._decoded: Any = None
+        self._decoded = None
 
     # ---- to be written by a method -------------------------------------------------
     @classmethod
@@ -311,38 +92,6 @@ class CompressedMatrix(_Expandable):
     def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
         """Build the object again from what `to_datasets` gave."""
         raise NotImplementedError
-
-    # ---- products --------------------------------------------------------------------
-    def _dense(self) -> Any:
-        if self._decoded is None:
-            self._decoded = self.to_dense()
-        return self._decoded
-
-    def _apply(self, X: Array) -> Array:
-        """Return ``A_hat @ X`` for X of shape (n, N)."""
-        result: Array = self._dense() @ X
-        return result
-
-    def _apply_transposed(self, Y: Array) -> Array:
-        """Return ``A_hat.T @ Y`` for Y of shape (m, N)."""
-        result: Array = self._dense().T @ Y
-        return result
-
-    def _matvec(self, x: Array) -> Array:
-        return _along_last(self._apply, x, self.shape[1])
-
-    def _matmat(self, X: Array) -> Array:
-        return self._apply(as_operand(X))
-
-    def __matmul__(self, x: Any) -> Any:
-        if is_plain(x, self.shape[1]):
-            return _multiplied(self._apply, x)
-        return super().__matmul__(x)
-
-    def _adjoint(self) -> LinearOperator:
-        return _Adjoint(self)
-
-    _transpose = _adjoint
 
     # ---- bits and quality ------------------------------------------------------------
     def storage_breakdown(self) -> dict[str, int]:
@@ -441,33 +190,6 @@ class CompressedMatrix(_Expandable):
             raise FormatError(f"{contents.label}: inconsistent contents: {error}") from error
         result.record = contents.record
         return result
-
-
-class _Adjoint(_Expandable):
-    """The transposed operator of a `CompressedMatrix` (real, so also its adjoint)."""
-
-    def __init__(self, parent: CompressedMatrix) -> None:
-        super().__init__(parent.dtype, parent.shape[::-1])
-        self.parent = parent
-
-    def to_dense(self) -> Array:
-        return np.ascontiguousarray(self.parent.to_dense().T)
-
-    def _matvec(self, x: Array) -> Array:
-        return _along_last(self.parent._apply_transposed, x, self.shape[1])
-
-    def _matmat(self, X: Array) -> Array:
-        return self.parent._apply_transposed(as_operand(X))
-
-    def __matmul__(self, x: Any) -> Any:
-        if is_plain(x, self.shape[1]):
-            return _multiplied(self.parent._apply_transposed, x)
-        return super().__matmul__(x)
-
-    def _adjoint(self) -> LinearOperator:
-        return self.parent
-
-    _transpose = _adjoint
 
 
 # ---- shared by every fit -----------------------------------------------------------------

@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import RowIndex
 from diba_np.checks import check_count, check_dense, check_shift, single_vector
 from diba_np.files.container import Container
-from diba_np.matrix.base import CompressedMatrix, is_plain
+from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import Grids, ScaleBits, stored_scale_bits
 from diba_np.matrix.factors_format import payload, rebuild
+from diba_np.matrix.operator import is_plain
 from diba_np.matrix.packed_bits import PackedBits, joined_tiles
 from diba_np.matrix.quality import without_figures
 from diba_np.matrix.registry import ADAPTATION, resolve

@@ -17,7 +17,8 @@ from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.kernels.pursuit import descend_bits
 from diba_np.machine.blas import single_threaded_blas
-from diba_np.matrix.base import Array, CompressedMatrix, real_product, take
+from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.matrix.operator import real_product
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.fitting import Problem, check_problem, too_small
 from diba_np.products.product import Product

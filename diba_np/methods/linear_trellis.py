@@ -15,7 +15,8 @@ import numpy as np
 
 from diba_np.arrays import RowIndex
 from diba_np.kernels.filters import filter_back, filter_sums
-from diba_np.matrix.base import Array, real_product
+from diba_np.matrix.base import Array
+from diba_np.matrix.operator import real_product
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.seeded import Rotation
 from diba_np.methods.trellis import Trellis
