@@ -61,11 +61,8 @@ class Target:
         self.rough = False
 
     def takes_single(self, k: int) -> bool:
-        """Tell whether equations of k components are made in single precision: rough and large.
-
-        Not where A is streamed: that holds a side at once, in both precisions.
-        """
-        return self.rough and self.worth_rounding(k) and not self._streamed
+        """Tell whether equations of k components are made in single precision: rough and large."""
+        return self.rough and self.worth_rounding(k)
 
     def worth_rounding(self, k: int) -> bool:
         """Tell whether products with k columns are large enough for fewer digits to save time."""
