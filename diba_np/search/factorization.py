@@ -259,7 +259,7 @@ def factorize(
             )
         finally:
             run.close()
-        if count > 1 and auto and not (outcome.others or outcome.state.grids or run.stopped):
+        if count > 1 and auto and not (outcome.others or outcome.state.grids):
             scales = HALF  # a single term was better, and no code fine enough for it
         outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, scales))
         lost = Lost(shape)

@@ -207,8 +207,7 @@ class _Sum:
         own = self.widths[term]
         coded = own if isinstance(own, tuple) else None
         outcome = polish(rest, state, self.run, self.how.tolerance, self.how.work, coded)
-        if coded is None or not self.run.stopped:
-            round_diagonals(rest, state, own)
+        round_diagonals(rest, state, own)  # when stopped too: the bits are for these widths
         return outcome
 
     def add(self, k: int, rest: Target) -> Outcome:
@@ -228,7 +227,9 @@ class _Sum:
             uneven = 0 if how.max_sweeps is not None else how.work.iterations
             relax = partial(admm.relax, rest, k, uneven=uneven, **options)
         outcome = run.journal.stage("relaxation", relax)
-        if not run.stopped:
+        if run.stopped:
+            round_diagonals(rest, outcome.state, self.widths[term])
+        else:
             later = run.journal.stage("polish", lambda: self.fit(rest, outcome.state, term))
             outcome = outcome.followed_by(later)
         self.states.append(_in_units(outcome.state, rest.unit, self.target.unit))

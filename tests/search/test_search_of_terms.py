@@ -1,6 +1,7 @@
 """Searches for several terms: budgets, what they gain, when they are chosen."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -237,6 +238,18 @@ def test_a_search_that_is_ended_returns_the_terms_begun(uneven):
         warnings.simplefilter("ignore", ConvergenceWarning)
         g = factorize(uneven, bits=3.0, terms="auto", time_limit=1e-6, threads=1)
     assert np.isfinite(g.to_dense()).all()
+
+
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+def test_a_search_that_is_ended_keeps_to_the_bits_and_what_is_exact_stays_so(uneven, rng):
+    how = {"bits": 3.0, "max_sweeps": 4, "threads": 1}
+    for most in range(1, 24, 3):
+        steps = iter(range(1, 99))
+        end = partial(lambda s, at, _: next(s) >= at, steps, most)
+        assert factorize(uneven, callback=end, **how).bits_per_weight <= 3.0
+    A = np.outer(rng.normal(size=96), rng.normal(size=80))
+    ended, whole = (factorize(A, callback=lambda _, e=end: e, **how) for end in (True, False))
+    assert ended.snr(A) == pytest.approx(whole.snr(A))
 
 
 @pytest.mark.parametrize(("shape", "bits"), [((40, 40), 4.0), ((64, 96), 2.5), ((50, 70), 1.5)])
