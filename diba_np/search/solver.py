@@ -60,8 +60,8 @@ class Solver:
         run: Run,
     ) -> None:
         self.target, self.how, self.init, self.run = target, how, init, run
-        self.scale_bits = scale_bits
-        self.widths = scale_bits if isinstance(scale_bits, tuple) else None
+        self._given = scale_bits
+        self._take(scale_bits)
         self._terms: list[ScaleBits] = []  # bits of the diagonals of each, where there are several
         self._more: list[ScaleBits] = []  # the same of more of them, for uneven components
         self._auto = False
@@ -80,8 +80,14 @@ class Solver:
         )
         self._auto, self._budget = auto, (name, value)
 
+    def _take(self, scale_bits: ScaleBits) -> None:
+        """Search for a single term with diagonals of these bits from now on."""
+        self.scale_bits = scale_bits
+        self.widths = scale_bits if isinstance(scale_bits, tuple) else None
+
     def at(self, k: int) -> Outcome:
         """Run the solver at one k."""
+        self._take(self._given)  # a later run may not go through the k tried before
         target, how = self.target, self.how
         if not self._terms or (k < len(self._terms) and how.terms == "auto"):
             return self._single(k)
@@ -148,8 +154,7 @@ class Solver:
     def _single_size(self, k: int) -> int:
         """Choose the code widths of a single term instead; return its k."""
         if self._auto:
-            self.scale_bits = choose_widths(self.target, k, self.how.shift, self.how.seed)
-            self.widths = self.scale_bits if isinstance(self.scale_bits, tuple) else None
+            self._take(choose_widths(self.target, k, self.how.shift, self.how.seed))
         name, value = self._budget
         if name == "snr":
             return k

@@ -14,6 +14,7 @@ from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.budgets import storage_bits
 from diba_np.search.options import SearchOptions
 from diba_np.search.progress import Run
+from diba_np.search.solver import Solver
 from diba_np.search.stages import rest_of
 from diba_np.search.target import Target
 from diba_np.search.terms import count_terms, search_terms, spread_of, sum_within, term_sizes
@@ -209,6 +210,23 @@ def test_a_goal_in_decibels(uneven):
     f = factorize(uneven, snr=14.0, scale_bits="auto", terms=2, **QUICK)
     assert len(f.terms) == 2
     assert f.snr(uneven) >= 14.0
+
+
+def test_a_k_is_searched_alike_whatever_was_tried_before(rng, monkeypatch):
+    A, tried = rng.normal(size=(40, 32)), []
+    monkeypatch.setattr(
+        "diba_np.search.solver.search_terms",
+        lambda target, sizes, *how: tried.append(sizes) or search_terms(target, sizes, *how),
+    )
+    found = []
+    with ThreadPool(1) as pool:
+        for ks in ([66], [60, 66]):
+            how = SearchOptions(effort="fast", max_sweeps=3)
+            solver = Solver(Target(A, pool), how, (4, 3, 4), None, Run())
+            solver.sum_of(2, True, "snr", 18.0, 2)
+            found.append([term.b1.tobytes() for term in [solver.at(k) for k in ks][-1].terms])
+            assert solver.scale_bits != (4, 3, 4)  # a single term was tried too, in its own widths
+    assert tried[0] == tried[2] and found[0] == found[1]
 
 
 def test_with_inputs_the_first_term_has_finer_codes(uneven, rng):
