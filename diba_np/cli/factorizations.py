@@ -458,9 +458,10 @@ def _compared(stored: CompressedMatrix, array: Any) -> tuple[bool | None, float 
     """
     import numpy as np
 
-    from diba_np.checks import as_matrix, digest
+    from diba_np.checks import as_matrix, as_real, digest
 
     if stored.is_array:
+        array = as_real(array, "A")
         own = stored.to_array(array.shape, array.dtype).ravel()
         if same_entries(own, array.ravel()):
             return True, math.inf

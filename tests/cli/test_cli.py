@@ -222,6 +222,9 @@ def test_an_array_of_a_model_is_verified_as_in_the_whole_model(here, capsys):
         verdict = "the matrix it was made from" if same else "NOT the matrix"
         out = run(capsys, "verify", "m.h5", "bias.npy", "--group", "bias")[1]
         assert (verdict in out, "exact" in out) == (True, same)
+    np.save("bias.npy", np.array(["a", "b", "c", "d"]))
+    err = run(capsys, "verify", "m.h5", "bias.npy", "--group", "bias")[2]
+    assert "A must be an array of real numbers, got dtype <U1" in err
 
 
 def write_nan():
