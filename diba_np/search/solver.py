@@ -106,12 +106,11 @@ class Solver:
         doubtful = best.uneven or max(sizes) < few
         if not doubtful or how.terms != "auto":
             return best
-        if best.uneven and len(self._more) > len(self._terms) and not self.run.time_limit:
-            with suppress(BudgetError):  # an SNR's k may hold no more terms
-                more = self._sizes(k, self._more)
-                best = self._better(
-                    best, lambda: search_terms(target, more, self._more, how, self.run)
-                )
+        more: list[int] = []
+        with suppress(BudgetError):  # an SNR's k may hold no more terms
+            more = self._sizes(k, self._more)
+        if best.uneven and len(more) > len(sizes) and not self.run.time_limit:
+            best = self._better(best, lambda: search_terms(target, more, self._more, how, self.run))
         return self._better(best, lambda: self._alone(k))
 
     def _better(self, best: Outcome, search: Callable[[], Outcome]) -> Outcome:

@@ -15,7 +15,7 @@ import pytest
 
 from diba_np import ConvergenceWarning, factorize, load
 from diba_np.cli.main import main
-from diba_np.errors import FormatError
+from diba_np.errors import BudgetError, FormatError
 from diba_np.files.atomic import atomic_path
 from diba_np.files.checkpoint import Checkpoint, _gather, _scatter
 from diba_np.search.options import EFFORTS, Effort
@@ -124,6 +124,32 @@ def test_a_longer_and_a_second_search_are_resumed(effort, tmp_path, monkeypatch)
             run(A, path, end_after=step, **options)
         made, _ = run(A, path, threads=1 + step % 2, **options)
         assert contents(made) == contents(whole)
+
+
+def test_a_search_for_more_terms_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setitem(EFFORTS, "fast", Effort(4, 1, 50, 20, 4))
+    A = matrix(shape=(128, 32)).cumsum(axis=0).cumsum(axis=1)  # uneven components: two terms, three
+    options = {"bits": 4.0, "effort": "fast"}
+    whole, steps = run(A, **options)
+    assert len(whole.terms) == 3 and whole.bits_per_weight <= 4.0
+    assert len(run(A, time_limit=1e3, **options)[0].terms) < 3  # these alone share a limit
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(Killed):
+        run(A, path, end_after=3 * steps // 5, **options)  # in the search for three
+    assert contents(run(A, path, **options)[0]) == contents(whole)
+
+
+def test_an_error_of_a_callback_is_passed_on_whatever_its_kind():
+    A, steps = matrix(shape=(128, 32)).cumsum(axis=0).cumsum(axis=1), []
+
+    def callback(state):
+        steps.append(state.k)
+        if state.k == 30:  # of more terms than were searched for first
+            raise BudgetError("its own")
+
+    with pytest.raises(BudgetError, match="its own"):
+        factorize(A, bits=4.0, max_sweeps=8, threads=1, callback=callback)
+    assert max(steps) > 40
 
 
 def test_init_is_resumed(tmp_path):
