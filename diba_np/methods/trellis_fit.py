@@ -458,7 +458,6 @@ class _Plan:
         m = len(self.W)
         rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
         # a path over some of the rows is not closed in the fit
-        # a path over some of the rows is not closed in the fit
         paths = self._paths(pool, rows, closed=len(rows) == m)
         if len(rows) == m:
             self._found = paths
