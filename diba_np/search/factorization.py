@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix, check_number, digest
-from diba_np.errors import ConvergenceWarning
+from diba_np.errors import BudgetError, ConvergenceWarning
 from diba_np.files.atomic import PathLike
 from diba_np.files.checkpoint import EVERY, Checkpoint
 from diba_np.machine.blas import blas_problem
@@ -33,7 +33,7 @@ from diba_np.search.weighted_target import Lost, WeightedTarget, snr_facts
 from diba_np.search.weights import Weights, as_weights
 
 # of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
-_USUAL_WIDTHS: Widths = (4, 3, 4)
+USUAL_WIDTHS: Widths = (4, 3, 4)
 
 # whose versions may change the bits found
 _DECIDING_PACKAGES = ("diba_np", "numpy", "scipy", "numba")
@@ -212,7 +212,7 @@ def factorize(
         asked = init.scale_bits
     auto = asked == "auto"
     # under "auto" the widths are chosen at about the right k, and then k for these widths
-    scales: ScaleBits = _USUAL_WIDTHS if auto else asked
+    scales: ScaleBits = USUAL_WIDTHS if auto else asked
     size = 0 if goal is not None else budgets.intermediate_dimension(name, value, shape, scales)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
@@ -246,7 +246,10 @@ def factorize(
         if auto and count == 1:
             scales = choose_widths(target, near, how.shift, how.seed)
             if goal is None:
-                size = budgets.intermediate_dimension(name, value, shape, scales)
+                try:
+                    size = budgets.intermediate_dimension(name, value, shape, scales)
+                except BudgetError:  # the usual ones hold a component, as was seen above
+                    scales = USUAL_WIDTHS
         if init is not None:
             _check_init_size(init, shape, size, how.shift)
         search = Solver(target, how, scales, init, run)

@@ -285,6 +285,14 @@ def test_few_distinct_rows_of_rank_one_are_exact_within_the_bits(kind, shape, bi
     assert f.snr(A) > 100.0
 
 
+@pytest.mark.parametrize("stored", [445, 600])
+def test_rank_one_takes_coded_diagonals_where_the_bits_hold_no_finer(stored, rng):
+    A = np.outer(rng.normal(size=33), rng.normal(size=17))
+    f = factorize(A, bits=stored / A.size, **QUICK)
+    assert f.storage_bits() <= stored
+    assert f.snr(A) > 15.0
+
+
 @pytest.mark.parametrize("A", [np.ones((60, 50)), np.zeros((60, 50))])
 def test_matrices_of_rank_one_need_one_term(A):
     f = factorize(A, bits=3.0, scale_bits="auto", terms=2, **QUICK)
