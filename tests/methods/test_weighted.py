@@ -109,6 +109,16 @@ def test_methods_that_take_inputs_take_a_singular_gram():
     assert np.linalg.norm(X @ (A - f.to_dense()).T) < np.linalg.norm(X @ (A - plain.to_dense()).T)
 
 
+def test_best_takes_the_method_that_the_bits_pay_for(rng):
+    A = np.outer(rng.choice([-1.0, 1.0], 33), rng.choice([-1.0, 1.0], 17))  # exact by DiBA
+    how = FitOptions(0, 1, "fast")
+    least = weighted.least_bits("diba", A.shape, how, False)
+    methods = [fit_weighted("best", A, bits / A.size, how=how).method for bits in (least - 1, 460)]
+    assert methods == ["linear-trellis", "diba"]
+    with pytest.raises(BudgetError):
+        fit_weighted("diba", A, (least - 1) / A.size, how=how)
+
+
 @pytest.mark.parametrize("gram", [False, True])
 @pytest.mark.parametrize(
     "method",
