@@ -246,8 +246,8 @@ def product_bfloat16(A, turned, panels, first, start, stop, out):
 
     Notes
     -----
-    Time ``(stop - start) n k / 64`` cycles where all panels are taken; a row's result does not
-    depend on the others. naive: ``tests/naive.py::product_bfloat16``.
+    Time ``(stop - start) n k / 32`` cycles (Zen 4) where all panels are taken; a row's result does
+    not depend on the others. naive: ``tests/naive.py::product_bfloat16``.
     """
     k = out.shape[1]
     n = A.shape[0] if turned else A.shape[1]

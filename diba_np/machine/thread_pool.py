@@ -201,13 +201,13 @@ class RightOperand:
     def multiply(self, A: NDArray[Any], rows: slice, out: NDArray[Any], first: int = 0) -> None:
         """Write some rows of ``A @ B`` to those of `out`, from the column `first` on.
 
-        Rounded, A is C- or Fortran-ordered, `out` C-ordered, and `first` at a panel.
+        Rounded, `out` is C-ordered and `first` at a panel; A is copied unless C- or Fortran-ordered.
         """
         if not self._rounded:
             np.matmul(A[rows], self._held[:, first:], out=out[rows, first:])
             return
-        turned = not A.flags.c_contiguous
-        own = A.T if turned else A
+        turned = A.flags.f_contiguous and not A.flags.c_contiguous
+        own = A.T if turned else np.ascontiguousarray(A)
         panel = first // bfloat16.WIDTH
         bfloat16.product_bfloat16(own, turned, self._held, panel, rows.start, rows.stop, out)
 

@@ -71,3 +71,9 @@ def test_gram_matrix_is_that_of_the_rounded_matrix(k):
             gram = pool.gram(A, rounded=True)
         np.testing.assert_array_equal(gram, gram.T)
         assert np.all(np.abs(gram - reference) <= 1e-5 * scale)
+
+
+def test_left_operands_of_any_strides(rng):
+    A = rng.normal(size=(60, 90)).astype(np.float32)
+    B = rng.normal(size=(45, 40)).astype(np.float32)
+    np.testing.assert_array_equal(product(A[::2, ::2], B), product(A[::2, ::2].copy(), B))
