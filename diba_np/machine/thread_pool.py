@@ -201,7 +201,7 @@ class RightOperand:
     def multiply(self, A: NDArray[Any], rows: slice, out: NDArray[Any], first: int = 0) -> None:
         """Write some rows of ``A @ B`` to those of `out`, from the column `first` on.
 
-        Rounded, `out` is C-ordered and `first` at a panel; A is copied unless C- or Fortran-ordered.
+        Rounded, `out` is C-ordered and `first` at a panel; an A of other strides is copied.
         """
         if not self._rounded:
             np.matmul(A[rows], self._held[:, first:], out=out[rows, first:])

@@ -16,7 +16,7 @@ from diba_np.methods.fitting import gram
 from diba_np.methods.linear_trellis import LinearTrellis
 from diba_np.methods.seeded import Rotation, normals, uniforms
 from diba_np.methods.trellis import Trellis
-from diba_np.methods.trellis_fit import ROTATIONS, Coder, closing_state
+from diba_np.methods.trellis_fit import ROTATIONS
 from diba_np.methods.trellis_modes import (
     LINEAR_MODES,
     LOOKUP_MODES,
@@ -24,6 +24,7 @@ from diba_np.methods.trellis_modes import (
     index_bits,
     least_bits,
 )
+from diba_np.methods.trellis_paths import Coder, closing_state
 
 DATA = Path(__file__).parents[2] / "data"
 CLASSES = {"trellis": Trellis, "linear-trellis": LinearTrellis}
