@@ -22,15 +22,6 @@ Array = NDArray[Any]
 _BIAS_STEPS = 5  # iterations for a bias alone
 
 
-def _with_bias(f: DiBAFactors, bias: Array) -> DiBAFactors:
-    """Return a factorization with another bias; one of zeros is left out."""
-    own = bias if bias.any() else None
-    if len(f.terms) > 1:
-        return DiBAFactors.from_terms(f.terms, f.record, bias=own)
-    parts = (f.d1, f.b1, f.d2, f.b2, f.d3, f.shift)
-    return DiBAFactors(*parts, f.record, grids=f.grids, bias=own)
-
-
 @dataclass
 class DiagonalFit:
     """One call of `retune`: the layer in training and what judges it."""
@@ -261,7 +252,8 @@ class DiagonalFit:
                 # rounding may move magnitudes from one diagonal to another: not as rounded
                 value = loss + self.distance()
                 if value < least:
-                    best, least, after, step = _with_bias(factors, bias), value, loss, at
+                    own = bias if bias.any() else None
+                    best, least, after, step = factors.with_bias(own), value, loss, at
         best.record["retune"]["kept_step"] = step
         return best, after
 

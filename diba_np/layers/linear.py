@@ -407,7 +407,12 @@ class DiBALinear(Layer):
 
     def to_matrix(self) -> DiBAFactors:
         """Return the factorization with the present diagonals, rounded to 16 bits, without bias."""
-        return self._stored(self.factors.record, None)
+        f, p = self.factors, self.parameters
+        terms = [
+            _rounded_term(term, {name: p[own] for name, own in names.items()})
+            for term, names in zip(f.terms, self._names, strict=True)
+        ]
+        return DiBAFactors.from_terms(terms, f.record)
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
         """Return the factorization with the present diagonals, rounded to 16 bits, and bias.
@@ -416,19 +421,10 @@ class DiBALinear(Layer):
         not moved, on new ones of the same widths if they have. A bias of zeros is left out. The
         record is that of the start unless another is given.
         """
-        bias = self.parameters["bias"]
-        return self._stored(
-            self.factors.record if record is None else record,
-            bias.astype(np.float32) if bias.any() else None,
-        )
-
-    def _stored(self, record: dict[str, Any], bias: Array | None) -> DiBAFactors:
-        f, p = self.factors, self.parameters
-        terms = [
-            _rounded_term(term, {name: p[own] for name, own in names.items()})
-            for term, names in zip(f.terms, self._names, strict=True)
-        ]
-        return DiBAFactors.from_terms(terms, record, bias=bias)
+        bias, stored = self.parameters["bias"], self.to_matrix()
+        if record is not None:
+            stored = stored.with_record(record)
+        return stored.with_bias(bias.astype(np.float32) if bias.any() else None)
 
 
 def _rounded_term(f: DiBAFactors, d: dict[str, Array]) -> DiBAFactors:

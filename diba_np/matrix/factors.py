@@ -211,9 +211,7 @@ class DiBAFactors(CompressedMatrix):
         if record is not None and not isinstance(record, dict):
             raise TypeError(f"record must be a dict, got {type(record).__name__}")
         if len(single) == 1:
-            f = single[0]
-            parts = (f.d1, f.b1, f.d2, f.b2, f.d3, f.shift)
-            return cls(*parts, f.record if record is None else record, grids=f.grids, bias=bias)
+            return single[0]._labelled(single[0].record if record is None else record, bias)
         whole = cls.__new__(cls)
         shape = single[0].shape
         whole._terms = single
@@ -259,10 +257,32 @@ class DiBAFactors(CompressedMatrix):
         TypeError
             `record` is no dict.
         """
+        return self._labelled(record, self.bias)
+
+    def with_bias(self, bias: ArrayLike | None) -> DiBAFactors:
+        """Return the same factorization with another bias, or without one.
+
+        Parameters
+        ----------
+        bias : (m,) array_like of float, or None
+
+        Returns
+        -------
+        DiBAFactors
+
+        Raises
+        ------
+        TypeError, ValueError
+            `bias` is of another shape, or does not hold finite real numbers.
+        """
+        return self._labelled(self.record, bias)
+
+    def _labelled(self, record: dict[str, Any], bias: ArrayLike | None) -> DiBAFactors:
+        """Return the same matrix with what is carried along with it, a record and a bias."""
         if self._terms:
-            return DiBAFactors.from_terms(self._terms, record, bias=self.bias)
+            return DiBAFactors.from_terms(self._terms, record, bias=bias)
         parts = (self.d1, self.b1, self.d2, self.b2, self.d3, self.shift)
-        return DiBAFactors(*parts, record, grids=self.grids, bias=self.bias)
+        return DiBAFactors(*parts, record, grids=self.grids, bias=bias)
 
     # -- sizes ---------------------------------------------------------------------------------
 
@@ -367,13 +387,12 @@ class DiBAFactors(CompressedMatrix):
                 b1, b2 = f.b1.to_dense()[:, :size], f.b2.to_dense()[:size]
                 parts.append(DiBAFactors(f.d1, b1, f.d2[:size], b2, f.d3, f.shift, grids=f.grids))
         record = without_figures(self.record, "stages") | {"truncated_from": self.k}
-        coarse = DiBAFactors.from_terms(parts, record, bias=self.bias)
-        if A is None:
-            return coarse
-        adapted: DiBAFactors = resolve(ADAPTATION)(coarse, A)
-        reached = adapted.snr(A)
-        adapted.record["snr_db"] = reached if math.isfinite(reached) else None
-        return adapted
+        coarse = DiBAFactors.from_terms(parts, record)
+        if A is not None:
+            coarse = resolve(ADAPTATION)(coarse, A)
+            reached = coarse.snr(A)
+            coarse.record["snr_db"] = reached if math.isfinite(reached) else None
+        return coarse.with_bias(self.bias)
 
     # -- dense ---------------------------------------------------------------------------------
 

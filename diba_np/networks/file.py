@@ -71,13 +71,9 @@ def save_network(net: Network, path: PathLike) -> int:
 
     compressed = net.compressed
     for name, layer in net.layers.items():
-        matrix = layer.to_matrix()
-        add(f"{name}.weight", matrix)
+        add(f"{name}.weight", layer.to_matrix())
         bias = layer.parameters["bias"]
-        # a factorization has its bias with it
-        if getattr(matrix, "bias", None) is None and (
-            bias.any() or net.tensors.has(f"{name}.bias")
-        ):
+        if bias.any() or net.tensors.has(f"{name}.bias"):
             if name not in (net.token_name, net.head_name):
                 add(f"{name}.bias", StoredArray.of(bias.astype(np.float32)))
     for owner, block in net.blocks.items():
@@ -163,15 +159,10 @@ def bits_by_part(net: Network) -> dict[str, tuple[int, int]]:
 
     outside = {net.token_name, net.head_name}
     for name, layer in net.layers.items():
-        matrix = layer.to_matrix()
+        part = PARTS[1] if name in outside else PARTS[0]
+        add(part, layer.to_matrix().storage_bits(), math.prod(layer.shape))
         bias = layer.parameters["bias"]
-        inside = 32 * bias.size if getattr(matrix, "bias", None) is not None else 0
-        add(
-            PARTS[1] if name in outside else PARTS[0],
-            matrix.storage_bits() - inside,
-            math.prod(layer.shape),
-        )
-        if inside or bias.any():
+        if bias.any():
             add(PARTS[2], 32 * bias.size, bias.size)
     for block in net.blocks.values():
         for value in block.parameters.values():

@@ -216,7 +216,7 @@ class Tensors:
         """Tell whether a layer has a bias in the layout of its kind."""
         if self.has(f"{name}.bias"):
             return True
-        # a compressed matrix has its bias with it, where the source had one
+        # files of an early version hold the bias with the matrix
         build = self.compressed.get(name)
         return build is not None and getattr(build(), "bias", None) is not None
 

@@ -79,18 +79,14 @@ def round_diagonals(
     state.d2 = round_half(d2, half_scale(d2)).astype(np.float64) / target.unit
 
 
-def sum_of(
-    states: list[State], unit: float, record: dict[str, Any], bias: ArrayLike | None = None
-) -> DiBAFactors:
+def sum_of(states: list[State], unit: float, record: dict[str, Any]) -> DiBAFactors:
     """Return the sum of terms in the same unit; of one state what `factors_of` returns."""
     if len(states) == 1:
-        return factors_of(states[0], unit, record, bias)
-    return DiBAFactors.from_terms([factors_of(s, unit, {}) for s in states], record, bias=bias)
+        return factors_of(states[0], unit, record)
+    return DiBAFactors.from_terms([factors_of(s, unit, {}) for s in states], record)
 
 
-def factors_of(
-    state: State, unit: float, record: dict[str, Any], bias: ArrayLike | None = None
-) -> DiBAFactors:
+def factors_of(state: State, unit: float, record: dict[str, Any]) -> DiBAFactors:
     """Return the factorization of ``A = unit * target`` that a rounded state stands for."""
     return DiBAFactors(
         state.d1,
@@ -101,12 +97,11 @@ def factors_of(
         state.shift,
         record,
         grids=state.grids,
-        bias=bias,
     )
 
 
 def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
-    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits` and bias.
+    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits`.
 
     Costs a few rounds of the polish of "fast".
     """
@@ -125,4 +120,4 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
         polish(target, state, Run(), _TOL, EFFORTS["fast"], widths)
         round_diagonals(target, state, bits)
         sort_components(target, state)
-        return factors_of(state, target.unit, factors.record, factors.bias)
+        return factors_of(state, target.unit, factors.record)

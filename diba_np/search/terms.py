@@ -336,7 +336,7 @@ def finish_terms(target: Target, outcome: Outcome, run: Run) -> Outcome:
 
 
 def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
-    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits` and bias.
+    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits`.
 
     Several terms one after another, each to what the others leave over.
     """
@@ -355,4 +355,4 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
         ]
         for term in range(len(widths)):
             found.again(term, found.rest(term))
-        return sum_of(found.states, target.unit, factors.record, factors.bias)
+        return sum_of(found.states, target.unit, factors.record)

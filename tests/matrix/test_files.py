@@ -105,6 +105,12 @@ def test_a_bias_is_kept_counted_and_pickled(tmp_path, rng, grids):
         np.testing.assert_array_equal(again.bias, np.float32(np.arange(9) / 3))
     assert g.T.bias is None
     np.testing.assert_array_equal(g @ np.ones(11), f @ np.ones(11))
+    for h in (f.with_bias(g.bias), g.with_bias(None).with_bias(list(g.bias))):
+        assert_same(g, h)
+        np.testing.assert_array_equal(h.bias, g.bias)
+    assert g.with_bias(None).bias is None
+    with pytest.raises(ValueError, match=r"bias must have shape \(9,\)"):
+        f.with_bias(np.ones(11))
     edit(tmp_path / "g.h5", lambda file: file.__delitem__("bias"))
     with pytest.raises(FormatError, match="digest: found"):
         load(tmp_path / "g.h5")

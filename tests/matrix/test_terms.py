@@ -107,6 +107,8 @@ def test_bits_of_every_term_count(two):
     assert f.storage_breakdown()["payload"] == 21 * 40
     biased = DiBAFactors.from_terms(f.terms, bias=np.ones(23))
     assert biased.storage_bits() == f.storage_bits() + 32 * 23
+    assert_same(f.with_bias(np.ones(23)), biased.with_record(f.record))
+    assert_same(f.with_bias(np.ones(23)).with_bias(None), f)
     assert repr(f).startswith("DiBAFactors(23 x 17, k=21 in 2 terms, ")
     before = f.nbytes
     f @ np.ones(17, np.float32)
