@@ -1,36 +1,28 @@
-"""The subcommands: each is a thin call of one public function and a report of what came out."""
+"""Subcommands of one matrix: ``factorize``, ``info``, ``retune``, ``reconstruct``, ``apply``."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diba_np.cli.options import add_search_options, positive, search_options, share, within
 from diba_np.cli.output import (
     DONE,
-    FAILED,
     CommandError,
-    Report,
     check_not_read,
     check_output,
     decibels_text,
     emit,
     load_array,
-    load_original,
-    same_entries,
     shape_in_model,
     size_lines,
     size_report,
     write_file,
 )
 from diba_np.cli.parser import Parents
-
-if TYPE_CHECKING:
-    from diba_np.matrix.base import CompressedMatrix
 
 OUTPUT = "file to write; - for standard output (the report then goes to standard error)"
 
@@ -50,9 +42,6 @@ EXAMPLES = {
         "diba-np apply A.h5 X.npy -o Y.npy",
         "diba-np apply A.h5 X.npy --transpose -o - > Y.npy",
     ),
-    "verify": ("diba-np verify A.h5", "diba-np verify A.h5 A.npy"),
-    "warmup": ("diba-np warmup",),
-    "doctor": ("diba-np doctor", "diba-np doctor --json"),
 }
 
 
@@ -96,7 +85,7 @@ def add_factorize(subcommands: Any, given: Parents) -> None:
 
 
 def add_stored(subcommands: Any, given: Parents) -> None:
-    """Add the commands of what is stored: info, retune, reconstruct, apply, verify."""
+    """Add the commands of what is stored: info, retune, reconstruct, apply."""
     command = subcommands.add_parser(
         "info", parents=[given.common, given.reads], help="what a file holds"
     )
@@ -159,27 +148,6 @@ def add_stored(subcommands: Any, given: Parents) -> None:
     command.add_argument("-o", "--output", metavar="Y.npy", required=True, help=OUTPUT)
     command.add_argument("--transpose", action="store_true", help="Y = X A instead")
     command.set_defaults(run=run_apply)
-
-    command = subcommands.add_parser(
-        "verify", parents=[given.common, given.reads], help="check a file, and against its matrix"
-    )
-    command.add_argument("matrix", metavar="A.npy", nargs="?")
-    command.set_defaults(run=run_verify)
-
-
-def add_installation(subcommands: Any, given: Parents) -> None:
-    """Add the commands of the installation: warmup, doctor."""
-    command = subcommands.add_parser(
-        "warmup", parents=[given.common], help="compile now what the first use would wait for"
-    )
-    command.set_defaults(run=run_warmup)
-
-    command = subcommands.add_parser(
-        "doctor",
-        parents=[given.common],
-        help="versions, CPU, kernels, threads and cache, for a bug report",
-    )
-    command.set_defaults(run=run_doctor)
 
 
 def run_factorize(args: argparse.Namespace) -> int:
@@ -416,100 +384,3 @@ def run_apply(args: argparse.Namespace) -> int:
         output,
     )
     return DONE
-
-
-def run_verify(args: argparse.Namespace) -> int:
-    """Check a file, and against the matrix that it was made from."""
-    from diba_np.files.container import groups
-    from diba_np.matrix.files import load
-    from diba_np.models.file import is_model
-
-    if not args.group and is_model(args.file):
-        from diba_np.cli.models import verify_model
-
-        return verify_model(args)
-    names = [args.group] if args.group else groups(args.file)
-    if not names:
-        raise CommandError(f"{args.file}: holds no factorization")
-    if args.matrix and len(names) > 1:
-        raise CommandError(f"{args.file}: holds {len(names)} factorizations; name one with --group")
-    loaded = [load(args.file, group=name or None) for name in names]
-    report: Report = {"file": args.file, "ok": True, "checked": names}
-    lines = [("file", f"{args.file}: intact, {len(names)} factorization(s) checked")]
-    if args.matrix:
-        factors = loaded[0]
-        shape = shape_in_model(args.file, args.group)
-        matrix = load_original(args.matrix, factors, shape)
-        same, snr = _compared(factors, matrix)
-        report |= {"same_source": same, "snr_db": snr, "ok": same is not False}
-        verdict = {None: "not recorded", True: "the matrix it was made from"}.get(
-            same, "NOT the matrix it was made from"
-        )
-        unlike = same is False and snr is None  # of what is not finite
-        lines += [("source", verdict), ("SNR", "none" if unlike else decibels_text(snr))]
-    emit(report, args.json, lines)
-    return DONE if report["ok"] else FAILED
-
-
-def _compared(stored: CompressedMatrix, array: Any) -> tuple[bool | None, float | None]:
-    """Tell whether a stored matrix was made from this one, and its SNR.
-
-    None where that is not recorded, and where an array that was kept differs and is not finite.
-    """
-    import numpy as np
-
-    from diba_np.checks import as_matrix, as_real, digest
-
-    if stored.is_array:
-        array = as_real(array, "A")
-        own = stored.to_array(array.shape, array.dtype).ravel()
-        if same_entries(own, array.ravel()):
-            return True, math.inf
-        if not (np.isfinite(own).all() and np.isfinite(array).all()):
-            return False, None
-    matrix = as_matrix(array)
-    snr = stored.snr(matrix)
-    if stored.is_array:
-        return False, snr
-    source = stored.record.get("source", {}).get("sha256")
-    return None if source is None else source == digest(matrix), snr
-
-
-def run_warmup(args: argparse.Namespace) -> int:
-    """Compile what the first use would wait for."""
-    from diba_np.cli.warmup import warm_up
-
-    report = warm_up()
-    cache = report["cache"] or "nothing is kept (no cache, or no folder that can be written)"
-    lines = [
-        ("kernel path", report["path"]),
-        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
-        ("seconds", f"{report['seconds']:.2f}"),
-        ("cache", cache),
-    ]
-    emit(report, args.json, lines)
-    return DONE
-
-
-def run_doctor(args: argparse.Namespace) -> int:
-    """Report what a bug report needs; fails if something is wrong."""
-    from diba_np.cli.doctor import diagnose
-
-    report = diagnose()
-    cache = report["cache"] or "none"
-    lines = [
-        *report["versions"].items(),
-        *report["optional"].items(),
-        ("platform", report["platform"]),
-        ("CPU features", " ".join(report["cpu_features"]) or "none that choose a kernel"),
-        ("kernel paths", ", ".join(report["paths"])),
-        ("kernel path in use", report["path"] or "none"),
-        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
-        ("threads", str(report["threads"])),
-        ("threading layer", report["threading_layer"] or "none"),
-        ("cache", cache),
-        *report["environment"].items(),
-        *(("problem", problem) for problem in report["problems"]),
-    ]
-    emit(report, args.json, lines)
-    return FAILED if report["problems"] else DONE

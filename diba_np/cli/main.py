@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diba_np._version import __version__
-from diba_np.cli import factorizations, models, networks, rates, views
+from diba_np.cli import factorizations, installation, models, networks, rates, verification, views
 from diba_np.cli.output import FAILED, CommandError, in_options, sentence
 from diba_np.cli.parser import Parents, Parser, examples
 from diba_np.cli.signals import Terminated, interruptible
@@ -28,9 +28,11 @@ EXAMPLES = {
         "diba-np factorize --help",
     ),
     **factorizations.EXAMPLES,
+    **installation.EXAMPLES,
     **models.EXAMPLES,
     **networks.EXAMPLES,
     **rates.EXAMPLES,
+    **verification.EXAMPLES,
     **views.EXAMPLES,
 }
 
@@ -41,10 +43,11 @@ _COMMANDS = (
     networks.add_commands,
     models.add_export,
     factorizations.add_stored,
+    verification.add_verify,
     rates.add_compare,
     views.add_commands,
     rates.add_sweep,
-    factorizations.add_installation,
+    installation.add_commands,
 )
 
 

@@ -1,4 +1,4 @@
-"""The subcommands ``model`` and ``export``; what ``info`` and ``verify`` say of a model's file."""
+"""The subcommands ``model`` and ``export``; what ``info`` says of a model's file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from diba_np.cli import networks
 from diba_np.cli.options import add_search_options, positive, search_options
 from diba_np.cli.output import (
     DONE,
-    FAILED,
     CommandError,
     check_not_read,
     check_output,
     decibels_text,
     emit,
-    same_entries,
     size_report,
 )
 from diba_np.cli.parser import Parents
@@ -298,86 +296,3 @@ def info_model(args: argparse.Namespace) -> int:
     whole = report | {"record": model.record, "groups": groups}
     emit(whole, args.json, [*lines, *arrays])
     return DONE
-
-
-def verify_model(args: argparse.Namespace) -> int:
-    """Check every array of a model's file, and against the model that it was made from."""
-    from diba_np.matrix.quality import decibels
-    from diba_np.models.file import open_model
-
-    with open_model(args.file) as model:
-        network = "network" in model.record
-        if args.matrix and not network:
-            differ, sums = _model_differences(model, args.matrix)
-        else:
-            for name in model:
-                model.read(name)  # which checks it
-        report: dict[str, Any] = {"file": args.file, "ok": True, "checked": list(model)}
-        lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
-        if args.matrix:
-            if network:
-                differ, sums = networks.network_differences(args.file, args.matrix)
-                same, verdict = None, "compared by SNR alone: a network is trained"
-                what = "network"
-            else:
-                same, verdict = True, "the model it was made from"
-                what = "model"
-            if differ:
-                same = False
-                verdict = f"NOT the {what} it was made from: {len(differ)} differ, the first "
-                verdict += differ[0]
-            report |= {"same_source": same, "differ": differ, "ok": not differ}
-            lines += [("source", verdict)]
-            if sums is not None:
-                report["snr_db"] = decibels(*sums)
-                lines += [("SNR", decibels_text(report["snr_db"]))]
-    emit(report, args.json, lines)
-    return DONE if report["ok"] else FAILED
-
-
-def _model_differences(model: Any, path: str) -> tuple[list[str], tuple[float, float] | None]:
-    """Return the names in which a model and its source differ, and squared sums of the others.
-
-    Each array of the model is read, and so checked. The sums are of the arrays and of the errors,
-    None where no array could be compared.
-    """
-    from diba_np.checks import digest
-    from diba_np.matrix.quality import squared_sums
-    from diba_np.matrix.small_floats import value_type
-    from diba_np.models.shapes import matrix_view
-    from diba_np.sources.opening import open_source
-
-    omitted = {name for name, _ in model.record.get("omitted", ())}
-    source = {
-        entry.name: entry
-        for entry in open_source(path)
-        if not entry.unfit and entry.name not in omitted
-    }
-    if not any(name in source for name in model):
-        raise CommandError(f"{path}: holds none of the model's arrays")
-    differ = [name for name in model if name not in source]
-    differ += [name for name in source if name not in model]
-    noise = signal = 0.0
-    compared = False
-    for name in model:
-        stored = model.read(name)
-        if name not in source:
-            continue
-        array, shape = source[name].read(), model.array_shape(name)
-        if array.shape != shape:
-            differ.append(name)
-            continue
-        if stored.is_array:
-            if same_entries(array, stored.to_array(shape, value_type(model.array_dtype(name)))):
-                compared = True
-            else:
-                differ.append(name)
-            continue
-        compared = True
-        matrix = matrix_view(array)
-        if stored.record.get("source", {}).get("sha256") != digest(matrix):
-            differ.append(name)
-        if name not in model.aliases:  # whose sums are those of the other name
-            own = squared_sums(matrix, stored, unit=1.0)
-            signal, noise = signal + own[0], noise + own[1]
-    return differ, (signal, noise) if compared else None

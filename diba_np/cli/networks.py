@@ -83,7 +83,7 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     command.set_defaults(run=run_embed)
 
 
-def _load(path: str) -> Any:
+def load_network(path: str) -> Any:
     """Return the network at a path."""
     from diba_np.networks.reading import load
 
@@ -151,8 +151,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Judge a network and print what came out."""
     from diba_np.networks.evaluation import evaluate
 
-    net = _load(args.network)
-    other = _load(args.against) if args.against else None
+    net = load_network(args.network)
+    other = load_network(args.against) if args.against else None
     figures = evaluate(
         net,
         None if args.texts is None else _texts(args.texts, net),
@@ -205,7 +205,7 @@ def _judged_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def run_generate(args: argparse.Namespace) -> int:
     """Print a text and what a network writes after it, piece by piece."""
-    net = _load(args.network)
+    net = load_network(args.network)
     text = _text("-").rstrip("\n") if args.text == "-" else args.text
     prompt = [text]  # written with the first piece: a refusal should not come after it
 
@@ -238,7 +238,7 @@ def run_embed(args: argparse.Namespace) -> int:
 
     output = Path(args.output)
     check_output(output, args.force, inputs=[args.network, args.texts])
-    net = _load(args.network)
+    net = load_network(args.network)
     vectors = net.embed(_rows(args.texts))
 
     def write(path: Path) -> None:
@@ -257,7 +257,7 @@ def run_embed(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write a network's dense weights as a folder in the Hugging Face layout."""
-    folder = _load(args.file).export(args.output)
+    folder = load_network(args.file).export(args.output)
     size = _size(str(folder))
     lines = [("folder", f"{folder} ({size} bytes)")]
     emit({"output": str(folder), "bytes": size}, args.json, lines)
@@ -283,7 +283,7 @@ def _part_lines(net: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 
 def info_network(args: argparse.Namespace) -> int:
     """Report what a network's file holds: kind, sizes, bits by kind of tensor."""
-    net = _load(args.file)
+    net = load_network(args.file)
     c = net.config
     report, lines = _part_lines(net)
     file_bytes = _size(args.file)
@@ -303,34 +303,6 @@ def info_network(args: argparse.Namespace) -> int:
     }
     emit(whole, args.json, [*first, *lines, ("file", f"{args.file} ({file_bytes} bytes)")])
     return DONE
-
-
-def network_differences(path: str, source: str) -> tuple[list[str], tuple[float, float] | None]:
-    """Return the linear layers that a compressed network and its source do not share, and sums.
-
-    The squared sums are of the compressed layers' dense weights and of the errors, None where no
-    layer could be compared. Norms and biases are trained, and are not compared.
-    """
-    from diba_np.layers.dense_linear import DenseLinear
-    from diba_np.matrix.quality import squared_sums
-
-    small, net = _load(path), _load(source)
-    differ = []
-    signal = noise = 0.0
-    compared = False
-    for name in dict.fromkeys([*small.layers, *net.layers]):
-        if not (name in small.layers and name in net.layers):
-            differ.append(name)
-            continue
-        with small.released(), net.released():
-            own, other = small.layers[name], net.layers[name]
-            if own.shape != other.shape:
-                differ.append(name)
-            elif not isinstance(own, DenseLinear):
-                sums = squared_sums(other.to_matrix().to_dense(), own.to_matrix(), unit=1.0)
-                signal, noise = signal + sums[0], noise + sums[1]
-                compared = True
-    return differ, (signal, noise) if compared else None
 
 
 # of `model`, without meaning for a network
@@ -395,7 +367,7 @@ def run_compress(args: argparse.Namespace) -> int:
     from diba_np.models.executors import Events
 
     output = Path(args.output)
-    net = _load(args.source)
+    net = load_network(args.source)
     texts = _texts(args.texts, net)
     parts = clear_parts(args, with_texts=False)
     log = Events(log=Path(args.json_log) if args.json_log else None)

@@ -392,7 +392,7 @@ def test_a_signal_in_a_finalizer_still_ends_the_work(number, capsys, monkeypatch
 
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {one: signal.signal(one, handler) for one, handler in usual.items()}
-    monkeypatch.setattr("diba_np.cli.factorizations.run_doctor", work)
+    monkeypatch.setattr("diba_np.cli.installation.run_doctor", work)
     try:
         status, out, err = run(capsys, "doctor")
         assert {one: signal.getsignal(one) for one in usual} == usual

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diba_np import networks
-from diba_np.cli import networks as commands
+from diba_np.cli import verification
 from diba_np.cli.main import main
 from diba_np.files.parts import Parts
 from diba_np.models.file import ModelFactors
@@ -181,9 +181,9 @@ def test_networks_are_compared_layer_by_layer(small, tmp_path, monkeypatch):
     folder_of(tmp_path / "source", "llama")
     loaded = []
     monkeypatch.setattr(
-        commands, "_load", lambda path: loaded.append(networks.load(path)) or loaded[-1]
+        verification, "load_network", lambda path: loaded.append(networks.load(path)) or loaded[-1]
     )
-    differ, sums = commands.network_differences(small, str(tmp_path / "source"))
+    differ, sums = verification.network_differences(small, str(tmp_path / "source"))
     assert (differ, sums is None) == ([], False)
     assert not loaded[1].layers.held()  # the dense layers are not held
 

@@ -73,10 +73,10 @@ def test_in_another_thread_nothing_is_touched():
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_the_status_is_ours_where_generated_code_is_interrupted(tmp_path):
     (tmp_path / "interrupted.py").write_text(
-        "from diba_np.cli import factorizations, main\n"
+        "from diba_np.cli import installation, main\n"
         "def work(args):\n"
         "    exec('raise KeyboardInterrupt')\n"
-        "factorizations.run_doctor = work\n"
+        "installation.run_doctor = work\n"
         "raise SystemExit(main.main(['doctor']))\n"
     )
     command = [sys.executable, "-m", "interrupted"]
