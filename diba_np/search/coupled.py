@@ -20,10 +20,10 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from diba_np.search import relaxation as admm
+from diba_np.search.exact_steps import update_d2
 from diba_np.search.halves import Half, Scales, random_halves
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import Run
-from diba_np.search.state import update_d2
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import ScaledTarget, WeightedTarget
 

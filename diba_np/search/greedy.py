@@ -6,17 +6,11 @@ from functools import partial
 
 import numpy as np
 
+from diba_np.search.exact_steps import sweep, update_d2, update_row_scales
 from diba_np.search.moves import FixedFlips, JointFlips
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import Run
-from diba_np.search.state import (
-    State,
-    pack_loop,
-    sweep,
-    unpack_state,
-    update_d2,
-    update_row_scales,
-)
+from diba_np.search.state import State, pack_loop, unpack_state
 from diba_np.search.target import Target
 
 # passes over a row before its scale and the other side move again

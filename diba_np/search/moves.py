@@ -13,7 +13,7 @@ from diba_np.kernels import flips, flips_gram
 
 
 class Move(Protocol):
-    """What `diba_np.search.state.sweep` makes of the bits of a side."""
+    """What `diba_np.search.exact_steps.sweep` makes of the bits of a side."""
 
     def rows(self, bits: Any, h: Any, G: Any, C: Any, scale: Any, slack: Any, count: Any) -> None:
         """Move a block of independent rows."""

@@ -8,20 +8,18 @@ from numpy.typing import NDArray
 from diba_np.matrix import budgets, quality
 from diba_np.matrix.budgets import DENSE_BITS, GRID_BITS
 from diba_np.matrix.diagonals import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
-from diba_np.search.grids import round_diagonal
-from diba_np.search.progress import Run
-from diba_np.search.rank_one import rank_one
-from diba_np.search.stages import relax_staged
-from diba_np.search.state import (
-    Side,
-    State,
+from diba_np.search.exact_steps import (
     d2_equations,
     normal_equations,
-    normalise,
     squared_error,
     update_d2,
     update_row_scales,
 )
+from diba_np.search.grids import round_diagonal
+from diba_np.search.progress import Run
+from diba_np.search.rank_one import rank_one
+from diba_np.search.stages import relax_staged
+from diba_np.search.state import Side, State, normalise
 from diba_np.search.target import Target
 
 Floats = NDArray[np.float64]

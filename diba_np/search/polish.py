@@ -5,20 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from diba_np.matrix.diagonals import Widths
+from diba_np.search.exact_steps import fit_grids, normal_equations, squared_error, update_d2, walk
 from diba_np.search.moves import Walks
 from diba_np.search.options import Effort
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import Run
-from diba_np.search.state import (
-    State,
-    fit_grids,
-    normal_equations,
-    pack_loop,
-    squared_error,
-    unpack_state,
-    update_d2,
-    walk,
-)
+from diba_np.search.state import State, pack_loop, unpack_state
 from diba_np.search.target import Target
 
 _ROUGH = 1e-3  # share of the energy left over above which float32 tells flips apart

@@ -12,17 +12,11 @@ from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.diagonals import SINGLE, ScaleBits, Widths, half_scale, half_shift, round_half
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits
+from diba_np.search.exact_steps import fit_grids, sort_components, update_d2, update_row_scales
 from diba_np.search.options import EFFORTS
 from diba_np.search.polish import polish
 from diba_np.search.progress import Run
-from diba_np.search.state import (
-    State,
-    fit_grids,
-    normalise,
-    sort_components,
-    update_d2,
-    update_row_scales,
-)
+from diba_np.search.state import State, normalise
 from diba_np.search.target import Target
 
 _ROUNDS = 4  # of the diagonals alone, before bits move

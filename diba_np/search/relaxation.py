@@ -35,6 +35,7 @@ from diba_np.kernels import magnitudes
 from diba_np.machine.lapack import invert_definite
 from diba_np.machine.thread_pool import RightOperand, mirror
 from diba_np.products.cpu import has_bfloat16
+from diba_np.search.exact_steps import update_d2
 from diba_np.search.halves import (
     Array,
     Half,
@@ -46,7 +47,6 @@ from diba_np.search.halves import (
 )
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import Run
-from diba_np.search.state import update_d2
 from diba_np.search.target import Target
 
 BALANCE = 0.5  # weight of the constraints on u, v and tau; 0.25 ... 2 tie

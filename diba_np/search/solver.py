@@ -15,6 +15,7 @@ from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.quality import decibels
+from diba_np.search.exact_steps import sort_components, squared_error
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.options import EFFORTS, SearchOptions
 from diba_np.search.outcome import Outcome
@@ -24,7 +25,7 @@ from diba_np.search.progress import Run
 from diba_np.search.rank_one import rank_one, widened
 from diba_np.search.refit import round_diagonals, state_of
 from diba_np.search.stages import relax_staged
-from diba_np.search.state import State, sort_components, squared_error
+from diba_np.search.state import State
 from diba_np.search.target import Target
 from diba_np.search.terms import finish_terms, search_terms, sum_within, term_sizes, widths_of_terms
 from diba_np.search.weighted_target import reached_db

@@ -18,10 +18,11 @@ import numpy as np
 
 from diba_np.search import relaxation as admm
 from diba_np.search.coupled import relax_coupled
+from diba_np.search.exact_steps import residuals, update_d2
 from diba_np.search.halves import FEWEST, Scales
 from diba_np.search.outcome import Outcome
 from diba_np.search.progress import RELAXING, Run
-from diba_np.search.state import State, residuals, update_d2
+from diba_np.search.state import State
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import WeightedTarget
 

@@ -29,6 +29,7 @@ from diba_np.matrix.diagonals import ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search import relaxation as admm
 from diba_np.search.coupled import relax_coupled
+from diba_np.search.exact_steps import sort_components
 from diba_np.search.greedy import settle
 from diba_np.search.halves import FEWEST
 from diba_np.search.options import SearchOptions
@@ -38,7 +39,7 @@ from diba_np.search.progress import Run
 from diba_np.search.refit import adapt as adapt_single
 from diba_np.search.refit import round_diagonals, state_of, sum_of
 from diba_np.search.stages import rest_of
-from diba_np.search.state import State, sort_components
+from diba_np.search.state import State
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import WeightedTarget
 

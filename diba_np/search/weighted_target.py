@@ -3,7 +3,8 @@
 H (n, n) is the Gram matrix of the inputs, W (m, m) the weights of the outputs: a diagonal, or a
 Gram matrix of theirs. Where a side's matrix is not diagonal its rows or columns are coupled: they
 are searched one after another, and its scales are solved for as a whole. The others stay
-independent, with ``G = M H M^T`` and ``C = A H M^T`` for the rows of B1 (`diba_np.search.state`).
+independent, with ``G = M H M^T`` and ``C = A H M^T`` for the rows of B1, in the equations of
+`diba_np.search.exact_steps`.
 """
 
 from __future__ import annotations
@@ -18,17 +19,10 @@ from numpy.typing import NDArray
 
 from diba_np.machine.thread_pool import ThreadPool, mirror
 from diba_np.matrix.quality import decibels
+from diba_np.search.exact_steps import SLACK, Equations, residuals, squared_error, weighed_gram
 from diba_np.search.grids import round_diagonal
 from diba_np.search.moves import Move
-from diba_np.search.state import (
-    SLACK,
-    Equations,
-    Side,
-    State,
-    residuals,
-    squared_error,
-    weighed_gram,
-)
+from diba_np.search.state import Side, State
 from diba_np.search.target import Target
 from diba_np.search.weights import Floats, Weights, middling
 

@@ -9,9 +9,10 @@ import diba_np as dn
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.search import relaxation as admm
 from diba_np.search import stages as staged
+from diba_np.search.exact_steps import squared_error
 from diba_np.search.halves import FEWEST
 from diba_np.search.progress import Run
-from diba_np.search.state import State, squared_error
+from diba_np.search.state import State
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import WeightedTarget
 from diba_np.search.weights import as_weights

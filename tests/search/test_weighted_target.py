@@ -18,11 +18,12 @@ from diba_np.matrix.quality import output_snr_db
 from diba_np.search import coupled, relaxation
 from diba_np.search import weighted_target as activations
 from diba_np.search import weights as gram
+from diba_np.search.exact_steps import squared_error, update_d2, update_row_scales
 from diba_np.search.greedy import solve_greedy
 from diba_np.search.halves import Half, gauges
 from diba_np.search.moves import FixedFlips, JointFlips, Walks
 from diba_np.search.progress import Run
-from diba_np.search.state import State, squared_error, update_d2, update_row_scales
+from diba_np.search.state import State
 from diba_np.search.weighted_target import WeightedTarget
 
 # the naive reference of a move over coupled columns, and the move by passes and shift
