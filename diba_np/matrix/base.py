@@ -192,7 +192,7 @@ class CompressedMatrix(Operator):
         return result
 
 
-# ---- shared by every fit -----------------------------------------------------------------
+# ---- for `from_datasets` ----------------------------------------------------------------------
 
 
 def take(arrays: dict[str, Array], name: str, dtype: str, size: int) -> Array:

@@ -1,4 +1,4 @@
-"""Quality in decibels and sizes in bits."""
+"""Quality in decibels, of a matrix and of the outputs for some inputs."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ CLASSES: dict[str, tuple[str, str]] = {
 }
 
 # what adapts a truncated factorization to its matrix: a search, which stands above this folder
-ADAPTATION = ("search.terms", "adapt")
+ADAPTATION = ("search.adaptation", "adapt")
 
 
 def resolve(place: tuple[str, str]) -> Any:

@@ -17,8 +17,8 @@ from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.search.conversion import factors_of, round_diagonals
 from diba_np.search.progress import Run
-from diba_np.search.refit import factors_of, round_diagonals
 from diba_np.search.relaxation import Published, relax
 from diba_np.search.target import Target
 from diba_np.search.weighted_target import ScaledTarget

@@ -21,11 +21,11 @@ from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.search.conversion import sum_of
 from diba_np.search.options import SearchOptions, takes_options
 from diba_np.search.outcome import Outcome
 from diba_np.search.pilot import choose_widths
 from diba_np.search.progress import Run, SearchState, thinned
-from diba_np.search.refit import sum_of
 from diba_np.search.solver import Solver, finish
 from diba_np.search.target import Target
 from diba_np.search.terms import count_terms, spread_of, terms_within

@@ -1,4 +1,4 @@
-"""A search while it runs: what looks on, keeps the time and may end it; what it returns."""
+"""`Run`: a search while it runs, with what looks on, keeps the time and may end it."""
 
 from __future__ import annotations
 

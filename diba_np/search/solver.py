@@ -15,6 +15,7 @@ from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.quality import decibels
+from diba_np.search.conversion import round_diagonals, state_of
 from diba_np.search.exact_steps import sort_components, squared_error
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.options import EFFORTS, SearchOptions
@@ -23,7 +24,6 @@ from diba_np.search.pilot import choose_widths, estimate_k
 from diba_np.search.polish import polish
 from diba_np.search.progress import Run
 from diba_np.search.rank_one import rank_one, widened
-from diba_np.search.refit import round_diagonals, state_of
 from diba_np.search.stages import relax_staged
 from diba_np.search.state import State
 from diba_np.search.target import Target

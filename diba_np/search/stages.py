@@ -126,6 +126,42 @@ def _padded(state: State, k: int) -> State:
     return replace(state, b1=b1, b2=b2, d2=np.pad(state.d2, (0, more)))
 
 
+def relax_part(
+    target: Target,
+    k: int,
+    *,
+    shift: float,
+    seed: int,
+    part: int,
+    iterations: int,
+    uneven: int,
+    run: Run,
+    held: Scales | None = None,
+) -> Outcome:
+    """Find one of several parts by the ADMM, a stage or a term: that of the target's kind.
+
+    Parameters
+    ----------
+    target : Target
+        What the parts before leave over.
+    k, shift, iterations, uneven, run, held
+        As of `relaxation.relax`; with weights `uneven` has no meaning.
+    seed : int
+    part : int
+        Its number, from 0: each draws a start of its own.
+    """
+    how: dict[str, Any] = {
+        "shift": shift,
+        "rng": np.random.default_rng([seed, part] if part else seed),
+        "iterations": iterations,
+        "run": run,
+        "held": held,
+    }
+    if isinstance(target, WeightedTarget):
+        return run.journal.stage("relaxation", partial(relax_coupled, target, k, **how))
+    return run.journal.stage("relaxation", partial(admm.relax, target, k, uneven=uneven, **how))
+
+
 def relax_staged(
     target: Target,
     k: int,
@@ -171,16 +207,17 @@ def relax_staged(
     def relaxed(i: int, rest: Target, held: Scales | None) -> Outcome:
         begin, end = (RELAXING * sum(sizes[:j]) / k for j in (i, i + 1))
         run.set_window(begin, end)
-        how: dict[str, Any] = {
-            "shift": shift,
-            "rng": np.random.default_rng([seed, i] if i else seed),
-            "iterations": iterations,
-            "run": run,
-            "held": held,
-        }
-        if isinstance(rest, WeightedTarget):
-            return stage("relaxation", lambda: relax_coupled(rest, sizes[i], **how))
-        return stage("relaxation", lambda: admm.relax(rest, sizes[i], uneven=uneven, **how))
+        return relax_part(
+            rest,
+            sizes[i],
+            shift=shift,
+            seed=seed,
+            part=i,
+            iterations=iterations,
+            uneven=uneven,
+            run=run,
+            held=held,
+        )
 
     whole = replace(relaxed(0, target, None), stages=sizes)
     for i in range(1, len(sizes)):

@@ -16,19 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from diba_np.checks import as_matrix
 from diba_np.errors import BudgetError
-from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.budgets import storage_bits
 from diba_np.matrix.diagonals import ScaleBits, Widths
-from diba_np.matrix.factors import DiBAFactors
-from diba_np.search import relaxation as admm
-from diba_np.search.coupled import relax_coupled
+from diba_np.search.conversion import round_diagonals
 from diba_np.search.exact_steps import sort_components
 from diba_np.search.greedy import settle
 from diba_np.search.halves import FEWEST
@@ -36,12 +30,9 @@ from diba_np.search.options import SearchOptions
 from diba_np.search.outcome import Outcome
 from diba_np.search.polish import polish
 from diba_np.search.progress import Run
-from diba_np.search.refit import adapt as adapt_single
-from diba_np.search.refit import round_diagonals, state_of, sum_of
-from diba_np.search.stages import rest_of
+from diba_np.search.stages import relax_part, rest_of
 from diba_np.search.state import State
 from diba_np.search.target import Target
-from diba_np.search.weighted_target import WeightedTarget
 
 # bits a weight from which terms pay: of square matrices, and how it rises with the sides' ratio
 FROM_SQUARE, FROM_SLOPE = 1.7, 0.5  # from + slope log2(ratio): 2.7 at 4:1
@@ -62,7 +53,6 @@ WIDTHS_COUPLED: Widths = (8, 3, 8)
 
 _RELAXING = 0.7  # share of a term's time for its relaxation, under a time limit
 _TERMS = 0.9  # share of a time limit for finding the terms, before they are polished again
-_ADAPTED = 1e-3  # relative decrease of the error in a round under which `adapt` ends
 _SETTLING = 20  # most passes over all terms
 
 
@@ -189,7 +179,7 @@ def _in_units(state: State, unit: float, other: float) -> State:
     return state if unit == other else replace(state, d2=state.d2 * (unit / other))
 
 
-class _Sum:
+class TermSum:
     """The terms found so far, each a state in units of the target."""
 
     def __init__(
@@ -216,18 +206,16 @@ class _Sum:
         term, how, run = len(self.states), self.how, self.run
         share = _TERMS / len(self.widths)
         run.set_window(share * term, share * (term + _RELAXING))
-        options: dict[str, Any] = {
-            "shift": how.shift,
-            "rng": np.random.default_rng([how.seed, term] if term else how.seed),
-            "iterations": how.iterations(rest.is_coupled),
-            "run": run,
-        }
-        if isinstance(rest, WeightedTarget):
-            relax = partial(relax_coupled, rest, k, **options)
-        else:
-            uneven = 0 if how.max_sweeps is not None else how.work.iterations
-            relax = partial(admm.relax, rest, k, uneven=uneven, **options)
-        outcome = run.journal.stage("relaxation", relax)
+        outcome = relax_part(
+            rest,
+            k,
+            shift=how.shift,
+            seed=how.seed,
+            part=term,
+            iterations=how.iterations(rest.is_coupled),
+            uneven=0 if how.max_sweeps is not None else how.work.iterations,
+            run=run,
+        )
         if run.stopped:
             round_diagonals(rest, outcome.state, self.widths[term])
         else:
@@ -273,7 +261,7 @@ def search_terms(
     -----
     Costs what a relaxation and a polish of each term cost, and ``2 m n k`` flops a term.
     """
-    found = _Sum(target, widths, how, run)
+    found = TermSum(target, widths, how, run)
     total = replace(found.add(sizes[0], target), stages=list(sizes))
     uneven, first = total.uneven, target.energy or 1.0
     for k in sizes[1:]:
@@ -334,26 +322,3 @@ def finish_terms(target: Target, outcome: Outcome, run: Run) -> Outcome:
         sort_components(rest, state)
         states[term] = _in_units(state, rest.unit, target.unit)
     return replace(outcome, state=states[0], others=states[1:], settled=settled)
-
-
-def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
-    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits`.
-
-    Several terms one after another, each to what the others leave over.
-    """
-    if len(factors.terms) == 1:
-        return adapt_single(factors, A)
-    matrix = as_matrix(A)
-    if matrix.shape != factors.shape:
-        raise ValueError(f"A must have shape {factors.shape}, got {matrix.shape}")
-    widths = [term.scale_bits for term in factors.terms]
-    with ThreadPool() as pool:
-        target = Target(matrix, pool)
-        found = _Sum(target, widths, SearchOptions(effort="fast", tol=_ADAPTED), Run())
-        found.states = [
-            state_of(term, target.unit, own if isinstance(own, tuple) else None)
-            for term, own in zip(factors.terms, widths, strict=True)
-        ]
-        for term in range(len(widths)):
-            found.again(term, found.rest(term))
-        return sum_of(found.states, target.unit, factors.record)

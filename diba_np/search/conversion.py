@@ -1,26 +1,18 @@
-"""Between `State` and `DiBAFactors`: rounding what is stored, and scales fitted to fixed bits."""
+"""Between `State` and `DiBAFactors`: one as the other, diagonals rounded to what is stored."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from diba_np.checks import as_matrix
-from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.diagonals import SINGLE, ScaleBits, Widths, half_scale, half_shift, round_half
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.packed_bits import PackedBits
-from diba_np.search.exact_steps import fit_grids, sort_components, update_d2, update_row_scales
-from diba_np.search.options import EFFORTS
-from diba_np.search.polish import polish
-from diba_np.search.progress import Run
+from diba_np.search.exact_steps import fit_grids, update_d2
 from diba_np.search.state import State, normalise
 from diba_np.search.target import Target
-
-_ROUNDS = 4  # of the diagonals alone, before bits move
-_TOL = 1e-3  # relative decrease of the error in a round under which the polish ends
 
 
 def state_of(factors: DiBAFactors, unit: float, widths: Widths | None) -> State:
@@ -92,26 +84,3 @@ def factors_of(state: State, unit: float, record: dict[str, Any]) -> DiBAFactors
         record,
         grids=state.grids,
     )
-
-
-def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
-    """Fit the diagonals to `A` again, then polish bits and diagonals; same `scale_bits`.
-
-    Costs a few rounds of the polish of "fast".
-    """
-    matrix = as_matrix(A)
-    if matrix.shape != factors.shape:
-        raise ValueError(f"A must have shape {factors.shape}, got {matrix.shape}")
-    bits = factors.scale_bits
-    with ThreadPool() as pool:
-        target = Target(matrix, pool)
-        state = state_of(factors, target.unit, None)
-        for _ in range(_ROUNDS):
-            update_d2(target, state)
-            for side in state.sides:
-                update_row_scales(target, side)
-        widths = bits if isinstance(bits, tuple) else None
-        polish(target, state, Run(), _TOL, EFFORTS["fast"], widths)
-        round_diagonals(target, state, bits)
-        sort_components(target, state)
-        return factors_of(state, target.unit, factors.record)
