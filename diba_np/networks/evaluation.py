@@ -239,6 +239,8 @@ def _checked_task(
             raise TypeError(f"to judge {task.name} give labels=, with texts= or inputs={more}")
     elif given != (bool(net.config.vocabulary), not net.config.vocabulary) or labels is not None:
         own, other = ("texts", "inputs") if net.config.vocabulary else ("inputs", "texts")
+        if not any(given) and labels is None:
+            raise TypeError(f"{task.name} are judged on {own}=, which is missing")
         raise TypeError(f"{task.name} are judged on {own}=; leave {other}= and labels= out")
     if task is SENTENCES and against is None:
         raise TypeError("a network without a head is judged against another: give against=")
