@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diba_np.cli.options import add_search_options, positive, search_options, share, within
+from diba_np.cli.options import (
+    MATRIX,
+    add_search_options,
+    positive,
+    search_options,
+    share,
+    within,
+)
 from diba_np.cli.output import (
     DONE,
     CommandError,
@@ -50,12 +57,12 @@ def add_factorize(subcommands: Any, given: Parents) -> None:
     command = subcommands.add_parser(
         "factorize", parents=[given.common, given.writes], help="factorize a .npy matrix"
     )
-    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument("matrix", metavar="A.npy", help=MATRIX)
     command.add_argument("-o", "--output", metavar="A.h5", help="default: beside the matrix")
     size = command.add_mutually_exclusive_group(required=True)
     size.add_argument("--k", type=positive(int), help="intermediate dimension")
     size.add_argument("--bits", type=positive(float), help="stored bits per weight, all counted")
-    size.add_argument("--ratio", type=share, help="share of the dense float32 size")
+    size.add_argument("--ratio", type=share, help="share of the dense float32 size, as 1/16")
     size.add_argument(
         "--snr",
         type=within(float, -sys.float_info.max),
@@ -96,7 +103,7 @@ def add_stored(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument("--inputs", metavar="X.npy", required=True, help="(N, n), one a row")
     command.add_argument("--targets", metavar="Y.npy", required=True, help="(N, m), or (N,) labels")
-    command.add_argument("-o", "--output", metavar="B.h5", required=True)
+    command.add_argument("-o", "--output", metavar="B.h5", required=True, help="file to write")
     command.add_argument(
         "--loss", choices=("mse", "cross_entropy"), default="mse", help="of outputs"
     )
@@ -132,7 +139,9 @@ def add_stored(subcommands: Any, given: Parents) -> None:
         "--validation", type=float, default=0.1, help="share of samples that judge"
     )
     command.add_argument("--seed", type=within(int, 0), default=0, help="of samples drawn")
-    command.add_argument("--threads", type=positive(int), metavar="N")
+    command.add_argument(
+        "--threads", type=positive(int), metavar="N", help="default: all of Numba's"
+    )
     command.set_defaults(run=run_retune)
 
     command = subcommands.add_parser("reconstruct", parents=[*given], help="expand to a dense .npy")

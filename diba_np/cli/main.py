@@ -65,13 +65,16 @@ def build_parser() -> Parser:
     writes = Parser(add_help=False)
     writes.add_argument("--force", action="store_true", help="replace an existing output")
     reads = Parser(add_help=False)
-    reads.add_argument("file", metavar="A.h5", help="a stored factorization")
+    reads.add_argument("file", metavar="A.h5", help="a file of this program")
     reads.add_argument("--group", help="the group that holds it, in a file of many")
     given = Parents(common, writes, reads)
     for add in _COMMANDS:
         add(subcommands, given)
     parser.set_defaults(parser=parser)  # for what is told of all commands
+    # what the page of the program says of a command, as the first line of its own page
+    told = {choice.dest: choice.help or "" for choice in subcommands._choices_actions}
     for name, command in parser.subparsers().items():
+        command.description = f"{told[name][0].upper()}{told[name][1:]}."
         command.epilog = examples(*EXAMPLES.get(name, ()))
     parser.epilog = examples(*EXAMPLES[""])
     return parser

@@ -74,17 +74,7 @@ def terms(text: str) -> Any:
 terms.__name__ = "number of terms"
 
 
-def method(text: str) -> str:
-    """Parse the label of a method that is compared, or all."""
-    from diba_np.cli.parser import nearest
-    from diba_np.methods.comparison import METHODS
-
-    known = ("all", *METHODS)
-    if text not in known:
-        hint = nearest(text, known)
-        raise argparse.ArgumentTypeError(f"must be among {', '.join(known)}, got {text!r}{hint}")
-    return text
-
+MATRIX = "the matrix, (m, n) real numbers"
 
 # options of a search that the points of a curve have in common
 SWEPT = (*SHARED, "time_limit", "threads")

@@ -97,7 +97,7 @@ def load_array(path: str, mapped: bool = False) -> Any:
     except Exception as error:  # a header can be anything
         lines = str(error).splitlines() or [type(error).__name__]
         if "allow_pickle" in lines[0]:  # what NumPy says of anything that it does not know
-            lines = ["no array's header, or one of Python objects"]
+            lines = ["no array's header, or one of Python objects; numpy.save writes a .npy"]
         raise CommandError(f"{path}: not readable as .npy ({lines[0]})") from error
     if not isinstance(array, np.ndarray):
         array.close()

@@ -214,12 +214,10 @@ def _quoted(text: str) -> str:
 
 def _fish(parser: Parser, program: str, commands: dict[str, Parser]) -> str:
     lines = [f"# fish completion: put this file into ~/.config/fish/completions/{program}.fish"]
-    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    help_texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    for name in commands:
+    for name, command in commands.items():
         lines.append(
             f"complete -c {program} -n __fish_use_subcommand -f -a {name} "
-            f"-d {_quoted(help_texts.get(name, ''))}"
+            f"-d {_quoted(command.description or '')}"
         )
     for name, command in commands.items():
         here = f"complete -c {program} -n '__fish_seen_subcommand_from {name}'"

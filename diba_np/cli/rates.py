@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diba_np.cli.options import SWEPT, add_search_options, method, positive, search_options, within
+from diba_np.cli.options import (
+    MATRIX,
+    SWEPT,
+    add_search_options,
+    positive,
+    search_options,
+    within,
+)
 from diba_np.cli.output import (
     DONE,
     FAILED,
@@ -27,6 +34,26 @@ from diba_np.cli.parser import Parents
 
 if TYPE_CHECKING:
     from diba_np.methods.comparison import Row
+
+# the labels of `diba_np.methods.comparison`, which is slow to import
+_COMPARED = (
+    "diba",
+    "dbf",
+    "sign",
+    "rtn",
+    "nf",
+    "gptq",
+    "trellis",
+    "linear-trellis",
+    "bqq",
+    "bitat",
+    "svd16",
+    "svd8",
+    "qswd",
+    "fcqh",
+    "deepc",
+    "mesa",
+)
 
 EXAMPLES = {
     "compare": (
@@ -48,7 +75,7 @@ def add_compare(subcommands: Any, given: Parents) -> None:
         parents=[given.common, given.writes],
         help="every method on one .npy matrix at equal bits",
     )
-    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument("matrix", metavar="A.npy", help=MATRIX)
     command.add_argument(
         "--bits",
         type=positive(float),
@@ -59,11 +86,11 @@ def add_compare(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument(
         "--methods",
-        type=method,
+        choices=("all", *_COMPARED),
         nargs="+",
         default=["all"],
         metavar="NAME",
-        help="default: all of them",
+        help=f"among {', '.join(_COMPARED)}; default: all",
     )
     command.add_argument(
         "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"
@@ -87,7 +114,7 @@ def add_sweep(subcommands: Any, given: Parents) -> None:
         parents=[given.common, given.writes],
         help="the rate-distortion curve of a .npy matrix",
     )
-    command.add_argument("matrix", metavar="A.npy")
+    command.add_argument("matrix", metavar="A.npy", help=MATRIX)
     command.add_argument(
         "--bits",
         type=positive(float),

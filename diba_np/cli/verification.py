@@ -36,7 +36,7 @@ def add_verify(subcommands: Any, given: Parents) -> None:
     command = subcommands.add_parser(
         "verify", parents=[given.common, given.reads], help="check a file, and against its matrix"
     )
-    command.add_argument("matrix", metavar="A.npy", nargs="?")
+    command.add_argument("matrix", metavar="A.npy", nargs="?", help="what it stands for")
     command.set_defaults(run=run_verify)
 
 

@@ -44,7 +44,7 @@ def add_commands(subcommands: Any, given: Parents) -> None:
         command.set_defaults(run=run_plot if name == "plot" else run_report)
 
     command = subcommands.add_parser("completion", help="print a script for tab completion")
-    command.add_argument("shell", choices=SHELLS)
+    command.add_argument("shell", choices=SHELLS, help="that reads the script")
     command.set_defaults(run=run_completion)
 
 

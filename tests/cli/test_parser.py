@@ -15,6 +15,7 @@ from diba_np import load
 from diba_np.cli.main import EXAMPLES, build_parser, main
 from diba_np.cli.parser import SHELLS, completion
 from diba_np.layers import dibard
+from diba_np.methods import comparison
 from diba_np.models.plan import ALLOCATIONS
 from diba_np.models.run import METHODS
 from diba_np.networks import compression
@@ -43,6 +44,9 @@ def test_help_pages_show_examples_and_explain_every_argument(name, capsys):
     out = capsys.readouterr().out
     assert ended.value.code == 0
     assert "examples:\n  diba-np" in out
+    command = build_parser().subparsers()[name]
+    assert command.description in out
+    assert [action.dest for action in command._actions if not action.help] == []
     assert max(map(len, out.splitlines())) <= 110
 
 
@@ -57,7 +61,7 @@ def test_help_pages_show_examples_and_explain_every_argument(name, capsys):
         ("verify A.h5 --qqqq", "unknown option --qqqq\n"),
         ("info A.h5 --quiet", "unknown option --quiet\n"),
         ("compare A.npy --bits 1 --effort fast", "unknown option --effort\n"),
-        ("compare A.npy --bits 1 --methods dba", "got 'dba'; did you mean diba?"),
+        ("compare A.npy --bits 1 --methods dba", "did you mean diba?\n"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(line, words, capsys):
@@ -95,6 +99,7 @@ def test_choices_are_those_of_the_functions():
     }
     for (name, option), choices in known.items():
         assert commands[name].options()[option].choices == choices
+    assert commands["compare"].options()["--methods"].choices == ("all", *comparison.METHODS)
     methods = commands["model"].options()["--method"].choices
     assert methods[: len(METHODS)] == METHODS
     assert sorted(methods) == sorted({*METHODS, *compression.METHODS})
