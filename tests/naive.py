@@ -75,6 +75,7 @@ def stack(matrices, bias, added, x):
 
 stack_avx512 = stack_avx2 = stack_neon = stack
 product_neon = product_neon_rounded = product
+product_avx2_rounded = product
 product_avx512 = product_avx2 = product_int16 = product_portable = product
 
 

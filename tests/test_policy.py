@@ -29,6 +29,7 @@ HELPERS = (
     "_neon",
     "_terms",
     "_stages",
+    "_words",
 )  # compiled into the kernels of other files
 KERNELS = sorted((PACKAGE / "kernels").glob("[a-z]*.py")) + [
     PACKAGE / "kernels" / f"{name}.py" for name in HELPERS if name != "_ir"

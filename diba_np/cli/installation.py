@@ -29,6 +29,11 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     command.set_defaults(run=run_doctor)
 
 
+def _tables(report: dict[str, Any]) -> str:
+    """Return whether products with 16-bit tables have a kernel here."""
+    return "yes" if report["rounded"] else "no (needs AVX2, NEON, or AVX-512 with VNNI)"
+
+
 def run_warmup(args: argparse.Namespace) -> int:
     """Compile what the first use would wait for."""
     from diba_np.cli.warmup import warm_up
@@ -37,7 +42,7 @@ def run_warmup(args: argparse.Namespace) -> int:
     cache = report["cache"] or "nothing is kept (no cache, or no folder that can be written)"
     lines = [
         ("kernel path", report["path"]),
-        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
+        ("16-bit tables", _tables(report)),
         ("seconds", f"{report['seconds']:.2f}"),
         ("cache", cache),
     ]
@@ -58,7 +63,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         ("CPU features", " ".join(report["cpu_features"]) or "none that choose a kernel"),
         ("kernel paths", ", ".join(report["paths"])),
         ("kernel path in use", report["path"] or "none"),
-        ("16-bit tables", "yes" if report["rounded"] else "no (needs AVX-512 BW and VNNI)"),
+        ("16-bit tables", _tables(report)),
         ("threads", str(report["threads"])),
         ("threading layer", report["threading_layer"] or "none"),
         ("cache", cache),

@@ -2,9 +2,8 @@
 
 `tbl` looks up 16 bytes at once, in a table of 16 or 32 bytes. So a table of numbers is kept as its
 bytes: all lowest ones, all second ones, and so on. *float32*: 5 inputs, 32 sums, four tables of 32
-bytes; what they give for 16 rows is zipped to 16 floats and added. *16-bit tables*: 4 inputs (3 at
-the end of a unit), 16 sums rounded to 14 bits, two tables of 16 bytes with 7 bits each, so that two
-look-ups are added as bytes before they are widened.
+bytes; what they give for 16 rows is zipped to 16 floats and added. *16-bit tables*: those of
+``_words.py``.
 
 Plain Python that runs at compile time, for any LLVM, on any machine: a test lowers it for three
 systems. At the end what ``_stages.py`` and ``_stack.py`` ask of a kind of look-up. Compiled into
@@ -19,11 +18,10 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
+from diba_np.kernels._words import UNIT, joined, moved, write_tables  # _words.py b3d3f6aba318
 
 BITS = 5  # inputs of a float32 table; three tables a unit
 FLOAT_UNIT = 3 * 32 * 4  # bytes of a unit's tables
-GROUPS = (4, 4, 4, 3)  # inputs of the 16-bit tables of a unit
-WORD_UNIT = len(GROUPS) * 2 * 16
 
 _BYTES = _ir.vector(ir.IntType(8), 16)
 _HALF = _ir.vector(ir.IntType(8), 8)
@@ -49,11 +47,6 @@ def _unzipped(builder, one, other):
     """Return the even lanes of two vectors, and the odd ones."""
     for first in (0, 1):
         yield _shuffle(builder, one, other, list(range(first, 2 * one.type.count, 2)))
-
-
-def _joined(builder, one, other):
-    """Return two vectors as one of twice the lanes."""
-    return _shuffle(builder, one, other, list(range(2 * one.type.count)))
 
 
 def _bytes(builder, value):
@@ -135,7 +128,7 @@ def _fives(builder, one, other):
     middle = [builder.trunc(builder.lshr(value, five), _HALF) for value in (one, other)]
     return (
         builder.and_(low, mask),
-        builder.and_(_joined(builder, *middle), mask),
+        builder.and_(joined(builder, middle), mask),
         builder.lshr(high, _ir.splat_constant(_BYTES, 2)),  # the highest bit is zero
     )
 
@@ -178,42 +171,7 @@ def mix_float_tile(builder, tile, ahead, tables, n_units, sums):
 
 def build_word_tables(builder, inputs, n_units, half_inverse_step, tables):
     """Write the tables of ``15 * n_units`` float32 inputs, centred and rounded on one step."""
-    signs = [
-        ir.Constant(_FLOATS, [1.0 if e >> j & 1 else -1.0 for e in range(4)]) for j in range(2)
-    ]
-    # adding 1.5 * 2**23 leaves the rounded integer in the low bits
-    magic = _ir.splat_constant(_FLOATS, 12582912.0)
-    seven = _ir.splat_constant(_ir.vector(_ir.I32, 16), 7)
-    lowest = _ir.splat_constant(_BYTES, 127)
-    scale = _ir.broadcast(builder, half_inverse_step, _FLOATS)
-
-    def body(u, carried):
-        source = builder.add(inputs, builder.mul(u, _ir.index(60)))
-        target = builder.add(tables, builder.mul(u, _ir.index(WORD_UNIT)))
-        for g, size in enumerate(GROUPS):
-            x = []
-            for j in range(size):
-                value = _ir.load(builder, _ir.offset(builder, source, 16 * g + 4 * j), _ir.F32, 4)
-                x.append(builder.fmul(_ir.broadcast(builder, value, _FLOATS), scale))
-            common = builder.fadd(builder.fmul(x[0], signs[0]), builder.fmul(x[1], signs[1]))
-            table = [builder.fsub(common, x[2]), builder.fadd(common, x[2])]
-            if size == 4:
-                table = [builder.fsub(entries, x[3]) for entries in table] + [
-                    builder.fadd(entries, x[3]) for entries in table
-                ]
-            else:
-                table += table  # an entry with bit 3 is never asked for
-            raw = [builder.bitcast(builder.fadd(value, magic), _INTS) for value in table]
-            raw = _joined(
-                builder, _joined(builder, raw[0], raw[1]), _joined(builder, raw[2], raw[3])
-            )
-            low = builder.and_(builder.trunc(raw, _BYTES), lowest)
-            high = builder.trunc(builder.lshr(raw, seven), _BYTES)
-            for p, value in enumerate((low, high)):
-                _ir.store(builder, value, _ir.offset(builder, target, 32 * g + 16 * p), 4)
-        return []
-
-    _ir.counted_loop(builder, n_units, [], body)
+    write_tables(builder, inputs, n_units, half_inverse_step, tables, lanes=4)
 
 
 def _fours(builder, one, other):
@@ -226,7 +184,7 @@ def _fours(builder, one, other):
 
 
 def mix_word_tile(builder, tile, ahead, tables, n_units, sums):
-    """Add the look-ups of up to 120 units of a tile to its 32 int32 sums; all are addresses.
+    """Add the look-ups of up to 128 units of a tile to its 32 int32 sums; all are addresses.
 
     `ahead` is the address of a tile to fetch meanwhile.
     """
@@ -237,11 +195,11 @@ def mix_word_tile(builder, tile, ahead, tables, n_units, sums):
         words = _loaded(builder, builder.add(tile, here), _WORDS, 4)
         _ir.prefetch(builder, builder.add(ahead, here))
         indices = [_fours(builder, words[0], words[1]), _fours(builder, words[2], words[3])]
-        unit = builder.add(tables, builder.mul(u, _ir.index(WORD_UNIT)))
+        unit = builder.add(tables, builder.mul(u, _ir.index(UNIT)))
         for g in (0, 2):
             registers = _loaded(builder, _ir.offset(builder, unit, 32 * g), _BYTES, 4)
             for pair in range(2):
-                for p, widen in enumerate((builder.zext, builder.sext)):
+                for p in range(2):
                     # 7 bits each: the sum of two is a byte
                     both = builder.add(
                         _look_up(builder, [registers[p]], indices[pair][g]),
@@ -250,16 +208,17 @@ def mix_word_tile(builder, tile, ahead, tables, n_units, sums):
                     for h in range(2):
                         half = _shuffle(builder, both, both, list(range(8 * h, 8 * h + 8)))
                         at = 4 * p + 2 * pair + h
-                        carried[at] = builder.add(carried[at], widen(half, _WORDS))
+                        carried[at] = builder.add(carried[at], builder.zext(half, _WORDS))
         return carried
 
-    # two sums of up to 254 a unit: 16 bits, with a sign 15, are enough for 128 units
     found = _ir.counted_loop(builder, n_units, [none] * 8, body)
     wide, seven = _ir.vector(_ir.I32, 8), _ir.splat_constant(_ir.vector(_ir.I32, 8), 7)
+    excess = moved(builder, n_units, wide)
     before = _rows_loaded(builder, sums, _INTS, 4)
     after = []
     for low, high in zip(found[:4], found[4:], strict=True):
-        total = builder.add(builder.zext(low, wide), builder.shl(builder.sext(high, wide), seven))
+        total = builder.add(builder.zext(low, wide), builder.shl(builder.zext(high, wide), seven))
+        total = builder.sub(total, excess)
         for h in range(2):
             part = _shuffle(builder, total, total, list(range(4 * h, 4 * h + 4)))
             after.append(builder.add(before[len(after)], part))

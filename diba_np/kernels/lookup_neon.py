@@ -1,22 +1,17 @@
 """Matrix x vector for packed 0/1 matrices with look-ups in the registers of 64-bit Arm (NEON).
 
-How the look-ups work, in float32 and in 16-bit tables: ``kernels/_neon.py``. Every row adds its
-groups in the same order, whatever the number of threads. Layout of the tiles:
+How the look-ups work: ``kernels/_neon.py``; 16-bit tables: ``kernels/_words.py``. Every row adds
+its groups in the same order, whatever the number of threads. Layout of the tiles:
 ``kernels/layout.py``. Compiled on Arm alone: LLVM for another CPU knows no `tbl`.
 """
 
 from __future__ import annotations
 
 import numba
-import numpy as np
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 584f3cc106c1
-    block_size,
-    finish_rounded,
-    zero_if_finite,
-)
-from diba_np.kernels._neon import (  # _neon.py 87811e382632
+from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 584f3cc106c1
+from diba_np.kernels._neon import (  # _neon.py 04324cb288e2
     build_float_tables_neon,
     build_word_tables_neon,
     mix_neon,
@@ -30,9 +25,10 @@ from diba_np.kernels._stages import (  # _stages.py f8802c000923
     start_pieces,
     start_term_pieces,
 )
-
-BLOCK_UNITS_ROUNDED = 32  # units whose 16-bit tables are built at a time: 4 KiB; up to 120
-LARGEST_ENTRY = 8190.0  # of 14 bits with a sign; rounding adds up to 1
+from diba_np.kernels._words import (  # _words.py b3d3f6aba318
+    make_mix_part_words,
+    measured_words,
+)
 
 _mix_part = make_mix_part(build_float_tables_neon, mix_neon, 96)
 _product, _piece = make_stages(_mix_part)
@@ -80,64 +76,8 @@ def product_terms_neon_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n
     return totals[0] + zero_if_finite(totals)
 
 
-@njit(fastmath={"reassoc"})
-def _moments(inputs):
-    """Return the sum and the sum of squares."""
-    zero = inputs.dtype.type(0)
-    total, energy = zero, zero
-    for i in range(inputs.size):
-        total += inputs[i]
-        energy += inputs[i] * inputs[i]
-    return total, energy
-
-
-@njit(fastmath=False)
-def _measured(inputs, size):
-    """Measure `scaled` inputs, of which the first `size` count.
-
-    Returns the value of one step of the tables, the sum, and the roughness: four times the largest
-    sum of a group's magnitudes over the root mean square. So the error that belongs to it is that
-    of ``lookup_int16.product_int16``.
-    """
-    largest = np.float32(0.0)
-    for j in range(0, inputs.size, 15):
-        for g in range(4):
-            group = np.float32(0.0)
-            for i in range(j + 4 * g, min(j + 4 * g + 4, j + 15)):
-                group += abs(inputs[i])
-            largest = max(largest, group)  # not max(), which would pass a NaN on
-    total, energy = _moments(inputs)
-    roughness = np.float32(0.0)
-    if largest > 0:
-        # squares that leave the range of float32 tell nothing: as rough as can be
-        roughness = np.float32(np.inf)
-        if 0 < energy < np.inf:
-            roughness = np.float32(4.0) * largest / np.sqrt(energy / np.float32(size))
-    return np.float32(largest * np.float32(0.5 / LARGEST_ENTRY)), total, roughness
-
-
-@njit(fastmath=False)
-def _mix_part_rounded(inputs, step, tiles, start, stop, offset, weight, addend, scale, bias, out):
-    """Write ``scale * ((B - 1/2) inputs + offset + weight * addend) + bias`` for some tiles."""
-    n_units = tiles.shape[1]
-    block = block_size(n_units, BLOCK_UNITS_ROUNDED)
-    tables = np.empty(32 * block + 16, dtype=np.int32)
-    sums = np.zeros(32 * (stop - start), dtype=np.int32)
-    half_inverse_step = np.float32(0.5) / step if step > 0 else np.float32(0.0)
-    for u in range(0, n_units, block):
-        width = min(block, n_units - u)
-        # asked for in the loop: Numba frees an array after the last use of its name
-        table = (tables.ctypes.data + 63) // 64 * 64
-        build_word_tables_neon(inputs.ctypes.data + 60 * u, width, half_inverse_step, table)
-        for t in range(start, stop):
-            tile = tiles.ctypes.data + 64 * (n_units * t + u)
-            ahead = tile + 64 * n_units * min(1, stop - 1 - t)
-            mix_word_tile_neon(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
-    finish_rounded(sums, step, 32 * start, offset, weight, addend, scale, bias, out)
-
-
 _product_rounded, _start_rounded, _piece_rounded, _end_rounded = make_rounded_stages(
-    _measured, _mix_part_rounded, 1
+    measured_words, make_mix_part_words(build_word_tables_neon, mix_word_tile_neon), 1
 )
 
 
@@ -145,11 +85,11 @@ _product_rounded, _start_rounded, _piece_rounded, _end_rounded = make_rounded_st
 def product_neon_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
     """Do what ``lookup_int16.product_int16`` does, in tables of 14 bits for 4 inputs.
 
-    At most 1 000 000 columns a stage (32-bit sums).
+    At most 980 000 columns a stage (32-bit sums).
 
     Notes
     -----
-    Time k (m + n) / 28 cycles (estimated for Apple's M1), extra memory O(k) and 5 KiB a thread. The
+    Time k (m + n) / 28 cycles (estimated for Apple's M1), extra memory O(k) and 9 KiB a thread. The
     `_par` twin is bitwise equal. naive: ``tests/naive.py::product_neon_rounded``.
     """
     return _product_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, out)

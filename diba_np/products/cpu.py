@@ -84,9 +84,9 @@ def kernel_path() -> str:
 
 @functools.cache
 def has_rounded() -> bool:
-    """Tell whether 16-bit tables are used: with NEON, or on the avx512 path of a CPU with VNNI."""
+    """Tell whether 16-bit tables are used: with AVX2 or NEON, with AVX-512 if it has VNNI."""
     path = kernel_path()
-    return path == "neon" or (path == "avx512" and "avx512vnni" in cpu_features())
+    return path in ("avx2", "neon") or (path == "avx512" and "avx512vnni" in cpu_features())
 
 
 @functools.cache

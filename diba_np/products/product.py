@@ -23,6 +23,7 @@ from diba_np.kernels import (
     lookup_neon,
     lookup_portable,
     lookup_simd,
+    lookup_words,
 )
 from diba_np.kernels.threads import number_of_threads
 from diba_np.kernels.transpose import transpose
@@ -70,9 +71,9 @@ _DENSE_BYTES = 64 << 20
 _SMALLEST, _LARGEST = 1e-20, 1e25
 
 # Beyond, the error expected of 16-bit tables, 4e-6 times the roughness, passes 1e-3 of the +-1
-# part; and 32-bit sums of them, 32763 for 30 columns (8191 for 4), overflow.
+# part; and 32-bit sums of them, 32763 for 30 columns (4 x 8191 for 15), overflow.
 _LARGEST_ROUGHNESS = 240.0
-_LARGEST_ROUNDED_COLUMNS = {"avx512": 1_900_000, "neon": 1_000_000}
+_LARGEST_ROUNDED_COLUMNS = {"avx512": 1_900_000, "avx2": 980_000, "neon": 980_000}
 
 Kernels = tuple[Any, ...]  # a kernel and its parallel twin
 
@@ -83,6 +84,7 @@ _VECTOR_KERNELS: dict[str, Kernels] = {
     "neon": (lookup_neon.product_neon, lookup_neon.product_neon_par),
 }
 _ROUNDED_KERNELS = {
+    "avx2": (lookup_words.product_avx2_rounded, lookup_words.product_avx2_rounded_par),
     "avx512": (lookup_int16.product_int16, lookup_int16.product_int16_par),
     "neon": (lookup_neon.product_neon_rounded, lookup_neon.product_neon_rounded_par),
 }

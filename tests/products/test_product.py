@@ -26,6 +26,7 @@ from diba_np.kernels import (
     lookup_neon,
     lookup_portable,
     lookup_simd,
+    lookup_words,
 )
 from diba_np.kernels._barrier import arrive, barrier, take
 from diba_np.kernels.threads import number_of_threads
@@ -33,13 +34,12 @@ from diba_np.kernels.transpose import transpose
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.products import cpu, parallel
 from diba_np.products import product as products
-from diba_np.products.cpu import available_paths, has_rounded, kernel_path
+from diba_np.products.cpu import available_paths, cpu_features, has_rounded, kernel_path
 from diba_np.products.parallel import _Backoff, _backoff
 from diba_np.products.product import Product
 
 PATHS = available_paths()
-ROUNDED = has_rounded()
-SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 45, 64, 65, 130]))
+SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 45, 63, 64, 65, 127, 130]))
 SMALL = st.one_of(st.integers(1, 6), st.sampled_from([15, 16, 33]))
 # odd sizes over several tiles (32 rows), units (15 columns) and blocks of units
 SHAPES = [(1, 1, 1), (1, 40, 3), (33, 31, 16), (161, 200, 127), (97, 700, 45), (31, 16, 901)]
@@ -64,11 +64,21 @@ MATRIX_KERNELS = [
     ]
     if path in PATHS
 ]
+ROUNDED_KERNELS = [
+    kernel
+    for path, kernel in [
+        ("avx2", lookup_words.product_avx2_rounded),
+        ("avx512", lookup_int16.product_int16),
+        ("neon", lookup_neon.product_neon_rounded),
+    ]
+    if path in PATHS and (path != "avx512" or "avx512vnni" in cpu_features())
+]
 TWINS = {
     "product_portable": lookup_portable.product_portable_par,
     "product_avx2": lookup_simd.product_avx2_par,
     "product_avx512": lookup_simd.product_avx512_par,
     "product_neon": lookup_neon.product_neon_par,
+    "product_avx2_rounded": lookup_words.product_avx2_rounded_par,
     "product_neon_rounded": lookup_neon.product_neon_rounded_par,
     "product_int16": lookup_int16.product_int16_par,
     "product_columns": columns.product_columns_par,
@@ -201,24 +211,21 @@ def test_matrix_kernel_equals_naive(kernel, dtype, m, n, k, b, alpha, seed):
         assert (np.abs(half[:, chosen] - exact) <= 8 * np.finfo(dtype).eps * size).all()
 
 
-@pytest.mark.skipif(not ROUNDED, reason="no 16-bit tables on this CPU")
 @settings(max_examples=15)
 @given(SIZES, SIZES, SIZES, st.sampled_from([0.0, 0.5, 0.25]), st.integers(0, 2**31))
-def test_rounded_kernel_is_within_its_steps_of_naive(m, n, k, alpha, seed):
+@pytest.mark.parametrize("kernel", ROUNDED_KERNELS)
+def test_rounded_kernel_is_within_its_steps_of_naive(kernel, m, n, k, alpha, seed):
     *halves, bias = problem(m, n, k, seed)
     b1, b2, d1, d2, d3 = halves
     x = np.random.default_rng(seed).normal(size=n).astype(np.float32)
     x[seed % n] *= 10
     mixed = naive.mix(b1, alpha, np.ones(k), np.ones(m), np.zeros(m), d2).astype(np.float32)
     given_ = (*arguments(*halves, alpha, bias, np.float32), mixed)
-    kernel = lookup_neon.product_neon_rounded
-    if "avx512" in PATHS:
-        kernel = lookup_int16.product_int16
     found = run_all(kernel, x, given_, m)
     exact = getattr(naive, kernel.__name__)(*halves, alpha, bias, x)
 
     def most(values):  # half a step for each group of inputs
-        size = 15 if kernel is lookup_neon.product_neon_rounded else 30
+        size = 30 if kernel is lookup_int16.product_int16 else 15
         units = np.pad(np.abs(values), (0, -values.size % size)).reshape(-1, size)
         if size == 30:
             return math.ceil(values.size / 5) * 0.5 * units.sum(axis=1).max() / 65520
@@ -480,9 +487,10 @@ def test_rounded_keeps_its_promise(shape, shift, rng):
         np.testing.assert_array_equal(g.matvec_rounded(0 * x), 0 * (g @ x))
 
 
-@pytest.mark.parametrize("n", [30, 45, 75, 1000])
+@pytest.mark.parametrize("n", [30, 45, 75, 960, 1000])
 def test_rounded_where_sums_of_look_ups_are_as_large_as_can_be(n):
-    # constant inputs with all bits of a row alike: every pair of units uses up its 16 bits
+    # constant inputs with all bits of a row alike: every pair of units (block of 64) uses up its
+    # 16 bits
     rows = np.repeat([[1], [0]], 40, axis=0)
     f = DiBAFactors(np.ones(80), rows @ np.ones((1, 60)), np.ones(60), np.ones((60, n)), np.ones(n))
     for x in (np.full(n, 3, np.float32), np.full(n, -7, np.float32)):
@@ -612,7 +620,7 @@ def test_a_forced_path_is_used(path, forget_path, monkeypatch, rng):
     assert f._product._path == path
     x = rng.normal(size=50).astype(np.float32)
     np.testing.assert_allclose(f @ x, f.to_dense() @ x, atol=1e-3)
-    if path not in ("avx512", "neon"):
+    if not has_rounded():
         np.testing.assert_array_equal(f.matvec_rounded(x), f @ x)
 
 

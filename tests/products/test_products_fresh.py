@@ -36,7 +36,7 @@ def guarded(array, at_end):
     return copy
 from diba_np import PackedBits
 from diba_np.kernels import columns, columns_simd, layout
-from diba_np.kernels import lookup_int16, lookup_neon, lookup_portable, lookup_simd
+from diba_np.kernels import lookup_int16, lookup_neon, lookup_portable, lookup_simd, lookup_words
 K = [("portable", lookup_portable.product_portable, np.float32, 0),
      ("portable", lookup_portable.product_portable, np.float64, 0),
      ("portable", columns.product_columns, np.float32, 0),
@@ -44,6 +44,7 @@ K = [("portable", lookup_portable.product_portable, np.float32, 0),
      ("avx2", lookup_simd.product_avx2, np.float32, 0),
      ("avx512", lookup_simd.product_avx512, np.float32, 0),
      ("avx512", columns_simd.product_columns_avx512, np.float32, 0),
+     ("avx2", lookup_words.product_avx2_rounded, np.float32, 1),
      ("neon", lookup_neon.product_neon, np.float32, 0),
      ("neon", lookup_neon.product_neon_rounded, np.float32, 1),
      ("avx512", lookup_int16.product_int16, np.float32, 1)]
