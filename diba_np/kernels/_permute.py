@@ -43,10 +43,15 @@ class Isa:
         permute = _ir.declare(builder, "llvm.x86.avx2.permps", v_float, [v_float, v_int])
         return builder.call(permute, [table[0], lanes_index])
 
+    def _shifted_down(self, builder, value, count):
+        return builder.lshr(value, _ir.splat_constant(self.v_int, count))
+
     def upper_half(self, builder, value, picks):
         """Bring the upper 16 bits of each lane to the bottom; those above are ignored."""
+        if self.lanes == 8:
+            return self._shifted_down(builder, value, 16)
         # a sum of products, 0 * lower + 1 * upper: like shifts, permutations need other ports
-        name = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+        name = "llvm.x86.avx512.pmaddw.d.512"
         multiply = _ir.declare(builder, name, self.v_int, [self.v_word, self.v_word])
         return builder.call(multiply, [builder.bitcast(value, self.v_word), picks])
 
@@ -55,7 +60,9 @@ class Isa:
         if group == 0:
             return value
         # value >> (bits * group) as the high half of a product: the multiplier's ports are free,
-        # the shifter's are not
+        # the shifter's are not; on Zen 3 they are in part, and every other one is faster
+        if self.lanes == 8 and group % 2:
+            return self._shifted_down(builder, value, self.bits * group)
         name = "llvm.x86.avx512.pmulhu.w.512" if self.lanes == 16 else "llvm.x86.avx2.pmulhu.w"
         multiply = _ir.declare(builder, name, self.v_word, [self.v_word, self.v_word])
         words = builder.bitcast(value, self.v_word)

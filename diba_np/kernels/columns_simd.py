@@ -21,7 +21,7 @@ from diba_np.kernels._lookup import (  # _lookup.py 584f3cc106c1
     finish,
     zero_if_finite,
 )
-from diba_np.kernels._permute import AVX512  # _permute.py 0dc5245157ce
+from diba_np.kernels._permute import AVX512  # _permute.py 843d2749a41a
 from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py dae9825aeaeb
 
 # units whose tables are built at a time, 24 KiB for four columns; the same for fewer, so that the

@@ -11,7 +11,7 @@ import numba
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 584f3cc106c1
-from diba_np.kernels._permute import (  # _permute.py 0dc5245157ce
+from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     build_avx2,
     build_avx512,
     mix_avx2,

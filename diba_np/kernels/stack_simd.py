@@ -9,7 +9,7 @@ result may take the place of an operand.
 from __future__ import annotations
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._permute import (  # _permute.py 0dc5245157ce
+from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     build_avx2,
     build_avx512,
     mix_avx2,
