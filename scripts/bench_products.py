@@ -146,11 +146,12 @@ class Limits:
         key = (name, columns >= 16)
         if key not in self._rates:
             bits = random_factors(16384, 1, 960 * 16385 / 16384).b1  # 16384 x 960
-            path = name if name in ("avx2", "portable") else None
+            path = name.split(maxsplit=1)[0] if name.startswith(("avx2", "portable")) else None
             product = Product(bits, path=path)
             x = np.ones((bits.shape[1], 16 if key[1] else 1), np.float32)
             calls: dict[str, Side] = {
                 "16-bit": lambda: product.vector_rounded(x[:, 0]),
+                "avx2 16-bit": lambda: product.vector_rounded(x[:, 0]),
                 "matrix": lambda: product.matrix(x),
             }
             call = calls.get("matrix" if key[1] else name, lambda: product.vector(x[:, 0]))
@@ -233,6 +234,9 @@ def our_sides(f: Any, X: Any, y: Any, paths: bool) -> Iterator[tuple[str, str, S
         if paths and path != kernel_path():
             product = Product(f.b2, f.b1, d_in=f.d3, d_mid=f.d2, d_out=f.d1, path=path)
             yield f"{path} path", path, lambda p=product: p.vector(X), (f, X)
+            if path == "avx2" and has_rounded():
+                label = f"{path} path, 16-bit tables"
+                yield label, "avx2 16-bit", lambda p=product: p.vector_rounded(X), (f, X)
 
 
 def run_case(
@@ -263,7 +267,7 @@ def run_case(
         exact = exactly(g, operand)
         row = about | {"way": label, **told[label], "ratio": best["us"] / us}
         row["error"] = relative(call(), exact, exact)
-        if kernel == "16-bit":
+        if kernel.endswith("16-bit"):
             row["error_of_pm1_part"] = relative(call(), exact, exactly(g, operand, 0.5))
         row["gb_per_s"] = read / us / 1e3
         row["share_of_memory"] = row["gb_per_s"] / limits.gigabytes_per_second(read)

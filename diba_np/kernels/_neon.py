@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._words import UNIT, joined, moved, write_tables  # _words.py b3d3f6aba318
+from diba_np.kernels._words import UNIT, joined, moved, write_tables  # _words.py d0a1007621b2
 
 BITS = 5  # inputs of a float32 table; three tables a unit
 FLOAT_UNIT = 3 * 32 * 4  # bytes of a unit's tables
@@ -200,7 +200,6 @@ def mix_word_tile(builder, tile, ahead, tables, n_units, sums):
             registers = _loaded(builder, _ir.offset(builder, unit, 32 * g), _BYTES, 4)
             for pair in range(2):
                 for p in range(2):
-                    # 7 bits each: the sum of two is a byte
                     both = builder.add(
                         _look_up(builder, [registers[p]], indices[pair][g]),
                         _look_up(builder, [registers[2 + p]], indices[pair][g + 1]),

@@ -1,10 +1,10 @@
 """16-bit tables kept as bytes, for look-ups of bytes (NEON, AVX2): all but the look-ups.
 
-For 4 inputs (3 at the end of a unit) the 16 sums ``sum((b_j - 1/2) x_j)`` are rounded to 14 bits on
-one step for the whole vector and moved up by half the range, so that they are no less than zero.
-They make two tables of 16 bytes with 7 bits each: two look-ups are added as bytes before they are
-widened. Compiled into the kernels of other files, which carry a digest of this one, as of
-``_ir.py``.
+For 4 inputs (3 at the end of a unit) the 16 sums ``sum((b_j - 1/2) x_j)`` are rounded on one step
+for the whole vector and moved up, and make two tables of 16 bytes: of the lowest 7 bits, and of
+what is above. Look-ups of two neighbouring groups are added as bytes before they are widened; the
+step is such that their sum fits in 15 bits, so it does not matter if a byte alone wraps round.
+Compiled into the kernels of other files, which carry a digest of this one, as of ``_ir.py``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 584
 
 GROUPS = (4, 4, 4, 3)  # inputs of the tables of a unit
 UNIT = len(GROUPS) * 2 * 16  # bytes of a unit's tables
-HALF_RANGE = 8192
-LARGEST_ENTRY = HALF_RANGE - 2.0  # rounding adds up to 1
-# units whose tables are built at a time: 8 KiB; 16 bits hold two sums of up to 254 of 129 units
+MOVED = 8192  # up: the sum of two look-ups by 2**14
+LARGEST_SUM = 16120.0  # of two; rounding adds up to 1, and the lowest 7 bits are each at least 0
+# units whose tables are built at a time: 8 KiB; 16 bits hold two bytes a unit of 128
 BLOCK_UNITS = 64
 
 _FOUR = _ir.vector(_ir.F32, 4)
@@ -50,7 +50,7 @@ def write_tables(builder, inputs, n_units, half_inverse_step, tables, lanes):
         for j in range(inside)
     ]
     # adding 1.5 * 2**23 leaves the rounded integer in the low bits
-    magic = _ir.splat_constant(floats, 12582912.0 + HALF_RANGE)
+    magic = _ir.splat_constant(floats, 12582912.0 + MOVED)
     seven, lowest = (_ir.splat_constant(words_, value) for value in (7, 127))
     scale = _ir.broadcast(builder, half_inverse_step, floats)
     fused = _ir.declare(builder, f"llvm.fma.v{lanes}f32", floats, [floats] * 3)
@@ -84,9 +84,7 @@ def write_tables(builder, inputs, n_units, half_inverse_step, tables, lanes):
 
 def moved(builder, n_units, ints):
     """Return by how much the sums of so many units are too large, as a vector."""
-    total = builder.mul(
-        builder.trunc(n_units, _ir.I32), ir.Constant(_ir.I32, HALF_RANGE * len(GROUPS))
-    )
+    total = builder.mul(builder.trunc(n_units, _ir.I32), ir.Constant(_ir.I32, MOVED * len(GROUPS)))
     return _ir.broadcast(builder, total, ints)
 
 
@@ -94,7 +92,8 @@ def moved(builder, n_units, ints):
 def _measure(typingctx, inputs, n_units, results):
     """Measure ``15 * n_units`` float32 inputs, each by lanes (4).
 
-    Writes their sums, the sums of squares, and the largest sum of the magnitudes of a group.
+    Writes their sums, the sums of squares, and the largest sum of the magnitudes of two groups
+    whose look-ups are added.
     """
     signature = types.void(types.intp, types.intp, types.intp)
 
@@ -126,9 +125,10 @@ def _measure(typingctx, inputs, n_units, results):
             total = builder.fadd(total, added(x))
             energy = builder.fadd(energy, added(squares))
             sizes = [builder.call(magnitude, [value]) for value in x]
-            groups = folded(folded(*sizes[:2]), folded(*sizes[2:]))
-            larger = builder.fcmp_ordered(">", groups, largest)  # a NaN is not passed on
-            return [total, energy, builder.select(larger, groups, largest)]
+            pairs = folded(builder.fadd(*sizes[:2]), builder.fadd(*sizes[2:]))
+            pairs = folded(pairs, pairs)
+            larger = builder.fcmp_ordered(">", pairs, largest)  # a NaN is not passed on
+            return [total, energy, builder.select(larger, pairs, largest)]
 
         measured = _ir.counted_loop(builder, n_units, [zero, zero, zero], body)
         for i, value in enumerate(measured):
@@ -142,8 +142,8 @@ def _measure(typingctx, inputs, n_units, results):
 def measured_words(inputs, size):
     """Measure `scaled` inputs, of which the first `size` count.
 
-    Returns the value of one step of the tables, the sum, and the roughness: four times the largest
-    sum of a group's magnitudes over the root mean square. So the error that belongs to it is that
+    Returns the value of one step of the tables, the sum, and the roughness: 2.3 times the largest
+    sum of two groups' magnitudes over the root mean square. So the error that belongs to it is that
     of ``lookup_int16.product_int16``.
     """
     results = np.empty(12, dtype=np.float32)
@@ -158,8 +158,8 @@ def measured_words(inputs, size):
         # squares that leave the range of float32 tell nothing: as rough as can be
         roughness = np.float32(np.inf)
         if 0 < energy < np.inf:
-            roughness = np.float32(4.0) * largest / np.sqrt(energy / np.float32(size))
-    return np.float32(largest * np.float32(0.5 / LARGEST_ENTRY)), total, roughness
+            roughness = np.float32(2.3) * largest / np.sqrt(energy / np.float32(size))
+    return np.float32(largest * np.float32(0.5 / LARGEST_SUM)), total, roughness
 
 
 def make_mix_part_words(build, mix):

@@ -11,7 +11,7 @@ import numba
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 584f3cc106c1
-from diba_np.kernels._neon import (  # _neon.py 04324cb288e2
+from diba_np.kernels._neon import (  # _neon.py 0045e69e85f4
     build_float_tables_neon,
     build_word_tables_neon,
     mix_neon,
@@ -25,7 +25,7 @@ from diba_np.kernels._stages import (  # _stages.py f8802c000923
     start_pieces,
     start_term_pieces,
 )
-from diba_np.kernels._words import (  # _words.py b3d3f6aba318
+from diba_np.kernels._words import (  # _words.py d0a1007621b2
     make_mix_part_words,
     measured_words,
 )
@@ -83,7 +83,7 @@ _product_rounded, _start_rounded, _piece_rounded, _end_rounded = make_rounded_st
 
 @njit(fastmath=False)
 def product_neon_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
-    """Do what ``lookup_int16.product_int16`` does, in tables of 14 bits for 4 inputs.
+    """Do what ``lookup_int16.product_int16`` does, in tables of bytes for 4 inputs.
 
     At most 980 000 columns a stage (32-bit sums).
 

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._stages import make_rounded_stages  # _stages.py f8802c000923
-from diba_np.kernels._words import (  # _words.py b3d3f6aba318
+from diba_np.kernels._words import (  # _words.py d0a1007621b2
     UNIT,
     make_mix_part_words,
     measured_words,
@@ -95,7 +95,6 @@ def _mix_tile(typingctx, tile, ahead, tables, n_units, sums):
                     found.append(builder.call(permute, [table, index]))
             for g in (0, 2):
                 for p in range(2):
-                    # 7 bits each: the sum of two is a byte
                     both = builder.add(found[2 * g + p], found[2 * g + 2 + p])
                     both = builder.bitcast(both, _WORDS)
                     carried[2 * p] = builder.add(carried[2 * p], both)
@@ -132,7 +131,7 @@ _product, _start, _piece, _end = make_rounded_stages(
 
 @njit(fastmath=False)
 def product_avx2_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
-    """Do what ``lookup_int16.product_int16`` does, in tables of 14 bits for 4 inputs.
+    """Do what ``lookup_int16.product_int16`` does, in tables of bytes for 4 inputs.
 
     At most 980 000 columns a stage (32-bit sums).
 

@@ -472,7 +472,7 @@ class DiBAFactors(CompressedMatrix):
         return result
 
     def matvec_rounded(self, x: ArrayLike) -> Vector:
-        """Multiply with a vector in 16-bit tables: up to 1.6 times as fast, and not exact.
+        """Multiply with a vector in 16-bit tables: up to twice as fast or more, and not exact.
 
         Parameters
         ----------
@@ -489,8 +489,8 @@ class DiBAFactors(CompressedMatrix):
 
         Notes
         -----
-        Only on CPUs with AVX-512 BW and VNNI, or NEON; elsewhere this is ``f @ x`` in float32. For
-        the transpose call ``f.T.matvec_rounded(y)``.
+        On CPUs with AVX2, with AVX-512 and VNNI, or NEON; elsewhere this is ``f @ x`` in float32.
+        For the transpose call ``f.T.matvec_rounded(y)``.
 
         The error is that of a random rounding, 1e-4 to 4e-4 in the root mean square over the
         result, relative to the *+-1 part*: what ``D1 (B1 - 1/2) D2 (B2 - 1/2) D3 x`` would be if

@@ -71,7 +71,7 @@ _DENSE_BYTES = 64 << 20
 _SMALLEST, _LARGEST = 1e-20, 1e25
 
 # Beyond, the error expected of 16-bit tables, 4e-6 times the roughness, passes 1e-3 of the +-1
-# part; and 32-bit sums of them, 32763 for 30 columns (4 x 8191 for 15), overflow.
+# part; and 32-bit sums of them, 32763 for 30 columns (2 x 16121 for 15), overflow.
 _LARGEST_ROUGHNESS = 240.0
 _LARGEST_ROUNDED_COLUMNS = {"avx512": 1_900_000, "avx2": 980_000, "neon": 980_000}
 

@@ -101,9 +101,10 @@ def test_sums_of_look_ups_are_right_with_an_emulated_tbl(monkeypatch, rng):
     bits[:2] = [[0], [1]]
     tiles = PackedBits(bits).tiles
     tile = tiles.ctypes.data
-    for values in (x, np.ones_like(x)):
-        groups = np.add.reduceat(np.abs(values.reshape(-1, 15)), [0, 4, 8, 12], axis=1)
-        inverse = 2 * _words.LARGEST_ENTRY / groups.max()
+    outlier = np.where(np.arange(x.size) % 15 == 3, 1000, 0.1).astype(np.float32)
+    for values in (x, np.ones_like(x), outlier, -outlier):
+        pairs = np.add.reduceat(np.abs(values.reshape(-1, 15)), [0, 8], axis=1)
+        inverse = 2 * _words.LARGEST_SUM / pairs.max()
         sums = before.astype(np.int32)
         build_words(values.ctypes.data, units, inverse / 2, tables.ctypes.data)
         mix_words(tile, tile, tables.ctypes.data, units, sums.ctypes.data)

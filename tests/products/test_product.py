@@ -229,8 +229,8 @@ def test_rounded_kernel_is_within_its_steps_of_naive(kernel, m, n, k, alpha, see
         units = np.pad(np.abs(values), (0, -values.size % size)).reshape(-1, size)
         if size == 30:
             return math.ceil(values.size / 5) * 0.5 * units.sum(axis=1).max() / 65520
-        groups = np.add.reduceat(units, [0, 4, 8, 12], axis=1)
-        return 4 * len(units) * 0.5 * groups.max() / 16380
+        pairs = np.add.reduceat(units, [0, 8], axis=1)
+        return 4 * len(units) * 0.5 * pairs.max() / 32240
 
     inner = naive.mix(b2, 0.5, d3, d2, np.zeros(k), x)
     first = np.abs(d2) * most(d3 * x)
