@@ -33,6 +33,58 @@ def _spread(best, fan, common, cost):
 
 
 @njit(fastmath=False)
+def _leave(t, base, size, x, scale, table, bits, cost, best, choice):
+    """Take a step from the states [base, base + size), the only ones reached; return the new base.
+
+    They differ in their lowest bits alone, so no two of them have a common successor.
+    """
+    S = table.shape[1]
+    groups = S >> bits
+    fan = 1 << bits
+    for p in range(size):
+        best[p] = cost[base + p]
+        cost[base + p] = np.float32(np.inf)
+    oldest = np.uint8(base // groups)
+    to = (base << bits) & (S - 1)
+    common = best[0] if to == 0 else np.float32(0.0)
+    for p in range(size):
+        choice[(to >> bits) + p] = oldest
+        for u in range(fan):
+            s = to + p * fan + u
+            total = best[p] - common
+            for v in range(x.shape[1]):
+                error = x[t, v] - scale[t, v] * table[v, s]
+                total += error * error
+            cost[s] = total
+    return to
+
+
+@njit(fastmath=False)
+def _arrive(t, low, stride, x, scale, table, bits, cost, best, choice):
+    """Take a step to the states low, low + stride, ... alone; `stride` is at least 2^bits."""
+    S = table.shape[1]
+    groups = S >> bits
+    count = S // stride
+    for k in range(count):
+        g = (low + k * stride) >> bits
+        least = cost[g]
+        oldest = 0
+        for h in range(1, 1 << bits):
+            if cost[h * groups + g] < least:
+                least = cost[h * groups + g]
+                oldest = h
+        best[k] = least
+        choice[g] = np.uint8(oldest)
+    for k in range(count):
+        s = low + k * stride
+        total = best[k]
+        for v in range(x.shape[1]):
+            error = x[t, v] - scale[t, v] * table[v, s]
+            total += error * error
+        cost[s] = total
+
+
+@njit(fastmath=False)
 def viterbi(x, scale, table, bits, start, end, cost, best, choices, codes):
     """Find the path of least squared error through the trellis.
 
@@ -49,7 +101,8 @@ def viterbi(x, scale, table, bits, start, end, cost, best, choices, codes):
     start, end : int
         State before the first and after the last step; -1 leaves it free.
     cost : (S,) float32, overwritten
-        On return the error of the best path into each state, up to a common constant.
+        On return, with a free end, the error of the best path into each state, up to a common
+        constant.
     best : (S / 2^bits,) float32, overwritten
     choices : (>= T, S / 2^bits) uint8, overwritten
     codes : (T,) uint8, overwritten
@@ -62,18 +115,39 @@ def viterbi(x, scale, table, bits, start, end, cost, best, choices, codes):
 
     Notes
     -----
-    O(T V S). Of equal predecessors the one with the lowest oldest bits wins; of equal ends the
-    lowest state.
+    O(T V S), less of a path whose ends are given: of its first and last steps, whose bits are those
+    of a state, few states are on it. Of equal predecessors the one with the lowest oldest bits
+    wins; of equal ends the lowest state.
     """
     T, V = x.shape
     S = table.shape[1]
     fan = 1 << bits
     groups = S >> bits
     infinite = np.float32(np.inf)
-    for s in range(S):
-        cost[s] = np.float32(0.0) if start < 0 or s == start else infinite
+    cost[:] = np.float32(0.0) if start < 0 else infinite
+    width = 0
+    while S >> (width + 1):
+        width += 1
+    # first steps with few states reached, last ones with few from which the end is; every end of
+    # a path of so many steps can be reached
+    leaving = arriving = 0
+    if T * bits >= width:
+        leaving = width // bits if start >= 0 else 0
+        arriving = width // bits if end >= 0 else 0
+    base = max(start, 0)
+    if start >= 0:
+        cost[start] = np.float32(0.0)
     for t in range(T):
         choice = choices[t]
+        rest = T - 1 - t
+        if t < leaving and (rest >= arriving or t <= rest):
+            base = _leave(t, base, 1 << bits * t, x, scale, table, bits, cost, best, choice)
+            continue
+        if rest < arriving:
+            stride = 1 << (width - bits * rest)
+            low = end >> (bits * rest)
+            _arrive(t, low, stride, x, scale, table, bits, cost, best, choice)
+            continue
         # predecessors of a group of states differ in their oldest bits
         for g in range(groups):
             best[g] = cost[g]

@@ -155,9 +155,10 @@ class Coder:
 
 def closing_state(mode: Mode, codes: Array) -> int:
     """Return the state after a closed path, which is the one before it."""
-    state = 0
-    for code in np.resize(codes[::-1], -(-mode.width // mode.bits))[::-1]:
-        state = (state << mode.bits) | int(code)
+    last = codes[: -1 - -(-mode.width // mode.bits) : -1]  # newest first
+    if len(last) * mode.bits < mode.width:  # it goes round more than once
+        last = np.resize(last, -(-mode.width // mode.bits))
+    state = sum(code << mode.bits * lag for lag, code in enumerate(last.tolist()))
     return state & ((1 << mode.width) - 1)
 
 
