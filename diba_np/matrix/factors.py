@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import RowIndex
-from diba_np.checks import check_count, check_dense, check_shift, single_vector
+from diba_np.checks import check_count, check_shift, single_vector
 from diba_np.files.container import Container
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import DENSE_BITS, storage_bits
 from diba_np.matrix.diagonals import Grids, ScaleBits, stored_scale_bits
 from diba_np.matrix.factors_format import payload, rebuild
-from diba_np.matrix.operator import is_plain
 from diba_np.matrix.packed_bits import PackedBits, joined_tiles
+from diba_np.matrix.packed_operator import PackedOperator
 from diba_np.matrix.quality import without_figures
 from diba_np.matrix.registry import ADAPTATION, resolve
 from diba_np.matrix.terms import expander, single_terms
@@ -33,7 +33,7 @@ _OF_ONE_TERM = frozenset({"d1", "b1", "d2", "b2", "d3", "grids", "scale_bits"})
 _FIXED = _OF_ONE_TERM | {"shift", "bias", "_terms"}
 
 
-class DiBAFactors(CompressedMatrix):
+class DiBAFactors(PackedOperator, CompressedMatrix):
     """A matrix as ``D1 (B1 - shift) D2 (B2 - shift) D3``: three diagonals, two 0/1 matrices.
 
     With ``shift=0`` this is DiBA (arXiv 2605.05994); ``shift=0.5`` is the +-1 alphabet on the same
@@ -419,93 +419,6 @@ class DiBAFactors(CompressedMatrix):
         return Product(
             self.b2, self.b1, d_in=self.d3, d_mid=self.d2, d_out=self.d1, alpha=self.shift
         )
-
-    def _matmat(self, X: NDArray[Any]) -> NDArray[Any]:
-        """Return ``A_hat @ X`` for X (..., n, b); a vector (n,) is taken too."""
-        X = np.asarray(X)
-        if X.dtype.kind == "c":
-            return self._matmat(X.real) + 1j * self._matmat(X.imag)
-        if X.ndim == 1:
-            return self._product.vector(X)
-        if X.ndim == 2:
-            return self._product.matrix(X)
-        columns = np.moveaxis(X, -2, 0)
-        product = self._product.matrix(columns.reshape(self.shape[1], -1))
-        return np.moveaxis(product.reshape(self.shape[0], *columns.shape[1:]), 0, -2)
-
-    def _matvec(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Return ``A_hat x`` for x (..., n), one vector along the last axis."""
-        x = np.asarray(x)
-        n = self.shape[1]
-        if x.ndim == 1 or (x.shape == (n, 1) and n != 1):
-            return self._matmat(x.reshape(n))
-        if x.dtype.kind == "c":
-            return self._matvec(x.real) + 1j * self._matvec(x.imag)
-        return self._product.rows(x.reshape(-1, n)).reshape(*x.shape[:-1], self.shape[0])
-
-    @overload
-    def __matmul__(self, x: NDArray[Any]) -> NDArray[Any]: ...
-    @overload
-    def __matmul__(self, x: Any) -> Any: ...
-
-    def __matmul__(self, x: Any) -> Any:
-        if is_plain(x, self.shape[1]):
-            return self._product.vector(x) if x.ndim == 1 else self._product.matrix(x)
-        return super().__matmul__(x)
-
-    def matvec(self, x: ArrayLike) -> NDArray[Any]:
-        """Multiply with a vector, or with many along leading axes.
-
-        Parameters
-        ----------
-        x : (n,), (n, 1) or (..., n) array_like
-
-        Returns
-        -------
-        (m,), (m, 1) or (..., m) ndarray
-        """
-        n = self.shape[1]
-        if np.ndim(x) > 1 and np.shape(x)[-1] == n and np.shape(x) != (n, 1):
-            check_dense(x, "the operand")
-            return self._matvec(np.asanyarray(x))
-        result: NDArray[Any] = super().matvec(x)
-        return result
-
-    def matvec_rounded(self, x: ArrayLike) -> Vector:
-        """Multiply with a vector in 16-bit tables: up to twice as fast or more, and not exact.
-
-        Parameters
-        ----------
-        x : (n,) array_like of real numbers
-
-        Returns
-        -------
-        (m,) float32 ndarray
-
-        Raises
-        ------
-        TypeError, ValueError
-            `x` is not real or not of shape (n,).
-
-        Notes
-        -----
-        On CPUs with AVX2, with AVX-512 and VNNI, or NEON; elsewhere this is ``f @ x`` in float32.
-        For the transpose call ``f.T.matvec_rounded(y)``.
-
-        The error is that of a random rounding, 1e-4 to 4e-4 in the root mean square over the
-        result, relative to the *+-1 part*: what ``D1 (B1 - 1/2) D2 (B2 - 1/2) D3 x`` would be if
-        its signs were random. It is no bound for single entries, and where the terms of the
-        result cancel it is that much larger relative to the result. It grows with the largest
-        sum of 30 neighbours' magnitudes in ``d3 * x``, over the root mean square, and likewise
-        between the two binaries; where such outliers would make it more than 1e-3, the product
-        is done in float32. The largest possible error of one entry, after the first binary, is
-        ``n / 5`` half steps of which 131 040 make up that largest sum.
-        """
-        check_dense(x, "x")
-        x = np.asarray(x)
-        if x.shape != (self.shape[1],):
-            raise ValueError(f"x must have shape ({self.shape[1]},), got {x.shape}")
-        return self._product.vector_rounded(x)
 
     def _adjoint(self) -> DiBAFactors:
         """Return the transpose ``D3 B2^T D2 B1^T D1``, itself a factorization; made once."""
