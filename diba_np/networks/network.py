@@ -20,11 +20,9 @@ from diba_np.files.atomic import PathLike
 from diba_np.layers.dense_linear import DenseLinear
 from diba_np.layers.linear import Layer, check_float
 from diba_np.layers.registry import as_layer
-from diba_np.networks.blocks.block import Back, Block
-from diba_np.networks.blocks.embedding import Embedding
-from diba_np.networks.blocks.layer_norm import LayerNorm
+from diba_np.networks.assembly import blocks_of, head_of
+from diba_np.networks.blocks.block import Back
 from diba_np.networks.blocks.linear import linear as apply_linear
-from diba_np.networks.blocks.rms_norm import RMSNorm
 from diba_np.networks.blocks.rotary import Rotary, frequencies
 from diba_np.networks.export import export_network
 from diba_np.networks.file import save_network
@@ -76,28 +74,17 @@ class Network(TextMethods):
         self.record: dict[str, Any] = {}
         self.heads = [name for name in map(tensors.find, HEADS) if name is not None]
         self.token_name = tensors.find("tokens")
-        self.head_name = self._find_head()
+        self.head_name = head_of(tensors)
         outside = [self.token_name, self.head_name, tensors.find("patches")]
         everything = [*outside, *tensors.names, *self.heads]
         self.layers = Layers(Lazy([name for name in everything if name], self._make_layer))
-        self.blocks = dict(self._make_blocks())
+        self.blocks = dict(blocks_of(tensors, self.dtype))
         c = self.config
         self.rotary = (
             Rotary(frequencies(c.head_width, c.base, c.scaling), self.dtype) if c.base else None
         )
 
     # -- what it is made of ------------------------------------------------------------------------
-
-    def _find_head(self) -> str | None:
-        """Return the name of the layer that gives logits over the vocabulary, if there is one."""
-        own = self.tensors.find("head")
-        stored = own is not None and self.tensors.has(f"{own}.weight")
-        if not self.kind.decoder and self.tensors.find("masked_dense") is None:
-            return None
-        tied = not stored if self.config.tied is None else self.config.tied
-        if tied:
-            return self.token_name
-        return own if stored else None
 
     def need_head(self) -> str:
         """Return the name of the layer that gives logits over the vocabulary.
@@ -150,35 +137,6 @@ class Network(TextMethods):
             return as_layer(self.tensors.compressed[name](), bias, self.dtype)
         bias = None if name in (self.token_name, self.head_name) else self.tensors.bias(name)
         return DenseLinear(self.tensors.matrix(name), bias, self.dtype)
-
-    def _make_blocks(self) -> Iterator[tuple[str, Block]]:
-        """Yield norms, tables and what else is no linear layer, with their names."""
-        tensors = self.tensors
-        for i in range(self.config.layers):
-            for place in ("mix_norm", "outer_norm"):
-                yield self._make_norm(tensors.need(place, i))
-        for place in ("start_norm", "end_norm", "masked_norm", "classifier_norm"):
-            name = tensors.find(place)
-            if name is not None:
-                yield self._make_norm(name)
-        for place in ("positions", "types"):
-            name = tensors.find(place)
-            if name is not None:
-                yield name, Embedding(tensors.array(f"{name}.weight"), self.dtype)
-        for place in ("first", "second", "places"):
-            name = tensors.find(place)
-            if name is not None:
-                yield name, Block({"": self.tensors.array(name)}, self.dtype)
-        name = tensors.find("masked_bias")
-        if name is not None:
-            yield f"{name}.", Block({"bias": self.tensors.array(f"{name}.bias")}, self.dtype)
-
-    def _make_norm(self, name: str) -> tuple[str, Block]:
-        weight = self.tensors.array(f"{name}.weight")
-        if self.kind.rms:
-            return name, RMSNorm(weight, self.config.epsilon, self.dtype)
-        bias = self.tensors.array(f"{name}.bias")
-        return name, LayerNorm(weight, bias, self.config.epsilon, self.dtype)
 
     @property
     def parameters(self) -> dict[str, Array]:

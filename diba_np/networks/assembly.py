@@ -1,0 +1,55 @@
+"""What a network is made of beside its linear layers, from its tensors: norms, tables, its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from numpy.typing import DTypeLike
+
+from diba_np.networks.blocks.block import Block
+from diba_np.networks.blocks.embedding import Embedding
+from diba_np.networks.blocks.layer_norm import LayerNorm
+from diba_np.networks.blocks.rms_norm import RMSNorm
+from diba_np.networks.tensors import Tensors
+
+
+def head_of(tensors: Tensors) -> str | None:
+    """Return the name of the layer that gives logits over the vocabulary, if there is one."""
+    own = tensors.find("head")
+    stored = own is not None and tensors.has(f"{own}.weight")
+    if not tensors.kind.decoder and tensors.find("masked_dense") is None:
+        return None
+    tied = not stored if tensors.config.tied is None else tensors.config.tied
+    if tied:
+        return tensors.find("tokens")
+    return own if stored else None
+
+
+def blocks_of(tensors: Tensors, dtype: DTypeLike) -> Iterator[tuple[str, Block]]:
+    """Yield norms, tables and what else is no linear layer, with their names."""
+    for i in range(tensors.config.layers):
+        for place in ("mix_norm", "outer_norm"):
+            yield _norm(tensors, tensors.need(place, i), dtype)
+    for place in ("start_norm", "end_norm", "masked_norm", "classifier_norm"):
+        name = tensors.find(place)
+        if name is not None:
+            yield _norm(tensors, name, dtype)
+    for place in ("positions", "types"):
+        name = tensors.find(place)
+        if name is not None:
+            yield name, Embedding(tensors.array(f"{name}.weight"), dtype)
+    for place in ("first", "second", "places"):
+        name = tensors.find(place)
+        if name is not None:
+            yield name, Block({"": tensors.array(name)}, dtype)
+    name = tensors.find("masked_bias")
+    if name is not None:
+        yield f"{name}.", Block({"bias": tensors.array(f"{name}.bias")}, dtype)
+
+
+def _norm(tensors: Tensors, name: str, dtype: DTypeLike) -> tuple[str, Block]:
+    weight = tensors.array(f"{name}.weight")
+    if tensors.kind.rms:
+        return name, RMSNorm(weight, tensors.config.epsilon, dtype)
+    bias = tensors.array(f"{name}.bias")
+    return name, LayerNorm(weight, bias, tensors.config.epsilon, dtype)
