@@ -20,12 +20,14 @@ from diba_np.cli.output import (
     size_report,
 )
 from diba_np.cli.parser import Parents
+from diba_np.layers.registry import LAYERS
 from diba_np.search.options import SHARED
 
 _MOST_SHOWN = 3  # of the arrays that are kept as they are
 
-# methods that a layer of a network can hold beside those of matrices alone
-_OF_LAYERS = ("bitat", "gptq", "mesa", "nf", "qswd", "random", "rtn", "sign")
+# what factorizes a model's matrices; beside these the methods that a layer of a network can hold
+_OF_MATRICES = ("diba", "linear-trellis", "best")
+_OF_LAYERS = sorted({*LAYERS, "random"} - {*_OF_MATRICES})
 
 EXAMPLES = {
     "model": (
@@ -62,7 +64,7 @@ def add_model(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument(
         "--method",
-        choices=("diba", "linear-trellis", "best", *_OF_LAYERS),
+        choices=(*_OF_MATRICES, *_OF_LAYERS),
         default="diba",
         help="what matrices are compressed by; best: the better of diba and linear-trellis for "
         "each, by short fits; the others with --texts only",

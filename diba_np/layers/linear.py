@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -25,9 +25,7 @@ from diba_np.matrix.diagonals import (
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.terms import diagonal_names
 from diba_np.products.product import Product
-
-if TYPE_CHECKING:
-    from diba_np.training.moments import Moments
+from diba_np.training.moments import LeastSquares, Moments
 
 Array = NDArray[Any]
 Own = TypeVar("Own", bound="Layer")
@@ -391,8 +389,6 @@ class DiBALinear(Layer):
 
         Ten sweeps of the closed forms, each ``O(k n (m + n) + k^3 + n^3)``.
         """
-        from diba_np.training.moments import LeastSquares
-
         solver = LeastSquares(self.factors, data)
         solver.d = {name: self.parameters[name].astype(np.float64) for name in solver.d}
         for _ in range(_SWEEPS):

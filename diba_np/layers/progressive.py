@@ -17,9 +17,10 @@ from diba_np.arrays import row_blocks
 from diba_np.checks import as_samples, check_count, check_number
 from diba_np.layers.chain import Chain
 from diba_np.layers.linear import Layer
-from diba_np.layers.registry import as_layer, check_fitted
+from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.methods.binary_bitat import BinaryBiTAT, one_bit_inputs
+from diba_np.methods.fitting import check_fitted
 from diba_np.training.losses import LOSSES, Loss
 from diba_np.training.moments import Moments, moments
 from diba_np.training.optimisers import minimise

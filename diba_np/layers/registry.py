@@ -2,19 +2,19 @@
 
 `LAYERS`: what a matrix has beside its bits is trained (diagonals, scales); `LATENT`: what its bits
 stand for too, by latent values with straight-through gradients. They name modules instead of
-importing them, as `diba_np.matrix.registry` does. A new method that can be trained is one line.
+importing them, as `diba_np.matrix.registry` does, and the command line offers those that are here.
+A new method that can be trained is one line.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import ArrayLike, DTypeLike
-
-from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.registry import resolve
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
     from diba_np.layers.linear import Layer
 
 _DIBA, _CODED = ("layers.linear", "DiBALinear"), ("layers.coded_linear", "CodedLinear")
@@ -95,21 +95,3 @@ def as_layer(
         return layer
     trained: Layer = resolve(place)(matrix, bias, dtype, weight=weight)
     return trained
-
-
-def check_fitted(matrix: Any, shape: tuple[int, ...], name: str) -> CompressedMatrix:
-    """Return what a caller's ``fit`` gave for a layer's matrix.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It is no compressed matrix, or of another shape.
-    """
-    if not isinstance(matrix, CompressedMatrix):
-        raise TypeError(
-            "what fit returns must be a matrix of a method, "
-            f"got {type(matrix).__name__} for {name!r}"
-        )
-    if tuple(matrix.shape) != tuple(shape):
-        raise ValueError(f"fit must return shape {shape} for {name!r}, got {matrix.shape}")
-    return matrix

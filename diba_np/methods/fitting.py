@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from diba_np.arrays import largest_magnitude
 from diba_np.checks import as_matrix, as_samples, check_count, check_magnitude, check_number
 from diba_np.errors import BudgetError
-from diba_np.matrix.base import Array
+from diba_np.matrix.base import Array, CompressedMatrix
 
 
 class Problem:
@@ -79,6 +79,24 @@ def too_small(method: str, bits: float, least_bits: float, shape: tuple[int, int
     return BudgetError(
         f"bits must be at least {least:.4g} for {method} on shape {shape}, got {bits}"
     )
+
+
+def check_fitted(matrix: Any, shape: tuple[int, ...], name: str) -> CompressedMatrix:
+    """Return what a caller's ``fit`` gave for a layer's matrix.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no compressed matrix, or of another shape.
+    """
+    if not isinstance(matrix, CompressedMatrix):
+        raise TypeError(
+            "what fit returns must be a matrix of a method, "
+            f"got {type(matrix).__name__} for {name!r}"
+        )
+    if tuple(matrix.shape) != tuple(shape):
+        raise ValueError(f"fit must return shape {shape} for {name!r}, got {matrix.shape}")
+    return matrix
 
 
 def gram(X: Array | None, n: int, ridge: float = 0.01, weights: Array | None = None) -> Array:

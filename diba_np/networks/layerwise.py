@@ -19,9 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import row_blocks
 from diba_np.checks import check_number
 from diba_np.layers.linear import Layer
-from diba_np.layers.registry import as_layer, check_fitted
+from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import decibels, snr_db
+from diba_np.methods.fitting import check_fitted
 from diba_np.models.executors import Runner
 from diba_np.networks.finished_layers import FinishedLayers
 from diba_np.networks.stages import (
