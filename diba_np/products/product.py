@@ -57,7 +57,7 @@ _PERMUTING_ROWS = 1000
 # same columns in registers (avx512) or one after another as vectors
 _PANEL_FROM = {
     ("avx512", _SINGLE): 12,
-    ("avx2", _SINGLE): 8,
+    ("avx2", _SINGLE): 6,
     ("portable", _SINGLE): 4,
     ("portable", _DOUBLE): 3,
     ("neon", _SINGLE): 4,  # estimated
