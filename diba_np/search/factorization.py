@@ -114,7 +114,7 @@ def factorize(
     init : DiBAFactors, optional
         Start from this factorization of the same shape and k, and only improve it.
     seed : int, default 0
-        The same seed gives the same bits for every number of threads.
+        The same seed gives the same bits for every number of threads, on one kind of CPU.
     max_sweeps : int, optional
         Iterations of the ADMM instead of those of `effort`, or rounds of the greedy solver
         (default 1000).
