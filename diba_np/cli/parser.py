@@ -101,6 +101,8 @@ class Parser(argparse.ArgumentParser):
         wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if wrong:
             message += nearest(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
+        elif message.endswith("required: COMMAND"):
+            message += f"; {self.prog} --help lists them"
         super().error(message)
 
 

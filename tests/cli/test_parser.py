@@ -53,6 +53,7 @@ def test_help_pages_show_examples_and_explain_every_argument(name, capsys):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("", "required: COMMAND; diba-np --help lists them"),
         ("factorise A.npy --k 2", "did you mean factorize?"),
         ("factorize A.npy --bist 1", "unknown option --bist; did you mean --bits?"),
         ("factorize A.npy --k 2 --timelimit=3", "unknown option --timelimit; did you mean"),
