@@ -16,7 +16,7 @@ from diba_np.matrix.base import Array
 from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, fit_grid
 from diba_np.methods.feedback import fed_back, sequential_rounding
 from diba_np.methods.fitting import Problem, too_small
-from diba_np.methods.seeded import Rotation
+from diba_np.methods.seeded import Rotation, uniforms
 from diba_np.methods.trellis_modes import Mode, allocate, least_bits
 from diba_np.methods.trellis_paths import Coder, closing_state, decode
 
@@ -27,10 +27,16 @@ ROTATIONS["outputs"] = (False, True)
 # neighbouring levels of a scale's grid may differ by so much: a path adapts to the rest
 _FINEST_RATIO = 1.12
 
-# rows of a trial; and how near the second of several has to be to the best to be fitted too, as a
-# factor of the loss: rows that are not rotated differ, and a few do not tell exactly
-_TRIAL_ROWS = 96
+# rows and columns of a trial; and how near the second of several has to be to the best to be fitted
+# too, as a factor of the loss: rows that are not rotated differ, and a few do not tell exactly
+_TRIAL_ROWS, _TRIAL_COLUMNS = 96, 256
 _NEAR = 1.12
+
+# rows and columns on which modes are judged where a trial loses more or less by this factor than
+# normal numbers do; the same factor between two modes, and the figures of normal numbers are left:
+# what so few entries tell of normal numbers lies within 1.2
+_JUDGED_ROWS, _JUDGED_COLUMNS = 64, 8
+_ODD = 1.4
 
 # a rotation of a size whose odd factor is larger is a dense product of nearly that order
 _LARGEST_ODD = 128
@@ -154,8 +160,9 @@ def fit_coded(
     Notes
     -----
     ``m n 2^width`` steps for the paths, twice where two rotations are near; a trial costs as much
-    as `_TRIAL_ROWS` rows. With inputs as much for each rotation, and ``O(m n^2 + n^3)`` flops for
-    its feedback: what some of the rows lose says too little about the rest there.
+    as `_TRIAL_ROWS` by `_TRIAL_COLUMNS` entries. With inputs as much for each rotation, and
+    ``O(m n^2 + n^3)`` flops for its feedback: what some of the rows lose says too little about the
+    rest there.
     """
     m, n = problem.shape
     names = _named(rotation, (m, n))
@@ -168,7 +175,7 @@ def fit_coded(
             plan = planned(name)
             return plan.encode(pool) if plan.is_possible else None
 
-        if H is not None or len(names) == 1:
+        if H is not None:
             results: list[tuple[float, Coded] | None] = pool.run(fitted, names)
             found = [each for each in results if each is not None]
         else:
@@ -281,12 +288,20 @@ class _Plan:
             self.column_grid = _grid(c, c * c, 1.0 if H is None else 1.5, scale_bits)
         self.r = r if self.row_grid is None else self.row_grid.round(r).astype(np.float64)
         self.c = c if self.column_grid is None else self.column_grid.round(c).astype(np.float64)
-        budget = problem.budget - self._scale_bits()
-        chosen = allocate(modes, m, weight * (self.importance @ self.W**2), budget)
-        self.is_possible = chosen is not None
-        if chosen is not None:
-            self.chosen, self.used = chosen
-            self.number = np.array(self.used)[self.chosen]  # 0 or 1 + position in modes
+        self.budget = problem.budget - self._scale_bits()
+        self.costs = weight * (self.importance @ self.W**2)
+        self.coders = [Coder(mode) for mode in modes]
+        self.figures = np.array([mode.distortion for mode in modes])
+        self.is_possible = self._allocate()
+
+    def _allocate(self) -> bool:
+        """Give modes to the columns by the present figures; tell whether any fit."""
+        chosen = allocate(self.modes, len(self.W), self.costs, self.budget, self.figures)
+        if chosen is None:
+            return False
+        self.chosen, self.used = chosen
+        self.number = np.array(self.used)[self.chosen]  # 0 or 1 + position in modes
+        return True
 
     def _scale_bits(self) -> int:
         bits = 0
@@ -295,35 +310,93 @@ class _Plan:
         return bits
 
     def trial_loss(self, pool: ThreadPool) -> float:
-        """Return the share of their energy that some of the rows lose, inputs white."""
-        m = len(self.W)
+        """Return about what share of their energy the weights lose, inputs white.
+
+        Where modes do on them what they do not on normal numbers, columns get theirs anew.
+        """
+        loss, odd = self._tried(pool)
+        if odd:
+            before = (self.chosen, self.used, self.number, self._found)
+            self.figures = self._judged(pool)
+            if self._allocate() and not np.array_equal(self.number, before[2]):
+                again, _ = self._tried(pool)
+                if again < loss:
+                    return again
+            self.chosen, self.used, self.number, self._found = before
+        return loss
+
+    def _tried(self, pool: ThreadPool) -> tuple[float, bool]:
+        """Return the loss, from some of the entries, and whether a mode is far from its figure."""
+        m, n = self.W.shape
         rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
+        columns = np.arange(n)
+        if n > _TRIAL_COLUMNS:
+            columns = np.arange(_TRIAL_COLUMNS) * n // _TRIAL_COLUMNS
         # a path over some of the rows is not closed in the fit
-        paths = self._paths(pool, rows, closed=len(rows) == m)
-        if len(rows) == m:
-            self._found = paths
+        paths = self._paths(pool, rows, closed=len(rows) == m, columns=columns)
+        self._found = paths if (len(rows), len(columns)) == (m, n) else None
         _, c, values = paths
         root = self.root[rows, None]
-        W, r = root * self.W[rows], self.r[rows]
-        energy = float(np.sum(W * W))
-        lost = float(np.sum((W - root * (r[:, None] * values * c)) ** 2))
-        return self.price * lost / energy if energy > 0.0 else 0.0
+        W = root * self.W[np.ix_(rows, columns)]
+        coded = root * self.r[rows, None] * values[:, columns] * c[columns]
+        energy, lost = np.sum(W * W, axis=0), np.sum((W - coded) ** 2, axis=0)
+        number = self.number[columns]
+        expected = np.append(1.0, self.figures)[number] * energy
+        odd = False
+        for mode in set(number.tolist()) - {0}:
+            due, own = (float(each[number == mode].sum()) for each in (expected, lost))
+            odd = odd or not due <= _ODD * own <= _ODD**2 * due
+        # how the columns that were not tried differ from those that were, the figures tell
+        share = float(self.costs @ np.append(1.0, self.figures)[self.number] / self.costs.sum())
+        ratio = float(lost.sum() / expected.sum()) if expected.any() else 1.0
+        return self.price * share * ratio, odd
+
+    def _judged(self, pool: ThreadPool) -> Array:
+        """Return the mean squared errors of the modes on some of the entries, of variance 1."""
+        m, n = self.W.shape
+        count, size = min(_JUDGED_COLUMNS, n), min(_JUDGED_ROWS, m)
+        places = uniforms(0, 2 * count).reshape(2, count)
+        columns = (places[0] * n).astype(int)
+        first = (places[1] * (m - size + 1)).astype(int)
+
+        def error(at: tuple[int, int]) -> float:
+            coder, (j, start) = self.coders[at[0]], (columns[at[1]], first[at[1]])
+            rows = slice(start, start + size)
+            column, scale = self.root[rows] * self.W[rows, j], self.c[j] * self.root[rows]
+            scale = scale * self.r[rows]
+            codes, state = coder.encode(column, scale, closed=size == m)
+            values = scale * decode(coder.mode, codes, state, size)
+            whole, product = float(column @ column), float(values @ column)
+            energy = float(values @ values)
+            return 1.0 - product * abs(product) / (energy * whole) if energy * whole else np.nan
+
+        found = [(i, k) for i in range(len(self.modes)) for k in range(count)]
+        errors = np.reshape(pool.run(error, found), (len(self.modes), count))
+        errors = errors[:, np.isfinite(errors).all(axis=0)].clip(1e-6, 1.0)
+        nominal = np.array([mode.distortion for mode in self.modes])
+        if not errors.size:
+            return nominal
+        found_figures: Array = errors.mean(axis=1)
+        odd = found_figures / nominal
+        return nominal if odd.max() <= _ODD * odd.min() else found_figures
 
     def _paths(
-        self, pool: ThreadPool, rows: Array, closed: bool
+        self, pool: ThreadPool, rows: Array, closed: bool, columns: Array | None = None
     ) -> tuple[list[Array], Array, Array]:
-        """Return the codes of the columns, their scales, and the values without scales."""
+        """Return the codes of the columns, their scales, and the values without scales.
+
+        Of some `columns` alone, inputs white, the others zero.
+        """
         W, root, c = self.W[rows], self.root[rows], self.c.copy()
         r = self.r[rows]
         m, n = W.shape
         weighted = root * r
-        coders = [Coder(mode) for mode in self.modes]
         codes = [np.empty(0, np.uint8)] * n
         values = np.zeros((m, n))
         row_energy = float(weighted @ weighted)
 
         def encode(j: int, column: Array) -> None:
-            coder = coders[self.number[j] - 1]
+            coder = self.coders[self.number[j] - 1]
             codes[j], start = coder.encode(root * column, c[j] * weighted, closed)
             values[:, j] = decode(coder.mode, codes[j], start, m)
             if self.column_grid is not None:  # the level next to the least-squares scale
@@ -349,7 +422,8 @@ class _Plan:
             return result
 
         if self.H is None:
-            stored = np.flatnonzero(self.number)
+            stored = np.arange(n) if columns is None else columns
+            stored = stored[self.number[stored] > 0]
             pool.run(encode_block, [stored[at : at + 16] for at in range(0, stored.size, 16)])
         else:
             sequential_rounding(self.aim[rows], self.fed, self.order, quantize)
