@@ -140,8 +140,10 @@ def compress(
     -----
     Cost at 1 bit and "fast": some 25 processor seconds for a layer of 576 x 1536, four forward
     passes over the calibration for each block, and about six passes a row for an epoch of DiBARD.
-    Memory: the dense network, moments of one group of layers (``16 n (m + 4 n)`` bytes each), one
-    batch. On disk: states between two blocks, and of DiBARD ``16 width`` bytes a token.
+    Memory: dense weights of one layer and the tables of tokens, moments of one group of layers (up
+    to ``16 n (m + 4 n)`` bytes each), one batch; the compressed network, and for DiBARD what of it
+    stays dense. On disk: states between two blocks, weights of the outputs (``4 m^2`` bytes for up
+    to 1024 of them), and of DiBARD ``16 width`` bytes a token.
     """
     if not isinstance(net, Network):
         raise TypeError(f"net must be a Network, as networks.load gives it, got {type(net)}")

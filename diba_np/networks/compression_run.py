@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +29,10 @@ from diba_np.networks.distillation import distil
 from diba_np.networks.identity import network_digest
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
-from diba_np.networks.matrix_fit import Fit
+from diba_np.networks.matrix_fit import COUPLED, Fit
 from diba_np.networks.network import Network
 from diba_np.networks.shares import check_budget, shares
-from diba_np.networks.stages import remove_states
+from diba_np.networks.stages import layer_by_layer, remove_states, states_folder
 from diba_np.networks.tasks import SENTENCES, task_of
 from diba_np.networks.tensors import Lazy
 from diba_np.networks.texts import pooled
@@ -197,8 +198,8 @@ class CompressionRun:
         """Return how much tokens and outputs matter, as it is kept: every run sees the same."""
         found = KeptImportance(self.home / "importance", list(self.net.weights))
         if not found.complete:
-            seed = self.settings.seed
-            for name, each in importance(self.net, self.weighed, seed, self.home):
+            seed, coupled = self.settings.seed, COUPLED if self.settings.method == "diba" else 0
+            for name, each in importance(self.net, self.weighed, seed, self.home, coupled):
                 found.write(name, each)
             found.finish()
         return found
@@ -261,8 +262,11 @@ class CompressionRun:
         if task_of(self.net) is SENTENCES:
             pooled(np.ones((1, 1), bool), self.net.config.pooling)
         _, inputs, mask = next(iter(iterate_batches(self.fitted)))
-        with np.errstate(over="ignore", invalid="ignore"):
-            x = self.net.last_hidden(inputs[:1], None if mask is None else mask[:1])
+        begun = self.net.begin(inputs[:1], None if mask is None else mask[:1])
+        with np.errstate(over="ignore", invalid="ignore"), states_folder(None) as space:
+            for *_, state in layer_by_layer(self.net, [begun], lambda *_: space / "state.npy"):
+                x = state["x"]
+            x = self.net.ended(x)[0]
         if not np.isfinite(x if mask is None else x[mask[:1]]).all():
             raise ValueError(
                 f"{self.net.tensors.label}: the hidden states of the first text are not finite in "
@@ -281,7 +285,7 @@ class CompressionRun:
         else:
             gram, weights = None, None
             if self.settings.activations:
-                gram, weights = table_moments(self.net, name, A, self.fitted)
+                gram, weights = table_moments(self.net, name, A, self.fitted, self.home)
             made = replace(fit, outputs=None, rows=weights, looked_up=True)(name, A, gram)
             made.save(path)
         return self._told(name, A, made)
@@ -318,8 +322,16 @@ class CompressionRun:
 
             return first
 
+        dense = ExitStack()  # layers that stay dense, of the stage that runs
+        entered: list[Any] = [None]
+
         def weighed(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             def run(state: Any, linear: Any) -> Any:
+                if entered != [stage]:
+                    dense.close()
+                    dense.enter_context(net.released())
+                    entered[:] = [stage]
+
                 def call(name: str, x: Array, keep: Any = None, added: Any = None) -> Array:
                     if name in tokens:
                         weights = tokens[name][int(state["at"])]
@@ -332,7 +344,7 @@ class CompressionRun:
 
             return run
 
-        with self.runner as runner:
+        with self.runner as runner, dense:
             found = compress_layers(
                 [weighed(stage) for stage in net.stages(self.names)[1:]],
                 self.weights,

@@ -17,7 +17,7 @@ from diba_np.machine.versions import versions
 from diba_np.networks.calibration import Calibration
 from diba_np.networks.identity import network_digest
 from diba_np.networks.network import Network
-from diba_np.networks.stages import load_state, save_state, states_folder
+from diba_np.networks.stages import layer_by_layer, load_state, save_state, states_folder
 from diba_np.networks.tasks import task_of
 from diba_np.training.optimisers import Adam, share_of_rate
 
@@ -77,23 +77,14 @@ class Teacher:
             return
         batches = [rows for rows in batches if not all(self._path(int(r)).exists() for r in rows)]
         net = self.net
-        layers = net.layer_steps()
         with states_folder(self.folder) as space:
-            paths = [space / f"{at}.npy" for at in range(len(batches))]
-            kept: list[list[Array]] = [[] for _ in batches]
-            for path, rows in zip(paths, batches, strict=True):
-                save_state(path, net.start(net.begin(*data.read(rows)), net.plain)[0])
-            for layer, steps in enumerate(layers, 1):
-                with net.released():
-                    for path, half in zip(paths, kept, strict=True):
-                        state = load_state(path)
-                        for step in steps:
-                            state = step(state, net.plain)[0]
-                        save_state(path, state)
-                        if layer in self.places:
-                            x = state["x"] if layer < len(layers) else net.ended(state["x"])[0]
-                            half.append(_halved(x))
-            for rows, half in zip(batches, kept, strict=True):
+            begun = (net.begin(*data.read(rows)) for rows in batches)
+            for layer, at, state in layer_by_layer(net, begun, lambda _, at: space / f"{at}.npy"):
+                if layer in self.places:
+                    x = net.ended(state["x"])[0] if layer == net.config.layers else state["x"]
+                    save_state(space / f"{at}-{layer}.npy", _halved(x))
+            for at, rows in enumerate(batches):
+                half = [load_state(space / f"{at}-{place}.npy") for place in self.places]
                 self._keep(rows, np.stack(half), data.read(rows)[1])
 
     def _keep(self, rows: Array, half: Array, mask: Array | None) -> list[Array]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from diba_np.files.atomic import atomic_path
 from diba_np.networks.calibration import Calibration, iterate_batches
 from diba_np.networks.network import Network
-from diba_np.networks.stages import load_state, save_state, states_folder
+from diba_np.networks.stages import layer_by_layer, load_state, save_state, states_folder
 from diba_np.networks.tasks import task_of
 
 Array = NDArray[Any]
@@ -21,6 +21,8 @@ Array = NDArray[Any]
 EVEN = 0.2  # share of the weights that does not follow the gradients
 SHRUNK = 0.1  # share by which products of different inputs are shrunk, in `Importance.energy`
 MOST = 20.0  # times the mean that one token's gradients may count
+
+_BLOCK = 256  # outputs whose products are made at a time where only their squares are asked for
 
 
 @dataclass
@@ -31,8 +33,9 @@ class Importance:
     ----------
     tokens : list of (S, T) arrays
         Weights of the tokens, a batch each; mean 1, padding 0.
-    outputs : (m, m) array
-        Gram matrix of the weights of the outputs, mean of its diagonal 1; positive definite.
+    outputs : (m, m) or (m,) array
+        Gram matrix of the weights of the outputs, mean of its diagonal 1; positive definite. Or
+        its diagonal alone.
     energy : float
         What the loss would rise by, to second order and in a unit common to all layers, at a bit a
         weight less than nothing: ``m n`` times the mean square of the weights and the geometric
@@ -47,7 +50,11 @@ class Importance:
 
 
 def importance(
-    net: Network, rows: Calibration, seed: int = 0, scratch: Path | None = None
+    net: Network,
+    rows: Calibration,
+    seed: int = 0,
+    scratch: Path | None = None,
+    coupled: int | None = None,
 ) -> Iterator[tuple[str, Importance]]:
     """Yield how much tokens and outputs of each layer of the trunk matter, the last layers first.
 
@@ -63,6 +70,9 @@ def importance(
         Draws the labels.
     scratch : Path, optional
         Where a temporary folder for the states between layers is made.
+    coupled : int, optional
+        Most outputs of a layer whose weights are a matrix; of wider ones the diagonal alone is
+        made. By default all.
 
     Yields
     ------
@@ -90,18 +100,11 @@ def importance(
 
         masks: list[Array] = []
         asked: list[Array] = []
-        for at, inputs, mask in iterate_batches(rows):
-            state = net.start(net.begin(inputs, mask), net.plain)[0]
-            masks.append(np.asarray(state["mask"], bool))
-            asked.append(rows.asked(inputs, masks[-1]))
-            save_state(path(0, at), state)
-        for number, steps in enumerate(layers):
-            with net.released():
-                for at in range(len(masks)):
-                    state = load_state(path(number, at))
-                    for step in steps:
-                        state = step(state, net.plain)[0]
-                    save_state(path(number + 1, at), state)
+        begun = (net.begin(inputs, mask) for _, inputs, mask in iterate_batches(rows))
+        for number, at, state in layer_by_layer(net, begun, path):
+            if number == 0:
+                masks.append(np.asarray(state["mask"], bool))
+                asked.append(rows.asked(rows.read(rows.places[at])[0], masks[-1]))
         with net.released():
             for at, mask in enumerate(masks):
                 x, back = net.ended(load_state(path(len(layers), at))["x"])
@@ -111,11 +114,11 @@ def importance(
                 sums: dict[str, _Sums] = {}
                 for at, mask in enumerate(masks):
                     state, g = load_state(path(number, at)), load_state(path("gradient", at))
-                    g = _through_layer(net, layers[number], state, g, mask, sums)
+                    g = _through_layer(net, layers[number], state, g, mask, sums, coupled)
                     save_state(path("gradient", at), g)
             net.zero_grad()
-            for name, part in sums.items():
-                yield name, part.finish(masks, net.weights[name])
+            for name in list(sums):
+                yield name, sums.pop(name).finish(masks, net.weights[name])
 
 
 class _Sums:
@@ -125,8 +128,8 @@ class _Sums:
     ----------
     squares, sizes : list of (S, T) arrays
         Squares of the gradients, and the bounded weights that do not follow them, a batch each.
-    gradients : (m, m) array
-        Sum over tokens of the products of gradients.
+    gradients : (m, m) or (m,) array
+        Sum over tokens of the products of gradients, or of their squares.
     inputs : (n, n) array
         Sum over tokens of the products of inputs, weighed by `bounded_weights`.
     """
@@ -138,7 +141,7 @@ class _Sums:
         self.inputs: Any = 0.0
 
     def finish(self, masks: list[Array], A: Array) -> Importance:
-        """Return the weights, given those of the layer (m, n)."""
+        """Return the weights, given those of the layer (m, n); once, sums are changed in place."""
         count = sum(int(mask.sum()) for mask in masks)
         parts = list(zip(self.squares, self.sizes, masks, strict=True))
         mean = sum(float((g * mask).sum()) for g, _, mask in parts) / count
@@ -149,13 +152,19 @@ class _Sums:
         ]
         whole = sum(float(part.sum()) for part in tokens) / count
         tokens = [part / whole for part in tokens]
-        own = np.diag(self.gradients)
+        outputs = self.gradients
+        own = outputs if outputs.ndim == 1 else np.einsum("ii->i", outputs)
         middle = float(own.mean()) or 1.0
-        outputs = (1 - EVEN) * self.gradients / middle + EVEN * np.eye(len(own))
+        outputs *= 1 - EVEN
+        outputs /= middle
+        own += EVEN
         # of wide layers few tokens know no more than the diagonal
-        logs = np.log(np.diag(outputs)).mean() + np.log(middle)
-        H = self.inputs / count
-        H = (1 - SHRUNK) * H + SHRUNK * np.diag(np.diag(H))
+        logs = np.log(own).mean() + np.log(middle)
+        H = self.inputs
+        H /= count
+        squares = SHRUNK * np.diag(H)
+        H *= 1 - SHRUNK
+        H[np.diag_indices_from(H)] += squares
         H[np.diag_indices_from(H)] += 1e-6 * (float(np.trace(H)) / len(H) or 1.0)
         logs += np.linalg.slogdet(H)[1] / len(H)
         energy = float(np.exp(logs) * np.square(A, dtype=np.float64).sum())
@@ -163,7 +172,13 @@ class _Sums:
 
 
 def _through_layer(
-    net: Network, steps: list[Any], state: Any, gradient: Array, mask: Array, sums: dict[str, _Sums]
+    net: Network,
+    steps: list[Any],
+    state: Any,
+    gradient: Array,
+    mask: Array,
+    sums: dict[str, _Sums],
+    coupled: int | None,
 ) -> Array:
     """Run a layer forwards and backwards, add to sums, return the gradient before it."""
 
@@ -180,7 +195,7 @@ def _through_layer(
         def watched(g: Array) -> Array:
             flat = g.reshape(-1, g.shape[-1])
             own.squares.append(np.einsum("...m,...m->...", g, g))
-            own.gradients += (flat.T @ flat).astype(np.float64)
+            own.gradients += _products(flat, coupled).astype(np.float64)
             pulled: Array = back(g)
             return pulled
 
@@ -194,6 +209,16 @@ def _through_layer(
     for back in reversed(backs):
         g = back(g)
     return g["x"]
+
+
+def _products(flat: Array, coupled: int | None) -> Array:
+    """Return the products (m, m) of gradients (N, m), or for m above `coupled` their squares."""
+    m = flat.shape[1]
+    if coupled is None or m <= coupled:
+        whole: Array = flat.T @ flat
+        return whole
+    blocks = (flat[:, at : at + _BLOCK] for at in range(0, m, _BLOCK))
+    return np.concatenate([np.diag(block.T @ block) for block in blocks])  # bits of the whole
 
 
 def pulled(net: Network, x: Array, mask: Array, asked: Array, rng: np.random.Generator) -> Array:

@@ -7,6 +7,7 @@ memory does not grow with the number of samples.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ from diba_np.training.moments import LinearMoments, Moments, TargetMoments
 Array = NDArray[Any]
 
 _IN_FLIGHT = 8  # layers, independent of each other, that wait for an executor's processes
+_NONE = np.empty((0, 0))  # moments that are forgotten
 _ROUNDING = 1e-6  # share of the inputs' squares that sums of float32 leave about equal means
 Compressed = CompressedMatrix  # of a method that `diba_np.layers.registry` has a layer for
 Fit = Callable[[str, Array, Array], Compressed]
@@ -288,7 +290,8 @@ class _Sums:
     """
 
     def __init__(self, A: Array) -> None:
-        self.targets, self._A, self._reads = TargetMoments(*A.shape), A, LinearMoments(A.shape[1])
+        self.targets, self._A = TargetMoments(*A.shape), A
+        self._reads: LinearMoments | None = None
         self.outputs = self.inputs = self.moved = 0.0
 
     def add(self, x: Array, z: Array, missing: Array | None, w: Array | None) -> None:
@@ -297,6 +300,7 @@ class _Sums:
         self.moved += _squared(x - z, w)
         m, n = self._A.shape
         if missing is None and m >= n:
+            self._reads = self._reads or LinearMoments(n)
             self._reads.add(z, x, w)
             return
         y = x @ self._A.T.astype(x.dtype, copy=False)
@@ -305,8 +309,9 @@ class _Sums:
 
     def finish(self) -> None:
         """Make targets of what was summed of inputs alone; once, after all rows."""
-        if self._reads.count:
+        if self._reads is not None:
             self.outputs += self._reads.add_to(self.targets, self._A)
+            self._reads = None  # as large as what is kept
 
 
 def _squared(x: Array, w: Array | None) -> float:
@@ -384,7 +389,7 @@ def _check_pair(name: str, batch: int, x: Read, z: Read) -> None:
 def _effective(
     A: Array, data: Moments, ridges: Sequence[float], held: Moments | None
 ) -> tuple[Array, Array]:
-    """Return the target and ``H + r I`` with the least ridge r; both float64.
+    """Return the target and ``H + r I`` with the least ridge r; both float64, `data` as it was.
 
     With E = T^T Z - A H and ridge r the target is ``A + s E (H + r I)^-1``. The step s is 1, or
     with held-out moments the r and the s from 0 to 1 are taken that leave the least error there: a
@@ -408,7 +413,9 @@ def _effective(
             gain = 2 * share * slope - share * share * bend
         if gain > best:
             best, step = gain, share * whole
-    return A + step, data.xx + min(ridges) * mean * np.eye(len(values))
+    gram = data.xx.copy()
+    gram[np.diag_indices_from(gram)] += min(ridges) * mean
+    return A + step, gram
 
 
 def _compress(
@@ -424,14 +431,20 @@ def _compress(
     started = time.monotonic()
     wide = A.astype(np.float64)
     data = pair.fit.targets.moments(bias is not None)
-    held, judged = pair.held, None
+    count, held, judged = pair.fit.targets.count, pair.held, None
     if held is not pair.fit:
         judged = held.targets.moments(bias is not None)
+        pair.fit = held  # its sums are not needed any more; wide layers have no room for them
     target, gram = _effective(wide, data, ridges, judged)
+    if not refit:  # the means are enough; wide layers have no room for more
+        data = dataclasses.replace(data, xx=_NONE, yx=_NONE)
+    del judged, wide
     # few rows do not tell correlations apart; `factorize` shrinks by the least share itself
-    share = min(SHRINKAGE * A.shape[1] / pair.fit.targets.count, MOST_SHRINKAGE) - LEAST_SHRINKAGE
+    share = min(SHRINKAGE * A.shape[1] / count, MOST_SHRINKAGE) - LEAST_SHRINKAGE
     if share > 0:
-        gram = (1 - share) * gram + share * np.diag(np.diag(gram))
+        squares = share * np.diag(gram)
+        gram *= 1 - share
+        gram[np.diag_indices_from(gram)] += squares
     made = check_fitted(fit(name, target, gram), A.shape, name)
     own = np.zeros(len(A)) if bias is None else bias
     layer = _with_bias(made, data, bias).rounded()

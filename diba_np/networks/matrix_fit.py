@@ -21,7 +21,7 @@ SCALE_BITS = 8
 
 # most outputs of a matrix whose errors are weighed together; of wider ones each alone: coupled, the
 # fit of 1536 x 576 takes 26 processor seconds instead of 9
-_COUPLED = 1024
+COUPLED = 1024
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Fit:
         """
         weights = self.rows if self.outputs is None else self.outputs.outputs(name)
         if weights is not None and weights.ndim == 2:
-            if self.method != "diba" or len(weights) > _COUPLED:
+            if self.method != "diba" or len(weights) > COUPLED:
                 weights = np.diag(weights).copy()
         try:
             return fit_weighted(self.method, A, self.bits[name], gram, weights, self._options)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.checks import as_matrix, as_real
 from diba_np.files.atomic import atomic_path
 from diba_np.layers.linear import Layer
+
+if TYPE_CHECKING:
+    from diba_np.networks.network import Network
 
 Array = NDArray[Any]
 State = Any  # an array, or a tuple or dict of arrays
@@ -260,6 +263,44 @@ def remove_states(home: Path) -> None:
     """Remove what processes that were killed left of such folders in `home`."""
     for path in home.glob(f"{_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def layer_by_layer(
+    net: Network, batches: Iterable[State], path: Callable[[int, int], Path]
+) -> Iterator[tuple[int, int, State]]:
+    """Run a network layer by layer, all batches through a layer before the next.
+
+    Dense weights of one layer and the state of one batch are in memory.
+
+    Parameters
+    ----------
+    net : Network
+    batches : iterable
+        States as `Network.begin` returns them.
+    path : callable
+        File of the state before a layer (0 the first) of a batch; that of the layer before may be
+        overwritten.
+
+    Yields
+    ------
+    layer, batch : int
+        From 0, the embedding; then after each layer.
+    state : dict of str to array
+    """
+    count = 0
+    for at, begun in enumerate(batches):
+        state = net.start(begun, net.plain)[0]
+        save_state(path(0, at), state)
+        count += 1
+        yield 0, at, state
+    for number, steps in enumerate(net.layer_steps()):
+        with net.released():
+            for at in range(count):
+                state = load_state(path(number, at))
+                for step in steps:
+                    state = step(state, net.plain)[0]
+                save_state(path(number + 1, at), state)
+                yield number + 1, at, state
 
 
 class States:

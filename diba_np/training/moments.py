@@ -100,10 +100,14 @@ class TargetMoments:
         z_mean, t_mean = self.zz[:-1, -1] / total, self.tz[:, -1] / total
         if not centred:
             z_mean, t_mean = np.zeros_like(z_mean), np.zeros_like(t_mean)
-        zz = (self.zz + self.zz.T) / (2 * total)  # some BLAS round both halves apart
+        zz = self.zz + self.zz.T  # some BLAS round both halves apart
+        zz /= 2 * total
+        xx, yx = np.outer(z_mean, z_mean), self.tz[:, :-1] / total
+        np.subtract(zz[:-1, :-1], xx, out=xx)
+        yx -= np.outer(t_mean, z_mean)
         return Moments(
-            zz[:-1, :-1] - np.outer(z_mean, z_mean),
-            self.tz[:, :-1] / total - np.outer(t_mean, z_mean),
+            xx,
+            yx,
             self.tt / total - float(t_mean @ t_mean),
             z_mean,
             t_mean,

@@ -22,6 +22,7 @@ from diba_np.networks.calibration import calibration
 from diba_np.networks.distillation import Teacher, distil, matched, taught
 from diba_np.networks.importance import KeptImportance, importance, pulled
 from diba_np.networks.layerwise import compress_layers
+from diba_np.networks.network import Network
 from diba_np.networks.stages import states_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -318,6 +319,35 @@ def test_importance_is_the_same_after_a_file(dense, tmp_path):
         assert np.allclose(again.outputs(name), each.outputs, rtol=1e-6, atol=1e-9)
         for a, b in zip(again.tokens(name), each.tokens, strict=True):
             assert np.allclose(a, b, rtol=1e-6)
+
+
+def test_of_wide_layers_the_weights_are_the_diagonal():
+    net = network("llama", dtype=np.float32, hidden_size=32, intermediate_size=288)
+    data = calibration(net, np.random.default_rng(3).integers(0, 19, (4, 6)))
+    whole, diagonal = (dict(importance(net, data, coupled=most)) for most in (None, 32))
+    for name, each in diagonal.items():
+        outputs = whole[name].outputs
+        wide = len(outputs) > 32
+        np.testing.assert_array_equal(each.outputs, np.diag(outputs) if wide else outputs)
+        assert each.energy == whole[name].energy
+    assert diagonal["model.layers.0.mlp.up_proj"].outputs.shape == (288,)
+
+
+@pytest.mark.parametrize("include", [[], ["*mlp*"]])
+@pytest.mark.parametrize("tied", [False, True])
+def test_dense_weights_of_one_layer_are_held(monkeypatch, include, tied):
+    most, make = [0], Network._make_layer
+
+    def count(self, name):
+        held = [n for n, layer in self.layers.held().items() if isinstance(layer, DenseLinear)]
+        most[0] = max(most[0], 1 + sum(n in net.weights for n in held))
+        return make(self, name)
+
+    monkeypatch.setattr(Network, "_make_layer", count)
+    net = decoder(num_hidden_layers=4, tie_word_embeddings=tied)
+    networks.compress(net, rows(8), bits=8.0, method="random", include=include, epochs=0)
+    assert most[0] == 7  # of a layer of the network
+    assert not set(net.layers.held()) & set(net.weights)
 
 
 def test_weights_of_outputs_are_products_of_gradients():

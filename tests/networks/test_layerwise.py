@@ -2,6 +2,7 @@
 
 import functools
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -412,6 +413,29 @@ def test_moments_of_two_inputs_give_those_of_the_targets(rng, kind, weighted):
     for name in ("zz", "tz", "tt", "count"):
         np.testing.assert_allclose(getattr(targets, name), getattr(straight, name), **near)
     assert squares == targets.tt
+
+
+def test_a_fit_has_little_of_wide_inputs_beside_it():
+    """Of a layer's moments those that judge it stay, beside the target and the Gram matrix."""
+    n = 400
+    held = []
+
+    def fit(name, A, gram):
+        held.append(tracemalloc.get_traced_memory()[0] / (8 * n * n))
+        return random_factors(A, k=2, gram=np.eye(n), seed=0)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 20, n)).astype(np.float32)
+    stages = [lambda x, linear: np.concatenate([linear("a", x), linear("b", x)], axis=-1)]
+    weights = {name: rng.normal(size=(8, n)).astype(np.float32) for name in "ab"}
+    tracemalloc.start()
+    try:
+        compress_layers(stages, weights, x, fit, refit=False)
+    finally:
+        tracemalloc.stop()
+    both, alone = held  # while a is fitted b waits with two Gram matrices
+    assert alone < 2.5
+    assert both < 4.5
 
 
 class TestRidges:
