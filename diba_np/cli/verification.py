@@ -102,16 +102,19 @@ def _verify_model(args: argparse.Namespace) -> int:
 
     with open_model(args.file) as model:
         network = "network" in model.record
-        if args.matrix and not network:
+        read = set[str]()  # which checks it
+        if args.matrix and network:
+            differ, sums, read = network_differences(args.file, args.matrix)
+        elif args.matrix:
             differ, sums = _model_differences(model, args.matrix)
-        else:
-            for name in model:
-                model.read(name)  # which checks it
+            read = set(model)
+        for name in model:
+            if name not in read:
+                model.read(name)
         report: dict[str, Any] = {"file": args.file, "ok": True, "checked": list(model)}
         lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
         if args.matrix:
             if network:
-                differ, sums = network_differences(args.file, args.matrix)
                 same, verdict = None, "compared by SNR alone: a network is trained"
                 what = "network"
             else:
@@ -178,11 +181,14 @@ def _model_differences(model: Any, path: str) -> tuple[list[str], tuple[float, f
     return differ, (signal, noise) if compared else None
 
 
-def network_differences(path: str, source: str) -> tuple[list[str], tuple[float, float] | None]:
+def network_differences(
+    path: str, source: str
+) -> tuple[list[str], tuple[float, float] | None, set[str]]:
     """Return the linear layers that a compressed network and its source do not share, and sums.
 
-    The squared sums are of the compressed layers' dense weights and of the errors, None where no
-    layer could be compared. Norms and biases are trained, and are not compared.
+    And the arrays of the compressed network that were read, and so checked. The squared sums are of
+    the compressed layers' dense weights and of the errors, None where no layer could be compared.
+    Norms and biases are trained, and are not compared.
     """
     from diba_np.layers.dense_linear import DenseLinear
     from diba_np.matrix.quality import squared_sums
@@ -190,17 +196,18 @@ def network_differences(path: str, source: str) -> tuple[list[str], tuple[float,
     small, net = load_network(path), load_network(source)
     differ = []
     signal = noise = 0.0
-    compared = False
+    compared, read = False, set()
     for name in dict.fromkeys([*small.layers, *net.layers]):
         if not (name in small.layers and name in net.layers):
             differ.append(name)
             continue
         with small.released(), net.released():
             own, other = small.layers[name], net.layers[name]
+            read.add(f"{name}.weight")
             if own.shape != other.shape:
                 differ.append(name)
             elif not isinstance(own, DenseLinear):
                 sums = squared_sums(other.to_matrix().to_dense(), own.to_matrix(), unit=1.0)
                 signal, noise = signal + sums[0], noise + sums[1]
                 compared = True
-    return differ, (signal, noise) if compared else None
+    return differ, (signal, noise) if compared else None, read

@@ -183,9 +183,22 @@ def test_networks_are_compared_layer_by_layer(small, tmp_path, monkeypatch):
     monkeypatch.setattr(
         verification, "load_network", lambda path: loaded.append(networks.load(path)) or loaded[-1]
     )
-    differ, sums = verification.network_differences(small, str(tmp_path / "source"))
+    differ, sums, read = verification.network_differences(small, str(tmp_path / "source"))
     assert (differ, sums is None) == ([], False)
+    assert read == {f"{name}.weight" for name in loaded[0].layers}
     assert not loaded[1].layers.held()  # the dense layers are not held
+
+
+def test_matrices_are_read_once_when_a_network_is_verified(small, tmp_path, monkeypatch, capsys):
+    folder_of(tmp_path / "source", "llama")
+    net, read, of_file = networks.load(small), [], ModelFactors._read
+    matrices = {f"{name}.weight" for name in net.layers}
+    monkeypatch.setattr(
+        ModelFactors, "_read", lambda self, name: read.append(name) or of_file(self, name)
+    )
+    assert main(["verify", small, str(tmp_path / "source"), "--json"]) == 0
+    assert sorted(n for n in read if n in matrices) == sorted(matrices)
+    assert {*told(capsys)["checked"]} == {*read}
 
 
 def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch):
