@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from diba_np.files.atomic import atomic_folder, atomic_path
 from diba_np.layers.linear import Layer
+from diba_np.networks.beside import TOKENIZER_CONFIG, made_tokenizer_config
 from diba_np.networks.blocks.rotary import named_scaling
 from diba_np.sources.safetensors import Writing, write_safetensors
 
@@ -62,7 +63,7 @@ def _weight(net: Network, name: str, layer: Layer) -> Writing:
 
 
 def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
-    """Write ``config.json``, ``model.safetensors`` and ``tokenizer.json``; return the folder.
+    """Write a folder that other software loads, see `Network.export`; return it.
 
     Raises
     ------
@@ -84,7 +85,11 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
         raise FileExistsError(f"{home} is there already; name a folder that is new or empty")
     texts = {"config.json": json.dumps(config, indent=2)}
     if net.tokenizer is not None:
-        texts["tokenizer.json"] = net.tokenizer.text
+        texts["tokenizer.json"] = text = net.tokenizer.text
+        if text and TOKENIZER_CONFIG not in net.beside:
+            most = c.positions or c.source.get("max_position_embeddings")
+            texts[TOKENIZER_CONFIG] = made_tokenizer_config(text, c.source, most)
+    texts |= net.beside
     tensors = dict(_dense_tensors(net))
     if home.is_dir():
         _write(home, tensors, texts)
@@ -98,5 +103,6 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
 def _write(folder: Path, tensors: dict[str, Writing], texts: dict[str, str]) -> None:
     write_safetensors(folder / "model.safetensors", tensors)
     for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         with atomic_path(folder / name) as part:
             part.write_text(text, "utf-8")

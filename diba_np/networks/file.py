@@ -1,8 +1,9 @@
 """A network's file: a model's file with configuration and tokenizer beside the arrays.
 
 Arrays have the names of the Hugging Face layout; matrices lie as they are used, (m, n), whatever
-the source has. ``config.json`` and ``tokenizer.json`` are stored arrays of deflated UTF-8, and the
-record names the kind under ``"network"``.
+the source has. ``config.json``, ``tokenizer.json`` and what the source has beside them
+(`diba_np.networks.beside`) are stored arrays of deflated UTF-8, and the record names the kind under
+``"network"``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.models.file import ModelFactors, open_model, write_model
+from diba_np.networks.beside import is_beside
 from diba_np.networks.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -79,11 +81,18 @@ def save_network(net: Network, path: PathLike) -> int:
     for owner, block in net.blocks.items():
         for what, value in block.parameters.items():
             add(f"{owner}.{what}".replace("..", ".").rstrip("."), StoredArray.of(value))
-    add(CONFIG, _deflated(json.dumps(dict(net.config.source))))
-    if net.tokenizer is not None:
-        add(TOKENIZER, _deflated(net.tokenizer.text))
+    for name, text in _texts(net).items():
+        add(name, _deflated(text))
     record = {**net.record, "network": net.config.kind, "compressed": sorted(compressed)}
     return write_model(path, items, record)
+
+
+def _texts(net: Network) -> dict[str, str]:
+    """Return the texts that are stored beside a network's arrays, by name."""
+    texts = {CONFIG: json.dumps(dict(net.config.source))}
+    if net.tokenizer is not None:
+        texts[TOKENIZER] = net.tokenizer.text
+    return texts | net.beside
 
 
 class _InFile:
@@ -132,7 +141,13 @@ class NetworkFile:
         if TOKENIZER in self.model:
             text = _inflated(self.model[TOKENIZER], f"{path}: {TOKENIZER}")
             self.tokenizer = Tokenizer(text, f"{path}: {TOKENIZER}")
-        names = [name for name in self.model if name not in (CONFIG, TOKENIZER)]
+        self.beside = {
+            name: _inflated(self.model[name], f"{path}: {name}")
+            for name in self.model
+            if is_beside(name)
+        }
+        texts = {CONFIG, TOKENIZER, *self.beside}
+        names = [name for name in self.model if name not in texts]
         self.tensors = {name: _InFile(self.model, name) for name in names}
 
     @cached_property
@@ -167,8 +182,6 @@ def bits_by_part(net: Network) -> dict[str, tuple[int, int]]:
     for block in net.blocks.values():
         for value in block.parameters.values():
             add(PARTS[2], 32 * value.size, value.size)
-    texts = [json.dumps(dict(net.config.source))]
-    texts += [net.tokenizer.text] if net.tokenizer is not None else []
-    for text in texts:
+    for text in _texts(net).values():
         add(PARTS[3], _deflated(text).storage_bits(), 0)
     return counts

@@ -63,6 +63,8 @@ class Network(TextMethods):
         Norms and tables by name.
     record : dict
         How the network was made.
+    beside : dict of str to str
+        Files of the source that other software reads, their texts by name; see `export`.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Network(TextMethods):
         self.tokenizer = tokenizer
         self.dtype = check_float(dtype)
         self.record: dict[str, Any] = {}
+        self.beside: dict[str, str] = {}
         self.heads = [name for name in map(tensors.find, HEADS) if name is not None]
         self.token_name = tensors.find("tokens")
         self.head_name = head_of(tensors)
@@ -212,6 +215,11 @@ class Network(TextMethods):
 
     def export(self, folder: str | os.PathLike[str]) -> Path:
         """Write dense weights, configuration and tokenizer in the Hugging Face layout.
+
+        What other software reads beside these is written as the source had it: settings of the
+        tokenizer and of what is generated, the chat template, settings of images and sounds, the
+        files of sentence-transformers. A tokenizer without settings gets some that name its
+        special tokens.
 
         Parameters
         ----------

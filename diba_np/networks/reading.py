@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from diba_np.errors import FormatError
 from diba_np.networks import gguf_layout
+from diba_np.networks.beside import CHAT_TEMPLATE, read_beside
 from diba_np.networks.decoder import Decoder
 from diba_np.networks.encoder import Encoder
 from diba_np.networks.file import NetworkFile
@@ -24,6 +25,8 @@ from diba_np.sources.gguf import read_metadata
 from diba_np.sources.opening import open_source
 
 CONFIG = "config.json"
+
+_TEMPLATE = "tokenizer.chat_template"  # of a GGUF file
 
 Array = NDArray[Any]
 
@@ -96,17 +99,21 @@ def load(
                 "are not read; bring the network as it was before"
             )
         tensors = {entry.name: FromEntry(entry) for entry in open_source(path)}
-        tokenizer = read_tokenizer(path)
+        tokenizer, texts = read_tokenizer(path), read_beside(path)
     elif path.suffix.lower() == ".gguf":
         config, tensors = read_gguf(path)
-        tokenizer = gguf_tokenizer(read_metadata(path), str(path))
+        metadata = read_metadata(path)
+        tokenizer, template = gguf_tokenizer(metadata, str(path)), metadata.get(_TEMPLATE)
+        texts = {CHAT_TEMPLATE: template} if isinstance(template, str) else {}
     elif path.suffix.lower() in (".h5", ".hdf5"):
         return _open(path, dtype)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     else:
         raise ValueError(f"{path}: expected a folder with {CONFIG}, a .gguf, or a network's .h5")
-    return build(config, tensors, tokenizer=tokenizer, dtype=dtype, label=str(path))
+    net = build(config, tensors, tokenizer=tokenizer, dtype=dtype, label=str(path))
+    net.beside = texts
+    return net
 
 
 def _beside(folder: Path) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def _open(path: Path, dtype: DTypeLike) -> Network:
     form = Decoder if kind_of(settings.kind).decoder else Encoder
     tensors = Tensors(settings, file.tensors, str(path), compressed=file.compressed, oriented=True)
     net = form(tensors, file.tokenizer, dtype)
-    net.record = dict(file.model.record)
+    net.record, net.beside = dict(file.model.record), file.beside
     return net
 
 

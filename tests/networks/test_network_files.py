@@ -75,6 +75,48 @@ def test_exported_weights_are_named_float32(tmp_path):
     assert config == config_of("llama", torch_dtype="float32", dtype="float32")
 
 
+def test_files_for_other_software_are_kept(tmp_path):
+    kept = {
+        "tokenizer_config.json": '{"tokenizer_class": "BertTokenizer", "model_max_length": 9}',
+        "chat_template.jinja": "{{ messages }} \u00e9",
+        "generation_config.json": '{"temperature": 0.5}',
+        "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
+    }
+    folder_of(tmp_path / "net", "bert")
+    for name, text in (kept | {"README.md": "no", "onnx/config.json": "{}"}).items():
+        (tmp_path / "net" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "net" / name).write_text(text, "utf-8")
+    net = networks.load(tmp_path / "net")
+    net.tokenizer = words()
+    size = packed(net).save(tmp_path / "small.h5")
+    small = networks.load(tmp_path / "small.h5")
+    assert small.beside == net.beside == kept
+    assert sum(bits for bits, _ in bits_by_part(small).values()) < 8 * size
+    folder = small.export(tmp_path / "dense")
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files == {*kept, "config.json", "model.safetensors", "tokenizer.json"}
+    assert {name: (folder / name).read_text("utf-8") for name in kept} == kept
+    (tmp_path / "net" / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(dn.FormatError, match="not readable as UTF-8"):
+        networks.load(tmp_path / "net")
+
+
+def test_a_tokenizer_without_settings_gets_some(tmp_path):
+    ends = {"bos_token_id": 7, "eos_token_id": [8, 9]}
+    for kind, more in (("llama", ends), ("bert", {})):
+        net = networks.build(config_of(kind, **more), tensors_of(kind))
+        net.tokenizer = words()
+        folder = net.export(tmp_path / kind)
+        told = json.loads((folder / "tokenizer_config.json").read_text())
+        assert told.pop("tokenizer_class") == "PreTrainedTokenizerFast"
+        assert told.pop("model_max_length") == config_of(kind)["max_position_embeddings"]
+        named = {"unk_token": "[UNK]", "mask_token": "[MASK]"}
+        named |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[MASK]"}
+        if kind == "llama":
+            named |= {"bos_token": "d", "eos_token": "e"}
+        assert told == named | {"clean_up_tokenization_spaces": False}
+
+
 def networks_entries(path):
     from diba_np.sources.opening import open_source
 
@@ -452,6 +494,7 @@ def test_gguf_is_the_same_network(kind, tmp_path):
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(config.get("rope_theta", 10000.0))
+    writer.add_chat_template("{{ messages }}")
     names = {hf: own for own, hf in gguf_names().items()}
     for name, values in tensors.items():
         array = values
@@ -474,6 +517,7 @@ def test_gguf_is_the_same_network(kind, tmp_path):
         found.logits(ids, mask), networks.build(config, tensors).logits(ids, mask), atol=1e-5
     )
     assert list(found.weights) == list(networks.build(config, tensors).weights)
+    assert found.beside == {"chat_template.jinja": "{{ messages }}"}
 
 
 def gguf_names():
