@@ -117,24 +117,28 @@ class RowBlocks(CompressedMatrix):
         return cls(blocks)
 
 
-def stack(blocks: Sequence[CompressedMatrix], energies: Sequence[float]) -> RowBlocks:
+def stack(
+    blocks: Sequence[CompressedMatrix], squares: Sequence[float], energies: Sequence[float]
+) -> RowBlocks:
     """Return row blocks with a record made of theirs.
 
     Parameters
     ----------
     blocks : sequence of CompressedMatrix
-    energies : sequence of float
-        Of the matrices that they stand for.
+    squares, energies : sequence of float
+        Sums of the squares of the matrices that they stand for, and of their outputs, each times
+        any constant; the second count where the records tell of outputs.
     """
     records = [block.record for block in blocks]
-    names = ("snr_db", "output_snr_db")
     figures: dict[str, Any] = {}
-    for name in (name for name in names if name in records[0]):
+    for name, sizes in (("snr_db", squares), ("output_snr_db", energies)):
+        if name not in records[0]:
+            continue
         noise = sum(
             0.0 if record[name] is None else energy / 10 ** (record[name] / 10)
-            for record, energy in zip(records, energies, strict=True)
+            for record, energy in zip(records, sizes, strict=True)
         )
-        reached = quality.decibels(sum(energies), noise)
+        reached = quality.decibels(sum(sizes), noise)
         figures[name] = reached if math.isfinite(reached) else None
     shared = {name: records[0].get(name) for name in ("solver", "effort", "seed", "versions")}
     figures |= {

@@ -122,6 +122,8 @@ class Task:
     energy : float
         Sum of the squares, or ``tr(A H A^T)`` with a Gram matrix H, times the weight; where errors
         count relative to it, its share of the matrix's number of entries.
+    squares : float
+        Sum of the squares alone.
     """
 
     number: int
@@ -131,6 +133,7 @@ class Task:
     shape: Shape
     whole: bool
     energy: float
+    squares: float
 
     def bits(self, k: int, scale_bits: ScaleBits) -> int:
         """Return what k components take."""
@@ -231,13 +234,16 @@ def _tasks(
 ) -> list[Task]:
     """Return the tasks of one matrix; their numbers come later."""
     parts = row_parts(shape)
-    energies = [_energy(A[a:b], grams.of(name, a, shape)) for a, b in parts]
+    squares = [_energy(A[a:b], None) for a, b in parts]
+    energies = squares
+    if name in grams.given:
+        energies = [_energy(A[a:b], grams.of(name, a, shape)) for a, b in parts]
     if name in grams.nothing:
         weight *= grams.unit
     unit = weight * (A.size / (sum(energies) or 1.0) if relative else 1.0)
     return [
-        Task(0, name, start, stop, (stop - start, A.shape[1]), len(parts) == 1, unit * energy)
-        for (start, stop), energy in zip(parts, energies, strict=True)
+        Task(0, name, a, b, (b - a, A.shape[1]), len(parts) == 1, unit * energy, own)
+        for (a, b), energy, own in zip(parts, energies, squares, strict=True)
     ]
 
 

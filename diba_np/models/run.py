@@ -353,7 +353,9 @@ class ModelRun:
             else:
                 tasks = by_name[matrix.name]
                 blocks = [self._factors(task) for task in tasks]
-                content = blocks[0] if tasks[0].whole else stack(blocks, [t.energy for t in tasks])
+                content = blocks[0]
+                if not tasks[0].whole:
+                    content = stack(blocks, [t.squares for t in tasks], [t.energy for t in tasks])
                 content.record["source"] = {
                     **blocks[0].record["source"],
                     "shape": list(content.shape),

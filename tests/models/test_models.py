@@ -186,7 +186,7 @@ def test_grams_and_weights_move_the_bits(rng):
 
 
 def task(number, shape, energy):
-    return Task(number, str(number), 0, shape[0], shape, True, energy)
+    return Task(number, str(number), 0, shape[0], shape, True, energy, energy)
 
 
 def test_row_parts_are_decided_by_the_shape():
@@ -273,7 +273,8 @@ def test_no_matrix_gets_more_bits_than_the_dense_one():
 def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
     A = rng.normal(size=(50, 20))
     blocks = [dn.factorize(part, k=12, effort="fast", threads=1) for part in (A[:30], A[30:])]
-    made = stack(blocks, [float((p**2).sum()) for p in (A[:30], A[30:])])
+    squares = [float((p**2).sum()) for p in (A[:30], A[30:])]
+    made = stack(blocks, squares, squares)
     dense = made.to_dense()
     assert dense.shape == (50, 20)
     assert made.record["snr_db"] == pytest.approx(made.snr(A), abs=1e-3)

@@ -67,6 +67,19 @@ def test_experts_are_factorized_one_by_one_and_come_back_in_their_shape(model, e
         assert model[0].dense(name).shape == model[1][name].shape
 
 
+def test_the_record_of_experts_with_inputs_of_their_own_tells_both_ratios(experts, rng):
+    X = rng.normal(size=(3, 50, 24)) * np.array([9, 3, 1]).reshape(3, 1, 1)
+    grams = np.einsum("esi,esj->eij", X, X) / 50
+    made = dn.factorize_model({"e": experts}, grams={"e": grams}, **OPTIONS)["e"]
+    assert made.record["snr_db"] == pytest.approx(made.snr(matrix_view(experts)), abs=1e-3)
+    signal, noise = (
+        np.einsum("eij,ejk,eik", E, grams, E)
+        for E in (experts, experts - made.to_dense().reshape(experts.shape))
+    )
+    decibels = 10 * np.log10(signal / noise)
+    assert made.record["output_snr_db"] == pytest.approx(decibels, abs=1e-3)
+
+
 def test_one_array_under_two_names_is_stored_and_counted_once(model, tmp_path, capsys):
     made, arrays = model
     assert made.aliases == {"head": "embed", "position_ids2": "position_ids"}
