@@ -81,8 +81,8 @@ def html_report(
     ------
     ImportError
         matplotlib is not installed.
-    ValueError
-        The shape of `A` is another one.
+    TypeError, ValueError
+        As `panels_of`.
     """
     panels = panels_of(matrix, A) if panels is None else panels
     heading = html.escape(title or "A compressed matrix")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.arrays import largest_magnitude, row_blocks
+from diba_np.checks import as_matrix
 from diba_np.matrix import quality
 from diba_np.matrix.diagonals import DIAGONALS
 from diba_np.matrix.packed_bits import PackedBits
@@ -374,10 +375,10 @@ def panels_of(matrix: CompressedMatrix, A: ArrayLike | None = None) -> list[Pane
 
     Raises
     ------
-    ValueError
-        The shape of `A` is another one.
+    TypeError, ValueError
+        `A` is no matrix of finite real numbers, or of another shape.
     """
-    reference = None if A is None else np.asanyarray(A)
+    reference = None if A is None else as_matrix(A)
     if reference is not None and reference.shape != matrix.shape:
         raise ValueError(f"A must have shape {matrix.shape}, got {reference.shape}")
     panels = [_matrix_panel(matrix)]
@@ -469,8 +470,8 @@ def plot_factors(
     ------
     ImportError
         matplotlib is not installed.
-    ValueError
-        The shape of `A` is another one.
+    TypeError, ValueError
+        As `panels_of`.
     """
     check_matplotlib()
     panels = panels_of(matrix, A)

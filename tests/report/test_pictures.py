@@ -57,6 +57,21 @@ def test_the_texts_say_what_the_matrices_say(pair):
         panels_of(f, A.T)
 
 
+def test_what_is_drawn_is_a_matrix_of_real_numbers():
+    A = np.random.default_rng(5).normal(size=(16, 16))
+    f = factorize(A, k=8, max_sweeps=5)
+    whole = [p.text for p in panels_of(f, A)]
+    with pytest.warns(PendingDeprecationWarning):
+        odd = np.matrix(A)  # whose products are those of matrices
+    assert [p.text for p in panels_of(f, odd)] == whole
+    assert [p.text for p in panels_of(f, A.tolist())] == whole
+    A[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"A contains 1 non-finite entry; first at \(3, 2\)"):
+        panels_of(f, A)
+    with pytest.raises(TypeError, match="A must be an array of real numbers"):
+        panels_of(f, 1j * np.ones((16, 16)))
+
+
 def test_without_the_matrix_or_a_record_there_are_fewer_pictures(pair):
     _, f = pair
     bare = DiBAFactors(f.d1, f.b1, f.d2, f.b2, f.d3)
