@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,12 +146,15 @@ def _check_plot(name: str | None, force: bool, inputs: Sequence[str | None]) -> 
 
 
 def _draw_rates(plot: Path, rows: Sequence[Row], matrix: str, with_inputs: bool) -> None:
-    """Draw rate against quality into a picture, atomically."""
+    """Draw rate against quality into a picture, atomically, if there is any to draw."""
     from diba_np.files.atomic import atomic_path
     from diba_np.report.curves import plot_comparison
 
+    quality = "output_snr" if with_inputs else "snr"
+    if not any(math.isfinite(getattr(row, quality)) for row in rows):
+        warnings.warn(f"{plot}: not drawn, no fit has a finite SNR", UserWarning, stacklevel=2)
+        return
     with atomic_path(plot) as temporary:
-        quality = "output_snr" if with_inputs else "snr"
         kind = plot.suffix.lstrip(".") or "png"
         plot_comparison(rows, temporary, quality, matrix, kind)
 
@@ -206,33 +210,40 @@ def run_sweep(args: argparse.Namespace) -> int:
             for point, f in zip(points, factors, strict=True):
                 point["group"] = _group_of(point["target_bits"])
                 f.save(temporary, group=point["group"])
-    if plot is not None:
+    report: Report = {"matrix": args.matrix, "m": matrix.shape[0], "n": matrix.shape[1]}
+    report |= {"output": args.output, "rows": points}
+    if args.json:
+        print(json.dumps(finite(report)))
+    else:
+        _print_curve(points, inputs is not None)
+    if plot is not None:  # after the figures, which a picture that fails must not cost
         rows = [
             Row(
                 "diba",
                 point["target_bits"],
                 point["bits_per_weight"],
-                snr=point["snr_db"],
-                output_snr=point.get("output_snr_db", math.nan),
+                snr=_number(point["snr_db"]),
+                output_snr=_number(point.get("output_snr_db")),
             )
             for point in points
-            if point["snr_db"] is not None
         ]
-        if rows:
-            _draw_rates(plot, rows, _title(args.matrix, matrix), bool(args.inputs))
-    report: Report = {"matrix": args.matrix, "m": matrix.shape[0], "n": matrix.shape[1]}
-    report |= {"output": args.output, "rows": points}
-    if args.json:
-        print(json.dumps(finite(report)))
-        return DONE
+        _draw_rates(plot, rows, _title(args.matrix, matrix), inputs is not None)
+    return DONE
+
+
+def _number(decibels: float | None) -> float:
+    return math.inf if decibels is None else decibels
+
+
+def _print_curve(points: Sequence[dict[str, Any]], inputs: bool) -> None:
+    """Print one line a rate."""
     head = f"{'target':>6} {'bits/w':>7} {'k':>6} {'SNR dB':>7}"
-    print(head + (f" {'out dB':>7}" if args.inputs else "") + f" {'seconds':>8}")
+    print(head + (f" {'out dB':>7}" if inputs else "") + f" {'seconds':>8}")
     for point in points:
         line = f"{point['target_bits']:6.3g} {point['bits_per_weight']:7.4f} {point['k']:6d}"
         line += f" {_short_decibels(point['snr_db'])}"
-        line += f" {_short_decibels(point['output_snr_db'])}" if args.inputs else ""
+        line += f" {_short_decibels(point['output_snr_db'])}" if inputs else ""
         print(f"{line} {point['seconds']:8.2f}")
-    return DONE
 
 
 def _group_of(target: float) -> str:
@@ -270,8 +281,6 @@ def run_compare(args: argparse.Namespace) -> int:
     options = {"inputs": inputs, "jobs": args.jobs, "seed": args.seed}
     rows = compare(matrix, list(dict.fromkeys(args.bits)), methods, callback=tell, **options)
     complete = [row for row in rows if not row.error]
-    if plot is not None and complete:
-        _draw_rates(plot, complete, _title(args.matrix, matrix), bool(args.inputs))
     if args.json:
         m, n = matrix.shape
         report = {"matrix": args.matrix, "m": m, "n": n, "rows": [asdict(row) for row in rows]}
@@ -282,4 +291,6 @@ def run_compare(args: argparse.Namespace) -> int:
         print("\n".join(recommend(rows)))
     else:
         print(format_table(rows))
+    if plot is not None and complete:  # after the figures, as in a sweep
+        _draw_rates(plot, complete, _title(args.matrix, matrix), inputs is not None)
     return DONE if complete else FAILED

@@ -256,6 +256,17 @@ def test_command_draws(here, capsys):
     assert run(capsys, *args, "--force", "--inputs", "X.npy")[0] == 0
 
 
+@pytest.mark.parametrize("more", [(), ("--inputs", "X.npy")])
+def test_figures_are_told_whatever_becomes_of_the_picture(here, capsys, more):
+    pytest.importorskip("matplotlib")
+    np.save("zero.npy", np.zeros(np.load("A.npy").shape))
+    for args in (("sweep", "zero.npy"), ("compare", "zero.npy", "--methods", "rtn", *more)):
+        status, out, err = run(capsys, *args, "--bits", 3, "--plot", "z.png")
+        assert status == 0 and ("exact" in out or "inf" in out)
+        assert err.splitlines()[-1].endswith("z.png: not drawn, no fit has a finite SNR")
+        assert not (here / "z.png").exists()
+
+
 def test_command_says_what_to_install_before_it_works(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, out, err = run(capsys, "compare", "A.npy", "--bits", 2, "--plot", "c.png")
