@@ -271,16 +271,22 @@ class Product:
         """Apply to a vector (n,); returns (m,)."""
         x = self._checked(operand(x), 1)
         out = np.empty(self.shape[0], x.dtype)
+        if not math.isfinite(self._run_vector(x, out)):
+            self._mend(x[:, np.newaxis], out[:, np.newaxis])
+        return out
+
+    def _run_vector(self, x: Real, out: Real) -> float:
+        """Write the product with a vector; return a number that is finite only if all is."""
         parts = self._parts()
         if parts == 1 and self._planned is not None and x.dtype == _SINGLE:
             total = self._plan.run(self._planned, x, _NOTHING, out)  # the same sums
-        else:
-            arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
-            kernels = self._vector_kernels(x.dtype)
-            total = run_kernel(kernels, parts, self.weights, x, arguments, out)
-        if not math.isfinite(total):
-            self._mend(x[:, np.newaxis], out[:, np.newaxis])
-        return out
+            if not math.isfinite(total):
+                out[:] = np.nan  # nothing was written
+            return total
+        arguments = self._arguments.get(x.dtype) or self._prepared(x.dtype)
+        kernels = self._vector_kernels(x.dtype)
+        result: float = run_kernel(kernels, parts, self.weights, x, arguments, out)
+        return result
 
     def vector_rounded(self, x: ArrayLike) -> Real:
         """Apply to a vector (n,) in float32, with 16-bit tables if the CPU gains by them.
@@ -376,16 +382,16 @@ class Product:
             return total
         if path == "avx512" and n_columns > 1:
             return self._run_kernels(self._column_kernels, x, out)
-        total, kernels = 0.0, self._vector_kernels(x.dtype)
+        total = 0.0
         products = np.empty((n_columns, out.shape[0]), out.dtype)
         for vector, product in zip(np.ascontiguousarray(x.T), products, strict=True):
-            total += self._run_kernels(kernels, vector, product)
+            total += self._run_vector(vector, product)
         out[...] = products.T
         return total
 
     def _run_kernels(self, kernels: tuple[Any, ...], x: Real, out: Real) -> float:
-        """Run one kernel over a vector or, as far as it goes, a matrix; return its total."""
-        n_columns = x.size // x.shape[0]
+        """Run one kernel over a matrix, as far as it goes; return its total."""
+        n_columns = x.shape[1]
         work = n_columns * self.weights
         total: float = run_kernel(
             kernels, self._parts(n_columns), work, x, self._prepared(x.dtype), out

@@ -661,8 +661,10 @@ def test_sums_of_some_rows_that_overflow_come_out_right(path, stages, monkeypatc
         monkeypatch.setattr(f, "_parts", lambda n_columns=1, parts=parts: parts)
         np.testing.assert_allclose(f.vector(x), exact, rtol=1e-6)
         np.testing.assert_allclose(f.vector_rounded(x), exact, rtol=1e-6)
-        found = f.matrix(np.stack([x] * 16, 1))
-        np.testing.assert_allclose(found, np.stack([exact] * 16, 1), rtol=1e-6)
+        for n_columns in (3, 16):
+            f.matrix(np.zeros((7, n_columns), np.float32))  # what the next result's memory holds
+            found = f.matrix(np.stack([x] * n_columns, 1))
+            np.testing.assert_allclose(found, np.stack([exact] * n_columns, 1), rtol=1e-6)
 
 
 # -- benchmark -------------------------------------------------------------------------------------
