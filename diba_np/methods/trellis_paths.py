@@ -158,7 +158,7 @@ def closing_state(mode: Mode, codes: Array) -> int:
     last = codes[: -1 - -(-mode.width // mode.bits) : -1]  # newest first
     if len(last) * mode.bits < mode.width:  # it goes round more than once
         last = np.resize(last, -(-mode.width // mode.bits))
-    state = sum(code << mode.bits * lag for lag, code in enumerate(last.tolist()))
+    state: int = sum(code << mode.bits * lag for lag, code in enumerate(last.tolist()))
     return state & ((1 << mode.width) - 1)
 
 
