@@ -195,23 +195,21 @@ def _factorize(args: argparse.Namespace) -> int:
     return DONE
 
 
-# suffixes of files that arrays are kept in: a folder is rarely named like one on purpose
-_FILES = (
-    *(".safetensors", ".npz", ".npy", ".h5", ".hdf5", ".gguf", ".mat", ".json", ".zip"),
-    *(".bin", ".pt", ".pth", ".ckpt", ".onnx"),
-)
+# beside the suffixes of sources: a folder is rarely named like a file on purpose
+_FILES = (".mat", ".json", ".zip")
 
 
 def run_export(args: argparse.Namespace) -> int:
     """Write every array of a model's file, or a network, dense."""
     from diba_np.models.file import open_model
     from diba_np.networks.file import is_network
+    from diba_np.sources.opening import FORMATS
 
     path, output = Path(args.file), Path(args.output)
     of_network = path.is_dir() or path.suffix.lower() == ".gguf" or is_network(path)
     files = [] if of_network else [".safetensors", ".npz"]
     suffix = output.suffix.lower()
-    of_file = bool(difflib.get_close_matches(suffix, _FILES, 1, 0.8))
+    of_file = bool(difflib.get_close_matches(suffix, (*FORMATS, *_FILES), 1, 0.8))
     if of_file and suffix not in files and not output.exists():
         expected = "a folder" + (f", or a name with {' or '.join(files)}" if files else "")
         raise CommandError(

@@ -20,7 +20,8 @@ from diba_np.sources.torch import open_torch
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
-_KINDS: dict[str, Callable[[Path], list[Entry]]] = {
+# suffix -> what lists the arrays of such a file
+FORMATS: dict[str, Callable[[Path], list[Entry]]] = {
     ".npy": open_npy,
     ".npz": open_npz,
     ".safetensors": open_safetensors,
@@ -93,7 +94,7 @@ def _open_path(path: Path) -> list[Entry]:
         return open_index(path)
     if path.name.endswith(_TORCH_INDEX):
         return open_index(path, open_torch)
-    kind = _KINDS.get(path.suffix.lower()) or _kind_by_content(path)
+    kind = FORMATS.get(path.suffix.lower()) or _kind_by_content(path)
     if kind is None:
         raise ValueError(f"{path}: expected {_EXPECTED}")
     return kind(path)
@@ -133,7 +134,7 @@ def _open_folder(path: Path) -> list[Entry]:
         names = [file.relative_to(path).with_suffix("").as_posix() for file in arrays]
         entries = [npy_entry(file, name) for file, name in zip(arrays, names, strict=True)]
         return check_unique(entries, str(path))
-    others = sorted(file for file in path.iterdir() if file.suffix.lower() in _KINDS)
+    others = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS)
     if len(others) > 1:
         names = [file.name for file in others]
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -167,4 +168,4 @@ def _weights_of(folder: Path) -> list[Entry] | None:
         return None
     if files[0].suffix == ".json":
         return _open_path(files[0])
-    return open_shards(files, _KINDS[files[0].suffix])
+    return open_shards(files, FORMATS[files[0].suffix])
