@@ -32,29 +32,10 @@ from diba_np.cli.output import (
     size_report,
 )
 from diba_np.cli.parser import Parents
+from diba_np.methods import LABELS
 
 if TYPE_CHECKING:
     from diba_np.methods.comparison import Row
-
-# the labels of `diba_np.methods.comparison`, which is slow to import
-_COMPARED = (
-    "diba",
-    "dbf",
-    "sign",
-    "rtn",
-    "nf",
-    "gptq",
-    "trellis",
-    "linear-trellis",
-    "bqq",
-    "bitat",
-    "svd16",
-    "svd8",
-    "qswd",
-    "fcqh",
-    "deepc",
-    "mesa",
-)
 
 EXAMPLES = {
     "compare": (
@@ -87,11 +68,11 @@ def add_compare(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument(
         "--methods",
-        choices=("all", *_COMPARED),
+        choices=("all", *LABELS),
         nargs="+",
         default=["all"],
         metavar="NAME",
-        help=f"among {', '.join(_COMPARED)}; default: all",
+        help=f"among {', '.join(LABELS)}; default: all",
     )
     command.add_argument(
         "--inputs", metavar="X.npy", help="cached inputs, one a row; a quarter judges the outputs"

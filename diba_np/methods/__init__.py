@@ -32,6 +32,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mesa": ("mesa", {}),
 }
 
+# what `compare` has in its table, in this order: first those that make a `DiBAFactors`
+LABELS = ("diba", "dbf", *METHODS)
+
 
 def get(label: str) -> tuple[type[CompressedMatrix], dict[str, Any]]:
     """Return ``(class, fit keywords)`` of the method called `label`.

@@ -40,7 +40,7 @@ def _fit_dbf(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) -> 
 # label -> fit(A, bits, inputs, seed) of the methods that make a DiBAFactors; our own first
 _OWN: dict[str, Callable[..., Any]] = {"diba": _fit_diba, "dbf": _fit_dbf}
 
-METHODS = (*_OWN, *methods.METHODS)
+METHODS = methods.LABELS
 
 
 @dataclasses.dataclass
