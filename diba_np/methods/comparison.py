@@ -23,6 +23,7 @@ from diba_np.search.factorization import factorize
 HELD_OUT = 0.25  # share of the inputs that no method is fitted on
 
 _TRIES = 2  # of a fit whose process is killed
+_REPEATS = 25  # of a product that is timed
 
 # what one process works on: matrix, inputs to fit on, inputs to judge on, seed
 _Shared = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, int]
@@ -211,11 +212,11 @@ def multiplies_packed(matrix: Any) -> bool:
     return own._apply is not CompressedMatrix._apply or own._matmat is not CompressedMatrix._matmat
 
 
-def _time_product(matrix: Any, n: int, repeats: int = 25) -> float:
+def _time_product(matrix: Any, n: int) -> float:
     x = np.random.default_rng(0).standard_normal(n).astype(np.float32)
     matrix @ x
     times = []
-    for _ in range(repeats):
+    for _ in range(_REPEATS):
         start = time.perf_counter()
         matrix @ x
         times.append(time.perf_counter() - start)

@@ -195,7 +195,6 @@ def fit_blocks(
     column_order: Array,
     count: int,
     alpha: float,
-    ridge: float = 0.01,
 ) -> tuple[Array, Callable[[Array], float]]:
     """Fit coupled diagonal blocks to the outputs of A; a block-tridiagonal solve.
 
@@ -207,8 +206,6 @@ def fit_blocks(
     problem : Problem
     row_order, column_order : (count, rows), (count, columns) int
     alpha : float
-    ridge : float
-        Added to H, in units of its mean diagonal entry.
 
     Returns
     -------
@@ -224,7 +221,7 @@ def fit_blocks(
     if problem.X is None:
         H, HA = np.eye(n), problem.W.T
     else:
-        H = gram(problem.X, n, ridge)
+        H = gram(problem.X, n)
         HA = H @ problem.W.T
     w = alpha * float(np.trace(H)) / n / max(count - 1, 1)
     diagonal, right = [], []

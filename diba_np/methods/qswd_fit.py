@@ -16,6 +16,11 @@ from diba_np.methods.streams import packed_bytes, sets_bytes
 
 CHUNK = 4096  # columns of Z worked on at once
 
+_ANNEALING = 24  # steps in which a support shrinks
+
+# of the choice of a setting: columns tried on, and settings that are tried for longer
+_MOST_COLUMNS, _FINALISTS = 16384, 3
+
 
 def project_columns(Z: Array, s: int, scale: float, max_code: int) -> Array:
     """Project each column on {at most s nonzeros} and the grid ``scale * [-max_code, max_code]``.
@@ -201,7 +206,7 @@ def _full_support(V: Array, C: Array, st: Setting) -> tuple[Array, Array, Array]
     return np.tile(np.arange(st.r), (len(V), 1)), codes, C * unit
 
 
-def _anneal_support(V: Array, C: Array, st: Setting, steps: int = 24) -> tuple[Array, Array, Array]:
+def _anneal_support(V: Array, C: Array, st: Setting) -> tuple[Array, Array, Array]:
     """Projected gradient on a latent Z while support (r -> s) and bits (8 -> target) shrink.
 
     The gradient is taken at the projected point and applied to the latent one; C follows by
@@ -209,8 +214,8 @@ def _anneal_support(V: Array, C: Array, st: Setting, steps: int = 24) -> tuple[A
     """
     G = C.T @ C
     Z = np.linalg.lstsq(C, V.T, rcond=None)[0]
-    for i in range(steps):
-        share = (i + 1) / steps
+    for i in range(_ANNEALING):
+        share = (i + 1) / _ANNEALING
         s = round(st.r * (st.s / st.r) ** share)
         z_max = max(round(128 * (max(st.z_max, 1) / 128) ** share), 1)
         large = np.sort(np.abs(Z), axis=0)[-s:]
@@ -361,7 +366,7 @@ def next_bits(shape: tuple[int, int], budget: int) -> int:
     return min(family.made(r).bits() for family, r in larger if r <= max(family.most, family.least))
 
 
-def choose_setting(problem: Problem, most_columns: int = 16384, finalists: int = 3) -> Setting:
+def choose_setting(problem: Problem) -> Setting:
     """Try every setting of `settings` on some of the columns; return the best.
 
     Errors are compared on the columns the fit has seen; that flatters large dictionaries
@@ -375,11 +380,11 @@ def choose_setting(problem: Problem, most_columns: int = 16384, finalists: int =
     def trial(st: Setting, sweeps: int) -> float:
         V = cut(problem.W, st.d)
         total = len(V)
-        most = max(most_columns, 8 * st.r)
+        most = max(_MOST_COLUMNS, 8 * st.r)
         if total > most:
             V = V[np.sort(np.random.default_rng(0).choice(total, most, replace=False))]
         error = alternate(V, st, np.random.default_rng(0), sweeps)[1]
         return error * total / len(V)
 
-    ranked = sorted(candidates, key=lambda st: trial(st, 2))[:finalists]
+    ranked = sorted(candidates, key=lambda st: trial(st, 2))[:_FINALISTS]
     return min(ranked, key=lambda st: trial(st, 6))

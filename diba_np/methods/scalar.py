@@ -27,6 +27,9 @@ Layout = tuple[int, int, int]  # levels, group, kept columns
 
 GROUPS = (0, 256, 128, 64, 32, 16)  # columns that share a scale; 0 = the whole row
 
+# of the search for a layout: the finest grids of all columns, and rows, that are tried
+_FINEST, _MOST_ROWS = 4, 384
+
 
 def uniform_values(levels: int) -> Array:
     """Return the symmetric grid ``-(L-1)/2, ..., (L-1)/2`` of step 1, (levels,) float64."""
@@ -179,11 +182,10 @@ def layouts(
     groups: Sequence[int] = GROUPS,
     levels_range: Sequence[int] = range(2, 257),
     stores_table: bool = False,
-    spread: int = 4,
 ) -> list[Layout]:
     """List the ``(levels, group, n_kept)`` worth trying within `budget` bits.
 
-    For every group size: the `spread` finest grids that leave all columns in, and the
+    For every group size: the `_FINEST` finest grids that leave all columns in, and the
     coarsest ones above them with as many columns as fit, down to 3 in 4. If no grid keeps
     three columns in four, the coarsest grid with whatever fits.
     """
@@ -193,7 +195,7 @@ def layouts(
         if group >= n:
             continue
         whole = [L for L in levels_range if layout_bits(shape, L, group, n, stores_table) <= budget]
-        choices += [(L, group, n) for L in whole[-spread:]]
+        choices += [(L, group, n) for L in whole[-_FINEST:]]
         above = [L for L in levels_range if not whole or L > whole[-1]][:2]
         for L in above:
             low, high = 0, n - 1
@@ -296,11 +298,11 @@ def round_codes(W: Array, table: ArrayLike, group: int, scales: Array) -> Array:
     return nearest_codes(W / np.where(full > 0, full, 1.0), np.asarray(table, np.float64))
 
 
-def _row_sample(problem: Problem, most: int = 384) -> Array:
+def _row_sample(problem: Problem) -> Array:
     m = problem.shape[0]
-    if m <= most:
+    if m <= _MOST_ROWS:
         return np.arange(m)
-    return np.sort(np.random.default_rng(0).choice(m, most, replace=False))
+    return np.sort(np.random.default_rng(0).choice(m, _MOST_ROWS, replace=False))
 
 
 def search_layouts(
@@ -309,7 +311,7 @@ def search_layouts(
     candidates: list[Layout],
     weight: Array | None = None,
 ) -> list[Layout]:
-    """Return the (levels, group, n_kept) of least weighted error, tried on up to 384 rows."""
+    """Return the (levels, group, n_kept) of least weighted error, tried on `_MOST_ROWS` rows."""
     rows = _row_sample(problem)
     scored = []
     for levels, group, n_kept in candidates:

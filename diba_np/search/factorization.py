@@ -254,7 +254,7 @@ def factorize(
             _check_init_size(init, shape, size, how.shift)
         search = Solver(target, how, scales, init, run)
         if count > 1:
-            search.sum_of(count, auto, name, value, more)
+            search.set_terms(count, auto, name, value, more)
         try:
             outcome = run.journal.stage(
                 "search",

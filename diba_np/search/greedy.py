@@ -16,6 +16,8 @@ from diba_np.search.target import Target
 # passes over a row before its scale and the other side move again
 _PASSES = 4
 
+_MOST_SIDES = 2000  # that `settle` goes over
+
 # of the squared norm of A: what an exact step may seem to lose
 _ROUNDING = 1e-12
 
@@ -105,7 +107,7 @@ def solve_greedy(
     return Outcome(state, history, done)
 
 
-def settle(target: Target, state: State, run: Run, most_rounds: int = 1000) -> bool:
+def settle(target: Target, state: State, run: Run) -> bool:
     """Flip single bits at the diagonals as they are until none improves; return whether so.
 
     Run on rounded diagonals this makes the end condition hold for what is stored.
@@ -116,7 +118,7 @@ def settle(target: Target, state: State, run: Run, most_rounds: int = 1000) -> b
         done, clean = saved["rounds"], saved["clean"]
         state.take(unpack_state(saved["state"]))
     move = FixedFlips(1000)
-    for round_ in range(done, 2 * most_rounds):
+    for round_ in range(done, _MOST_SIDES):
         clean = clean + 1 if sweep(target, state.sides[round_ % 2], move) == 0 else 0
         if clean == 2:
             return True

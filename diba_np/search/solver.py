@@ -68,7 +68,7 @@ class Solver:
         self._auto = False
         self._budget: tuple[str, Any] = ("", None)
 
-    def sum_of(self, count: int, auto: bool, name: str, value: Any, more: int) -> None:
+    def set_terms(self, count: int, auto: bool, name: str, value: Any, more: int) -> None:
         """Search for so many terms from now on, with `auto` in code widths of their own.
 
         `name` and `value` are the budget: where it counts bits, all terms together take no more.

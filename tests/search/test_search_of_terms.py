@@ -223,7 +223,7 @@ def test_a_k_is_searched_alike_whatever_was_tried_before(rng, monkeypatch):
         for ks in ([66], [60, 66]):
             how = SearchOptions(effort="fast", max_sweeps=3)
             solver = Solver(Target(A, pool), how, (4, 3, 4), None, Run())
-            solver.sum_of(2, True, "snr", 18.0, 2)
+            solver.set_terms(2, True, "snr", 18.0, 2)
             found.append([term.b1.tobytes() for term in [solver.at(k) for k in ks][-1].terms])
             assert solver.scale_bits != (4, 3, 4)  # a single term was tried too, in its own widths
     assert tried[0] == tried[2] and found[0] == found[1]
