@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from diba_np.layers.linear import DiBALinear
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.training.losses import LOSSES, Loss
 from diba_np.training.moments import LeastSquares, Moments, moments
-from diba_np.training.optimisers import minimise, root_mean_square
+from diba_np.training.optimisers import Diverged, minimise, root_mean_square
 from diba_np.training.samples import Pair, Samples
 
 Array = NDArray[Any]
@@ -197,18 +198,19 @@ class DiagonalFit:
             scaled.spread()
             return self.ended()
 
-        minimise(
-            loss,
-            scaled.values,
-            gradients,
-            lambda epoch: self.samples.fitted(rng),
-            steps_per_epoch=self.samples.steps,
-            epochs=self.steps,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            clip=None if self.clip is None else self.clip / self.scale,
-            ended=ended,
-        )
+        with suppress(Diverged):  # what was best before is kept
+            minimise(
+                loss,
+                scaled.values,
+                gradients,
+                lambda epoch: self.samples.fitted(rng),
+                steps_per_epoch=self.samples.steps,
+                epochs=self.steps,
+                learning_rate=self.learning_rate,
+                schedule=self.schedule,
+                clip=None if self.clip is None else self.clip / self.scale,
+                ended=ended,
+            )
 
     def quasi_newton(self) -> None:
         """Minimise over all samples at once with scipy's L-BFGS."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from diba_np.methods.binary_bitat import BinaryBiTAT, one_bit_inputs
 from diba_np.methods.fitting import check_fitted
 from diba_np.training.losses import LOSSES, Loss
 from diba_np.training.moments import Moments, moments
-from diba_np.training.optimisers import minimise
+from diba_np.training.optimisers import Diverged, minimise
 
 Array = NDArray[Any]
 Fit = Callable[[str, Array, Array], CompressedMatrix]
@@ -267,18 +268,19 @@ class _Training:
             if reached < best:
                 best, kept = reached, {name: value.copy() for name, value in parameters.items()}
 
-        if epochs:
-            minimise(
-                step,
-                parameters,
-                gradients,
-                self.batches,
-                steps_per_epoch=self.steps,
-                epochs=epochs,
-                learning_rate=self.rate,
-                clip=self.clip,
-                ended=ended,
-            )
+        with suppress(Diverged):  # the best epoch stays
+            if epochs:
+                minimise(
+                    step,
+                    parameters,
+                    gradients,
+                    self.batches,
+                    steps_per_epoch=self.steps,
+                    epochs=epochs,
+                    learning_rate=self.rate,
+                    clip=self.clip,
+                    ended=ended,
+                )
         for name, value in kept.items():
             parameters[name][...] = value
         return {"loss_before": before, "loss_after": best}

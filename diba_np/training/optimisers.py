@@ -21,6 +21,10 @@ Batch = TypeVar("Batch")
 SCHEDULES = ("cosine", "constant")
 
 
+class Diverged(FloatingPointError):
+    """A loss or a gradient is no longer finite: a step would leave nothing of the parameters."""
+
+
 def gather(layers: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return ``(parameters, gradients)`` of many layers under ``"layer.parameter"``, by reference.
 
@@ -145,6 +149,20 @@ def share_of_rate(schedule: str, done: float, least: float = 0.0) -> float:
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def _check_finite(value: float, gradients: Mapping[str, Array], where: str) -> None:
+    """Refuse a loss and gradients that no step can be taken by."""
+    wrong = [name for name, g in gradients.items() if not np.isfinite(g).all()]
+    if math.isfinite(value) and not wrong:
+        return
+    what = f"the gradient of {wrong[0]} is not finite" if wrong else ""
+    if not math.isfinite(value):
+        what = f"the loss is {value:g}"
+    raise Diverged(
+        f"{where}: {what}; look for what is not finite in the batch, or take a smaller learning "
+        "rate; parameters are as they were before it"
+    )
+
+
 def minimise(
     loss: Callable[[Batch], float],
     parameters: Mapping[str, Array],
@@ -185,6 +203,9 @@ def minimise(
     ------
     ValueError
         Of an unknown schedule, or an epoch without a batch.
+    Diverged
+        A loss or a gradient is not finite; the parameters are as they were before that batch. It is
+        a FloatingPointError.
     """
     optimiser = Adam(parameters, learning_rate, relative=relative, clip=clip, decay=decay)
     history: list[float] = []
@@ -194,6 +215,7 @@ def minimise(
             for gradient in gradients.values():
                 gradient[...] = 0
             values.append(loss(batch))
+            _check_finite(values[-1], gradients, f"epoch {epoch}, batch {at}")
             done = (epoch + min(at / steps_per_epoch, 1.0)) / epochs
             optimiser.step(gradients, share_of_rate(schedule, done))
         if not values:

@@ -123,3 +123,30 @@ def test_minimise_trains_two_layers_and_an_array_of_ones_own(rng):
     assert np.abs(scale - 1).max() > 1e-3
     with pytest.raises(ValueError, match="at least one batch, got none in epoch 0"):
         minimise(loss, parameters, gradients, lambda epoch: [], steps_per_epoch=1)
+
+
+def test_what_is_not_finite_is_told_before_a_step_is_taken(rng):
+    layer = DiBALinear(factorize(rng.normal(size=(6, 5)), k=4))
+    parameters, gradients = gather({"l": layer})
+    X = rng.normal(size=(3, 8, 5)).astype(np.float32)
+    X[2, 1, 1] = np.nan
+    seen = []
+
+    def loss(x):
+        seen.append({name: value.copy() for name, value in parameters.items()})
+        y = layer.forward(x)
+        layer.backward(y)
+        return float(np.vdot(y, y))
+
+    with pytest.raises(FloatingPointError, match="epoch 0, batch 2: the loss is nan; look"):
+        minimise(loss, parameters, gradients, lambda epoch: X, steps_per_epoch=3)
+    assert not np.array_equal(seen[0]["l.d1"], seen[2]["l.d1"])
+    for name, value in parameters.items():
+        np.testing.assert_array_equal(value, seen[2][name])
+
+    def overflow(x):
+        gradients["l.d1"][0] = np.inf
+        return 1.0
+
+    with pytest.raises(FloatingPointError, match=r"batch 0: the gradient of l\.d1 is not finite"):
+        minimise(overflow, parameters, gradients, lambda epoch: X[:1], steps_per_epoch=1)
