@@ -18,7 +18,8 @@ from diba_np.matrix.budgets import storage_bits
 from diba_np.methods import METHODS, get
 from diba_np.methods import fit as fit_method
 from diba_np.methods.random_bits import random_factors
-from diba_np.search.factorization import USUAL_WIDTHS, factorize
+from diba_np.search.factorization import factorize
+from diba_np.search.factorization import least_bits as least_of_diba
 from diba_np.search.options import SearchOptions
 
 # what "best" chooses among
@@ -190,8 +191,8 @@ def least_bits(method: str, shape: tuple[int, int], how: FitOptions, weighed: bo
     if method == "random":
         return storage_bits(*shape, 1)
     if method == "diba":
-        given = SearchOptions(scale_bits=how.search.get("scale_bits", how.scale_bits)).scale_bits
-        return storage_bits(*shape, 1, USUAL_WIDTHS if given in (None, "auto") else given)
+        given = SearchOptions(scale_bits=how.search.get("scale_bits", how.scale_bits))
+        return least_of_diba(shape, given.scales_for("bits"))
     cls: Any = get(method)[0]
     more = _trellis_options(how) | {"weighed": weighed} if method in FITS else {}
     return int(cls.least_bits(shape, **more))

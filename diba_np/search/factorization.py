@@ -213,7 +213,17 @@ def factorize(
     auto = asked == "auto"
     # under "auto" the widths are chosen at about the right k, and then k for these widths
     scales: ScaleBits = USUAL_WIDTHS if auto else asked
-    size = 0 if goal is not None else budgets.intermediate_dimension(name, value, shape, scales)
+    size = 0
+    if goal is None:
+        try:
+            size = budgets.intermediate_dimension(name, value, shape, scales)
+        except BudgetError:
+            if not auto or least_bits(shape, asked) == budgets.storage_bits(*shape, 1, scales):
+                raise
+            # a handful of entries, for which the grids of codes take more than floats do
+            auto, asked = False, HALF
+            scales = HALF
+            size = budgets.intermediate_dimension(name, value, shape, scales)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
@@ -284,6 +294,12 @@ def factorize(
     elif keeper is not None:
         keeper.remove()
     return sum_of(outcome.terms, target.unit, record)
+
+
+def least_bits(shape: tuple[int, int], scale_bits: ScaleBits | str) -> int:
+    """Return the stored bits of one component, which a budget has to hold."""
+    choices = (USUAL_WIDTHS, HALF) if isinstance(scale_bits, str) else (scale_bits,)
+    return min(budgets.storage_bits(*shape, 1, scales) for scales in choices)
 
 
 def _counts(

@@ -270,6 +270,14 @@ def test_no_matrix_gets_more_bits_than_the_dense_one():
         assert shares[1] <= 32 * 15_000
 
 
+@pytest.mark.parametrize("method", ["diba", "best"])
+def test_the_smallest_matrices_keep_to_the_plan(method, rng):
+    arrays = {"a": rng.normal(size=(40, 30)), "s": rng.normal(size=(4, 4))}
+    options = {"bits": 6.0, "min_size": 2, "jobs": 1, "threads": 1, "max_sweeps": 5}
+    made = dn.factorize_model(arrays, method=method, **options)
+    assert made.bits_per_weight <= 6.0 and not made["s"].is_array
+
+
 def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
     A = rng.normal(size=(50, 20))
     blocks = [dn.factorize(part, k=12, effort="fast", threads=1) for part in (A[:30], A[30:])]

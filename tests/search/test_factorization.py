@@ -14,7 +14,7 @@ from strategies import matrices
 
 from diba_np import ConvergenceWarning, DiBAFactors, factorize, snr_db
 from diba_np.arrays import row_blocks
-from diba_np.errors import FormatError
+from diba_np.errors import BudgetError, FormatError
 from diba_np.search.options import EFFORTS
 
 
@@ -104,6 +104,16 @@ def test_coded_diagonals_on_matrices_of_every_kind(A, k, width, solver):
 def test_auto_widths_on_degenerate_matrices(kind):
     A = KINDS[kind]
     assert factorize(A, k=4, scale_bits="auto").snr(A) >= 25.0
+
+
+def test_a_handful_of_entries_takes_floats_where_grids_are_too_much(rng):
+    A = rng.normal(size=(4, 4))
+    f = factorize(A, bits=12.0)
+    assert (f.k, f.scale_bits) == (2, 16) and f.bits_per_weight == 11.0
+    with pytest.raises(BudgetError, match=r"k=1 already takes bits=9\.5"):
+        factorize(A, bits=9.0)
+    with pytest.raises(BudgetError, match="2 terms take"):
+        factorize(A, bits=12.0, terms=2)
 
 
 def test_snr_budget_finds_the_smallest_k(rng):
