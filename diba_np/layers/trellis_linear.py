@@ -25,6 +25,7 @@ class TrellisLinear(Layer):
     """``y = R_out^T (d1 * (V (d3 * (R_in x)))) + bias`` with gradients written by hand.
 
     V is what the paths stand for, (m, n), the rotations are those of the matrix; both are frozen.
+    So is the part of low rank that some matrices have; its product is added.
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ class TrellisLinear(Layer):
         self._start = {name: value.copy() for name, value in parameters.items()}
         parameters["bias"] = np.array(check_bias(bias, m), kind)
         super().__init__((m, n), parameters, kind)
-        self.matrix = matrix
+        self.matrix, self._low = matrix, coded.low
         self._values = Values(matrix.modes, coded, (m, n))
         self._ones = {"d1": np.ones((1, 1), kind), "d3": np.ones((1, 1), kind)}
 
@@ -101,6 +102,8 @@ class TrellisLinear(Layer):
         t = self._values.multiply(self._scales("d3") * z)
         y = self._scales("d1") * t
         y = y if outputs is None else outputs.apply_transposed(y)
+        if self._low is not None:
+            y = y + self._low.multiply(samples.T)
         turned_y = np.ascontiguousarray(y.T)
         turned_y += self.parameters["bias"]
         return turned_y, (z, t)
@@ -120,12 +123,15 @@ class TrellisLinear(Layer):
             self.gradients["d3"] += np.einsum("ij,ij->i", e, z)
         gx = self._scales("d3") * e
         gx = gx if inputs is None else inputs.apply_transposed(gx)
+        if self._low is not None:
+            gx = gx + self._low.multiply_transposed(g.T)
         return np.ascontiguousarray(gx.T)
 
     def _dense(self) -> Array:
         """Return the matrix (m, n) float64 with the present scales."""
         V = self.matrix.coded.values(self.matrix.modes, self.shape[0]).astype(np.float64)
-        return turned_back(self._scales("d1") * V * self._scales("d3").T, *self.matrix.turns)
+        dense = turned_back(self._scales("d1") * V * self._scales("d3").T, *self.matrix.turns)
+        return dense if self._low is None else dense + self._low.rows()
 
     def frozen(self) -> Callable[[ArrayLike], Array]:
         """Return what gives the outputs of many samples, until the parameters change."""
@@ -152,6 +158,8 @@ class TrellisLinear(Layer):
             e = self._values.multiply_transposed(self._scales("d1") * h)
         rows = self._scales("d3") * e
         rows = rows if inputs is None else inputs.apply_transposed(rows)
+        if self._low is not None:
+            rows = rows + self._low.rows(flat).T.astype(self.dtype)
 
         def back(gradient: Array) -> None:
             g = np.ascontiguousarray(gradient.reshape(len(flat), -1).T)
@@ -177,7 +185,8 @@ class TrellisLinear(Layer):
         """
         outputs, inputs = self.matrix.turns
         V = self.matrix.coded.values(self.matrix.modes, self.shape[0]).astype(np.float64)
-        xx, yx = turned(data.xx, inputs, inputs), turned(data.yx, outputs, inputs)
+        yx = data.yx if self._low is None else data.yx - self._low.rows() @ data.xx
+        xx, yx = turned(data.xx, inputs, inputs), turned(yx, outputs, inputs)
         p = {name: value.astype(np.float64) for name, value in self.parameters.items()}
         d1, d3 = (p.get(name, np.ones(1)) for name in ("d1", "d3"))
         tiny = np.finfo(np.float64).tiny

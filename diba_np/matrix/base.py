@@ -53,6 +53,8 @@ class CompressedMatrix(Operator):
     method: ClassVar[str] = ""
     # dataset name -> one of KINDS; every dataset of the class must be listed
     dataset_kinds: ClassVar[dict[str, str]] = {}
+    # those of them that a file may be without
+    optional_datasets: ClassVar[frozenset[str]] = frozenset()
 
     # whether `fit` heeds the inputs that it is given, or only checks them
     uses_inputs: ClassVar[bool] = False
@@ -178,7 +180,8 @@ class CompressedMatrix(Operator):
         FormatError
             A dataset is missing, or attributes and datasets contradict each other.
         """
-        missing = [name for name in cls.dataset_kinds if name not in contents.arrays]
+        needed = [name for name in cls.dataset_kinds if name not in cls.optional_datasets]
+        missing = [name for name in needed if name not in contents.arrays]
         if missing:
             raise FormatError(f"{contents.label}: dataset {missing[0]}: found none, expected it")
         scale = contents.attributes.get("scale")

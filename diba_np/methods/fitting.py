@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import numbers
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +14,9 @@ from diba_np.arrays import largest_magnitude
 from diba_np.checks import as_matrix, as_samples, check_count, check_magnitude, check_number
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array, CompressedMatrix
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Problem:
@@ -36,6 +40,13 @@ class Problem:
         self.budget = int(np.floor(bits * W.size * (1 + 1e-12)))
         self.rng = np.random.default_rng(seed)
         self._start = time.perf_counter()
+
+    def without(self, part: Array, bits: int) -> Self:
+        """Return the problem of what a part (m, n) leaves over, stored in so many bits."""
+        rest = copy.copy(self)
+        rest.W, rest.budget = self.W - part, self.budget - bits
+        rest.bits = self.bits - bits / self.W.size
+        return rest
 
     def record(self, **settings: Any) -> dict[str, Any]:
         """Return the record of a fit that ends now."""

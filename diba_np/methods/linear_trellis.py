@@ -64,12 +64,15 @@ class LinearTrellis(Trellis):
             return super().row_expander(columns)
         m = self.shape[0]
         d1, d3 = self._scales
+        low = self.coded.low
 
         def rows(wanted: RowIndex) -> Array:
             index = np.arange(m)[wanted]
             found = (self._values.rows(index) * d1[index, None] * d3).astype(np.float32)
             if inputs is not None:
                 found = inputs.apply_transposed(np.ascontiguousarray(found.T)).T
+            if low is not None:
+                found += low.rows(index)
             result: Array = np.ascontiguousarray(found[:, columns])
             return result
 
@@ -83,15 +86,17 @@ class LinearTrellis(Trellis):
 
     def _multiply(self, x: Array) -> Array:
         outputs, inputs = self.turns
-        x = x if inputs is None else inputs.apply(x)
-        out = self._values.multiply(x)
-        return out if outputs is None else outputs.apply_transposed(out)
+        turned = x if inputs is None else inputs.apply(x)
+        out = self._values.multiply(turned)
+        out = out if outputs is None else outputs.apply_transposed(out)
+        return out if self.coded.low is None else out + self.coded.low.multiply(x)
 
     def _multiply_transposed(self, y: Array) -> Array:
         outputs, inputs = self.turns
-        y = y if outputs is None else outputs.apply(y)
-        out = self._values.multiply_transposed(y)
-        return out if inputs is None else inputs.apply_transposed(out)
+        turned = y if outputs is None else outputs.apply(y)
+        out = self._values.multiply_transposed(turned)
+        out = out if inputs is None else inputs.apply_transposed(out)
+        return out if self.coded.low is None else out + self.coded.low.multiply_transposed(y)
 
 
 class Values:

@@ -7,17 +7,20 @@ Beyond it: scales of rows within the path, and bits given to the columns by what
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diba_np.arrays import row_blocks
 from diba_np.checks import check_count
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, pack_codes, unpack_codes
 from diba_np.methods.fitting import check_problem
+from diba_np.methods.low_rank import LowRank
 from diba_np.methods.streams import pack_digits, unpack_digits
 from diba_np.methods.trellis_fit import (
     ROTATIONS,
@@ -41,7 +44,8 @@ class Trellis(CompressedMatrix):
     ``A_hat = scale * R_out^T (d1_i * v_ij * d3_j) R_in`` where column j of v is what its path
     stands for: step t of mode (b, V) appends b bits, and the last 12 bits of the path look up V
     weights. A path is closed, its first steps look back to its last ones, so that no state is
-    stored.
+    stored. To it is added what was taken out before it was coded, if anything was: components of
+    low rank in bytes.
 
     Parameters
     ----------
@@ -61,7 +65,9 @@ class Trellis(CompressedMatrix):
         "grids": "scales",
         "chosen": "index",
         "used": "index",
+        "low": "payload",
     }
+    optional_datasets = frozenset({"low"})
 
     def __init__(
         self,
@@ -142,6 +148,10 @@ class Trellis(CompressedMatrix):
             problem.W = np.ones(problem.shape)
         coded = fit_coded(problem, cls.modes, H, number, rotation, threads, outputs, scale_bits)
         scale = 0.0 if is_zero else problem.scale * coded.gain
+        if is_zero:
+            coded.low = None
+        elif coded.low is not None:
+            coded.low = dataclasses.replace(coded.low, scale=problem.scale)
         facts = {} if weights is None else {"weights": weights.facts}
         rows = None if weights is None else weights.facts.get("rows")
         record = problem.record(rotation=coded.rotation, inputs=rows, **facts)
@@ -167,7 +177,11 @@ class Trellis(CompressedMatrix):
         values = self.coded.values(self.modes, m)
         values *= (self.scale * scales_of(self.coded.rows, m))[:, None]
         values *= scales_of(self.coded.columns, n)
-        return turned_back(values, *rotations(self.coded.rotation, (m, n), self.seed))
+        dense = turned_back(values, *rotations(self.coded.rotation, (m, n), self.seed))
+        if self.coded.low is not None:
+            for rows in row_blocks(self.shape):
+                dense[rows] += self.coded.low.rows(rows)
+        return dense
 
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
@@ -186,6 +200,10 @@ class Trellis(CompressedMatrix):
             if scales is not None:
                 arrays[name] = pack_codes(scales[1], scales[0].bits)
                 grids += scales[0].to_pair()
+        if coded.low is not None:
+            attrs["low_scale"] = coded.low.scale
+            arrays["low"] = np.concatenate([coded.low.u.ravel(), coded.low.v.ravel()])
+            grids += coded.low.steps.tolist()
         arrays["grids"] = np.array(grids, "<f4")
         arrays["chosen"] = pack_digits(coded.chosen, len(coded.used))
         numbers = [self.modes[at - 1].number if at else 0 for at in coded.used]
@@ -221,7 +239,8 @@ class Trellis(CompressedMatrix):
         if at != arrays["codes"].size:
             raise ValueError(f"codes must hold {at} bytes, found {arrays['codes'].size}")
         widths = [int(attrs["d1_bits"]), int(attrs["d3_bits"])]
-        grids = take(arrays, "grids", "<f4", 2 * sum(width > 0 for width in widths))
+        rank = arrays["low"].size // (m + n) if "low" in arrays else 0
+        grids = take(arrays, "grids", "<f4", 2 * sum(width > 0 for width in widths) + rank)
         scales: list[tuple[LogGrid, Array] | None] = []
         for name, width, size in zip(("d1", "d3"), widths, (m, n), strict=True):
             stream = take(arrays, name, "u1", -(-width * size // 8))
@@ -232,4 +251,7 @@ class Trellis(CompressedMatrix):
             else:
                 scales.append(None)
         coded = Coded(rotation, used, chosen, codes, scales[0], scales[1])
+        if "low" in arrays:
+            u, v = np.split(take(arrays, "low", "i1", rank * (m + n)).reshape(-1, rank), [m])
+            coded.low = LowRank(u, v, grids, float(attrs["low_scale"]))
         return cls((m, n), coded, seed, attrs["scale"])

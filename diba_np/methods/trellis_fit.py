@@ -16,6 +16,7 @@ from diba_np.matrix.base import Array
 from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, fit_grid
 from diba_np.methods.feedback import fed_back, sequential_rounding
 from diba_np.methods.fitting import Problem, too_small
+from diba_np.methods.low_rank import LowRank, low_rank_part
 from diba_np.methods.seeded import Rotation, uniforms
 from diba_np.methods.trellis_modes import Mode, allocate, least_bits
 from diba_np.methods.trellis_paths import Coder, closing_state, decode
@@ -65,7 +66,9 @@ class Coded:
     rows, columns : (LogGrid, uint8 codes) or None
         Scales; None stands for ones.
     gain : float
-        Factor of all.
+        Factor of all paths.
+    low : LowRank or None
+        What is added to the paths' matrix, not rotated, and not scaled by theirs.
     """
 
     rotation: str
@@ -75,6 +78,7 @@ class Coded:
     rows: tuple[LogGrid, Array] | None = None
     columns: tuple[LogGrid, Array] | None = None
     gain: float = 1.0
+    low: LowRank | None = None
 
     def values(self, modes: Sequence[Mode], m: int) -> Array:
         """Return the values without scales, (m, n) float32, still rotated."""
@@ -133,6 +137,8 @@ def fit_coded(
 ) -> Coded:
     """Return the best coding of ``problem.W`` found within the budget.
 
+    As it is, and where components of low rank gain more than their bits, of what they leave.
+
     Parameters
     ----------
     problem : Problem
@@ -167,27 +173,40 @@ def fit_coded(
     m, n = problem.shape
     names = _named(rotation, (m, n))
     with ThreadPool(threads) as pool:
+        least = fewest_bits(modes, (m, n), names, H is not None)
+        parts: list[tuple[Problem, LowRank | None]] = [(problem, None)]
+        low = low_rank_part(problem.W, problem.budget - least)
+        if low is not None:
+            rest = problem.without(low.rows(), low.bits)
+            exact = not rest.W.any()
+            if exact:  # paths are stored none the less, and count nothing
+                rest.W, parts = np.ones((m, n)), []
+            parts.append((rest, low))
 
-        def planned(name: str) -> _Plan:
-            return _Plan(problem, modes, H, name, seed, outputs, scale_bits)
+        def planned(case: tuple[str, Problem, LowRank | None]) -> _Plan:
+            name, part, taken = case
+            return _Plan(part, modes, H, name, seed, outputs, scale_bits, taken)
 
-        def fitted(name: str) -> tuple[float, Coded] | None:
-            plan = planned(name)
+        def fitted(case: tuple[str, Problem, LowRank | None]) -> tuple[float, Coded] | None:
+            plan = planned(case)
             return plan.encode(pool) if plan.is_possible else None
 
+        cases = [(name, *part) for part in parts for name in names]
         if H is not None:
-            results: list[tuple[float, Coded] | None] = pool.run(fitted, names)
+            results: list[tuple[float, Coded] | None] = pool.run(fitted, cases)
             found = [each for each in results if each is not None]
         else:
-            plans = [plan for plan in map(planned, names) if plan.is_possible]
+            plans = [plan for plan in map(planned, cases) if plan.is_possible]
             tried = [(plan.trial_loss(pool), plan) for plan in plans]
             tried.sort(key=lambda each: each[0])
             near = [plan for loss, plan in tried[:2] if loss <= _NEAR * tried[0][0]]
             found = [plan.encode(pool) for plan in near]
         if not found:
-            least = fewest_bits(modes, (m, n), names, H is not None)
             raise too_small("a trellis", problem.bits, least, (m, n))
-        return min(found, key=lambda each: each[0])[1]
+        best = min(found, key=lambda each: each[0])[1]
+        if low is not None and exact:
+            best.gain = 0.0
+        return best
 
 
 def _named(rotation: str | Sequence[str], shape: tuple[int, int]) -> list[str]:
@@ -240,7 +259,7 @@ def _stored_bits(width: int, size: int) -> int:
 
 
 class _Plan:
-    """One rotation of the problem: its scales, and the mode of each column."""
+    """One rotation of what is to be coded: its scales, and the mode of each column."""
 
     def __init__(
         self,
@@ -251,21 +270,21 @@ class _Plan:
         seed: int,
         importance: Array | None,
         scale_bits: int,
+        low: LowRank | None = None,
     ) -> None:
-        m, n = problem.shape
+        W, (m, n) = problem.W, problem.shape
         rows, columns = _scaled(rotation, H is not None)
         self.importance = np.ones(m) if importance is None else importance
-        # what an even error costs that stands for a rotated one, beside one that is not
-        self.price = 1.0
-        if importance is not None and not rows:
-            energy = np.sum(problem.W * (problem.W if H is None else problem.W @ H), axis=1)
-            self.price = float(energy.sum()) / (float(importance @ energy) or 1.0)
+        if not rows:  # errors of rotated outputs are even
             self.importance = np.ones(m)
+        # what it costs to lose all
+        energy = np.sum(W * (W if H is None else W @ H), axis=1)
+        self.energy = float(self.importance @ energy)
         self.root = np.sqrt(self.importance)
-        self.modes, self.rotation = modes, rotation
+        self.modes, self.rotation, self.low = modes, rotation, low
         self._found: tuple[list[Array], Array, Array] | None = None  # by a trial of all rows
         turns = rotations(rotation, (m, n), seed)
-        self.W = turned(problem.W, *turns)
+        self.W = turned(W, *turns)
         # descending importance, so that what matters most is compensated by most
         self.order = np.arange(n)
         weight = np.ones(n)
@@ -310,7 +329,7 @@ class _Plan:
         return bits
 
     def trial_loss(self, pool: ThreadPool) -> float:
-        """Return about what share of their energy the weights lose, inputs white.
+        """Return about what squared error the weights lose, inputs white.
 
         Where modes do on them what they do not on normal numbers, columns get theirs anew.
         """
@@ -346,10 +365,12 @@ class _Plan:
         for mode in set(number.tolist()) - {0}:
             due, own = (float(each[number == mode].sum()) for each in (expected, lost))
             odd = odd or not due <= _ODD * own <= _ODD**2 * due
+        if not self.costs.any():
+            return 0.0, odd
         # how the columns that were not tried differ from those that were, the figures tell
         share = float(self.costs @ np.append(1.0, self.figures)[self.number] / self.costs.sum())
         ratio = float(lost.sum() / expected.sum()) if expected.any() else 1.0
-        return self.price * share * ratio, odd
+        return self.energy * share * ratio, odd
 
     def _judged(self, pool: ThreadPool) -> Array:
         """Return the mean squared errors of the modes on some of the entries, of variance 1."""
@@ -430,7 +451,7 @@ class _Plan:
         return codes, c, values
 
     def encode(self, pool: ThreadPool) -> tuple[float, Coded]:
-        """Return the coding of all rows, and the share of the output's energy that it loses."""
+        """Return the squared error of the outputs, and the coding of all rows."""
         m, n = self.W.shape
         paths, c, values = self._found or self._paths(pool, np.arange(m), closed=True)
         # the last factor of all is free: it goes into the scale of the matrix
@@ -440,7 +461,7 @@ class _Plan:
         gained = float(np.sum(product * goal))
         gain = gained / energy if energy > 0.0 else 1.0
         whole = float(np.sum(goal * (goal if self.H is None else goal @ self.H)))
-        loss = self.price * (1.0 - gain * gained / whole) if whole > 0.0 else 0.0
+        loss = self.energy * (1.0 - gain * gained / whole) if whole > 0.0 else 0.0
         codes = []
         for position, number in enumerate(self.used):
             members = [paths[j] for j in range(n) if self.chosen[j] == position]
@@ -449,7 +470,9 @@ class _Plan:
             None if grid is None else (grid, grid.encode(scales))
             for grid, scales in ((self.row_grid, self.r), (self.column_grid, c))
         )
-        return loss, Coded(self.rotation, self.used, self.chosen, codes, rows, columns, gain)
+        return loss, Coded(
+            self.rotation, self.used, self.chosen, codes, rows, columns, gain, self.low
+        )
 
 
 def rotations(

@@ -18,6 +18,8 @@ CASES = [
 
 def make(rng, rotation, inputs, bits, shape=(36, 24), scale_bits=2):
     A = rng.normal(size=shape) * np.exp(0.5 * rng.normal(size=(shape[0], 1)))
+    if bits > 3.0:  # part of it is of low rank
+        A += 9.0
     X = rng.normal(size=(200, shape[1])) if inputs else None
     made = LinearTrellis.fit(A, bits, X, rotation=rotation, scale_bits=scale_bits)
     return A, made

@@ -78,6 +78,11 @@ def decoded(path, modes):
         steps = [abs(low) * abs(ratio) ** c for c in range(2**width)]
         steps = [0.0, *steps[:-1]] if ratio < 0 else steps
         scales.append(np.array([steps[code] for code in bits_of(arrays[name], width, size)]))
+    low = 0.0
+    if "low" in arrays:  # u diag(steps) v^T
+        rank = arrays["low"].size // (m + n)
+        factors = arrays["low"].astype(float).reshape(m + n, rank)
+        low = float(attrs["low_scale"]) * (factors[:m] * grids) @ factors[m:].T
     dense = float(attrs["scale"]) * scales[0][:, None] * values * scales[1]
     inputs, outputs = ROTATIONS[attrs["rotation"]]
     seed = int(attrs["seed"])
@@ -85,7 +90,7 @@ def decoded(path, modes):
         dense = Rotation(m, 2 * seed + 1).apply(np.eye(m)).T @ dense
     if inputs:
         dense = dense @ Rotation(n, 2 * seed).apply(np.eye(n))
-    return dense
+    return dense + low
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +116,55 @@ def test_the_files_bytes_decode_to_the_matrix(
     dense = decoded(path, made.modes)
     np.testing.assert_allclose(made.to_dense(), dense, rtol=1e-5, atol=1e-5 * np.abs(dense).max())
     assert made.record["rotation"] == rotation
+
+
+@both
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_what_is_of_low_rank_is_stored_apart_where_it_pays(label, with_inputs, problem, tmp_path):
+    A, X = problem
+    inputs = X if with_inputs else None
+    plain = CLASSES[label].fit(A, 3.0, inputs, seed=3)
+    assert plain.coded.low is None and "low" not in plain.to_datasets()[1]
+    size = np.abs(A).max()
+    raised = A + 10.0 * size * (1.0 + np.arange(36) / 36)
+    made = CLASSES[label].fit(raised, 3.0, inputs, seed=3)
+    assert made.coded.low.steps.size >= 1 and made.bits_per_weight <= 3.0
+    assert made.snr(raised) > 35.0  # a path alone has 17 dB at 3 bits
+    path = tmp_path / "a.h5"
+    made.save(path)
+    dense = decoded(path, made.modes)
+    again = load(path)
+    np.testing.assert_allclose(made.to_dense(), dense, rtol=1e-5, atol=1e-5 * np.abs(dense).max())
+    np.testing.assert_array_equal(again.to_dense(), made.to_dense())
+    dense = made.to_dense().astype(float)
+    for x, y in ((np.eye(36), np.eye(50)), (X[0], A[:, 0])):
+        np.testing.assert_allclose(again @ x, dense @ x, rtol=1e-4, atol=1e-4 * size)
+        np.testing.assert_allclose(again.T @ y, dense.T @ y, rtol=1e-4, atol=1e-4 * size)
+    np.testing.assert_allclose(again.rows([3, 49]), dense[[3, 49]], rtol=1e-5)
+    attrs, arrays = made.to_datasets()
+    attrs |= {"m": 50, "n": 36, "scale": 1.0}
+    with pytest.raises(FormatError, match="grids"):
+        made.from_datasets(attrs, arrays | {"low": arrays["low"][:-1]})
+    del arrays["low"]  # as one that knows no such part would read it
+    with pytest.raises(FormatError, match="grids"):
+        made.from_datasets(attrs, arrays)
+
+
+@both
+def test_a_constant_matrix_is_exact_but_for_its_bytes(label):
+    for A in (np.full((40, 30), -3.5), np.outer(np.arange(-20.0, 20.0), np.ones(30))):
+        made = CLASSES[label].fit(A, 2.0, threads=1)
+        np.testing.assert_allclose(made.to_dense(), A, atol=2e-2 * np.abs(A).max())
+
+
+@both
+def test_more_bits_lose_less_whatever_the_matrix(label):
+    rng = np.random.default_rng(0)
+    i, j = np.arange(60)[:, None] / 60, np.arange(30) / 30
+    image = 128 + 60 * np.sin(6 * i + 3 * j) + 30 * np.cos(33 * i * j)
+    for A, floor in ((image, 16.0), (10 + rng.normal(size=(60, 30)), 22.0)):
+        snrs = [CLASSES[label].fit(A, bits, threads=1).snr(A) for bits in (1.5, 2.5)]
+        assert snrs[1] > snrs[0] + 3.0 and snrs[0] > floor
 
 
 @both
@@ -425,6 +479,15 @@ def test_short_columns_gain_from_more_bits(label):
     A = np.random.default_rng(0).normal(size=(3, 50))
     snrs = [CLASSES[label].fit(A, bits).snr(A) for bits in (2.0, 3.0, 4.0, 6.0)]
     assert np.all(np.diff(snrs) > 3.0) and snrs[-1] > 20.0
+
+
+@both
+def test_modes_are_judged_on_the_matrix_where_normal_numbers_tell_wrong(label, monkeypatch):
+    rng = np.random.default_rng(0)
+    A = 128 + 60 * np.sin(np.linspace(0, 6, 160))[:, None] + 3 * rng.normal(size=(160, 60))
+    monkeypatch.setattr("diba_np.methods.trellis_fit.low_rank_part", lambda W, bits: None)
+    snrs = [CLASSES[label].fit(A, bits, rotation="none").snr(A) for bits in (1.33, 1.5, 2.0, 2.5)]
+    assert np.all(np.diff(snrs) > -0.1)
 
 
 def test_few_uneven_rows_get_the_best_rotation():
