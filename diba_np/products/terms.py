@@ -38,7 +38,7 @@ class SumProduct(Product):
     Parameters
     ----------
     parts : sequence of Product
-        At least one, each of two packed matrices and without a bias; one shape, alpha and path.
+        At least one, each of two packed matrices; one shape, alpha and path.
     tiles2, tiles1 : (units, 16) uint32
         The tiles of all first, and of all second packed matrices, one after the other in one piece.
 
@@ -83,7 +83,7 @@ class SumProduct(Product):
         return _VECTOR_KERNELS[self._vector_path if dtype == np.float32 else "portable"]
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-        """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, alpha, bias)."""
+        """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, alpha, no bias)."""
         if dtype not in self._arguments:
             d3, d2, d1 = zip(*(part._scales for part in self._terms), strict=True)
 
