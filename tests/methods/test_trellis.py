@@ -495,3 +495,13 @@ def test_few_uneven_rows_get_the_best_rotation():
     A = np.cumsum(rng.normal(size=(14, 48)), axis=1) * 10 ** rng.uniform(-2, 2, size=(14, 1))
     best = max(Trellis.fit(A, 3.0, rotation=name).snr(A) for name in ROTATIONS)
     assert Trellis.fit(A, 3.0).snr(A) == pytest.approx(best)
+
+
+def test_no_column_gets_bits_that_lose_more_than_fewer_do():
+    modes, size, n = LINEAR_MODES, 64, 10
+    own = np.array([mode.distortion for mode in modes])
+    budget = n * modes[-1].column_bits(size) + index_bits(n, len(modes) + 1)
+    rising = np.append(own[:3], np.full(len(modes) - 3, own[1]))
+    for figures, best in ((None, len(modes)), (own, len(modes)), (rising, 3)):
+        chosen, used = allocate(modes, size, np.ones(n), budget, figures)
+        assert (np.array(used)[chosen] == best).all()
