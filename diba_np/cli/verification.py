@@ -102,7 +102,7 @@ def _verify_model(args: argparse.Namespace) -> int:
 
     with open_model(args.file) as model:
         network = "network" in model.record
-        read = set[str]()  # which checks it
+        read = set[str]()  # and so checked
         if args.matrix and network:
             differ, sums, read = network_differences(args.file, args.matrix)
         elif args.matrix:

@@ -268,8 +268,8 @@ class _Training:
             if reached < best:
                 best, kept = reached, {name: value.copy() for name, value in parameters.items()}
 
-        with suppress(Diverged):  # the best epoch stays
-            if epochs:
+        if epochs:
+            with suppress(Diverged):  # the best epoch stays
                 minimise(
                     step,
                     parameters,
