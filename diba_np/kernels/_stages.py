@@ -13,6 +13,8 @@ is kept, under a name of its own (``_jit.py``). The kernels' files carry a diges
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
@@ -173,6 +175,32 @@ def make_term_stages(mix_part):
     return product, piece
 
 
+@functools.cache  # kinds that share how inputs are measured share these too
+def _make_rounded_start(measured, multiple):
+    """Return (whole, start) of `make_rounded_stages`."""
+
+    @njit(fastmath=False, cached=False)
+    def whole(n_units):
+        return -(-n_units // multiple) * multiple
+
+    @njit(fastmath=False, cached=False)
+    def start(x, d3, tiles2, d2, tiles1, alpha, bias, out):
+        """Return what the pieces share.
+
+        Inputs, inner vector, the bias of its stage, what is measured (of the inputs three numbers,
+        of the inner vector its sum and its roughness), counters of the barrier.
+        """
+        inputs = scaled(x, d3, whole(tiles2.shape[1]))
+        two = tiles1.shape[0] > 0
+        w = padded(d2.size, whole(tiles1.shape[1]), x.dtype) if two else out
+        bias2 = np.empty(0, dtype=np.float32) if two else bias
+        measures = np.empty(5, dtype=np.float32)
+        measures[0], measures[1], measures[2] = measured(inputs, x.size)
+        return inputs, w, bias2, measures, barrier()
+
+    return whole, start
+
+
 def make_rounded_stages(measured, mix_part, multiple):
     """Return (product, start, piece, end) by 16-bit tables, on inputs of whole `multiple` units.
 
@@ -181,9 +209,7 @@ def make_rounded_stages(measured, mix_part, multiple):
     some tiles' rows.
     """
 
-    @njit(fastmath=False, cached=False)
-    def whole(n_units):
-        return -(-n_units // multiple) * multiple
+    whole, start = _make_rounded_start(measured, multiple)
 
     @njit(fastmath=False, cached=False)
     def product(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, out):
@@ -202,21 +228,6 @@ def make_rounded_stages(measured, mix_part, multiple):
         offset = np.float32(centre * inner)
         mix_part(w, step, tiles1, 0, tiles1.shape[0], offset, c, mixed_d2, d1, bias, out)
         return total + inner, np.sqrt(rough * rough + rough1 * rough1)
-
-    @njit(fastmath=False, cached=False)
-    def start(x, d3, tiles2, d2, tiles1, alpha, bias, out):
-        """Return what the pieces share.
-
-        Inputs, inner vector, the bias of its stage, what is measured (of the inputs three numbers,
-        of the inner vector its sum and its roughness), counters of the barrier.
-        """
-        inputs = scaled(x, d3, whole(tiles2.shape[1]))
-        two = tiles1.shape[0] > 0
-        w = padded(d2.size, whole(tiles1.shape[1]), x.dtype) if two else out
-        bias2 = np.empty(0, dtype=np.float32) if two else bias
-        measures = np.empty(5, dtype=np.float32)
-        measures[0], measures[1], measures[2] = measured(inputs, x.size)
-        return inputs, w, bias2, measures, barrier()
 
     @njit(fastmath=False, cached=False)
     def piece(p, shared, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 584f3cc106c1
-from diba_np.kernels._stages import make_rounded_stages  # _stages.py f8802c000923
+from diba_np.kernels._stages import make_rounded_stages  # _stages.py 8e572fd6d530
 
 BLOCK_UNITS = 32  # units whose tables are built at a time: 6 KiB; even, for whole pairs
 PAIR = 30  # columns of two units

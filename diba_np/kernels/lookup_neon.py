@@ -17,7 +17,7 @@ from diba_np.kernels._neon import (  # _neon.py 0045e69e85f4
     mix_neon,
     mix_word_tile_neon,
 )
-from diba_np.kernels._stages import (  # _stages.py f8802c000923
+from diba_np.kernels._stages import (  # _stages.py 8e572fd6d530
     make_mix_part,
     make_rounded_stages,
     make_stages,

@@ -12,7 +12,7 @@ import numpy as np
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 584f3cc106c1
-from diba_np.kernels._stages import (  # _stages.py f8802c000923
+from diba_np.kernels._stages import (  # _stages.py 8e572fd6d530
     make_stages,
     make_term_stages,
     start_pieces,

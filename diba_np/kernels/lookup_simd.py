@@ -17,7 +17,7 @@ from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stages import (  # _stages.py f8802c000923
+from diba_np.kernels._stages import (  # _stages.py 8e572fd6d530
     make_mix_part,
     make_stages,
     make_term_stages,

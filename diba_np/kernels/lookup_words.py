@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._stages import make_rounded_stages  # _stages.py f8802c000923
+from diba_np.kernels._stages import make_rounded_stages  # _stages.py 8e572fd6d530
 from diba_np.kernels._words import (  # _words.py d0a1007621b2
     UNIT,
     make_mix_part_words,

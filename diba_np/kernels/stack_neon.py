@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py 0045e69e85f4
-from diba_np.kernels._stack import make_stack  # _stack.py 321e3bf2bfe3
+from diba_np.kernels._stack import make_stack  # _stack.py 7cfe38f72785
 
 _stack = make_stack(build_float_tables_neon, mix_neon)
 
