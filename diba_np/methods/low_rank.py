@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.linalg import qr, svd
@@ -37,6 +37,10 @@ class LowRank:
     v: Array
     steps: Array
     scale: float = 1.0
+    # U and V by type, made by the first product
+    _held: dict[np.dtype[np.floating], tuple[Array, Array]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def bits(self) -> int:
@@ -45,8 +49,10 @@ class LowRank:
 
     def factors(self, dtype: np.dtype[np.floating]) -> tuple[Array, Array]:
         """Return U (m, r) and V (n, r) in a type; the matrix is ``U V^T``."""
-        scales = self.steps.astype(np.float64) * self.scale
-        return (self.u * scales).astype(dtype), self.v.astype(dtype)
+        if dtype not in self._held:
+            scales = self.steps.astype(np.float64) * self.scale
+            self._held[dtype] = (self.u * scales).astype(dtype), self.v.astype(dtype)
+        return self._held[dtype]
 
     def rows(self, index: Array | slice = slice(None)) -> Array:
         """Return rows of the matrix, float64."""

@@ -17,7 +17,7 @@ from diba_np.matrix.diagonals import LEAST_CODE, MOST_CODE, LogGrid, fit_grid
 from diba_np.methods.feedback import fed_back, sequential_rounding
 from diba_np.methods.fitting import Problem, too_small
 from diba_np.methods.low_rank import LowRank, low_rank_part
-from diba_np.methods.seeded import Rotation, uniforms
+from diba_np.methods.seeded import Rotation
 from diba_np.methods.trellis_modes import Mode, allocate, least_bits
 from diba_np.methods.trellis_paths import Coder, closing_state, decode
 
@@ -32,12 +32,6 @@ _FINEST_RATIO = 1.12
 # too, as a factor of the loss: rows that are not rotated differ, and a few do not tell exactly
 _TRIAL_ROWS, _TRIAL_COLUMNS = 96, 256
 _NEAR = 1.12
-
-# rows and columns on which modes are judged where a trial loses more or less by this factor than
-# normal numbers do; the same factor between two modes, and the figures of normal numbers are left:
-# what so few entries tell of normal numbers lies within 1.2
-_JUDGED_ROWS, _JUDGED_COLUMNS = 64, 8
-_ODD = 1.4
 
 # a rotation of a size whose odd factor is larger is a dense product of nearly that order
 _LARGEST_ODD = 128
@@ -307,20 +301,14 @@ class _Plan:
             self.column_grid = _grid(c, c * c, 1.0 if H is None else 1.5, scale_bits)
         self.r = r if self.row_grid is None else self.row_grid.round(r).astype(np.float64)
         self.c = c if self.column_grid is None else self.column_grid.round(c).astype(np.float64)
-        self.budget = problem.budget - self._scale_bits()
+        budget = problem.budget - self._scale_bits()
         self.costs = weight * (self.importance @ self.W**2)
         self.coders = [Coder(mode) for mode in modes]
-        self.figures = np.array([mode.distortion for mode in modes])
-        self.is_possible = self._allocate()
-
-    def _allocate(self) -> bool:
-        """Give modes to the columns by the present figures; tell whether any fit."""
-        chosen = allocate(self.modes, len(self.W), self.costs, self.budget, self.figures)
-        if chosen is None:
-            return False
-        self.chosen, self.used = chosen
-        self.number = np.array(self.used)[self.chosen]  # 0 or 1 + position in modes
-        return True
+        chosen = allocate(modes, m, self.costs, budget)
+        self.is_possible = chosen is not None
+        if chosen is not None:
+            self.chosen, self.used = chosen
+            self.number = np.array(self.used)[self.chosen]  # 0 or 1 + position in modes
 
     def _scale_bits(self) -> int:
         bits = 0
@@ -329,23 +317,7 @@ class _Plan:
         return bits
 
     def trial_loss(self, pool: ThreadPool) -> float:
-        """Return about what squared error the weights lose, inputs white.
-
-        Where modes do on them what they do not on normal numbers, columns get theirs anew.
-        """
-        loss, odd = self._tried(pool)
-        if odd:
-            before = (self.chosen, self.used, self.number, self._found)
-            self.figures = self._judged(pool)
-            if self._allocate() and not np.array_equal(self.number, before[2]):
-                again, _ = self._tried(pool)
-                if again < loss:
-                    return again
-            self.chosen, self.used, self.number, self._found = before
-        return loss
-
-    def _tried(self, pool: ThreadPool) -> tuple[float, bool]:
-        """Return the loss, from some of the entries, and whether a mode is far from its figure."""
+        """Return about what squared error the weights lose, from some of them, inputs white."""
         m, n = self.W.shape
         rows = np.arange(m) if m <= _TRIAL_ROWS else np.arange(_TRIAL_ROWS) * m // _TRIAL_ROWS
         columns = np.arange(n)
@@ -360,46 +332,14 @@ class _Plan:
         coded = root * self.r[rows, None] * values[:, columns] * c[columns]
         energy, lost = np.sum(W * W, axis=0), np.sum((W - coded) ** 2, axis=0)
         number = self.number[columns]
-        expected = np.append(1.0, self.figures)[number] * energy
-        odd = False
-        for mode in set(number.tolist()) - {0}:
-            due, own = (float(each[number == mode].sum()) for each in (expected, lost))
-            odd = odd or not due <= _ODD * own <= _ODD**2 * due
+        figures = np.array([1.0] + [mode.distortion for mode in self.modes])
+        expected = figures[number] * energy
         if not self.costs.any():
-            return 0.0, odd
+            return 0.0
         # how the columns that were not tried differ from those that were, the figures tell
-        share = float(self.costs @ np.append(1.0, self.figures)[self.number] / self.costs.sum())
+        share = float(self.costs @ figures[self.number] / self.costs.sum())
         ratio = float(lost.sum() / expected.sum()) if expected.any() else 1.0
-        return self.energy * share * ratio, odd
-
-    def _judged(self, pool: ThreadPool) -> Array:
-        """Return the mean squared errors of the modes on some of the entries, of variance 1."""
-        m, n = self.W.shape
-        count, size = min(_JUDGED_COLUMNS, n), min(_JUDGED_ROWS, m)
-        places = uniforms(0, 2 * count).reshape(2, count)
-        columns = (places[0] * n).astype(int)
-        first = (places[1] * (m - size + 1)).astype(int)
-
-        def error(at: tuple[int, int]) -> float:
-            coder, (j, start) = self.coders[at[0]], (columns[at[1]], first[at[1]])
-            rows = slice(start, start + size)
-            column, scale = self.root[rows] * self.W[rows, j], self.c[j] * self.root[rows]
-            scale = scale * self.r[rows]
-            codes, state = coder.encode(column, scale, closed=size == m)
-            values = scale * decode(coder.mode, codes, state, size)
-            whole, product = float(column @ column), float(values @ column)
-            energy = float(values @ values)
-            return 1.0 - product * abs(product) / (energy * whole) if energy * whole else np.nan
-
-        found = [(i, k) for i in range(len(self.modes)) for k in range(count)]
-        errors = np.reshape(pool.run(error, found), (len(self.modes), count))
-        errors = errors[:, np.isfinite(errors).all(axis=0)].clip(1e-6, 1.0)
-        nominal = np.array([mode.distortion for mode in self.modes])
-        if not errors.size:
-            return nominal
-        found_figures: Array = errors.mean(axis=1)
-        odd = found_figures / nominal
-        return nominal if odd.max() <= _ODD * odd.min() else found_figures
+        return self.energy * share * ratio
 
     def _paths(
         self, pool: ThreadPool, rows: Array, closed: bool, columns: Array | None = None

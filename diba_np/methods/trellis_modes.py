@@ -107,11 +107,7 @@ LINEAR_MODES = tuple(
 
 
 def allocate(
-    modes: Sequence[Mode],
-    size: int,
-    importance: Array,
-    budget: int,
-    figures: Array | None = None,
+    modes: Sequence[Mode], size: int, importance: Array, budget: int
 ) -> tuple[Array, list[int]] | None:
     """Give each column a mode, or none at all, so that the sum of weighted errors is least.
 
@@ -125,8 +121,6 @@ def allocate(
         What an error as large as the column itself costs.
     budget : int
         Bits of all columns and of what tells their modes.
-    figures : (modes,) float64, optional
-        Mean squared errors of the modes, instead of their own.
 
     Returns
     -------
@@ -143,14 +137,12 @@ def allocate(
     """
     n = importance.size
     rates = np.array([0] + [mode.column_bits(size) for mode in modes])
-    errors = np.append(1.0, [mode.distortion for mode in modes] if figures is None else figures)
+    errors = np.array([1.0] + [mode.distortion for mode in modes])
     best: tuple[float, Array, list[int]] | None = None
     for low in range(len(rates)):
         for high in range(low, len(rates)):
-            # some are not on it: of short columns, whose last step is filled up, and those whose
-            # bits lose more than fewer ones do
-            end = low + 1 + int(np.argmin(errors[low : high + 1]))
-            hull = low + np.array(lower_hull(rates[low:end], errors[low:end]))
+            # of short columns, whose last step is filled up, some modes are not on it
+            hull = low + np.array(lower_hull(rates[low : high + 1], errors[low : high + 1]))
             left = budget - index_bits(n, high - low + 1) - n * int(rates[hull[0]])
             if left < 0 or high == 0:
                 continue

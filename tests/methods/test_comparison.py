@@ -181,7 +181,7 @@ def test_command_recommends(here, capsys):
 
 
 def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="curves are drawn with it")
     from diba_np.report.curves import plot_comparison
 
     rows = [
@@ -246,7 +246,7 @@ def test_command_ends_well_where_one_method_fails(here, capsys):
 
 
 def test_command_draws(here, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="curves are drawn with it")
     args = ("compare", "A.npy", "--bits", 1.5, 3, "--methods", "rtn", "nf", "--plot", "c.png")
     assert run(capsys, *args)[0] == 0
     assert (here / "c.png").read_bytes().startswith(b"\x89PNG")
@@ -258,7 +258,7 @@ def test_command_draws(here, capsys):
 
 @pytest.mark.parametrize("more", [(), ("--inputs", "X.npy")])
 def test_figures_are_told_whatever_becomes_of_the_picture(here, capsys, more):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="curves are drawn with it")
     np.save("zero.npy", np.zeros(np.load("A.npy").shape))
     for args in (("sweep", "zero.npy"), ("compare", "zero.npy", "--methods", "rtn", *more)):
         status, out, err = run(capsys, *args, "--bits", 3, "--plot", "z.png")

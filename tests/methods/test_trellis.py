@@ -481,27 +481,8 @@ def test_short_columns_gain_from_more_bits(label):
     assert np.all(np.diff(snrs) > 3.0) and snrs[-1] > 20.0
 
 
-@both
-def test_modes_are_judged_on_the_matrix_where_normal_numbers_tell_wrong(label, monkeypatch):
-    rng = np.random.default_rng(0)
-    A = 128 + 60 * np.sin(np.linspace(0, 6, 160))[:, None] + 3 * rng.normal(size=(160, 60))
-    monkeypatch.setattr("diba_np.methods.trellis_fit.low_rank_part", lambda W, bits: None)
-    snrs = [CLASSES[label].fit(A, bits, rotation="none").snr(A) for bits in (1.33, 1.5, 2.0, 2.5)]
-    assert np.all(np.diff(snrs) > -0.1)
-
-
 def test_few_uneven_rows_get_the_best_rotation():
     rng = np.random.default_rng(0)
     A = np.cumsum(rng.normal(size=(14, 48)), axis=1) * 10 ** rng.uniform(-2, 2, size=(14, 1))
     best = max(Trellis.fit(A, 3.0, rotation=name).snr(A) for name in ROTATIONS)
     assert Trellis.fit(A, 3.0).snr(A) == pytest.approx(best)
-
-
-def test_no_column_gets_bits_that_lose_more_than_fewer_do():
-    modes, size, n = LINEAR_MODES, 64, 10
-    own = np.array([mode.distortion for mode in modes])
-    budget = n * modes[-1].column_bits(size) + index_bits(n, len(modes) + 1)
-    rising = np.append(own[:3], np.full(len(modes) - 3, own[1]))
-    for figures, best in ((None, len(modes)), (own, len(modes)), (rising, 3)):
-        chosen, used = allocate(modes, size, np.ones(n), budget, figures)
-        assert (np.array(used)[chosen] == best).all()
