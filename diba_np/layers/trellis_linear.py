@@ -99,7 +99,7 @@ class TrellisLinear(Layer):
         outputs, inputs = self.matrix.turns
         z = np.ascontiguousarray(samples.T)
         z = z if inputs is None else inputs.apply(z)
-        t = self._values.multiply(self._scales("d3") * z)
+        t = self._values.multiply(self._scales("d3") * z)[0]
         y = self._scales("d1") * t
         y = y if outputs is None else outputs.apply_transposed(y)
         if self._low is not None:
@@ -168,7 +168,7 @@ class TrellisLinear(Layer):
                 self.gradients["d3"] += np.einsum("ij,ij->i", g, e)
             pulled = self._scales("d3") * g
             if h is not None:
-                t = self._values.multiply(pulled)
+                t = self._values.multiply(pulled)[0]
                 if "gain" in self.gradients:
                     self.gradients["gain"] += np.vdot(h, t)
             elif "d1" in self.gradients:

@@ -64,8 +64,13 @@ def _multiplied(apply: Callable[[Array], Array], x: Array) -> Array:
     return apply(x[:, None])[:, 0] if x.ndim == 1 else apply(x)
 
 
+def with_total(y: Array) -> tuple[Array, float]:
+    """Return an array and its sum, which is not finite if an entry is not; or if it overflows."""
+    return y, np.add.reduce(y, axis=None)
+
+
 def real_product(
-    X: Array, fast: Callable[[Array], Array], dense: Callable[[Array], Array]
+    X: Array, fast: Callable[[Array], tuple[Array, float]], dense: Callable[[Array], Array]
 ) -> Array:
     """Multiply from stored parts, or with the dense matrix where the result is not finite.
 
@@ -74,7 +79,8 @@ def real_product(
     X : (n, N) array
         As of `as_operand`; complex columns are multiplied as real and imaginary parts.
     fast, dense : callable
-        From real C-order (n, N) to (m, N), float32 or float64.
+        From real C-order (n, N) to (m, N), float32 or float64; `fast` with a number that is not
+        finite if an entry is not, as of `with_total`.
     """
     if X.dtype.kind == "c":
         real, imaginary = (real_product(part, fast, dense) for part in (X.real, X.imag))
@@ -82,9 +88,8 @@ def real_product(
     if not X.flags.carray:
         X = np.require(X, requirements=["C", "W", "A"])
     if X.size:
-        y = fast(X)
-        # a sum is not finite if a term is not; one that overflows is looked at again
-        if math.isfinite(np.add.reduce(y, axis=None)):
+        y, total = fast(X)
+        if math.isfinite(total):
             return y
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(dense(X))

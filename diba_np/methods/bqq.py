@@ -18,7 +18,7 @@ from scipy.linalg import cho_factor, cho_solve
 from diba_np.kernels.pursuit import descend_bits
 from diba_np.machine.blas import single_threaded_blas
 from diba_np.matrix.base import Array, CompressedMatrix, take
-from diba_np.matrix.operator import real_product
+from diba_np.matrix.operator import real_product, with_total
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.fitting import Problem, check_problem, too_small
 from diba_np.products.product import Product
@@ -154,16 +154,16 @@ class BQQ(CompressedMatrix):
     def _apply(self, X: Array) -> Array:
         forward, _, rows, columns = self._halves
 
-        def fast(x: Array) -> Array:
-            return self._multiply(x, forward, rows, columns)
+        def fast(x: Array) -> tuple[Array, float]:
+            return with_total(self._multiply(x, forward, rows, columns))
 
         return real_product(X, fast, lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:
         _, back, rows, columns = self._halves
 
-        def fast(y: Array) -> Array:
-            return self._multiply(y, back, columns, rows)
+        def fast(y: Array) -> tuple[Array, float]:
+            return with_total(self._multiply(y, back, columns, rows))
 
         return real_product(Y, fast, lambda y: self._dense().T @ y)
 

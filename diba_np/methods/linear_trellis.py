@@ -16,7 +16,7 @@ import numpy as np
 from diba_np.arrays import RowIndex
 from diba_np.kernels.filters import filter_back, filter_sums
 from diba_np.matrix.base import Array
-from diba_np.matrix.operator import real_product
+from diba_np.matrix.operator import real_product, with_total
 from diba_np.matrix.packed_bits import PackedBits
 from diba_np.methods.seeded import Rotation
 from diba_np.methods.trellis import Trellis
@@ -84,19 +84,21 @@ class LinearTrellis(Trellis):
     def _apply_transposed(self, Y: Array) -> Array:
         return real_product(Y, self._multiply_transposed, lambda y: self._dense().T @ y)
 
-    def _multiply(self, x: Array) -> Array:
+    def _multiply(self, x: Array) -> tuple[Array, float]:
         outputs, inputs = self.turns
-        turned = x if inputs is None else inputs.apply(x)
-        out = self._values.multiply(turned)
+        low = self.coded.low
+        out, total = self._values.multiply(x if inputs is None else inputs.apply(x))
+        if outputs is None and low is None:
+            return out, total
         out = out if outputs is None else outputs.apply_transposed(out)
-        return out if self.coded.low is None else out + self.coded.low.multiply(x)
+        return with_total(out if low is None else out + low.multiply(x))
 
-    def _multiply_transposed(self, y: Array) -> Array:
+    def _multiply_transposed(self, y: Array) -> tuple[Array, float]:
         outputs, inputs = self.turns
-        turned = y if outputs is None else outputs.apply(y)
-        out = self._values.multiply_transposed(turned)
+        low = self.coded.low
+        out = self._values.multiply_transposed(y if outputs is None else outputs.apply(y))
         out = out if inputs is None else inputs.apply_transposed(out)
-        return out if self.coded.low is None else out + self.coded.low.multiply_transposed(y)
+        return with_total(out if low is None else out + low.multiply_transposed(y))
 
 
 class Values:
@@ -127,15 +129,20 @@ class Values:
         ]
         self._zero = np.flatnonzero(np.array(coded.used)[coded.chosen] == 0)
 
-    def multiply(self, x: Array) -> Array:
-        """Return the (m, N) product with x (n, N), C-order float32 or float64."""
-        out = self._parts[0].multiply(x)
+    def multiply(self, x: Array) -> tuple[Array, float]:
+        """Return the (m, N) product with x (n, N), C-order float32 or float64, and its total.
+
+        The total is a number that is not finite if an entry is not.
+        """
+        out, total = self._parts[0].multiply(x)
+        if len(self._parts) == 1 and not self._zero.size:
+            return out, total
         for part in self._parts[1:]:
-            out += part.multiply(x)
+            out += part.multiply(x)[0]
         if self._zero.size:  # NaN and infinity reach the result from there too
             with np.errstate(invalid="ignore"):
                 out[0] += 0 * np.add.reduce(x[self._zero], axis=0)
-        return out
+        return with_total(out)
 
     def multiply_transposed(self, y: Array) -> Array:
         """Return the (n, N) product of the transpose with y (m, N)."""
@@ -210,17 +217,18 @@ class _Part:
     def _backward(self) -> Product:
         return Product(self._bits.T, d_out=self._d3, alpha=0.5)
 
-    def multiply(self, x: Array) -> Array:
-        """Return the (m, N) product with x (n, N)."""
+    def multiply(self, x: Array) -> tuple[Array, float]:
+        """Return the (m, N) product with x (n, N), and its total."""
         mode, N = self.mode, x.shape[1]
         x = x if self.is_whole else x[self.columns]
         sums = self._forward.vector(x[:, 0]) if N == 1 else self._forward.matrix(x)
         planes = np.empty((mode.weights, self.steps * N), x.dtype)
-        filter_sums(sums.reshape(mode.bits, -1), *self._typed(x.dtype), N, planes)
+        taps, scales = self._typed(x.dtype)
+        total = filter_sums(sums.reshape(mode.bits, -1), taps, scales, N, planes)
         if mode.weights == 1:
-            return planes.reshape(-1, N)
+            return planes.reshape(-1, N), total
         by_step = planes.reshape(mode.weights, self.steps, N).transpose(1, 0, 2)
-        return by_step.reshape(-1, N)[: self.m]
+        return by_step.reshape(-1, N)[: self.m], total
 
     def multiply_transposed(self, y: Array) -> Array:
         """Return the (columns, N) product of the transpose with y (m, N)."""
