@@ -57,8 +57,8 @@ def scaled(x, scale, n_units):
 
 
 @njit(fastmath=False)
-def finish(sums, first, alpha, total, scale, bias, out):
-    """Write ``out[first + i] = scale * (sums[i] - alpha * total) + bias``.
+def finish(sums, first, alpha, total, scale, before, out):
+    """Write ``out[first + i] = scale * (sums[i] - alpha * total) + before``.
 
     The difference is left in `sums`, where it can be seen whether it is finite.
     """
@@ -67,11 +67,11 @@ def finish(sums, first, alpha, total, scale, bias, out):
     # slices: with offsets in the indices the loops would not be vectorized
     last = min(first + sums.size, scale.size)
     part, scale = out[first:last], scale[first:last]
-    if bias.size:
-        bias = bias[first:last]
+    if before.size:
+        before = before[first:last]
         for i in range(part.size):
             sums[i] -= shift
-            part[i] = scale[i] * sums[i] + bias[i]
+            part[i] = scale[i] * sums[i] + before[i]
     else:
         for i in range(part.size):
             sums[i] -= shift
@@ -79,8 +79,8 @@ def finish(sums, first, alpha, total, scale, bias, out):
 
 
 @njit(fastmath=False)
-def finish_rounded(sums, step, first, offset, weight, addend, scale, bias, out):
-    """Write ``out[first + i] = scale * (step * sums[i] + offset + weight * addend) + bias``."""
+def finish_rounded(sums, step, first, offset, weight, addend, scale, out):
+    """Write ``out[first + i] = scale * (step * sums[i] + offset + weight * addend)``."""
     # slices: with offsets in the indices the loops would not be vectorized
     last = min(first + sums.size, scale.size)
     part, scale = out[first:last], scale[first:last]
@@ -90,7 +90,3 @@ def finish_rounded(sums, step, first, offset, weight, addend, scale, bias, out):
         addend = addend[first:last]
         for i in range(part.size):
             part[i] += scale[i] * (weight * addend[i])
-    if bias.size:
-        bias = bias[first:last]
-        for i in range(part.size):
-            part[i] += bias[i]

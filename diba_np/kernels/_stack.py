@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size  # _lookup.py 584f3cc106c1
-from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 8e572fd6d530
+from diba_np.kernels._lookup import block_size  # _lookup.py 92f08b48c13c
+from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 372b8b8428c4
 
 # of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
 TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape

@@ -19,7 +19,7 @@ import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 584f3cc106c1
+from diba_np.kernels._lookup import (  # _lookup.py 92f08b48c13c
     block_size,
     finish,
     padded,
@@ -40,7 +40,7 @@ def make_mix_part(build, mix, unit_floats):
     """Return the function that does some tiles' rows; a unit's tables take `unit_floats` floats."""
 
     @njit(fastmath=False, cached=False)
-    def mix_part(inputs, tiles, start, stop, alpha, scale, bias, out):
+    def mix_part(inputs, tiles, start, stop, alpha, scale, before, out):
         """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`.
 
         It is NaN where a row's sum is not finite.
@@ -57,56 +57,56 @@ def make_mix_part(build, mix, unit_floats):
             total += build(inputs.ctypes.data + 60 * u, width, table)
             first = tiles.ctypes.data + 64 * (n_units * start + u)
             mix(first, stop - start, 64 * n_units, table, width, sums.ctypes.data)
-        finish(sums, 32 * start, alpha, total, scale, bias, out)
+        finish(sums, 32 * start, alpha, total, scale, before, out)
         return total + zero_if_finite(sums)
 
     return mix_part
 
 
 @njit(fastmath=False)
-def start_pieces(x, d3, tiles2, d2, tiles1, bias, n_parts, out):
+def start_pieces(x, d3, tiles2, d2, tiles1, n_parts, out):
     """Return what the pieces of `make_stages` share.
 
-    Inputs, inner vector, the bias of its stage, totals of the pieces, counters of the barrier.
+    Inputs, inner vector, totals of the pieces, counters of the barrier.
     """
     two = tiles1.shape[0] > 0
     z = padded(d2.size, tiles1.shape[1], x.dtype) if two else out
-    bias2 = np.empty(0, dtype=x.dtype) if two else bias
     totals = np.empty(n_parts, dtype=x.dtype)
-    return scaled(x, d3, tiles2.shape[1]), z, bias2, totals, barrier()
+    return scaled(x, d3, tiles2.shape[1]), z, totals, barrier()
 
 
 def make_stages(mix_part):
     """Return (product, piece): both stages at once, and for one of several threads."""
 
     @njit(fastmath=False, cached=False)
-    def product(x, d3, tiles2, d2, tiles1, d1, alpha, bias, out):
+    def product(x, d3, tiles2, d2, tiles1, d1, alpha, out):
         """Do what ``lookup_simd.product_avx512`` does."""
-        none = np.empty(0, dtype=x.dtype)
         inputs = scaled(x, d3, tiles2.shape[1])
+        none = inputs[:0]
         if tiles1.shape[0] == 0:
-            return mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, bias, out)
+            return mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, out)
         z = padded(d2.size, tiles1.shape[1], x.dtype)
         total = mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
-        total += mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, bias, out)
+        total += mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, none, out)
         return total
 
     @njit(fastmath=False, cached=False)
-    def piece(p, shared, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+    def piece(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out):
         """Do piece `p` of the first stage and, once all are done, pieces of the second.
 
         Of all pieces' totals the first, and NaN where another is not finite, is what `product`
         returns.
         """
-        inputs, z, bias2, totals, counters = shared
+        inputs, z, totals, counters = shared
+        none = inputs[:0]
         n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
         start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
-        totals[p] = mix_part(inputs, tiles2, start, stop, alpha, d2, bias2, z)
+        totals[p] = mix_part(inputs, tiles2, start, stop, alpha, d2, none, z)
         if n_tiles1 > 0 and arrive(counters, n_parts):
             q = take(counters)
             while q < n_parts:
                 start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
-                totals[q] += mix_part(z, tiles1, start, stop, alpha, d1, bias, out)
+                totals[q] += mix_part(z, tiles1, start, stop, alpha, d1, none, out)
                 q = take(counters)
 
     return product, piece
@@ -138,38 +138,39 @@ def make_term_stages(mix_part):
         return total
 
     @njit(fastmath=False, cached=False)
-    def second_stages(z, tiles1, p, n_parts, alpha, d1, starts, bias, out):
+    def second_stages(z, tiles1, p, n_parts, alpha, d1, starts, out):
         """Do a piece of the second stage of every term, each added to those before it.
 
         Returns the sum of `z`, or NaN where a row's sum is not finite, with its scale or without.
         """
         total = zero_if_finite(out[:0])
         start, stop = 0, 0
+        before = out[:0]
         for t in range(d1.shape[0]):
             tiles = second_tiles(tiles1, starts, t)
             start, stop = len(tiles) * p // n_parts, len(tiles) * (p + 1) // n_parts
-            before = out if t else bias
             part = z[starts[t, 3] : starts[t + 1, 3]]
             total += mix_part(part, tiles, start, stop, alpha, d1[t], before, out)
+            before = out
         return total + zero_if_finite(out[32 * start : 32 * stop])
 
     @njit(fastmath=False, cached=False)
-    def product(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, out):
+    def product(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out):
         """Do what ``lookup_simd.product_terms_avx512`` does."""
         inputs = term_inputs(x, d3, tiles2.shape[1])
         z = term_inner(starts, x.dtype)
         total = first_stages(inputs, tiles2, 0, 1, alpha, d2, starts, z)
-        return total + second_stages(z, tiles1, 0, 1, alpha, d1, starts, bias, out)
+        return total + second_stages(z, tiles1, 0, 1, alpha, d1, starts, out)
 
     @njit(fastmath=False, cached=False)
-    def piece(p, shared, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+    def piece(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
         """Do piece `p` of all first stages and, once all are done, pieces of the second."""
         inputs, z, totals, counters = shared
         totals[p] = first_stages(inputs, tiles2, p, n_parts, alpha, d2, starts, z)
         if arrive(counters, n_parts):
             q = take(counters)
             while q < n_parts:
-                totals[q] += second_stages(z, tiles1, q, n_parts, alpha, d1, starts, bias, out)
+                totals[q] += second_stages(z, tiles1, q, n_parts, alpha, d1, starts, out)
                 q = take(counters)
 
     return product, piece
@@ -184,19 +185,18 @@ def _make_rounded_start(measured, multiple):
         return -(-n_units // multiple) * multiple
 
     @njit(fastmath=False, cached=False)
-    def start(x, d3, tiles2, d2, tiles1, alpha, bias, out):
+    def start(x, d3, tiles2, d2, tiles1, out):
         """Return what the pieces share.
 
-        Inputs, inner vector, the bias of its stage, what is measured (of the inputs three numbers,
-        of the inner vector its sum and its roughness), counters of the barrier.
+        Inputs, inner vector, what is measured (of the inputs three numbers, of the inner vector its
+        sum and its roughness), counters of the barrier.
         """
         inputs = scaled(x, d3, whole(tiles2.shape[1]))
         two = tiles1.shape[0] > 0
         w = padded(d2.size, whole(tiles1.shape[1]), x.dtype) if two else out
-        bias2 = np.empty(0, dtype=np.float32) if two else bias
         measures = np.empty(5, dtype=np.float32)
         measures[0], measures[1], measures[2] = measured(inputs, x.size)
-        return inputs, w, bias2, measures, barrier()
+        return inputs, w, measures, barrier()
 
     return whole, start
 
@@ -205,14 +205,14 @@ def make_rounded_stages(measured, mix_part, multiple):
     """Return (product, start, piece, end) by 16-bit tables, on inputs of whole `multiple` units.
 
     ``measured(inputs, size)`` returns the step of the tables, the sum and the roughness of inputs;
-    ``mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, bias, out)`` does
+    ``mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, out)`` does
     some tiles' rows.
     """
 
     whole, start = _make_rounded_start(measured, multiple)
 
     @njit(fastmath=False, cached=False)
-    def product(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, out):
+    def product(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, out):
         """Do what ``lookup_int16.product_int16`` does."""
         none, zero = np.empty(0, dtype=np.float32), np.float32(0.0)
         inputs = scaled(x, d3, whole(tiles2.shape[1]))
@@ -220,19 +220,19 @@ def make_rounded_stages(measured, mix_part, multiple):
         centre = np.float32(np.float32(0.5) - alpha)
         c = np.float32(centre * total)
         if tiles1.shape[0] == 0:
-            mix_part(inputs, step, tiles2, 0, tiles2.shape[0], c, zero, none, d2, bias, out)
+            mix_part(inputs, step, tiles2, 0, tiles2.shape[0], c, zero, none, d2, out)
             return total, rough
         w = padded(d2.size, whole(tiles1.shape[1]), x.dtype)
-        mix_part(inputs, step, tiles2, 0, tiles2.shape[0], zero, zero, none, d2, none, w)
+        mix_part(inputs, step, tiles2, 0, tiles2.shape[0], zero, zero, none, d2, w)
         step, inner, rough1 = measured(w, d2.size)
         offset = np.float32(centre * inner)
-        mix_part(w, step, tiles1, 0, tiles1.shape[0], offset, c, mixed_d2, d1, bias, out)
+        mix_part(w, step, tiles1, 0, tiles1.shape[0], offset, c, mixed_d2, d1, out)
         return total + inner, np.sqrt(rough * rough + rough1 * rough1)
 
     @njit(fastmath=False, cached=False)
-    def piece(p, shared, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
+    def piece(p, shared, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
         """Do piece `p` of the first stage and, once all are done, pieces of the second."""
-        inputs, w, bias2, measures, counters = shared
+        inputs, w, measures, counters = shared
         step, total = measures[0], measures[1]
         none, zero = np.empty(0, dtype=np.float32), np.float32(0.0)
         centre = np.float32(np.float32(0.5) - alpha)
@@ -240,14 +240,14 @@ def make_rounded_stages(measured, mix_part, multiple):
         n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
         first, last = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
         offset = zero if n_tiles1 > 0 else c
-        mix_part(inputs, step, tiles2, first, last, offset, zero, none, d2, bias2, w)
+        mix_part(inputs, step, tiles2, first, last, offset, zero, none, d2, w)
         if n_tiles1 > 0 and arrive(counters, n_parts):
             step1, inner, rough1 = measured(w, d2.size)
             offset1 = np.float32(centre * inner)
             q = take(counters)
             while q < n_parts:
                 first, last = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
-                mix_part(w, step1, tiles1, first, last, offset1, c, mixed_d2, d1, bias, out)
+                mix_part(w, step1, tiles1, first, last, offset1, c, mixed_d2, d1, out)
                 if q == 0:
                     measures[3], measures[4] = inner, rough1
                 q = take(counters)
@@ -255,7 +255,7 @@ def make_rounded_stages(measured, mix_part, multiple):
     @njit(fastmath=False, cached=False)
     def end(shared, tiles1):
         """Return the sum and the roughness of both stages, as `product` does."""
-        measures = shared[3]
+        measures = shared[2]
         total, rough, inner, rough1 = measures[1], measures[2], measures[3], measures[4]
         if tiles1.shape[0] == 0:
             return total, rough

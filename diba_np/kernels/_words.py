@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 584f3cc106c1
+from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 92f08b48c13c
 
 GROUPS = (4, 4, 4, 3)  # inputs of the tables of a unit
 UNIT = len(GROUPS) * 2 * 16  # bytes of a unit's tables
@@ -171,8 +171,8 @@ def make_mix_part_words(build, mix):
     """
 
     @njit(fastmath=False, cached=False)
-    def mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, bias, out):
-        """Write ``scale * ((B - 1/2) inputs + offset + weight * addend) + bias``."""
+    def mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, out):
+        """Write ``scale * ((B - 1/2) inputs + offset + weight * addend)``."""
         n_units = tiles.shape[1]
         block = block_size(n_units, BLOCK_UNITS)
         tables = np.empty(UNIT // 4 * block + 16, dtype=np.int32)
@@ -187,6 +187,6 @@ def make_mix_part_words(build, mix):
                 tile = tiles.ctypes.data + 64 * (n_units * t + u)
                 ahead = tile + 64 * n_units * min(1, stop - 1 - t)
                 mix(tile, ahead, table, width, sums.ctypes.data + 128 * (t - start))
-        finish_rounded(sums, step, 32 * start, offset, weight, addend, scale, bias, out)
+        finish_rounded(sums, step, 32 * start, offset, weight, addend, scale, out)
 
     return mix_part

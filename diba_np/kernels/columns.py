@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import cache_lines  # _lookup.py 584f3cc106c1
+from diba_np.kernels._lookup import cache_lines  # _lookup.py 92f08b48c13c
 from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py dae9825aeaeb
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
@@ -136,25 +136,24 @@ _mix_tile_block = _make_mix_tile(BLOCK_UNITS)  # without a loop: the sums of mor
 
 
 @intrinsic
-def _scale_lines(typingctx, source, source_step, n, scale, bias, target, target_step, totals):
-    """Write ``scale * line + bias`` of `n` cache lines, and add what is written to the `totals`.
+def _scale_lines(typingctx, source, source_step, n, scale, target, target_step, totals):
+    """Write ``scale * line`` of `n` cache lines, and add what is written to the `totals`.
 
     Lines are `source_step` and `target_step` bytes apart; the scale sets the type.
     """
     address = types.intp
-    signature = types.void(*(address, address, address, scale, scale, address, address, address))
+    signature = types.void(*(address, address, address, scale, address, address, address))
     element, lanes = _element(scale)
     vector = _ir.vector(element, lanes)
 
     def codegen(context, builder, signature, args):
-        source, source_step, n, scale, bias, target, target_step, totals = args
+        source, source_step, n, scale, target, target_step, totals = args
         scales = _ir.broadcast(builder, scale, vector)
-        biases = _ir.broadcast(builder, bias, vector)
 
         def body(i, carried):
             line = builder.add(source, builder.mul(i, source_step))
             line = _ir.load(builder, line, vector, 64 // lanes)
-            line = builder.fadd(builder.fmul(line, scales), biases)
+            line = builder.fmul(line, scales)
             address = builder.add(target, builder.mul(i, target_step))
             _ir.store(builder, line, address, 64 // lanes)
             return [builder.fadd(carried[0], line)]
@@ -201,28 +200,25 @@ def _gather(source, first, scale, start, stop, panels, totals):
     would take one line of each row, and wait for every one. What is written is added to the
     `totals`, one cache line.
     """
-    none = -scale.dtype.type(0)  # keeps the sign of a zero
     size = 64 * panels.shape[1]
     for j in range(start, min(stop, scale.size)):
         row = source.ctypes.data + source.itemsize * (source.shape[1] * j + first)
         line = panels.ctypes.data + 64 * j
-        _scale_lines(row, 64, panels.shape[0], scale[j], none, line, size, totals.ctypes.data)
+        _scale_lines(row, 64, panels.shape[0], scale[j], line, size, totals.ctypes.data)
     panels[:, max(start, scale.size) : stop] = 0
 
 
 @njit(fastmath=False)
-def _scatter(panels, scale, bias, start, stop, out, first, totals):
-    """Write ``scale * panels + bias`` of some rows to the columns of `out` from `first` on.
+def _scatter(panels, scale, start, stop, out, first, totals):
+    """Write ``scale * panels`` of some rows to the columns of `out` from `first` on.
 
     What is written is added to the `totals`, one cache line.
     """
-    none = -scale.dtype.type(0)
     size = 64 * panels.shape[1]
     for i in range(start, min(stop, scale.size)):
         row = out.ctypes.data + out.itemsize * (out.shape[1] * i + first)
         line = panels.ctypes.data + 64 * i
-        shift = bias[i] if bias.size else none
-        _scale_lines(line, size, panels.shape[0], scale[i], shift, row, 64, totals.ctypes.data)
+        _scale_lines(line, size, panels.shape[0], scale[i], row, 64, totals.ctypes.data)
 
 
 @njit(fastmath=False)
@@ -259,10 +255,9 @@ def _scale_rows(scale, start, stop, panel, totals):
 
     What is written is added to the `totals`, one cache line.
     """
-    none = -scale.dtype.type(0)
     for i in range(start, min(stop, scale.size)):
         line = panel.ctypes.data + 64 * i
-        _scale_lines(line, 64, 1, scale[i], none, line, 64, totals.ctypes.data)
+        _scale_lines(line, 64, 1, scale[i], line, 64, totals.ctypes.data)
     panel[max(start, scale.size) : stop] = 0
 
 
@@ -273,11 +268,11 @@ def _inner_rows(tiles2, tiles1):
 
 
 @njit(fastmath=False)
-def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Multiply a DiBA factorization, or one packed matrix, by a matrix.
 
-    ``Z = D2 (B2 - alpha) D3 X``, then ``out = D1 (B1 - alpha) Z + bias``. With `tiles1` of no tiles
-    only the first stage runs: ``out = D2 (B2 - alpha) D3 X + bias``. All floats are float32, or all
+    ``Z = D2 (B2 - alpha) D3 X``, then ``out = D1 (B1 - alpha) Z``. With `tiles1` of no tiles
+    only the first stage runs: ``out = D2 (B2 - alpha) D3 X``. All floats are float32, or all
     are float64. Columns are done by whole cache lines (16 float32, 8 float64).
 
     Parameters
@@ -290,7 +285,6 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     tiles1 : (ceil(m / 32), ceil(k / 15), 16) uint32, C-order, or no tiles at all
     d1 : (m,)
     alpha : scalar of the same type
-    bias : (m,) or (k,) or (0,)
     n_parts : int
         Ignored here; in the parallel twin the number of threads to plan for.
     out : (m, b) or (k, b), C-order, overwritten up to the same column
@@ -320,18 +314,18 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
         for p in range(n_panels):
             _mix_panel(panels[p], tiles2, 0, n_tiles2, alpha, inner[p])
         if n_tiles1 == 0:
-            _scatter(inner, d2, bias, 0, 32 * n_tiles2, out, first, totals)
+            _scatter(inner, d2, 0, 32 * n_tiles2, out, first, totals)
         else:
             results = cache_lines(n_panels, 32 * n_tiles1, x)
             for p in range(n_panels):
                 _scale_rows(d2, 0, inner.shape[1], inner[p], totals)
                 _mix_panel(inner[p], tiles1, 0, n_tiles1, alpha, results[p])
-            _scatter(results, d1, bias, 0, 32 * n_tiles1, out, first, totals)
+            _scatter(results, d1, 0, 32 * n_tiles1, out, first, totals)
     return totals.sum()
 
 
 @njit(fastmath=False, parallel=True)
-def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Do what `product_columns` does, cut into panels of columns and, if these are few, rows."""
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
@@ -363,10 +357,10 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out
         for part in numba.prange(n_parts):
             if n_tiles1:
                 start, stop = 32 * n_tiles1 * part // n_parts, 32 * n_tiles1 * (part + 1) // n_parts
-                _scatter(results, d1, bias, start, stop, out, first, totals[part])
+                _scatter(results, d1, start, stop, out, first, totals[part])
             else:
                 start, stop = 32 * n_tiles2 * part // n_parts, 32 * n_tiles2 * (part + 1) // n_parts
-                _scatter(inner, d2, bias, start, stop, out, first, totals[part])
+                _scatter(inner, d2, start, stop, out, first, totals[part])
     return totals.sum()
 
 
@@ -395,10 +389,10 @@ def _ones(size, like):
 
 
 @njit(fastmath=False)
-def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Multiply a sum of several DiBA factorizations by a matrix.
 
-    ``out = sum_t D1_t (B1_t - alpha) D2_t (B2_t - alpha) D3_t X + bias``; all floats are float32,
+    ``out = sum_t D1_t (B1_t - alpha) D2_t (B2_t - alpha) D3_t X``; all floats are float32,
     or all are float64. Columns are done by whole cache lines.
 
     Parameters
@@ -408,7 +402,6 @@ def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_
     d3, tiles2, d2, tiles1, d1, starts
         Those of all terms, see ``kernels/_terms.py``.
     alpha : scalar of the same type
-    bias : (m,) or (0,)
     n_parts : int
         Ignored here; in the parallel twin the number of threads to plan for.
     out : (m, b), C-order, overwritten up to the same column
@@ -444,12 +437,12 @@ def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_
                 _scale_rows(scale, 0, _inner_rows(tiles, others), inner[p], totals)
                 _mix_panel(inner[p], others, 0, n_tiles1, alpha, result)
                 _add_rows(result, d1[t], 0, 32 * n_tiles1, t == 0, sums[p])
-        _scatter(sums, ones, bias, 0, 32 * n_tiles1, out, first, totals)
+        _scatter(sums, ones, 0, 32 * n_tiles1, out, first, totals)
     return totals.sum()
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_columns_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+def product_terms_columns_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Do what `product_terms_columns` does, cut as `product_columns_par`, term after term."""
     lanes, n_tiles1 = 64 // x.itemsize, -(-out.shape[0] // 32)
     chunk = lanes * n_parts * max(1, CHUNK_PANELS // n_parts)
@@ -484,5 +477,5 @@ def product_terms_columns_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias
                 _add_rows(results[p], d1[t], 32 * start, 32 * stop, t == 0, sums[p])
         for part in numba.prange(n_parts):
             start, stop = 32 * n_tiles1 * part // n_parts, 32 * n_tiles1 * (part + 1) // n_parts
-            _scatter(sums, ones, bias, start, stop, out, first, totals[part])
+            _scatter(sums, ones, start, stop, out, first, totals[part])
     return totals.sum()

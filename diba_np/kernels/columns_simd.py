@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 584f3cc106c1
+from diba_np.kernels._lookup import (  # _lookup.py 92f08b48c13c
     block_size,
     cache_lines,
     finish,
@@ -150,7 +150,7 @@ def _scatter(columns, n_columns, start, stop, out, first):
 
 
 @njit(fastmath=False)
-def _mix_part(columns, tiles, start, stop, alpha, scale, bias, out):
+def _mix_part(columns, tiles, start, stop, alpha, scale, out):
     """Do the output rows of the tiles ``start ... stop - 1`` for 2 to 4 columns.
 
     Returns 0, or NaN where the inputs or a row's sum are not finite.
@@ -183,7 +183,7 @@ def _mix_part(columns, tiles, start, stop, alpha, scale, bias, out):
     total = zero_if_finite(totals)
     for c in range(n_columns):
         rows = sums[c, : 32 * (stop - start)]
-        finish(rows, 32 * start, alpha, totals[c], scale, bias, out[c])
+        finish(rows, 32 * start, alpha, totals[c], scale, totals[:0], out[c])
         total += zero_if_finite(rows)
     return total
 
@@ -209,7 +209,7 @@ def _plan(n_columns, n_parts):
 
 
 @njit(fastmath=False)
-def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Do what ``columns.product_columns`` does, in float32, for any number of columns from 2 on.
 
     Returns
@@ -224,7 +224,6 @@ def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, 
     ``lookup_simd.product_avx512`` gives. The `_par` twin's `out` is bitwise equal. naive:
     ``tests/naive.py::product_columns_avx512``.
     """
-    none = np.empty(0, dtype=np.float32)
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
     total = np.float32(0.0)
     n_chunks = -(-x.shape[1] // CHUNK_COLUMNS)
@@ -239,18 +238,16 @@ def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, 
         groups = -(-n_columns // 4)
         for g in range(groups):
             a, b = n_columns * g // groups, n_columns * (g + 1) // groups
-            rest = none if n_tiles1 else bias
-            total += _mix_part(columns[a:b], tiles2, 0, n_tiles2, alpha, d2, rest, inner[a:b])
+            total += _mix_part(columns[a:b], tiles2, 0, n_tiles2, alpha, d2, inner[a:b])
             if n_tiles1:
-                total += _mix_part(inner[a:b], tiles1, 0, n_tiles1, alpha, d1, bias, results[a:b])
+                total += _mix_part(inner[a:b], tiles1, 0, n_tiles1, alpha, d1, results[a:b])
         _scatter(results, n_columns, 0, -(-out.shape[0] // 16), out, first)
     return total
 
 
 @njit(fastmath=False, parallel=True)
-def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Do what `product_columns_avx512` does, cut into columns and, if these are few, rows."""
-    none = np.empty(0, dtype=np.float32)
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
     total = np.float32(0.0)
     n_chunks = -(-x.shape[1] // max(CHUNK_COLUMNS, 4 * n_parts))
@@ -262,7 +259,6 @@ def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_par
         columns = _column_arrays(n_rows, 15 * tiles2.shape[1], x)
         inner = _inner_columns(n_rows, d2, tiles1)
         results = _column_arrays(n_rows, d1.size, x) if n_tiles1 else inner
-        rest = none if n_tiles1 else bias
         totals = np.empty(groups * pieces, dtype=np.float32)
         for p in numba.prange(n_parts):
             blocks = columns.shape[1] // 16
@@ -272,19 +268,15 @@ def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_par
             g, piece = item // pieces, item % pieces
             a, b = n_columns * g // groups, n_columns * (g + 1) // groups
             start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
-            totals[item] = _mix_part(columns[a:b], tiles2, start, stop, alpha, d2, rest, inner[a:b])
+            totals[item] = _mix_part(columns[a:b], tiles2, start, stop, alpha, d2, inner[a:b])
             if n_tiles1 and pieces == 1:
-                totals[item] += _mix_part(
-                    inner[a:b], tiles1, 0, n_tiles1, alpha, d1, bias, results[a:b]
-                )
+                totals[item] += _mix_part(inner[a:b], tiles1, 0, n_tiles1, alpha, d1, results[a:b])
         if n_tiles1 and pieces > 1:
             for item in numba.prange(groups * pieces):
                 g, piece = item // pieces, item % pieces
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
                 start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
-                totals[item] += _mix_part(
-                    inner[a:b], tiles1, start, stop, alpha, d1, bias, results[a:b]
-                )
+                totals[item] += _mix_part(inner[a:b], tiles1, start, stop, alpha, d1, results[a:b])
         for p in numba.prange(n_parts):
             blocks = -(-out.shape[0] // 16)
             start, stop = blocks * p // n_parts, blocks * (p + 1) // n_parts
@@ -306,7 +298,7 @@ def _add_columns(part, n_columns, start, stop, first, sums):
 
 
 @njit(fastmath=False)
-def product_terms_columns_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+def product_terms_columns_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Do what ``columns.product_terms_columns`` does, in float32, for 2 columns and more.
 
     Returns
@@ -320,7 +312,6 @@ def product_terms_columns_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, b
     for each. The `_par` twin's `out` is bitwise equal. naive:
     ``tests/naive.py::product_terms_columns_avx512``.
     """
-    none = np.empty(0, dtype=np.float32)
     m, n_tiles1 = out.shape[0], -(-out.shape[0] // 32)
     total = np.float32(0.0)
     n_chunks = -(-x.shape[1] // CHUNK_COLUMNS)
@@ -333,17 +324,13 @@ def product_terms_columns_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, b
         groups = -(-n_columns // 4)
         for t in range(d3.shape[0]):
             tiles, others = first_tiles(tiles2, starts, t), second_tiles(tiles1, starts, t)
-            scale, shift = d2[starts[t, 0] : starts[t + 1, 0]], none if t else bias
+            scale = d2[starts[t, 0] : starts[t + 1, 0]]
             inner = _inner_columns(n_rows, scale, others)
             _gather(x, first, n_columns, d3[t], 0, columns.shape[1] // 16, columns)
             for g in range(groups):
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
-                total += _mix_part(
-                    columns[a:b], tiles, 0, len(tiles), alpha, scale, none, inner[a:b]
-                )
-                total += _mix_part(
-                    inner[a:b], others, 0, n_tiles1, alpha, d1[t], shift, results[a:b]
-                )
+                total += _mix_part(columns[a:b], tiles, 0, len(tiles), alpha, scale, inner[a:b])
+                total += _mix_part(inner[a:b], others, 0, n_tiles1, alpha, d1[t], results[a:b])
             _add_columns(results, n_columns, 0, m, t == 0, sums)
         _scatter(sums, n_columns, 0, -(-m // 16), out, first)
         total += _zero_if_finite_columns(sums, n_columns, 0, m)
@@ -360,11 +347,8 @@ def _zero_if_finite_columns(columns, n_columns, start, stop):
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_columns_avx512_par(
-    x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out
-):
+def product_terms_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Do what `product_terms_columns_avx512` does, cut as `product_columns_avx512_par`."""
-    none = np.empty(0, dtype=np.float32)
     m, n_tiles1 = out.shape[0], -(-out.shape[0] // 32)
     total = np.float32(0.0)
     n_chunks = -(-x.shape[1] // max(CHUNK_COLUMNS, 4 * n_parts))
@@ -378,7 +362,7 @@ def product_terms_columns_avx512_par(
         totals = np.empty(groups * pieces, dtype=np.float32)
         for t in range(d3.shape[0]):
             tiles, others = first_tiles(tiles2, starts, t), second_tiles(tiles1, starts, t)
-            scale, shift = d2[starts[t, 0] : starts[t + 1, 0]], none if t else bias
+            scale = d2[starts[t, 0] : starts[t + 1, 0]]
             n_tiles2 = len(tiles)
             inner = _inner_columns(n_rows, scale, others)
             for p in numba.prange(n_parts):
@@ -389,15 +373,13 @@ def product_terms_columns_avx512_par(
                 g, piece = item // pieces, item % pieces
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
                 start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
-                totals[item] = _mix_part(
-                    columns[a:b], tiles, start, stop, alpha, scale, none, inner[a:b]
-                )
+                totals[item] = _mix_part(columns[a:b], tiles, start, stop, alpha, scale, inner[a:b])
             for item in numba.prange(groups * pieces):
                 g, piece = item // pieces, item % pieces
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
                 start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
                 totals[item] += _mix_part(
-                    inner[a:b], others, start, stop, alpha, d1[t], shift, results[a:b]
+                    inner[a:b], others, start, stop, alpha, d1[t], results[a:b]
                 )
                 rows, last = 32 * start, min(32 * stop, m)
                 _add_columns(results[a:b], b - a, rows, last, t == 0, sums[a:b])

@@ -17,8 +17,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 584f3cc106c1
-from diba_np.kernels._stages import make_rounded_stages  # _stages.py 8e572fd6d530
+from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 92f08b48c13c
+from diba_np.kernels._stages import make_rounded_stages  # _stages.py 372b8b8428c4
 
 BLOCK_UNITS = 32  # units whose tables are built at a time: 6 KiB; even, for whole pairs
 PAIR = 30  # columns of two units
@@ -217,8 +217,8 @@ def _measured(inputs, size):
 
 
 @njit(fastmath=False)
-def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, bias, out):
-    """Write ``scale * ((B - 1/2) inputs + offset + weight * addend) + bias`` for some tiles."""
+def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, out):
+    """Write ``scale * ((B - 1/2) inputs + offset + weight * addend)`` for some tiles."""
     n_units = tiles.shape[1]
     block = 2 * block_size((n_units + 1) // 2, BLOCK_UNITS // 2)
     tables = np.empty(48 * block + 16, dtype=np.int32)
@@ -239,14 +239,14 @@ def _mix_part(inputs, step, tiles, start, stop, offset, weight, addend, scale, b
             else:
                 _mix_1_tile(source, 64 * n_units, table, width, target)
                 t += 1
-    finish_rounded(sums, step, 32 * start, offset, weight, addend, scale, bias, out)
+    finish_rounded(sums, step, 32 * start, offset, weight, addend, scale, out)
 
 
 _product, _start, _piece, _end = make_rounded_stages(_measured, _mix_part, 2)  # whole pairs
 
 
 @njit(fastmath=False)
-def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
+def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
     """Multiply a DiBA factorization, or one packed matrix, by a vector, in 16-bit tables.
 
     As ``lookup_simd.product_avx512``, in the split form that keeps offsets out of the tables: with
@@ -256,7 +256,7 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
 
     Parameters
     ----------
-    x, d3, tiles2, d2, tiles1, d1, alpha, bias
+    x, d3, tiles2, d2, tiles1, d1, alpha
         As in ``lookup_simd.product_avx512``. At most 1 900 000 columns a stage (32-bit sums).
     mixed_d2 : (m,) float32, or (0,) if `tiles1` has no tiles
         ``(B1 - alpha) d2``, which does not depend on x.
@@ -277,13 +277,13 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts,
     Time k (m + n) / 75 cycles, extra memory O(k) and 6 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_int16``.
     """
-    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, out)
+    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_int16_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out):
+def product_int16_par(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
     """Do what `product_int16` does, the output rows cut into `n_parts` pieces for the threads."""
-    shared = _start(x, d3, tiles2, d2, tiles1, alpha, bias, out)
+    shared = _start(x, d3, tiles2, d2, tiles1, out)
     for p in numba.prange(n_parts):
-        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, bias, mixed_d2, n_parts, out)
+        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out)
     return _end(shared, tiles1)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numba
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 584f3cc106c1
+from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 92f08b48c13c
 from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     build_avx2,
     build_avx512,
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stages import (  # _stages.py 8e572fd6d530
+from diba_np.kernels._stages import (  # _stages.py 372b8b8428c4
     make_mix_part,
     make_stages,
     make_term_stages,
@@ -34,11 +34,11 @@ _terms_avx2, _terms_piece_avx2 = make_term_stages(_mix_part_avx2)
 
 
 @njit(fastmath=False)
-def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Multiply a DiBA factorization, or one packed matrix, by a vector.
 
-    ``z = d2 * ((B2 - alpha) (d3 * x))``, then ``out = d1 * ((B1 - alpha) z) + bias``. With `tiles1`
-    of no tiles only the first stage runs: ``out = d2 * ((B2 - alpha) (d3 * x)) + bias``.
+    ``z = d2 * ((B2 - alpha) (d3 * x))``, then ``out = d1 * ((B1 - alpha) z)``. With `tiles1`
+    of no tiles only the first stage runs: ``out = d2 * ((B2 - alpha) (d3 * x))``.
 
     Parameters
     ----------
@@ -48,7 +48,6 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     tiles1 : (ceil(m / 32), ceil(k / 15), 16) uint32, C-order, or no tiles at all
     d1 : (m,) float32
     alpha : float32
-    bias : (m,) or (k,) or (0,) float32
     n_parts : int
         Ignored here; in the parallel twin the number of pieces that the rows are cut into.
     out : (m,) or (k,) float32, overwritten
@@ -63,43 +62,43 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
     Time k (m + n) / 44 cycles, extra memory O(k) and 12 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_avx512``.
     """
-    return _product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, bias, out)
+    return _product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Do what `product_avx512` does, the output rows cut into `n_parts` pieces for the threads."""
-    shared = start_pieces(x, d3, tiles2, d2, tiles1, bias, n_parts, out)
+    shared = start_pieces(x, d3, tiles2, d2, tiles1, n_parts, out)
     for p in numba.prange(n_parts):
-        _piece_avx512(p, shared, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
-    totals = shared[3]
+        _piece_avx512(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out)
+    totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Do what `product_avx512` does, with AVX2 alone and 3 inputs a look-up.
 
     naive: ``tests/naive.py::product_avx2``.
     """
-    return _product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, bias, out)
+    return _product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out):
+def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     """Do what `product_avx2` does, the output rows cut into `n_parts` pieces for the threads."""
-    shared = start_pieces(x, d3, tiles2, d2, tiles1, bias, n_parts, out)
+    shared = start_pieces(x, d3, tiles2, d2, tiles1, n_parts, out)
     for p in numba.prange(n_parts):
-        _piece_avx2(p, shared, tiles2, d2, tiles1, d1, alpha, bias, n_parts, out)
-    totals = shared[3]
+        _piece_avx2(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out)
+    totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Multiply a sum of several DiBA factorizations by a vector.
 
-    ``out = sum_t d1_t * ((B1_t - alpha) (d2_t * ((B2_t - alpha) (d3_t * x)))) + bias``, the terms
+    ``out = sum_t d1_t * ((B1_t - alpha) (d2_t * ((B2_t - alpha) (d3_t * x))))``, the terms
     added in their order.
 
     Parameters
@@ -108,7 +107,6 @@ def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_p
     d3, tiles2, d2, tiles1, d1, starts
         Those of all terms, see ``kernels/_terms.py``.
     alpha : float32
-    bias : (m,) or (0,) float32
     n_parts : int
         Ignored here; in the parallel twin the number of pieces that the rows are cut into.
     out : (m,) float32, overwritten
@@ -123,33 +121,33 @@ def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_p
     Time as of `product_avx512` with k the sum of all terms, and the tables of x once for each. The
     `_par` twin is bitwise equal. naive: ``tests/naive.py::product_terms_avx512``.
     """
-    return _terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, out)
+    return _terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+def product_terms_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Do what `product_terms_avx512` does, the output rows cut into `n_parts` pieces."""
     shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        _terms_piece_avx512(p, shared, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out)
+        _terms_piece_avx512(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+def product_terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Do what ``lookup_simd.product_terms_avx512`` does, with AVX2 alone.
 
     naive: ``tests/naive.py::product_terms_avx2``.
     """
-    return _terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, out)
+    return _terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_avx2_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out):
+def product_terms_avx2_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
     """Do what `product_terms_avx2` does, the output rows cut into `n_parts` pieces."""
     shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        _terms_piece_avx2(p, shared, tiles2, d2, tiles1, d1, starts, alpha, bias, n_parts, out)
+        _terms_piece_avx2(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)

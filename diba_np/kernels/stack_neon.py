@@ -6,8 +6,8 @@ As ``lookup_neon.product_neon`` does one, to the last bit; the rest as in ``stac
 from __future__ import annotations
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py 0045e69e85f4
-from diba_np.kernels._stack import make_stack  # _stack.py 7cfe38f72785
+from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py fec8faeab6f2
+from diba_np.kernels._stack import make_stack  # _stack.py 513d38cc9827
 
 _stack = make_stack(build_float_tables_neon, mix_neon)
 

@@ -15,7 +15,7 @@ from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stack import make_stack  # _stack.py 7cfe38f72785
+from diba_np.kernels._stack import make_stack  # _stack.py 513d38cc9827
 
 _stack_avx512 = make_stack(build_avx512, mix_avx512)
 _stack_avx2 = make_stack(build_avx2, mix_avx2)

@@ -200,7 +200,7 @@ class Product:
 
     def _chains(self) -> list[Chain]:
         """Return what a plan holds of this."""
-        d3, tiles2, d2, tiles1, d1, alpha, _ = self._prepared(_SINGLE)
+        d3, tiles2, d2, tiles1, d1, alpha = self._prepared(_SINGLE)
         return [Chain(tiles2, tiles1, d3, d2, d1, alpha, 0)]
 
     @functools.cached_property
@@ -208,7 +208,7 @@ class Product:
         return Plan(self._chains())
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-        """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, alpha, no bias)."""
+        """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, alpha)."""
         if dtype not in self._arguments:
             d3, d2, d1 = (
                 np.ones(size, dtype) if scale is None else np.array(scale, dtype, order="C")
@@ -217,8 +217,8 @@ class Product:
             tiles = [bits.tiles for bits in self._bits]
             if len(tiles) == 1:
                 tiles.append(np.empty((0, 0, 16), np.uint32))
-            alpha, none = dtype.type(self.alpha), np.empty(0, dtype)
-            self._arguments[dtype] = (d3, tiles[0], d2, tiles[1], d1, alpha, none)
+            alpha = dtype.type(self.alpha)
+            self._arguments[dtype] = (d3, tiles[0], d2, tiles[1], d1, alpha)
         return self._arguments[dtype]
 
     @functools.cached_property

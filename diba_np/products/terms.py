@@ -83,7 +83,7 @@ class SumProduct(Product):
         return _VECTOR_KERNELS[self._vector_path if dtype == np.float32 else "portable"]
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-        """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, alpha, no bias)."""
+        """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, alpha)."""
         if dtype not in self._arguments:
             d3, d2, d1 = zip(*(part._scales for part in self._terms), strict=True)
 
@@ -98,7 +98,6 @@ class SumProduct(Product):
                 np.array(values(d1), dtype, order="C"),
                 self._starts,
                 dtype.type(self.alpha),
-                np.empty(0, dtype),
             )
         return self._arguments[dtype]
 

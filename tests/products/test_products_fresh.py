@@ -61,12 +61,12 @@ for m, n, k in [(1, 1, 1), (33, 16, 31), (161, 47, 130), (97, 700, 45), (64, 192
                 assert (tiles == b.tiles).all()
         for path, kernel, dtype, rounded in K:
             g = lambda a: guarded(a, at_end)
-            d1, d2, d3, bias, mixed = (g(rng.normal(size=s).astype(dtype)) for s in (m, k, n, m, m))
+            d1, d2, d3, mixed = (g(rng.normal(size=s).astype(dtype)) for s in (m, k, n, m))
             extra = (mixed,) if rounded else ()
             for tail in ((16,), (35,)) if "columns" in kernel.__name__ else ((),):
                 x = g(rng.normal(size=(n, *tail)).astype(dtype))
                 out = g(np.zeros((m, *tail), dtype))
-                kernel(x, d3, g(b2.tiles), d2, g(b1.tiles), d1, dtype(0.5), bias, *extra, 1, out)
+                kernel(x, d3, g(b2.tiles), d2, g(b1.tiles), d1, dtype(0.5), *extra, 1, out)
                 assert np.isfinite(out).all()
 print("untouched", len(K))
 """
