@@ -19,6 +19,7 @@ from diba_np.cli.options import (
 from diba_np.cli.output import (
     DONE,
     CommandError,
+    check_dense,
     check_not_read,
     check_output,
     decibels_text,
@@ -161,7 +162,8 @@ def add_stored(subcommands: Any, given: Parents) -> None:
 
 def run_factorize(args: argparse.Namespace) -> int:
     """Factorize a .npy matrix, store it and report its sizes and quality."""
-    if not args.output and Path(args.matrix).exists() and not Path(args.matrix).is_file():
+    check_dense(args.matrix)  # before the output, which may be the same file
+    if not args.output and not Path(args.matrix).is_file():
         raise CommandError(f"{args.matrix}: is no file to write beside; name one with --output")
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     read = [args.matrix, args.inputs, args.output_weight]

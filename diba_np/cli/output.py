@@ -75,14 +75,34 @@ def shown(text: str) -> str:
     )
 
 
-def load_array(path: str, mapped: bool = False) -> Any:
-    """Read a .npy file; refuse objects, archives and files shorter than they claim to be."""
-    import numpy as np
-
+def check_dense(path: str) -> None:
+    """Complain about what is given for a .npy: nothing, a folder, a file of HDF5."""
     if not Path(path).exists():
         raise CommandError(f"{path}: no such file")
     if Path(path).is_dir():
         raise CommandError(f"{path}: is a folder, expected one .npy")
+    if not Path(path).is_file():
+        return
+    with Path(path).open("rb") as file:
+        if file.read(8) != b"\x89HDF\r\n\x1a\n":
+            return
+    from diba_np.files.container import groups
+
+    if groups(path):
+        raise CommandError(
+            f"{path}: is compressed already, expected one dense array (.npy), as "
+            "`diba-np reconstruct` writes it; `diba-np info` tells what it holds"
+        )
+    raise CommandError(
+        f"{path}: is an HDF5 file, expected one array (.npy); `diba-np model` takes its arrays"
+    )
+
+
+def load_array(path: str, mapped: bool = False) -> Any:
+    """Read a .npy file; refuse objects, archives and files shorter than they claim to be."""
+    import numpy as np
+
+    check_dense(path)
     if not Path(path).is_file():  # a pipe; it can be read once
         from diba_np.sources.numpy_files import npy_of_bytes
 

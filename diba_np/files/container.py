@@ -170,7 +170,22 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         raise
     except _UNREADABLE as error:
         _pass_on(path, error)
-        raise FormatError(f"{path}: not readable as HDF5 ({first_line(error)})") from error
+        raise FormatError(
+            f"{path}: {_dense(path) or f'not readable as HDF5 ({first_line(error)})'}"
+        ) from error
+
+
+def _dense(path: Path) -> str:
+    """Tell what a file holds that is dense, and what makes a file of ours of it; "" of others."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith(b"\x93NUMPY"):
+        return "is a dense array (.npy), nothing compressed; `diba-np factorize` compresses it"
+    arrays = ((b"PK\x03\x04", "an archive (.npz or of torch)"), (b"GGUF", "GGUF"))
+    kind = next((kind for start, kind in arrays if head.startswith(start)), "")
+    if not kind and head[8:] == b"{":
+        kind = "safetensors"
+    return kind and f"is {kind}, nothing compressed; `diba-np model` compresses its arrays"
 
 
 def _pass_on(path: Path, error: Exception) -> None:

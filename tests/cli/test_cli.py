@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -304,6 +305,31 @@ def test_other_failures(here, capsys):
     assert "no such file" in run(capsys, "info", "no.h5")[2]
     (here / "text.h5").write_text("x")
     assert "not readable as HDF5" in run(capsys, "info", "text.h5")[2]
+
+
+def test_what_is_dense_and_what_is_compressed_already_is_told(here, capsys):
+    np.savez("W.npz", A=np.ones((2, 2)))
+    (here / "W.gguf").write_bytes(b"GGUF" + bytes(20))
+    (here / "W.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    for file, command in (
+        ("A.npy", "factorize"),
+        ("W.npz", "model"),
+        ("W.gguf", "model"),
+        ("W.safetensors", "model"),
+    ):
+        for asked in (("info",), ("verify",), ("reconstruct", "-o", "n.npy")):
+            status, _, err = run(capsys, asked[0], file, *asked[1:])
+            assert status == 1 and f"nothing compressed; `diba-np {command}` comp" in err, err
+    made(capsys)
+    with h5py.File("dense.h5", "w") as file:
+        file["A"] = np.ones((3, 2))
+    before = sorted(os.listdir())
+    for args in (("factorize", "--k", 2), ("sweep",), ("compare", "--bits", 2)):
+        err = run(capsys, args[0], "A.h5", *args[1:])[2]
+        assert "A.h5: is compressed already, expected one dense array (.npy)" in err
+        err = run(capsys, args[0], "dense.h5", *args[1:])[2]
+        assert "dense.h5: is an HDF5 file" in err and "`diba-np model` takes its arrays" in err
+    assert sorted(os.listdir()) == before
 
 
 def test_outputs_that_cannot_be_are_told_before_the_work(here, capsys):
