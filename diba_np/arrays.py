@@ -1,4 +1,4 @@
-"""Walks over large arrays, a block of rows at a time."""
+"""Walks over large arrays, a block of rows at a time; longdouble."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ RowIndex = slice | NDArray[np.intp]
 
 
 _BLOCK_ENTRIES = 1 << 21  # entries of a row block: 16 MiB in float64
+
+
+def in_float64(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of longdouble as float64, every other one as it is."""
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 8:
+        return array
+    with np.errstate(over="ignore"):  # infinity is what the caller looks for
+        return array.astype(np.float64)
 
 
 def row_blocks(shape: tuple[int, int], entries: int = _BLOCK_ENTRIES) -> Iterator[slice]:

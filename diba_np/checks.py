@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.arrays import largest_magnitude, row_blocks
+from diba_np.arrays import in_float64, largest_magnitude, row_blocks
 
 
 def check_number(value: Any, name: str, *, above: float = -math.inf) -> float:
@@ -89,8 +89,7 @@ def as_real(
         if dtype.type.__module__ == "ml_dtypes" and np.can_cast(dtype, np.float32):
             return array.astype(np.float32)
         if dtype.kind == "f" and dtype.type.__module__ == "numpy":
-            with np.errstate(over="ignore"):  # infinity is what the caller looks for
-                return array.astype(np.float64)
+            return in_float64(array)
         raise TypeError(f"{name} must {rule}, got dtype {dtype}")
     return array
 

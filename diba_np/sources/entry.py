@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.arrays import in_float64
 from diba_np.errors import FormatError
 from diba_np.matrix.small_floats import SMALL_FLOATS, decode, value_type, word_type
 
@@ -88,14 +89,21 @@ def unfit_reason(dtype: Any) -> str:
     >>> unfit_reason(np.dtype("U3")), unfit_reason(np.dtype("f2"))
     ('text', '')
     """
-    if dtype.kind in "buif" and dtype.itemsize <= 8:
-        return ""
-    return _UNFIT.get(dtype.kind, f"{dtype} numbers")
+    return "" if dtype.kind in "buif" else _UNFIT.get(dtype.kind, f"{dtype} numbers")
+
+
+def type_of_values(dtype: Any) -> str:
+    """Return the name of the type that an array's values are stored in: float64 of longdouble.
+
+    >>> type_of_values(np.dtype(np.longdouble)), type_of_values(np.dtype("<i2"))
+    ('<f8', '<i2')
+    """
+    return "<f8" if dtype.kind == "f" and dtype.itemsize > 8 else str(dtype.str)
 
 
 def of_words(words: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return the values of what a file holds for an array of that type."""
-    return decode(words, dtype) if dtype in SMALL_FLOATS else words
+    return decode(words, dtype) if dtype in SMALL_FLOATS else in_float64(words)
 
 
 def mapped(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -10,9 +10,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.arrays import in_float64
 from diba_np.errors import FormatError
 from diba_np.files.container import FORMAT, member, open_file
-from diba_np.sources.entry import Entry, unfit_reason
+from diba_np.sources.entry import Entry, type_of_values, unfit_reason
 
 _LARGEST_EXPANSION = 4096  # no chunked data is taken to be compressed more than this
 _MOST_GROUPS = 100_000
@@ -71,7 +72,7 @@ def _entry(path: Path, name: str, item: Any, length: int) -> Entry:
     elif item.nbytes > _LARGEST_EXPANSION * length:
         problem = f"found a file of {length} bytes for {item.nbytes}"
     unfit = "text" if dtype.kind == "O" and _is_text(dtype) else unfit_reason(dtype)
-    return Entry(name, _reader(path, name, problem), dtype.str, item.shape, unfit)
+    return Entry(name, _reader(path, name, problem), type_of_values(dtype), item.shape, unfit)
 
 
 def _is_text(dtype: Any) -> bool:
@@ -83,7 +84,6 @@ def _reader(path: Path, name: str, problem: str) -> Callable[[], NDArray[Any]]:
         if problem:
             raise FormatError(f"{path}: dataset {name}: {problem}")
         with open_file(path) as file:
-            values: NDArray[Any] = np.asarray(file[name][()])
-            return values
+            return in_float64(np.asarray(file[name][()]))
 
     return read

@@ -12,9 +12,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.arrays import in_float64
 from diba_np.errors import FormatError
 from diba_np.matrix.small_floats import SMALL_FLOATS, word_type
-from diba_np.sources.entry import Entry, as_format_error, check_unique, of_words, unfit_reason
+from diba_np.sources.entry import (
+    Entry,
+    as_format_error,
+    check_unique,
+    of_words,
+    type_of_values,
+    unfit_reason,
+)
 
 _PICKLED = "it holds Python objects, which are never loaded; leave it out by its name (exclude)"
 
@@ -42,7 +50,7 @@ def _entry(name: str, label: str, open_file: Callable[[], BinaryIO], read: Any) 
     except (FormatError, OSError):
         return Entry(name, read)
     unfit = "" if dtype.hasobject else unfit_reason(dtype)
-    return Entry(name, read, "" if dtype.hasobject else dtype.str, shape, unfit)
+    return Entry(name, read, "" if dtype.hasobject else type_of_values(dtype), shape, unfit)
 
 
 def npy_entry(path: Path, name: str) -> Entry:
@@ -53,8 +61,7 @@ def npy_entry(path: Path, name: str) -> Entry:
             with _open_regular(path) as file:
                 if _header(file)[1].hasobject:
                     raise ValueError(_PICKLED)
-            values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-            return values
+            return in_float64(np.load(path, mmap_mode="r", allow_pickle=False))
 
     return _entry(name, str(path), lambda: _open_regular(path), read)
 
@@ -132,8 +139,7 @@ def _member_reader(path: Path, member: str, label: str) -> Callable[[], NDArray[
                 if math.prod(shape) * dtype.itemsize > size:
                     raise ValueError(f"{size} bytes for {shape} of {dtype}")
             with archive.open(member) as file:
-                values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-                return values
+                return in_float64(np.lib.format.read_array(file, allow_pickle=False))
 
     return read
 
@@ -164,7 +170,9 @@ def _value_entry(source: Mapping[str, Any], name: str) -> Entry:
                 "objects; leave it out by its name (exclude)"
             )
         kind = array.dtype.name
-        return of_words(array.view(word_type(kind)), kind) if kind in SMALL_FLOATS else array
+        if kind in SMALL_FLOATS:
+            array = array.view(word_type(kind))
+        return of_words(array, kind)
 
     # an array that is there already tells what it is; others, as those of a lazy mapping, later
     value = dict.get(source, name) if isinstance(source, dict) else None
@@ -173,4 +181,4 @@ def _value_entry(source: Mapping[str, Any], name: str) -> Entry:
     dtype = value.dtype
     if dtype.name in SMALL_FLOATS:
         return Entry(name, read, dtype.name, value.shape)
-    return Entry(name, read, dtype.str, value.shape, unfit_reason(dtype))
+    return Entry(name, read, type_of_values(dtype), value.shape, unfit_reason(dtype))

@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
@@ -159,6 +160,23 @@ def test_what_is_left_out_ends_no_run(tmp_path, rng):
     with pytest.raises(FormatError, match=r"bad\.npy: not readable"):
         dn.factorize_model(tmp_path, **OPTIONS)
     assert list(dn.factorize_model(tmp_path, exclude=["bad"], **OPTIONS)) == ["w"]
+
+
+def test_longdouble_is_taken_as_float64_and_not_left_out(tmp_path, rng):
+    arrays = {"w": rng.normal(size=(20, 20)), "b": rng.normal(size=20)}
+    wide = {name: array.astype(np.longdouble) for name, array in arrays.items()}
+    np.savez(tmp_path / "m.npz", **wide)
+    (tmp_path / "m").mkdir()
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        for name, array in wide.items():
+            file[name] = array
+            np.save(tmp_path / "m" / f"{name}.npy", array)
+    expected = dn.factorize_model(arrays, **OPTIONS)
+    for source in (wide, tmp_path / "m.npz", tmp_path / "m.h5", tmp_path / "m"):
+        made = dn.factorize_model(source, **OPTIONS)
+        assert not made.record["omitted"] and made.bits_per_weight == expected.bits_per_weight
+        assert np.array_equal(made.dense("b"), arrays["b"]) and made["w"].b1 == expected["w"].b1
+        assert made.array_dtype("w") == made.array_dtype("b") == "<f8"
 
 
 def test_floats_of_8_bits_are_factorized_and_kept_to_the_bit(tmp_path, rng):
