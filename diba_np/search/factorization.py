@@ -282,7 +282,8 @@ def factorize(
     if not record["converged"]:
         why = run.stopped or f"max_sweeps={how.sweeps}"
         warnings.warn(
-            f"the {how.solver} solver was ended by {why} before its own end condition",
+            f"the {how.solver} solver was ended by {why} before its own end condition"
+            + outcome.missing(),
             ConvergenceWarning,
             stacklevel=2,
         )

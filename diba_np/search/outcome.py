@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from diba_np.search.state import State
 
 
@@ -44,6 +46,12 @@ class Outcome:
     def terms(self) -> list[State]:
         """All terms; mostly one."""
         return [self.state, *self.others]
+
+    def missing(self) -> str:
+        """Tell of terms, or of components of stages, that an ended search did not come to."""
+        found = sum(int(np.count_nonzero(term.d2)) for term in self.terms)
+        asked = sum(self.stages)
+        return f"; {found} of its {asked} components were begun" if found < asked else ""
 
     def followed_by(self, later: Outcome) -> Outcome:
         """Return what the two solvers did, one after the other."""
