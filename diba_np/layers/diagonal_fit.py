@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +198,7 @@ class DiagonalFit:
             scaled.spread()
             return self.ended()
 
-        with suppress(Diverged):  # what was best before is kept
+        try:
             minimise(
                 loss,
                 scaled.values,
@@ -211,6 +211,8 @@ class DiagonalFit:
                 clip=None if self.clip is None else self.clip / self.scale,
                 ended=ended,
             )
+        except Diverged as error:
+            warnings.warn(error.kept(), UserWarning, stacklevel=3)
 
     def quasi_newton(self) -> None:
         """Minimise over all samples at once with scipy's L-BFGS."""

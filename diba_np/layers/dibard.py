@@ -121,8 +121,9 @@ def retune(
     Warns
     -----
     UserWarning
-        There are fewer samples to fit than channels; or a diagonal spans so many decades that
-        entries become zero in the bits they have.
+        There are fewer samples to fit than channels; a diagonal spans so many decades that entries
+        become zero in the bits they have; or Adam was ended by a loss or gradient that is not
+        finite, and the best step before is what is kept.
 
     Notes
     -----

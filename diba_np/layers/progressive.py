@@ -6,8 +6,8 @@ The order of BiTAT (arXiv 2207.01394), for any method that `as_layer` has a laye
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,11 @@ def train_progressively(
     ------
     KeyError, TypeError, ValueError
         An argument is of the wrong kind, value or shape; what `as_layer` refuses.
+
+    Warns
+    -----
+    UserWarning
+        A training was ended by a loss or gradient that is not finite; the best epoch before stays.
 
     Notes
     -----
@@ -269,7 +274,7 @@ class _Training:
                 best, kept = reached, {name: value.copy() for name, value in parameters.items()}
 
         if epochs:
-            with suppress(Diverged):  # the best epoch stays
+            try:
                 minimise(
                     step,
                     parameters,
@@ -281,6 +286,8 @@ class _Training:
                     clip=self.clip,
                     ended=ended,
                 )
+            except Diverged as error:
+                warnings.warn(f"{names[-1]!r}: {error.kept()}", UserWarning, stacklevel=3)
         for name, value in kept.items():
             parameters[name][...] = value
         return {"loss_before": before, "loss_after": best}

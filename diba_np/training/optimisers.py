@@ -24,6 +24,11 @@ SCHEDULES = ("cosine", "constant")
 class Diverged(FloatingPointError):
     """A loss or a gradient is no longer finite: a step would leave nothing of the parameters."""
 
+    def kept(self) -> str:
+        """Return the sentence of a warning, where the best epoch before is what is kept."""
+        why = str(self).rpartition("; ")[0]
+        return f"the training ended early, what was best before is kept ({why})"
+
 
 def gather(layers: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return ``(parameters, gradients)`` of many layers under ``"layer.parameter"``, by reference.

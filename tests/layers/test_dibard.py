@@ -356,6 +356,20 @@ def test_same_seed_same_result_and_the_callback_ends(problem):
     assert seen == [1, 2]
 
 
+def test_training_that_is_ended_by_a_loss_that_is_not_finite_is_told(problem):
+    f, X, Y = problem
+    calls = []
+
+    def loss(outputs, wanted):
+        calls.append(len(outputs))
+        value, gradient = mse(outputs, wanted)
+        return (np.nan if len(calls) == 9 else value), gradient
+
+    with pytest.warns(UserWarning, match=r"ended early, .* is kept \(epoch .*: the loss is nan"):
+        g = retune(f, X, Y, loss=loss, steps=4, learning_rate=0.05, batch_size=100)
+    assert g.record["retune"]["loss_after"] < g.record["retune"]["loss_before"]
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [

@@ -64,6 +64,22 @@ def test_targets_across_layers_and_training_each_help(problem):
         assert matrix.storage_bits() == m * n + 16 * m
 
 
+def test_training_that_is_ended_by_a_loss_that_is_not_finite_is_told(problem):
+    dense, X = problem
+    calls = []
+
+    def loss(y, wanted):
+        calls.append(len(y))
+        value = float(np.mean((y - wanted) ** 2))
+        return (np.inf if len(calls) == 3 else value), 2 * (y - wanted) / y.size
+
+    with pytest.warns(UserWarning, match=r"'l0': the training ended early, .*the loss is inf"):
+        chain = train_progressively(
+            dense, X[:300], bitat, names=["l0"], loss=loss, epochs=1, last_epochs=0
+        )
+    assert np.isfinite(chain(X[:3])).all()
+
+
 def test_layers_that_read_signs(problem, tmp_path):
     dense, X = problem
     chain = train_progressively(
