@@ -192,6 +192,29 @@ def _keep_attributes(final: Path, old: os.stat_result, temporary: Path) -> None:
     os.chmod(temporary, stat.S_IMODE(old.st_mode))
 
 
+def _short(error: OSError) -> bool:
+    """Tell whether NumPy could write a part of an array only; it says no more than that."""
+    return re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
+
+
+def _named(error: OSError, path: PathLike) -> OSError:
+    """Return an error that names no file as one that does."""
+    if _short(error):
+        return OSError(f"{path}: could be written in part only; is the disk full?")
+    return OSError(error.errno, error.strerror, str(path))
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Name a file in the errors of what is written to it while it is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and (error.errno is not None or _short(error)):
+            raise _named(error, path) from error
+        raise
+
+
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success flush it and rename it to `path`.
@@ -227,9 +250,9 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         with suppress(OSError):  # not every file system lets a folder be flushed
             _flush(final.parent)
     except OSError as error:
-        unnamed = error.filename is None and error.errno is not None
+        unnamed = error.filename is None and (error.errno is not None or _short(error))
         if unnamed or error.filename == str(temporary):
-            raise OSError(error.errno, error.strerror, str(final)) from error
+            raise _named(error, final) from error
         raise
     finally:
         _remove(temporary)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix, check_count
+from diba_np.files.atomic import naming, reserve
 from diba_np.networks.stages import (
     Batches,
     Linear,
@@ -81,6 +82,7 @@ def capture(
                 path = Path(str(folder)) / f"{file_name(name)}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 memory = np.lib.format.open_memmap(path, "w+", np.float32, (rows, n))
+                reserve(path, path.stat().st_size, path)
             captured[name] = Captured(np.zeros((n, n)), np.zeros(n), 0, memory)
         read = read_rows(x, keep)
         check_finite(name, at, read, "dense")
@@ -139,5 +141,6 @@ class Captured:
             path = str(self.inputs.filename)
             self.inputs.flush()
             if self.count < len(self.inputs):
-                np.save(path, np.array(self.inputs[: self.count]))
+                with naming(path):
+                    np.save(path, np.array(self.inputs[: self.count]))
                 self.inputs = np.load(path, mmap_mode="r+")

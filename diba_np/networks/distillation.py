@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.checks import check_count, check_number
+from diba_np.files.atomic import naming
 from diba_np.files.checkpoint import Checkpoint
 from diba_np.machine.versions import versions
 from diba_np.networks.calibration import Calibration
@@ -111,7 +112,7 @@ class Teacher:
         if self.folder is None:
             return
         part = self._path(row).with_suffix(f".{os.getpid()}.part")
-        with open(part, "wb") as file:
+        with naming(part), open(part, "wb") as file:
             np.save(file, states, allow_pickle=False)
         part.replace(self._path(row))
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix, as_real
-from diba_np.files.atomic import atomic_path
+from diba_np.files.atomic import atomic_path, naming
 from diba_np.layers.linear import Layer
 
 if TYPE_CHECKING:
@@ -424,7 +424,8 @@ def save_state(path: Path, state: State) -> None:
         name: as_real(array, f"a state's {name}", "hold numbers")
         for name, array in _named(state).items()
     }
-    with open(path, "wb") as file:  # one array after the other: an .npz would sum them up too
+    # one array after the other: an .npz would sum them up too
+    with naming(path), open(path, "wb") as file:
         for array in (np.array(list(arrays)), *arrays.values()):
             np.save(file, array, allow_pickle=False)
 

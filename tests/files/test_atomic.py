@@ -1,12 +1,14 @@
-"""Replacing files where another program has them open, as on Windows."""
+"""Replacing files: where another program has them open, as on Windows; on a full disk."""
 
 import os
 import sys
 
+import numpy as np
 import pytest
 
 from diba_np.files import atomic
 from diba_np.files.atomic import atomic_folder, atomic_path, remove_leftovers
+from diba_np.networks.stages import save_state
 
 
 def refusals(monkeypatch, count):
@@ -140,3 +142,21 @@ def test_a_folder_that_a_killed_writer_has_left_is_removed(tmp_path, monkeypatch
     monkeypatch.setattr(atomic, "_PROCESS", "0" * 8)
     remove_leftovers(tmp_path / "f")
     assert not left.exists()
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    resource = pytest.importorskip("resource", reason="limits of files")
+    array = np.zeros(1 << 12)
+
+    def atomically(path):
+        with atomic_path(path) as part, open(part, "wb") as file:
+            np.save(file, array)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in (atomically, lambda path: save_state(path, array)):
+        try:  # NumPy's own error has neither name nor number
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, hard))
+            with pytest.raises(OSError, match=r"x\.npy: could be written in part only; is the"):
+                write(tmp_path / "x.npy")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
