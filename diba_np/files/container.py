@@ -298,12 +298,15 @@ class Container:
     arrays : dict
         One-dimensional arrays by dataset name.
     record : dict
+    digest : str
+        As stored; empty of what is a part of a group.
     """
 
     label: str
     attributes: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
     record: dict[str, Any]
+    digest: str = ""
 
 
 class Reader:
@@ -394,7 +397,7 @@ class Reader:
             raise self.fail("attribute record", type(record).__name__, "an object")
         for name in ("format", "record"):
             del attributes[name]
-        return Container(self.label, attributes, arrays, record)
+        return Container(self.label, attributes, arrays, record, digest)
 
 
 def read_container(

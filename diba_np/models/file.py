@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from diba_np.checks import check_count
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
-from diba_np.files.container import group_key, read_groups, read_root
+from diba_np.files.container import group_key, read_container, read_groups, read_root
 from diba_np.files.container_writer import write_groups
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.budgets import DENSE_BITS
-from diba_np.matrix.files import load
+from diba_np.matrix.factors_format import layout
+from diba_np.matrix.files import rebuild
 from diba_np.matrix.small_floats import value_type
 from diba_np.models.export import export_model
 from diba_np.models.shapes import matrix_shape
@@ -78,9 +79,11 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         made: dict[str, CompressedMatrix],
         path: Path | None = None,
         aliases: dict[str, str] | None = None,
+        digests: dict[str, str] | None = None,
     ) -> None:
         self.record, self.path = record, path
         self.aliases = aliases or {}
+        self._digests = digests or {}  # of a file's groups, when it was opened
         self._arrays, self._made = arrays, made
         self._closed = False
         self._bits: dict[str, int] = {}  # of arrays of a file, counted when read
@@ -114,7 +117,7 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         ValueError
             The model is closed.
         FormatError
-            The file does not hold what it should.
+            The file does not hold what it should, or other arrays than when it was opened.
         """
         if self._closed:
             raise ValueError("the model is closed")
@@ -134,7 +137,10 @@ class ModelFactors(Mapping[str, CompressedMatrix]):
         return f"ModelFactors({len(self)} arrays, {self.size} weights{where})"
 
     def _read(self, name: str) -> CompressedMatrix:
-        stored = load(self.path or "", group=name)
+        contents = read_container(self.path or "", layout, group=name)
+        if contents.digest != self._digests[name]:
+            raise FormatError(f"{self.path}: array {name}: was changed since the file was opened")
+        stored = rebuild(contents)
         shape, dtype = self._arrays[name]
         matrix = matrix_shape(shape) if len(shape) > 1 else (0, 0)
         if not stored.stands_for(shape, dtype, matrix):
@@ -299,7 +305,7 @@ def open_model(path: PathLike) -> ModelFactors:
         Not a model's file, or an array is missing, changed or added.
     """
     root, groups = read_groups(path)
-    entries, aliases = {}, {}
+    entries, aliases, digests = {}, {}, {}
     try:
         if root["contents"] != CONTENTS:
             raise ValueError(f"contents {root['contents']!r}")
@@ -309,6 +315,7 @@ def open_model(path: PathLike) -> ModelFactors:
             if group_key(name) != key or min(shape, default=1) < 0:
                 raise ValueError(f"group {key} of array {name!r}")
             entries[name] = (int(attributes["order"]), (shape, str(attributes["array_dtype"])))
+            digests[name] = str(attributes["digest"])
             if attributes.get("method") == ALIAS:
                 aliases[name] = str(json.loads(attributes["alias_of"]))
         for name, other in aliases.items():
@@ -320,4 +327,4 @@ def open_model(path: PathLike) -> ModelFactors:
     arrays = {
         name: form for name, (_, form) in sorted(entries.items(), key=lambda item: item[1][0])
     }
-    return ModelFactors(record, arrays, {}, Path(path), aliases)
+    return ModelFactors(record, arrays, {}, Path(path), aliases, digests)

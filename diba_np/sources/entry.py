@@ -6,7 +6,8 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Entry:
     name : str
     read : callable
         Returns the array; a memory map where the file allows it, float32 for the types that NumPy
-        has not. FormatError where the file does not hold what it says.
+        has not. FormatError where the file does not hold what it says, or was changed since.
     dtype : str
         NumPy's name of the type in the source, or one of `SMALL_FLOATS`; "" if only reading tells.
     shape : tuple of int or None
@@ -55,6 +56,54 @@ class Entry:
     dtype: str = ""
     shape: tuple[int, ...] | None = None
     unfit: str = ""
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """Return what tells that a file was written to or replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def unchanged(path: Path) -> Callable[[], None]:
+    """Return what raises `FormatError` where a file is no longer what it is now.
+
+    Places in it are known from when it was opened; another file has other numbers there.
+    """
+    before = _state_of(path)
+
+    def check() -> None:
+        now = _state_of(path)
+        if now is not None and now != before:  # one that is gone is told by who reads it
+            raise FormatError(
+                f"{path}: was changed while its arrays were being read; begin again with the file "
+                "as it is now"
+            )
+
+    return check
+
+
+def steady(entry: Entry, check: Callable[[], None]) -> Entry:
+    """Return an entry that is read only while its file is what it was, see `unchanged`."""
+
+    def read() -> NDArray[Any]:
+        check()
+        return entry.read()
+
+    return replace(entry, read=read)
+
+
+def of_steady_file(open_file: Callable[[Path], list[Entry]]) -> Callable[[Path], list[Entry]]:
+    """Decorate what lists the arrays of one file: none is read of a file that was changed since."""
+
+    @wraps(open_file)
+    def opened(path: Path) -> list[Entry]:
+        check = unchanged(path)
+        return [steady(entry, check) for entry in open_file(path)]
+
+    return opened
 
 
 @contextmanager

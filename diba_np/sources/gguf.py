@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from diba_np.arrays import row_blocks
 from diba_np.errors import FormatError
 from diba_np.matrix.small_floats import BFLOAT16, word_type
-from diba_np.sources.entry import Entry, as_format_error, check_unique, mapped
+from diba_np.sources.entry import Entry, as_format_error, check_unique, mapped, of_steady_file
 
 # ggml's numbers of types that are plain numbers
 _PLAIN = {
@@ -174,6 +174,7 @@ def split_parts(path: Path) -> list[Path]:
     return [path, *parts]
 
 
+@of_steady_file
 def _open_part(path: Path) -> list[Entry]:
     _, infos, start = _read_head(path)
     length = path.stat().st_size

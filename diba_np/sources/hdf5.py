@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from diba_np.arrays import in_float64
 from diba_np.errors import FormatError
 from diba_np.files.container import FORMAT, member, open_file
-from diba_np.sources.entry import Entry, type_of_values, unfit_reason
+from diba_np.sources.entry import Entry, of_steady_file, type_of_values, unfit_reason
 
 _LARGEST_EXPANSION = 4096  # no chunked data is taken to be compressed more than this
 _MOST_GROUPS = 100_000
 
 
+@of_steady_file
 def open_hdf5(path: Path) -> list[Entry]:
     """Return every dataset of a file, sorted by path; one under two names is there twice.
 

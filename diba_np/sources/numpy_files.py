@@ -19,8 +19,11 @@ from diba_np.sources.entry import (
     Entry,
     as_format_error,
     check_unique,
+    of_steady_file,
     of_words,
+    steady,
     type_of_values,
+    unchanged,
     unfit_reason,
 )
 
@@ -63,7 +66,8 @@ def npy_entry(path: Path, name: str) -> Entry:
                     raise ValueError(_PICKLED)
             return in_float64(np.load(path, mmap_mode="r", allow_pickle=False))
 
-    return _entry(name, str(path), lambda: _open_regular(path), read)
+    entry = _entry(name, str(path), lambda: _open_regular(path), read)
+    return steady(entry, unchanged(path))
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -93,6 +97,7 @@ def open_npy(path: Path) -> list[Entry]:
     return [npy_entry(path, path.stem)]
 
 
+@of_steady_file
 def open_npz(path: Path) -> list[Entry]:
     """Return the arrays of an archive of .npy; ValueError of the parts of a sparse matrix."""
     with as_format_error(str(path), ".npz"), zipfile.ZipFile(path) as archive:

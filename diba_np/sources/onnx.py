@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
 from diba_np.matrix.small_floats import BFLOAT16, word_type
-from diba_np.sources.entry import Entry, as_format_error, check_unique, mapped, of_words
+from diba_np.sources.entry import (
+    Entry,
+    as_format_error,
+    check_unique,
+    mapped,
+    of_steady_file,
+    of_words,
+    unchanged,
+)
 
 _DTYPES = {
     1: "<f4",
@@ -180,8 +188,10 @@ def _external_reader(
     path: Path, label: str, shape: tuple[int, ...], dtype: str, facts: dict[str, str]
 ) -> Callable[[], NDArray[Any]]:
     """Return the reader of numbers that lie in another file of the model's folder."""
+    check = unchanged(path.parent / facts.get("location", ""))
 
     def read() -> NDArray[Any]:
+        check()
         with as_format_error(label, "an ONNX tensor"):
             name, start = facts.get("location", ""), int(facts.get("offset", "0"))
             if not name or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -197,6 +207,7 @@ def _external_reader(
     return read
 
 
+@of_steady_file
 def open_onnx(path: Path) -> list[Entry]:
     """Return the initializers of an ONNX model, and the tensors of its constants, by name.
 

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike, atomic_path, reserve
 from diba_np.matrix.small_floats import BFLOAT16, word_type
-from diba_np.sources.entry import Entry, as_format_error, check_unique, mapped, unique_json
+from diba_np.sources.entry import (
+    Entry,
+    as_format_error,
+    check_unique,
+    mapped,
+    of_steady_file,
+    unique_json,
+)
 
 # the element types of the format, and NumPy's names or ours
 DTYPES = {
@@ -56,6 +63,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.(?:safetensors|bin)")
 
 
+@of_steady_file
 def open_safetensors(path: Path) -> list[Entry]:
     """Return the arrays of one file; the header is read and checked, no more."""
     length = path.stat().st_size

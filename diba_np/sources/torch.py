@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
 from diba_np.matrix.small_floats import BFLOAT16, word_type
-from diba_np.sources.entry import Entry, as_format_error, check_unique, of_words, unfit_reason
+from diba_np.sources.entry import (
+    Entry,
+    as_format_error,
+    check_unique,
+    of_steady_file,
+    of_words,
+    unfit_reason,
+)
 
 _STORAGES = {
     "FloatStorage": "<f4",
@@ -169,6 +176,7 @@ def _flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, _Te
         yield from _flat(item, f"{name}.{key}" if name else key, depth + 1)
 
 
+@of_steady_file
 def open_torch(path: Path) -> list[Entry]:
     """Return the tensors of a file of ``torch.save``; none is read yet.
 

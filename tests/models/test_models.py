@@ -96,6 +96,31 @@ def test_save_and_open_give_the_same(model, tmp_path):
         read["a"]
 
 
+def test_arrays_of_a_file_that_was_replaced_are_refused(model, arrays, tmp_path):
+    path = tmp_path / "m.h5"
+    model.save(path)
+    read = open_model(path)
+    read.save(path)  # the same arrays
+    assert np.array_equal(read.dense("a"), model.dense("a"))
+    others = {name: np.zeros_like(array) for name, array in arrays.items()}
+    dn.factorize_model(others, bits=6.0, jobs=1, effort="fast").save(path)
+    with pytest.raises(FormatError, match=r"array a/b: was changed since the file was opened"):
+        read["a/b"]
+
+
+def test_a_source_that_changes_in_mid_run_ends_it(tmp_path, rng):
+    source, other = tmp_path / "a.npy", tmp_path / "b.npy"
+    np.save(source, rng.normal(size=(20, 20)))
+    np.save(other, np.zeros((20, 20)))
+
+    def change(event):
+        if event["event"] == "budget":
+            other.replace(source)
+
+    with pytest.raises(FormatError, match=r"a\.npy: was changed while its arrays were being read"):
+        dn.factorize_model(source, bits=6.0, jobs=1, effort="fast", callback=change)
+
+
 def test_what_goes_through_a_whole_file_holds_one_array_at_a_time(model, tmp_path):
     model.save(tmp_path / "m.h5")
     with open_model(tmp_path / "m.h5") as read:

@@ -5,6 +5,14 @@ import os
 import h5py
 import numpy as np
 import pytest
+from files_of_others import (
+    field,
+    gguf_file,
+    pickled_dict,
+    pickled_tensor,
+    safetensors_of,
+    torch_zip,
+)
 from scipy import sparse
 
 import diba_np as dn
@@ -140,6 +148,41 @@ def test_what_a_folder_holds_beside_plain_files(tmp_path, arrays):
         entries["pipe"].read()
     with pytest.raises(FileNotFoundError, match=r"link\.npy"):
         entries["link"].read()
+
+
+def write_one(path, array):
+    """A file of one float32 matrix, in the format of its suffix."""
+    kind, size, shape = path.suffix, array.size, array.shape
+    if kind == ".npy":
+        np.save(path, array)
+    elif kind == ".npz":
+        np.savez(path, w=array)
+    elif kind == ".h5":
+        with h5py.File(path, "w") as file:
+            file["w"] = array
+    elif kind == ".safetensors":
+        path.write_bytes(safetensors_of({"w": array}))
+    elif kind == ".gguf":
+        path.write_bytes(gguf_file([("w", shape, 0, array.tobytes())]))
+    elif kind == ".pt":
+        tensor = pickled_tensor("0", "FloatStorage", size, 0, shape, (shape[1], 1))
+        body = b"\x80\x02" + pickled_dict({"w": tensor}) + b"."
+        path.write_bytes(torch_zip(body, {"0": array.tobytes()}))
+    else:
+        sides = b"".join(field(1, side) for side in shape)
+        tensor = sides + field(2, 1) + field(8, b"w") + field(9, array.tobytes())
+        path.write_bytes(field(7, field(5, tensor)))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "h5", "safetensors", "pt", "onnx", "gguf"])
+def test_nothing_is_read_of_a_file_that_was_changed(suffix, tmp_path):
+    path = tmp_path / f"w.{suffix}"
+    write_one(path, np.ones((3, 2), np.float32))
+    (entry,) = open_source(path)
+    assert entry.read().tolist() == [[1, 1], [1, 1], [1, 1]]
+    write_one(path, np.zeros((30, 2), np.float32))
+    with pytest.raises(FormatError, match=f"w.{suffix}: was changed while its arrays were being"):
+        entry.read()
 
 
 def test_hdf5(arrays, tmp_path):
