@@ -136,6 +136,11 @@ def compress(
     OSError
         Another run writes to `folder` now.
 
+    Warns
+    -----
+    UserWarning
+        `texts` hold fewer tokens than a layer has channels, so that they tell little of others.
+
     Notes
     -----
     Cost at 1 bit and "fast": some 25 processor seconds for a layer of 576 x 1536, four forward
@@ -184,6 +189,7 @@ def compress(
             )
             run.check_budget()  # before anything is written
             run.check_states()
+            run.warn_of_few()
             home.mkdir(parents=True, exist_ok=True)
             run.check_stages()
             parts = Parts(home / "network", run.fingerprint, whole=home)

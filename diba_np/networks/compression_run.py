@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -271,6 +272,18 @@ class CompressionRun:
             raise ValueError(
                 f"{self.net.tensors.label}: the hidden states of the first text are not finite in "
                 f"{self.net.dtype}; look at the sizes of the weights"
+            )
+
+    def warn_of_few(self) -> None:
+        """Warn where fewer tokens are fitted to than a layer has channels."""
+        tokens = int(self.fitted.lengths.sum())
+        most = max((self.shapes[name][1] for name in self.names), default=0)
+        if self.settings.activations and tokens < most:
+            warnings.warn(
+                f"texts hold {tokens} tokens for layers of up to {most} channels: too few to tell "
+                "all their correlations, so the network may fit these texts better than others",
+                UserWarning,
+                stacklevel=3,
             )
 
     # -- matrices ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from diba_np.files.checkpoint import Checkpoint
 from diba_np.layers.dense_linear import DenseLinear
 from diba_np.layers.registry import LAYERS
 from diba_np.networks.calibration import calibration
+from diba_np.networks.compression_run import CompressionRun
 from diba_np.networks.distillation import Teacher, distil, matched, taught
 from diba_np.networks.importance import KeptImportance, importance, pulled
 from diba_np.networks.layerwise import compress_layers
@@ -462,6 +463,15 @@ def test_hidden_states_that_overflow_are_refused_before_anything_is_written(tmp_
     with pytest.raises(ValueError, match="hidden states of the first text are not finite"):
         networks.compress(large, rows(2), bits=4.0, folder=tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
+
+
+def test_fewer_tokens_than_channels_are_told(dense, monkeypatch):
+    monkeypatch.setattr(CompressionRun, "result", lambda run: run.net)
+    few = np.full((2, 6), 5)
+    with pytest.warns(UserWarning, match="texts hold 12 tokens for layers of up to 32 channels"):
+        networks.compress(dense, few, bits=2.0)
+    networks.compress(dense, few, bits=2.0, activations=False)
+    networks.compress(dense, rows(6, tokens=6), bits=2.0)
 
 
 def test_a_layer_that_gives_nothing_has_no_output_snr(rng):
