@@ -71,7 +71,8 @@ def evaluate(
         divergence from `against`, nats). Of "scores" instead, with `labels`, ``squared_error``
         (mean over rows and outputs) and ``squared_error_error`` (its standard error); with
         `against` ``against`` and ``squared_difference`` (mean square of what is between the two).
-        Of "sentences" ``cosine`` (mean) and ``cosine_error`` (its standard error).
+        Of "sentences" ``cosine`` (mean) and ``cosine_error`` (its standard error). Standard errors
+        of a single row are not known: NaN.
 
     Raises
     ------
@@ -148,7 +149,9 @@ class _Sums:
         accuracy = right.sum() / count.sum()
         return {
             "accuracy": float(accuracy),
-            "accuracy_error": float(np.linalg.norm(right - accuracy * count) / count.sum()),
+            "accuracy_error": _of_several(
+                np.linalg.norm(right - accuracy * count) / count.sum(), len(count)
+            ),
             "perplexity": math.exp(min(self.loss / count.sum(), 700.0)),
         }
 
@@ -175,6 +178,11 @@ def _probabilities(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, 
     return report
 
 
+def _of_several(error: Any, rows: int) -> float:
+    """Return the standard error of a mean over rows; of one row it is not known."""
+    return float(error) if rows > 1 else math.nan
+
+
 def _errors(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
     """Return how far scores are from those that were given, and from another network's."""
     found: list[list[Array]] = [[] for _ in nets]
@@ -190,7 +198,7 @@ def _errors(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
         if not given:
             return net.speed()
         squares = np.square(y - np.concatenate(given)).mean(axis=1)
-        error = float(squares.std() / math.sqrt(len(squares)))
+        error = _of_several(squares.std() / math.sqrt(len(squares)), len(squares))
         told = {"squared_error": float(squares.mean()), "squared_error_error": error}
         return told | net.speed()
 
@@ -212,7 +220,7 @@ def _cosines(nets: Sequence[_Judged], rows: Iterable[Batch]) -> dict[str, Any]:
     return {
         "targets": len(cosines),
         "cosine": float(cosines.mean()),
-        "cosine_error": float(cosines.std() / math.sqrt(len(cosines))),
+        "cosine_error": _of_several(cosines.std() / math.sqrt(len(cosines)), len(cosines)),
         **nets[0].speed(),
     }
 

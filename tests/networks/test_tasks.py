@@ -298,6 +298,7 @@ def test_standard_errors_take_the_targets_of_a_row_together():
     apart = [(part - mean).sum() for part in right]
     found = evaluate(net, rows)
     assert found["accuracy_error"] == pytest.approx(np.sqrt(np.square(apart).sum()) / 10)
+    assert np.isnan(evaluate(net, rows[:1])["accuracy_error"])  # one row does not tell
 
 
 def test_vectors_of_sentences_are_judged_by_their_cosines():
@@ -308,6 +309,7 @@ def test_vectors_of_sentences_are_judged_by_their_cosines():
     cosines = np.einsum("ij,ij->i", other.embed(rows), dense.embed(rows))
     assert found["cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
     assert found["cosine_error"] == pytest.approx(cosines.std() / 2, abs=1e-6)
+    assert np.isnan(evaluate(other, rows[:1], against=dense)["cosine_error"])
     assert evaluate(dense, rows, against=dense)["cosine"] == pytest.approx(1)
     with pytest.raises(TypeError, match="judged against another"):
         evaluate(dense, rows)
