@@ -12,7 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ class NetworkFile:
     def compressed(self) -> Mapping[str, Callable[[], Any]]:
         """What reads the matrix of each layer that is not dense, by the layer's name."""
         names: list[str] = self.model.record.get("compressed", [])
-        return {name: lambda name=name: self.model.read(f"{name}.weight") for name in names}  # type: ignore[misc]
+        return {name: partial(self.model.read, f"{name}.weight") for name in names}
 
 
 def is_network(path: PathLike) -> bool:

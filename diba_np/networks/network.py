@@ -65,6 +65,11 @@ class Network(TextMethods):
         How the network was made.
     beside : dict of str to str
         Files of the source that other software reads, their texts by name; see `export`.
+
+    Notes
+    -----
+    A pickle of a network holds its dense weights, or, of one from a file that `save` wrote, the
+    file's path and what has taken the place of what is in it.
     """
 
     def __init__(

@@ -44,6 +44,10 @@ class FromEntry:
     def __init__(self, entry: Entry, change: Callable[[Array], Array] | None = None) -> None:
         self._entry, self._change = entry, change
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the array: what reads the source cannot be."""
+        return Held, (self.read(),)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the array."""

@@ -1,6 +1,7 @@
 """Networks written and read: the Hugging Face layout, GGUF, files of their own."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -54,6 +55,9 @@ def test_saved_loaded_exported_networks_say_the_same(kind, tmp_path):
     assert list(loaded.compressed) == list(small.compressed) == list(loaded.layers)
     again = loaded.replaced({})
     assert np.array_equal(again.logits(inputs, mask), expected)
+    for net in (networks.load(tmp_path / "net"), networks.load(tmp_path / "small.h5"), small):
+        same = pickle.loads(pickle.dumps(net))
+        assert np.array_equal(same.logits(inputs, mask), net.logits(inputs, mask))
     dense = networks.load(loaded.export(tmp_path / "dense"))
     assert np.allclose(dense.logits(inputs, mask), expected, atol=1e-4 * np.abs(expected).max())
     names = {e.name: e.shape for e in networks_entries(tmp_path / "dense")}
