@@ -21,6 +21,7 @@ from diba_np.matrix.budgets import DENSE_BITS
 from diba_np.matrix.factors_format import PLAIN_VERSION
 from diba_np.matrix.files import load
 from diba_np.matrix.operator import Operator
+from diba_np.matrix.small_floats import narrowed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -136,8 +137,8 @@ class CompressedMatrix(Operator):
             flat[rows] = expand(rows)
 
     def to_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return the matrix as an array of another shape and dtype."""
-        return self.to_dense().reshape(shape).astype(dtype, copy=False)
+        """Return the matrix as an array of another shape and type of floats."""
+        return narrowed(self.to_dense().reshape(shape), np.dtype(dtype))
 
     # ---- file ------------------------------------------------------------------------
     def contents(self) -> tuple[dict[str, Any], dict[str, Array]]:

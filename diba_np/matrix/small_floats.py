@@ -89,6 +89,18 @@ def value_type(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.float32) if dtype in SMALL_FLOATS else np.dtype(dtype)
 
 
+def narrowed(values: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return floats in another type; what lies beyond its range becomes its largest.
+
+    >>> narrowed(np.array([1.5, -70000.0], np.float32), np.dtype(np.float16)).tolist()
+    [1.5, -65504.0]
+    """
+    if kind.itemsize < values.dtype.itemsize:
+        most = np.finfo(kind).max
+        values = np.clip(values, -most, most)
+    return values.astype(kind, copy=False)
+
+
 @lru_cache
 def _table(dtype: str) -> NDArray[np.float32]:
     """Return the value of each code of 8 bits; a NaN keeps its code in its lowest bits."""

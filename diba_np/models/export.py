@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diba_np.arrays import row_blocks
 from diba_np.files.atomic import PathLike, as_path, atomic_folder, atomic_path
-from diba_np.matrix.small_floats import SMALL_FLOATS, encode, value_type, word_type
+from diba_np.matrix.small_floats import SMALL_FLOATS, encode, narrowed, value_type, word_type
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.sources.safetensors import INDEX, Writing, write_safetensors
 
@@ -63,8 +63,7 @@ def _pieces(matrix: CompressedMatrix, dtype: str) -> Iterator[NDArray[Any]]:
         if dtype in SMALL_FLOATS:
             yield encode(block, dtype)
         else:
-            with np.errstate(over="ignore"):  # beyond float16's range lies its infinity
-                yield block.astype(value_type(dtype))
+            yield narrowed(block, value_type(dtype))
 
 
 # -- safetensors -----------------------------------------------------------------------------------

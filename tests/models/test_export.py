@@ -86,6 +86,15 @@ def test_folders_of_one_file_and_of_shards(model, tmp_path):
     assert len(list((tmp_path / "one").iterdir())) == 2
 
 
+def test_no_infinity_comes_of_what_float16_holds(tmp_path, rng):
+    A = (3e4 * rng.normal(size=(32, 24))).clip(-65504, 65504).astype(np.float16)
+    made = dn.factorize_model({"w": A}, bits=4.0, jobs=1, effort="fast")
+    assert np.abs(made["w"].to_dense()).max() > 65520  # beyond what rounds to the largest
+    made.export(tmp_path / "w.npz")
+    for array in (made.dense("w"), np.load(tmp_path / "w.npz")["w"]):
+        assert array.dtype == np.float16 and np.abs(array).max() == 65504
+
+
 def test_two_shards_of_bfloat16_come_back_as_they_were(tmp_path, rng, capsys):
     """A Hugging Face folder -> model -> export -> read by the package safetensors."""
     safe_open = pytest.importorskip("safetensors", reason="the package safetensors").safe_open
