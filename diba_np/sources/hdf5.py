@@ -51,6 +51,8 @@ def open_hdf5(path: Path) -> list[Entry]:
                     walk(item, f"{name}/", (*above, own))
 
     with open_file(path) as file:
+        if "groups_digest" in file.attrs:
+            raise FormatError(f"{path}: is a compressed model already, expected dense arrays")
         walk(file, "", (h5py.h5o.get_info(file.id).addr,))
     return sorted(entries, key=lambda entry: entry.name)
 

@@ -209,6 +209,9 @@ def test_hdf5(arrays, tmp_path):
     assert (entries["time"].unfit, entries["time"].shape) == ("a type of HDF5 alone", (3,))
     path.unlink()
     dn.factorize(np.eye(4), k=2).save(path)
+    dn.factorize_model({"b": np.zeros(3)}, bits=64, jobs=1).save(tmp_path / "model.h5")
+    with pytest.raises(FormatError, match=r"model\.h5: is a compressed model already, expected"):
+        open_source(tmp_path / "model.h5")
     with pytest.raises(FormatError, match="is a factorization already, expected arrays"):
         open_source(path)
     path.write_bytes(b"no file of theirs")
