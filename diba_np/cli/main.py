@@ -121,6 +121,13 @@ def _run(argv: Sequence[str] | None) -> int:
         if isinstance(error, BrokenPipeError) or (error.filename is None and error.strerror):
             return lost(error)  # files of ours have names
         complain(_error(error))
-    except (CommandError, ValueError, TypeError, MemoryError, ImportError) as error:
+    except (
+        CommandError,
+        ValueError,
+        TypeError,
+        MemoryError,
+        ImportError,
+        FloatingPointError,  # a training that no longer has a loss
+    ) as error:
         complain(_error(error))
     return FAILED

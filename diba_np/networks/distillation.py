@@ -20,7 +20,7 @@ from diba_np.networks.identity import network_digest
 from diba_np.networks.network import Network
 from diba_np.networks.stages import layer_by_layer, load_state, save_state, states_folder
 from diba_np.networks.tasks import task_of
-from diba_np.training.optimisers import Adam, share_of_rate
+from diba_np.training.optimisers import Adam, check_finite, share_of_rate
 
 Array = NDArray[Any]
 
@@ -295,8 +295,8 @@ def distil(
     ------
     ValueError
         `path` holds the checkpoint of another training.
-    FloatingPointError
-        The loss is no longer finite.
+    Diverged
+        The loss or a gradient is no longer finite: a FloatingPointError.
     """
     epochs, seed = check_count(epochs, "epochs"), check_count(seed, "seed", least=0)
     rate, hidden = check_number(rate, "rate", above=0.0), check_number(hidden, "hidden")
@@ -343,14 +343,11 @@ def distil(
             loss += len(part) / size * np.array(lesson.loss(part, data, len(part) / size))
         if penalty is not None:
             loss[0] += penalty()
-        if not np.isfinite(loss).all():
-            raise FloatingPointError(f"step {at + 1} of {len(steps)}: the loss is {loss}")
-        gradients = student.gradients
+        found = student.gradients  # gathered anew at each access
+        gradients = {name: found[name] for name in parameters}
+        check_finite(float(loss.sum()), gradients, f"step {at + 1} of {len(steps)}")
         warm = min(1.0, (at + 1) / (WARM * len(steps)))
-        optimiser.step(
-            {name: gradients[name] for name in parameters},
-            warm * share_of_rate("cosine", at / len(steps)),
-        )
+        optimiser.step(gradients, warm * share_of_rate("cosine", at / len(steps)))
         history.append((float(loss[0]), float(loss[1])))
         if keeper is not None and keeper.due():
             _keep(keeper, optimiser)

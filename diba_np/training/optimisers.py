@@ -154,8 +154,8 @@ def share_of_rate(schedule: str, done: float, least: float = 0.0) -> float:
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _check_finite(value: float, gradients: Mapping[str, Array], where: str) -> None:
-    """Refuse a loss and gradients that no step can be taken by."""
+def check_finite(value: float, gradients: Mapping[str, Array], where: str) -> None:
+    """Refuse a loss and gradients that no step can be taken by: `Diverged`, from `where` on."""
     wrong = [name for name, g in gradients.items() if not np.isfinite(g).all()]
     if math.isfinite(value) and not wrong:
         return
@@ -220,7 +220,7 @@ def minimise(
             for gradient in gradients.values():
                 gradient[...] = 0
             values.append(loss(batch))
-            _check_finite(values[-1], gradients, f"epoch {epoch}, batch {at}")
+            check_finite(values[-1], gradients, f"epoch {epoch}, batch {at}")
             done = (epoch + min(at / steps_per_epoch, 1.0)) / epochs
             optimiser.step(gradients, share_of_rate(schedule, done))
         if not values:

@@ -13,6 +13,7 @@ from diba_np.cli import verification
 from diba_np.cli.main import main
 from diba_np.files.parts import Parts
 from diba_np.models.file import ModelFactors
+from diba_np.training.optimisers import Diverged
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "networks"))
 
@@ -280,6 +281,16 @@ def compressing(small, tmp_path):
     (tmp_path / "t.txt").write_text("a b c d e f g\n")
     words = ["model", small, "--texts", str(tmp_path / "t.txt"), "--bits", "9", "--quiet"]
     return [*words, "-o", str(tmp_path / "out.h5")]
+
+
+def test_a_training_that_diverges_is_one_sentence(compressing, tmp_path, capsys, monkeypatch):
+    def diverged(*_, **__):
+        raise Diverged("step 2 of 3: the loss is nan")
+
+    monkeypatch.setattr(networks, "compress", diverged)
+    assert main(compressing) == 1
+    assert capsys.readouterr().err == "diba-np: error: step 2 of 3: the loss is nan\n"
+    assert not (tmp_path / "out.h5").exists()
 
 
 @pytest.mark.parametrize("place", ["", "network"])

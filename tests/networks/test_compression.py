@@ -25,6 +25,7 @@ from diba_np.networks.importance import KeptImportance, importance, pulled
 from diba_np.networks.layerwise import compress_layers
 from diba_np.networks.network import Network
 from diba_np.networks.stages import states_folder
+from diba_np.training.optimisers import Diverged
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -213,6 +214,12 @@ def test_a_training_of_other_arguments_is_refused(dense, stages, tmp_path):
             distil(stages[1].replaced({}), dense, data, **(options | other))
     with pytest.raises(ValueError, match="checkpoint of another run, not the same rows"):
         distil(stages[1].replaced({}), dense, calibration(dense, rows(8, 1), tokens=48), **options)
+
+
+def test_a_training_that_diverges_says_what_to_do(stages, dense):
+    data = calibration(dense, rows(8), tokens=48)
+    with pytest.raises(Diverged, match=r"^step 1 of .*: the loss is nan; .* a smaller learning"):
+        distil(stages[1].replaced({}), dense, data, penalty=lambda: np.nan)
 
 
 def test_independent_layers_in_processes_give_what_one_gives(dense):
