@@ -161,13 +161,15 @@ def pack_sets(sets: Array, r: int) -> Array:
     """
     count, s = sets.shape
     total = comb(r, s)
-    table = [[comb(c, i + 1) for c in range(r)] for i in range(s)]
+    ranks = np.zeros(count, object)
+    for i in range(s):
+        ranks += np.array([comb(c, i + 1) for c in range(r)], object)[sets[:, i]]
     numbers, widths = [], []
     for start in range(0, count, BLOCK):
         number = 0
-        block = sets[start : start + BLOCK].tolist()
-        for members in reversed(block):
-            number = number * total + sum(table[i][c] for i, c in enumerate(members))
+        block = ranks[start : start + BLOCK].tolist()
+        for rank in reversed(block):
+            number = number * total + rank
         numbers.append(number)
         widths.append(_rank_bits(total, len(block)))
     return _join(numbers, widths)
