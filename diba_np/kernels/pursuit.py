@@ -4,6 +4,34 @@ import numpy as np
 
 from diba_np.kernels._jit import njit
 
+_ROUNDING = np.float32(1e-6)  # of what an entry gains
+_LEAST = np.float32(1e-30)  # squared norm of an atom whose best value is asked for
+
+
+@njit(fastmath=False)
+def _largest(scores):
+    """Return where the first of the largest float32 scores stands.
+
+    Bits as integers, those of negative numbers turned around, are in the order of the numbers:
+    the largest of integers is found by vector instructions, that of floats is not.
+    """
+    bits = scores.view(np.int32)
+    most = np.int32(2**31 - 1)
+    top = np.int32(-(2**31))
+    for j in range(bits.size):
+        top = max(top, bits[j] ^ ((bits[j] >> 31) & most))
+    top ^= (top >> 31) & most
+    at = most
+    for j in range(bits.size):
+        at = min(at, np.int32(j) if bits[j] == top else most)
+    return at
+
+
+@njit(fastmath=False)
+def _value(x, inverse, max_value):
+    """Return the magnitude in [1, max_value] that is best at a correlation of magnitude x."""
+    return min(max(np.rint(x * inverse), np.float32(1.0)), np.float32(max_value))
+
 
 @njit(fastmath=False)
 def pursue_columns(G, B, max_value, passes, fresh, sets, values):
@@ -15,22 +43,17 @@ def pursue_columns(G, B, max_value, passes, fresh, sets, values):
 
     Parameters
     ----------
-    G : (r, r) float64, C-order
+    G : (r, r) float32, C-order
         Gram matrix ``C^T C``.
-    B : (p, r) float64, C-order, overwritten
-        Rows ``C^T w_t``; on return the correlations of the residual.
+    B : (p, r) float32, C-order, overwritten
+        Rows ``C^T w_t``.
     max_value : int
     passes : int
-        Rounds over the slots of each column; a column stops when a round changes nothing.
+        Rounds over the slots of each column; a column stops when no slot would change.
     fresh : bool
         True: fill empty slots greedily first. False: start from `sets`, `values`.
     sets : (p, s) int64, modified in place
     values : (p, s) int64, modified in place
-
-    Returns
-    -------
-    int
-        Slots changed in the last round that changed any.
 
     Notes
     -----
@@ -38,70 +61,63 @@ def pursue_columns(G, B, max_value, passes, fresh, sets, values):
     """
     p, s = sets.shape
     r = G.shape[0]
-    used = np.zeros(r, np.bool_)
-    changed = 0
+    zero, one, two = np.float32(0.0), np.float32(1.0), np.float32(2.0)
+    own = np.diag(G).copy()
+    inverse = np.zeros(r, np.float32)
+    for j in range(r):
+        if own[j] > _LEAST:
+            inverse[j] = one / own[j]
+    open_own = own.copy()  # infinite where a row is taken: it scores least of all
+    scores = np.empty(r, np.float32)
     for t in range(p):
         b = B[t]
-        if not fresh:
-            for i in range(s):
-                a = sets[t, i]
-                used[a] = True
-                z = float(values[t, i])
+        # what the slot filled last takes from b, and the one emptied next gives back
+        taken, z_taken = 0, zero
+        for i in range(s):
+            if not fresh and i > 0:
+                a, z = sets[t, i], np.float32(values[t, i])
+                open_own[a] = np.inf
                 for j in range(r):
                     b[j] -= z * G[a, j]
-        for turn in range(passes):
-            moved = 0
-            for i in range(s):
-                filled = not (fresh and turn == 0)
-                old = -1
-                old_value = 0
-                if filled:
-                    old = sets[t, i]
-                    old_value = values[t, i]
-                    used[old] = False
-                    z = float(old_value)
-                    for j in range(r):
-                        b[j] += z * G[old, j]
-                best = -np.inf
-                best_j = -1
-                best_q = 0
+        still = 0  # slots in a row that are the best of all
+        for turn in range(passes * s):
+            i = turn % s
+            filled = not fresh or turn >= s
+            old, z_old = 0, zero
+            if filled:
+                old, z_old = sets[t, i], np.float32(values[t, i])
+                open_own[old] = own[old]
+            if turn > 0:
                 for j in range(r):
-                    if used[j]:
-                        continue
-                    g = G[j, j]
-                    if max_value == 0:
-                        q = 1.0
-                    else:
-                        q = 1.0
-                        if g > 0.0:
-                            q = min(max(np.rint(abs(b[j]) / g), 1.0), float(max_value))
-                        if b[j] < 0.0:
-                            q = -q
-                    gain = q * (2.0 * b[j] - q * g)
-                    if gain > best:
-                        best = gain
-                        best_j = j
-                        best_q = int(q)
-                if filled:
-                    # keep the old entry unless the new one is strictly better
-                    z = float(old_value)
-                    if best <= z * (2.0 * b[old] - z * G[old, old]) * (1.0 + 1e-12):
-                        best_j = old
-                        best_q = old_value
-                if best_j != old or best_q != old_value:
-                    moved += 1
-                sets[t, i] = best_j
-                values[t, i] = best_q
-                used[best_j] = True
-                z = float(best_q)
+                    b[j] += z_old * G[old, j] - z_taken * G[taken, j]
+            if max_value == 0:
                 for j in range(r):
-                    b[j] -= z * G[best_j, j]
-            changed += moved
-            if moved == 0:
+                    scores[j] = two * b[j] - open_own[j]
+            elif max_value == 1:
+                for j in range(r):
+                    scores[j] = two * abs(b[j]) - open_own[j]
+            else:
+                for j in range(r):
+                    x = abs(b[j])
+                    q = _value(x, inverse[j], max_value)
+                    scores[j] = q * (two * x - q * open_own[j])
+            best = _largest(scores)
+            z = _value(abs(b[best]), inverse[best], max(max_value, 1))
+            if max_value > 0 and b[best] < zero:
+                z = -z
+            # the old entry stays unless the new one is better beyond rounding
+            now = z_old * (two * b[old] - z_old * own[old])
+            if filled and scores[best] - now <= _ROUNDING * abs(now):
+                best, z = old, z_old
+            same = filled and best == old and z == z_old
+            still = still + 1 if same else 1
+            sets[t, i], values[t, i] = best, int(z)
+            open_own[best] = np.inf
+            taken, z_taken = best, z
+            if still == s and turn >= s - 1:
                 break
         for i in range(s):
-            used[sets[t, i]] = False
-    return changed
+            open_own[sets[t, i]] = own[sets[t, i]]
 
 
 @njit(fastmath=False)

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy.sparse import csr_matrix
 
-from diba_np.kernels.pursuit import pursue_columns
 from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.layers.straight_through import check_weight, inward, rounded_codes
 from diba_np.methods.fitting import to_half
 from diba_np.methods.qswd import QSWD
-from diba_np.methods.qswd_fit import CHUNK, cut
+from diba_np.methods.qswd_fit import cut, pursue
 from diba_np.training.moments import Moments
 
 Array = NDArray[Any]
@@ -291,15 +290,8 @@ class LatentQSWDLinear(QSWDLinear):
         """Return the codes (p, s) near to columns (p, d), searched from those of the start."""
         st = self.matrix.setting
         codes = rounded_codes(self.parameters["c"], self._most)
-        C = codes * self.parameters["scales"].astype(np.float64)
-        G = np.ascontiguousarray(C.T @ C)
         sets, values = (np.array(codes, np.int64, order="C") for codes in self._start)
-        # one nonzero is the nearest of all wherever the search begins
-        alone, passes = st.s == 1, 1 if st.s == 1 else _PASSES
-        for start in range(0, st.p, CHUNK):
-            part = slice(start, start + CHUNK)
-            B = np.ascontiguousarray(weights[part] @ C)
-            pursue_columns(G, B, st.z_max, passes, alone, sets[part], values[part])
+        pursue(weights, codes * self.parameters["scales"], st.z_max, _PASSES, sets, values)
         return sets, values
 
     def _projected(self) -> tuple[Array, Array, Array]:

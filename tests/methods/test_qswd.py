@@ -87,10 +87,10 @@ def test_figures_on_the_attention_matrix(bits, least, attention):
 def test_slot_search_is_exact_for_one_slot_and_never_rises(rng):
     C = rng.standard_normal((5, 12))
     V = rng.standard_normal((30, 5))
-    G = np.ascontiguousarray(C.T @ C)
+    G, B = (C.T @ C).astype(np.float32), (V @ C).astype(np.float32)
     for max_value in (0, 1, 3):
         sets, values = np.zeros((30, 1), np.int64), np.zeros((30, 1), np.int64)
-        pursue_columns(G, np.ascontiguousarray(V @ C), max_value, 1, True, sets, values)
+        pursue_columns(G, B.copy(), max_value, 1, True, sets, values)
         allowed = [1] if max_value == 0 else [v for v in range(-max_value, max_value + 1) if v]
         for t in range(30):
             best = min(np.sum((V[t] - q * C[:, j]) ** 2) for j in range(12) for q in allowed)
@@ -98,7 +98,7 @@ def test_slot_search_is_exact_for_one_slot_and_never_rises(rng):
     sets, values = np.zeros((30, 3), np.int64), np.zeros((30, 3), np.int64)
     errors = []
     for turn in range(4):
-        pursue_columns(G, np.ascontiguousarray(V @ C), 2, 1, turn == 0, sets, values)
+        pursue_columns(G, B.copy(), 2, 1, turn == 0, sets, values)
         assert all(len(set(row)) == 3 for row in sets.tolist())
         Z = np.zeros((30, 12))
         np.put_along_axis(Z, sets, values, axis=1)
@@ -186,13 +186,15 @@ def test_next_bits_are_the_least_that_fit(shape):
 # -- kernels against the plain forms ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_value", [0, 2])
-def test_slot_search_equals_the_plain_one(max_value, rng):
-    C = rng.standard_normal((5, 7))
+@pytest.mark.parametrize(("max_value", "r"), [(0, 7), (2, 7), (1, 65), (2, 64), (0, 63)])
+def test_slot_search_equals_the_plain_one(max_value, r, rng):
+    C = rng.standard_normal((5, r))
     V = rng.standard_normal((6, 5))
-    G, B = np.ascontiguousarray(C.T @ C), V @ C
-    sets = np.array([rng.choice(7, 3, replace=False) for _ in range(6)])
-    values = np.ones((6, 3), np.int64) if max_value == 0 else rng.choice([-2, -1, 1, 2], (6, 3))
+    G, B = (C.T @ C).astype(np.float32), (V @ C).astype(np.float32)
+    sets = np.array([rng.choice(r, 3, replace=False) for _ in range(6)])
+    values = np.ones((6, 3), np.int64)
+    if max_value:
+        values = rng.choice([-max_value, -1, 1, max_value], (6, 3))
     plain = naive.pursue_columns(G, B, max_value, 3, sets, values)
     pursue_columns(G, B.copy(), max_value, 3, False, sets, values)
     np.testing.assert_array_equal(sets, plain[0])
