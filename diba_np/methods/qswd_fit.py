@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ _ANNEALING = 24  # steps in which a support shrinks
 
 # of the choice of a setting: columns tried on, and settings that are tried for longer
 _MOST_COLUMNS, _FINALISTS = 16384, 3
+
+# a row of settings ends where errors are so many times the least of the row, and of all
+_RISEN, _FAR = 10**0.05, 10**0.1
 
 
 def project_columns(Z: Array, s: int, scale: float, max_code: int) -> Array:
@@ -315,16 +319,23 @@ def _dictionary_step(
 
 
 # ---- settings within a budget ----------------------------------------------------------
-def _families(shape: tuple[int, int]) -> Iterator[_Family]:
-    """Yield the kinds of settings worth trying; only r is open, and chosen to fill the budget."""
+def _families(shape: tuple[int, int]) -> Iterator[list[_Family]]:
+    """Yield the kinds of settings worth trying; only r is open, and chosen to fill the budget.
+
+    Along a list the error mostly falls, then rises.
+    """
     m, n = shape
-    for d in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32):
-        if d <= m:
-            for s, z_bits in ((1, 0), (1, 1), (2, 0), (2, 1)):
-                yield _Family(shape, d, s, 8 if d < 5 else 6, z_bits, most=1024)
-    for c_bits, z_bits in ((4, 4), (6, 6), (8, 8)):
-        yield _Family(shape, m, None, c_bits, z_bits, most=min(m, n))
-    yield _Family(shape, m, 12, 4, 2, most=min(m, n))
+
+    def bands(s: int, z_bits: int) -> list[_Family]:
+        heights = (d for d in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32) if d <= m)
+        return [_Family(shape, d, s, 8 if d < 5 else 6, z_bits, most=1024) for d in heights]
+
+    yield bands(1, 1)
+    yield bands(1, 0)
+    whole = ((None, 4, 4), (12, 4, 2), (None, 6, 6), (None, 8, 8))
+    yield [_Family(shape, m, s, c_bits, z_bits, most=min(m, n)) for s, c_bits, z_bits in whole]
+    yield bands(2, 1)
+    yield bands(2, 0)
 
 
 class _Family:
@@ -364,28 +375,31 @@ class _Family:
         return setting if self.s is None or setting.bits() >= 0.8 * budget else None
 
 
-def settings(shape: tuple[int, int], budget: int) -> list[Setting]:
+def settings(shape: tuple[int, int], budget: int) -> list[list[Setting]]:
     """List the settings worth trying within `budget` bits, dictionaries filled to it."""
-    candidates = (family.within(budget) for family in _families(shape))
-    return [setting for setting in candidates if setting is not None]
+    candidates = ([family.within(budget) for family in row] for row in _families(shape))
+    return [[setting for setting in row if setting is not None] for row in candidates]
 
 
 def next_bits(shape: tuple[int, int], budget: int) -> int:
     """Return the least number of bits above `budget` that a setting fills."""
     larger = (
-        (family, max(family.largest(budget) + 1, family.least)) for family in _families(shape)
+        (family, max(family.largest(budget) + 1, family.least))
+        for family in chain.from_iterable(_families(shape))
     )
     return min(family.made(r).bits() for family, r in larger if r <= max(family.most, family.least))
 
 
 def choose_setting(problem: Problem) -> Setting:
-    """Try every setting of `settings` on some of the columns; return the best.
+    """Try settings on some of the columns; return the best.
 
-    Errors are compared on the columns the fit has seen; that flatters large dictionaries
-    on few columns, so at least eight columns an atom are drawn where there are as many.
+    Each row of `settings` is followed until the error rises, half a decibel above the least of
+    the row (less may be the luck of a start) and one above that of all. Errors are compared on
+    the columns the fit has seen; that flatters large dictionaries on few columns, so at least
+    eight columns an atom are drawn where there are as many.
     """
     candidates = settings(problem.shape, problem.budget)
-    if not candidates:
+    if not any(candidates):
         least = next_bits(problem.shape, problem.budget)
         raise too_small("qswd", problem.bits, least, problem.shape)
 
@@ -398,5 +412,13 @@ def choose_setting(problem: Problem) -> Setting:
         error = alternate(V, st, np.random.default_rng(0), sweeps)[1]
         return error * total / len(V)
 
-    ranked = sorted(candidates, key=lambda st: trial(st, 2))[:_FINALISTS]
+    tried: dict[Setting, float] = {}
+    for row in candidates:
+        errors: list[float] = []
+        for st in row:
+            tried[st] = trial(st, 2)
+            errors.append(tried[st])
+            if errors[-1] > max(_RISEN * min(errors), _FAR * min(tried.values())):
+                break
+    ranked = sorted(tried, key=lambda st: tried[st])[:_FINALISTS]
     return min(ranked, key=lambda st: trial(st, 6))

@@ -149,7 +149,8 @@ def test_every_setting_offered_fits(rng):
     A = rng.standard_normal((64, 48))
     for bits in (0.3, 1, 2.5, 6):
         problem = check_problem(A, bits)
-        assert all(item.bits() <= problem.budget for item in settings(A.shape, problem.budget))
+        offered = [item for row in settings(A.shape, problem.budget) for item in row]
+        assert offered and all(item.bits() <= problem.budget for item in offered)
     problem = check_problem(A[:24], 1.0)
     assert choose_setting(problem).bits() <= problem.budget
 
@@ -176,7 +177,7 @@ def test_better_than_the_svd_on_noise(rng):
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 40), (1, 1)])
 def test_next_bits_are_the_least_that_fit(shape):
-    fits = [bool(settings(shape, budget)) for budget in range(200)]
+    fits = [any(settings(shape, budget)) for budget in range(200)]
     refused = [budget for budget in range(150) if not fits[budget]]
     assert refused[-1] > fits.index(True)  # there are gaps
     for budget in refused:
