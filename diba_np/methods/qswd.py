@@ -64,7 +64,7 @@ class QSWD(CompressedMatrix):
         inputs: ArrayLike | None = None,
         seed: int = 0,
         setting: tuple[int, int, int, int, int] | None = None,
-        sweeps: int = 12,
+        sweeps: int = 16,
     ) -> Self:
         """Choose band height, rank, support and widths of least error within the budget.
 
