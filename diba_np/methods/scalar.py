@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.methods.fitting import Problem, to_half
@@ -46,8 +46,8 @@ def normal_values(levels: int) -> Array:
     if levels <= 3:
         return uniform_values(levels) * 2.0 / (levels - 1)
     tail = 0.5 * (1.0 / (2 * levels) + 1.0 / (2 * levels - 2))
-    up = norm.ppf(np.linspace(0.5, 1.0 - tail, levels // 2 + 1))
-    down = norm.ppf(np.linspace(tail, 0.5, levels - levels // 2))
+    up = ndtri(np.linspace(0.5, 1.0 - tail, levels // 2 + 1))
+    down = ndtri(np.linspace(tail, 0.5, levels - levels // 2))
     values = np.concatenate([down[:-1], up])
     scaled: Array = values / np.abs(values).max()
     return scaled
