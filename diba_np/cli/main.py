@@ -7,6 +7,7 @@ Results go to standard output, progress and warnings to standard error. Exit sta
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ _COMMANDS = (
 )
 
 
+@functools.cache  # for processes that run many commands
 def build_parser() -> Parser:
     """Return the parser of ``diba-np``; importing nothing heavy."""
     parser = Parser(

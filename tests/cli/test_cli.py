@@ -15,7 +15,7 @@ import pytest
 import diba_np
 import diba_np.machine.versions
 from diba_np import factorize, load
-from diba_np.cli.main import main
+from diba_np.cli.main import build_parser, main
 from diba_np.products.cpu import kernel_path
 
 
@@ -419,6 +419,7 @@ def test_a_signal_in_a_finalizer_still_ends_the_work(number, capsys, monkeypatch
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {one: signal.signal(one, handler) for one, handler in usual.items()}
     monkeypatch.setattr("diba_np.cli.installation.run_doctor", work)
+    monkeypatch.setattr("diba_np.cli.main.build_parser", build_parser.__wrapped__)
     try:
         status, out, err = run(capsys, "doctor")
         assert {one: signal.getsignal(one) for one in usual} == usual
