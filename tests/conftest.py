@@ -1,6 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# some hundred processes that tests start would each translate the package's modules anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # the first example pays for compilation
 settings.register_profile(
