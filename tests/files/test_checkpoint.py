@@ -27,6 +27,12 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(autouse=True)
+def nobody_waits_for_the_disk(monkeypatch):
+    """Some thousand checkpoints are written here; a process that ends needs none on the disk."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
 def matrix(seed=0, shape=(M, N)):
     return np.random.default_rng(seed).normal(size=shape)
 
