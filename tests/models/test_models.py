@@ -652,12 +652,12 @@ def test_command_errors_are_one_sentence(here, capsys):
 )
 def test_other_methods_share_the_budget(method, allocation, rng, tmp_path):
     model = {
-        "noise": rng.normal(size=(64, 48)),
-        "low": np.outer(rng.normal(size=64), rng.choice([-1.0, 1.0], 64)),
-        "experts": rng.normal(size=(2, 40, 32)),
+        "noise": rng.normal(size=(32, 24)),
+        "low": np.outer(rng.normal(size=48), rng.choice([-1.0, 1.0], 48)),
+        "experts": rng.normal(size=(2, 20, 16)),
         "bias": np.zeros(3, np.float32),
     }
-    grams = {"noise": np.diag(np.linspace(0.1, 2, 48))}
+    grams = {"noise": np.diag(np.linspace(0.1, 2, 24))}
     how = {"jobs": 1, "threads": 1, "effort": "fast", "allocation": allocation, "grams": grams}
     path = tmp_path / "m.h5"
     made = dn.factorize_model(model, bits=2.5, method=method, output=path, **how)
@@ -667,7 +667,7 @@ def test_other_methods_share_the_budget(method, allocation, rng, tmp_path):
         made["noise"].record["snr_db"], abs=1e-3
     )
     assert len(made["experts"].blocks) == 2
-    assert made.dense("experts").shape == (2, 40, 32)
+    assert made.dense("experts").shape == (2, 20, 16)
     assert made.record["method"] == method
     assert made["noise"].method == "linear-trellis"
     with open_model(path) as again:
@@ -677,7 +677,7 @@ def test_other_methods_share_the_budget(method, allocation, rng, tmp_path):
 
 
 def test_best_goes_on_from_its_parts(rng, tmp_path):
-    model = {f"w{i}": rng.normal(size=(40, 32)) for i in range(3)}
+    model = {f"w{i}": rng.normal(size=(24, 20)) for i in range(2)}
     how = {"bits": 2.0, "method": "best", "jobs": 1, "threads": 1, "effort": "fast"}
     path = tmp_path / "m.h5"
 
