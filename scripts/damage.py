@@ -170,7 +170,7 @@ def hdf5_cases(
 ) -> Iterator[Case]:
     data = path.read_bytes()
     target = folder / "case.h5"
-    for kind, told, changed in damaged(data, rng, 512 if smoke else 16):
+    for kind, told, changed in damaged(data, rng, 1024 if smoke else 16):
         target.write_bytes(changed)
         yield kind, f"{name}: {told}", target, True
     other = folder / "diba.h5"
@@ -202,7 +202,9 @@ def hdf5_cases(
             )
 
 
-def link_cases(folder: Path, files: dict[str, Path]) -> Iterator[tuple[Case, list[str]]]:
+def link_cases(
+    folder: Path, files: dict[str, Path], smoke: bool
+) -> Iterator[tuple[Case, list[str]]]:
     """Yield files whose groups lead in circles or elsewhere."""
     target = folder / "case.h5"
 
@@ -231,7 +233,7 @@ def link_cases(folder: Path, files: dict[str, Path]) -> Iterator[tuple[Case, lis
             at = at.create_group("g")
 
     def wide(file: h5py.File) -> None:
-        for i in range(1000):
+        for i in range(100 if smoke else 1000):
             file.create_group(f"g{i}")
 
     for change in (soft, pair, hard, outside, itself, deep, wide):
@@ -265,8 +267,9 @@ def npy_cases(folder: Path, rng: np.random.Generator, smoke: bool) -> Iterator[C
         "__import__('os').system('true')", "{'descr': '<f8', 'shape': (6, 5)}", "\x00" * 60,
         "9" * 9000, "{'descr': '<f8', 'fortran_order': 3, 'shape': (6, 5)}", "'" * 50, "\\",
     ]  # fmt: skip
-    for header in headers:
-        for version in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
+    versions = (b"\x01\x00", b"\x02\x00", b"\x03\x00")
+    for number, header in enumerate(headers):
+        for version in versions[number % 3 :: 3] if smoke else versions:
             text = header.encode("latin1") + b"\n"
             width = 2 if version[0] == 1 else 4
             head = b"\x93NUMPY" + version + len(text).to_bytes(width, "little") + text

@@ -48,7 +48,7 @@ class Place:
         rng = np.random.default_rng(0)
         self.matrix, self.stored = folder / "A.npy", folder / "A.h5"
         np.save(self.matrix, rng.normal(size=(18, 14)))
-        dn.factorize(np.load(self.matrix), k=5, threads=1).save(self.stored)
+        dn.factorize(np.load(self.matrix), k=5, solver="greedy", threads=1).save(self.stored)
         np.savez(folder / "m.npz", w=rng.normal(size=(20, 16)))
         self.before = self.listing()
 
@@ -56,11 +56,12 @@ class Place:
         return {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
 
     def words(self, output: str | Path) -> list[str]:
+        model = ["model", self.folder / "m.npz", "--bits", "4", "--jobs", "1"]
         known = {
-            "h5": ["factorize", self.matrix, "--k", "4", "--threads", "1", "--quiet"],
+            "h5": ["factorize", self.matrix, "--k", "4", "--solver", "greedy", "--quiet"],
             "npy": ["reconstruct", self.stored],
             "applied": ["apply", self.stored, self.folder / "X.npy"],
-            "model": ["model", self.folder / "m.npz", "--bits", "4", "--jobs", "1", "--quiet"],
+            "model": [*model, "--effort", "fast", "--quiet"],
         }
         return [*map(str, known[self.kind]), "-o", str(output)]
 
@@ -308,7 +309,6 @@ def full_disk(place: Place) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"DIBA_NP_CACHE": "0"},
     )
     (place.folder / "X.npy").unlink(missing_ok=True)
     errors = [line for line in done.stderr.splitlines() if "note:" not in line]

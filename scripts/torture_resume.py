@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="one kill each, small matrices")
     args = parser.parse_args()
     kills = 1 if args.smoke else args.kills
-    size = (200, 160) if args.smoke else tuple(args.size)
+    size = (96, 80) if args.smoke else tuple(args.size)
     rng = np.random.default_rng(args.seed)
     program = [sys.executable, "-m", "diba_np"]
     good = True
