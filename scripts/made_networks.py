@@ -24,12 +24,12 @@ class Mask:
         return 0 if token == self.mask else None
 
 
-def random_network(head: str = "", seed: int = 0) -> Network:
-    """Return a small encoder of two layers with a head for "masked" tokens, "classes", or none."""
+def random_network(head: str = "", seed: int = 0, layers: int = LAYERS) -> Network:
+    """Return a small encoder with a head for "masked" tokens, "classes", or none."""
     config = {
         "model_type": "bert",
         "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": INNER,
         "max_position_embeddings": 16,
@@ -42,7 +42,7 @@ def random_network(head: str = "", seed: int = 0) -> Network:
     tables = {"word": WORDS, "position": 16, "token_type": 2}
     for name, rows in tables.items():
         shapes[f"embeddings.{name}_embeddings"] = (rows, WIDTH)
-    for i in range(LAYERS):
+    for i in range(layers):
         at = f"encoder.layer.{i}"
         for name in ("self.query", "self.key", "self.value", "output.dense"):
             shapes[f"{at}.attention.{name}"] = (WIDTH, WIDTH)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from made_networks import random_network, random_rows
+from made_networks import LAYERS, random_network, random_rows
 from network_study import Task, main
 
 from diba_np.networks.inputs import padded
@@ -35,9 +35,9 @@ def real() -> Classes:
     return Classes(net, texts["fit"], texts["judge"], labels["judge"])
 
 
-def made() -> Classes:
+def made(layers: int = LAYERS) -> Classes:
     """Return a small random network whose own answers are the labels, each class as likely."""
-    net = random_network("classes")
+    net = random_network("classes", layers=layers)
     judge = random_rows(60, seed=1)
     logits = net.logits(*padded(judge))
     centre = logits.mean(axis=0)

@@ -20,6 +20,7 @@ that has not been run is not in the table.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -88,7 +89,7 @@ _held: dict[bool, Any] = {}
 
 def _images(smoke: bool) -> Any:
     if smoke not in _held:
-        _held[smoke] = digits.split(digits.drawn_digits(1200) if smoke else digits.load_digits())
+        _held[smoke] = digits.split(digits.drawn_digits(700) if smoke else digits.load_digits())
     return _held[smoke]
 
 
@@ -215,7 +216,10 @@ def run_classes(args: argparse.Namespace) -> list[str]:
     options += [f"--{name}" for name in ("smoke", "only-finished") if getattr(args, _plain(name))]
     parser = network_study.parser_of(__doc__)
     study, dense, rows = network_study.run(
-        parser, parser.parse_args(options), study_classes.real, study_classes.made
+        parser,
+        parser.parse_args(options),
+        study_classes.real,
+        functools.partial(study_classes.made, 1),
     )
     return class_table(study, dense, rows)
 
@@ -382,7 +386,7 @@ def main() -> int:
         args.epochs, args.dense_epochs = 4, 10
     if args.special:
         A = np.load(DATA / "minilm_attention_384x384.npy", allow_pickle=False)
-        print("\n".join(special(A[:96, :96] if args.smoke else A, args.bits)))
+        print("\n".join(special(A[:64, :64] if args.smoke else A, args.bits)))
         return 0
     rows = run_digits(args) if "digits" in args.parts else []
     print("\n".join(table(rows)))

@@ -93,7 +93,7 @@ def main() -> int:
         import study_classes
 
         task: Task = study_classes.made()
-        args.layers, args.rows, args.bits = [0], 20, 4.0
+        args.layers, args.rows, args.bits = [0], 20, 2.0
     else:
         import study_sentences
 

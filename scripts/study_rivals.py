@@ -124,11 +124,11 @@ class Layers:
 
 def warm_up(methods: Sequence[str]) -> None:
     """Fit a small matrix by each method, so that no row waits for a compilation."""
-    A = np.random.default_rng(0).normal(size=(40, 32))
+    A = np.random.default_rng(0).normal(size=(24, 16))
     for method in methods:
         label, effort = METHODS[method]
         fit_weighted(
-            label, A, 4.0, np.eye(32), how=FitOptions(threads=1, effort=effort or "balanced")
+            label, A, 4.0, np.eye(16), how=FitOptions(threads=1, effort=effort or "balanced")
         )
 
 
@@ -138,6 +138,7 @@ def measured(layers: Layers, name: str, method: str, bits: float) -> Callable[[]
     def make() -> dict[str, Any]:
         A, fit, judge = layers.get(name)
         label, effort = METHODS[method]
+        effort = "fast" if layers.args.smoke else effort
         row: dict[str, Any] = {"layer": name, "shape": list(A.shape), "aim": bits, "method": method}
         started = time.process_time()
         try:
