@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
-from diba_np.methods.entropy_coding import decode, smallest
+from diba_np.methods.entropy_coding import at_least, decode, smallest
 from diba_np.methods.fitting import check_problem, to_half
 from diba_np.methods.mesa_layer import (
     choose_blocks,
@@ -180,6 +180,8 @@ class MESA(CompressedMatrix):
                             continue
                         centroids = to_half(even_grid(blocks, r))
                         codes = nearest(blocks, centroids.astype(np.float64))
+                        if _at_least(codes, r, count > 1) > problem.budget:
+                            continue
                         candidate = cls(problem.shape, codes, centroids, count > 1, order, coder)
                         if candidate.storage_bits() > problem.budget:
                             continue
@@ -342,6 +344,12 @@ def even_grid(values: Array, r: int) -> Array:
     )
     grid = np.linspace(low, high, r) if high > low else low + np.arange(r) * 1e-3
     return np.sort(member_means(values, nearest(values, grid), grid))
+
+
+def _at_least(codes: Array, r: int, deltas: bool) -> float:
+    """Return bits that the codes take at least; much sooner told than by coding them."""
+    parts = (codes[:1], cyclic_delta(codes[:-1], codes[1:], r)) if deltas else (codes,)
+    return sum(at_least(part) for part in parts)
 
 
 def _levels(size: int) -> int:

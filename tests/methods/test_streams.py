@@ -65,6 +65,7 @@ def test_coders_round_trip(drawn, coder):
     np.testing.assert_array_equal(
         entropy_coding.decode(stream, book, len(symbols), r, coder), symbols
     )
+    assert 8 * stream.size >= entropy_coding.at_least(symbols)
 
 
 @given(SYMBOLS)
