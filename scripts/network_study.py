@@ -380,7 +380,7 @@ def run(
     """Return a study, the dense network's scores, and the rows that are kept or can be made."""
     if args.smoke:
         args.ratios, args.variants, args.calibration = ["1/8"], ["all"], 40
-        args.rows, args.epochs, args.rate, args.taper = 40, 10, 5e-4, 0.0
+        args.rows, args.epochs, args.rate, args.taper = 40, 5, 5e-4, 0.0
         if args.folder is None:
             parser.error("--smoke needs --folder")
     if args.mixed < 0 or args.taper < 0:

@@ -1,7 +1,8 @@
 """The studies of whole networks on small made ones, and the tasks that they are built of."""
 
+import contextlib
+import io
 import json
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -22,16 +23,34 @@ from diba_np import networks
 STUDIES = (study_classes, study_masked_tokens, study_sentences)
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda module: module.__name__)
-def test_a_study_runs_is_kept_and_is_shown_again(study, tmp_path, monkeypatch, capsys):
-    def run(*more):
-        monkeypatch.setattr(
-            sys, "argv", ["study", "--smoke", "--json", "--folder", str(tmp_path), *more]
-        )
-        assert network_study.main(study.__doc__, study.real, study.made) == 0
-        return capsys.readouterr()
+def study_of(folder, study, *more):
+    """What a study prints and what it tells of its progress."""
+    words = ["study", "--smoke", "--json", "--effort", "fast", "--folder", str(folder), *more]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert network_study.main(study.__doc__, study.real, study.made) == 0
+    return json.loads(out.getvalue()), err.getvalue()
 
-    first = json.loads(run().out)
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Give the folder of a whole study and what it printed, each made once."""
+    kept = {}
+
+    def run(study):
+        if study not in kept:
+            folder = tmp_path_factory.mktemp(study.__name__)
+            kept[study] = folder, study_of(folder, study)[0]
+        return kept[study]
+
+    return run
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda module: module.__name__)
+def test_a_study_runs_is_kept_and_is_shown_again(study, finished, monkeypatch):
+    folder, first = finished(study)
     score = {
         (row["method"], row["stage"]): next(iter(row["scores"].values()))[0]
         for row in first["rows"]
@@ -40,39 +59,36 @@ def test_a_study_runs_is_kept_and_is_shown_again(study, tmp_path, monkeypatch, c
     assert score["diba", "activations"] > score["diba", "weights"]
     assert score["diba", "activations"] > score["random", "weights"]
     assert all(row["bits"] <= 4.0 for row in first["rows"])
-    assert not list(tmp_path.glob("*.parts"))
+    assert not list(folder.glob("*.parts"))
     monkeypatch.setattr(networks, "compress", None)  # everything is kept
-    again = run("--only-finished")
-    assert json.loads(again.out) == first
-    assert again.err == ""
+    assert study_of(folder, study, "--only-finished") == (first, "")
 
 
-def test_what_a_study_writes_is_the_network_that_it_judged(tmp_path, monkeypatch, capsys):
-    args = ["study", "--smoke", "--json", "--methods", "codes", "--stages", "activations"]
-    monkeypatch.setattr(sys, "argv", [*args, "--folder", str(tmp_path)])
-    assert network_study.main("Study.", None, study_classes.made) == 0
-    (row,) = json.loads(capsys.readouterr().out)["rows"]
-    small = networks.load(tmp_path / "all-codes-1_8-activations.h5")
+def test_what_a_study_writes_is_the_network_that_it_judged(finished):
+    folder, first = finished(study_classes)
+    (row,) = [
+        row for row in first["rows"] if (row["method"], row["stage"]) == ("codes", "activations")
+    ]
+    small = networks.load(folder / "all-codes-1_8-activations.h5")
     assert row["scores"] == json.loads(json.dumps(study_classes.made().scores(small)))
     assert row["bits"] == network_study.stored_bits(small)
     assert set(small.compressed) == set(small.weights)
 
 
-def test_processes_side_by_side_give_what_one_gives(tmp_path):
-    def scores(*more):
-        command = [sys.executable, study_classes.__file__, "--smoke", "--json", *more]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return {(r["method"], r["stage"]): r["scores"] for r in json.loads(printed)["rows"]}
+def test_processes_side_by_side_give_what_one_gives(finished, tmp_path, capfd):
+    def scores(printed):
+        return {(row["method"], row["stage"]): row["scores"] for row in printed["rows"]}
 
     stages = ["--stages", "weights", "activations", "--methods", "codes", "random"]
-    one = scores("--folder", str(tmp_path / "one"), *stages)
-    assert len(one) == 3
     plot = ["--plot", str(tmp_path / "classes.png")]
-    assert scores("--folder", str(tmp_path / "two"), *stages, "--jobs", "2", *plot) == one
+    two = scores(study_of(tmp_path / "two", study_classes, *stages, "--jobs", "2", *plot)[0])
+    assert len(two) == 3
+    one = scores(finished(study_classes)[1])
+    assert two == {cell: one[cell] for cell in two}
     assert (tmp_path / "classes.png").exists()
-    with pytest.raises(subprocess.CalledProcessError) as failed:
-        scores("--folder", str(tmp_path / "three"), "--jobs", "2", "--effort", "none")
-    assert failed.value.stderr.endswith("not all could be run; what was finished is kept\n")
+    with pytest.raises(SystemExit, match="not all could be run; what was finished is kept"):
+        study_of(tmp_path / "three", study_classes, *stages, "--jobs", "2", "--effort", "none")
+    assert "effort must be one of" in capfd.readouterr().err  # each process tells what failed
 
 
 def test_the_attention_alone_leaves_the_rest_dense(tmp_path, monkeypatch, capsys):
@@ -83,7 +99,7 @@ def test_the_attention_alone_leaves_the_rest_dense(tmp_path, monkeypatch, capsys
     args.variants, args.ratios = ["attention"], ["1/8"]
     network_study.run(parser, args, study_classes.made, study_classes.made)
     small = networks.load(tmp_path / "attention-codes-1_8-weights.h5")
-    assert len(small.compressed) == 2 * 4
+    assert len(small.compressed) == 4 * made_networks.LAYERS
     assert all(".attention." in name for name in small.compressed)
 
 
