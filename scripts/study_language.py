@@ -98,12 +98,12 @@ def addresses() -> list[str]:
 def made(fit: list[str]) -> tuple[Network, Array, Array]:
     """Return a small random network with random rows."""
     rng = np.random.default_rng(0)
-    width, inner, words = 24, 32, 40
+    width, inner, words, layers = 24, 32, 40, 1
     config = {
         "model_type": "llama",
         "hidden_size": width,
         "intermediate_size": inner,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "max_position_embeddings": 64,
@@ -112,7 +112,7 @@ def made(fit: list[str]) -> tuple[Network, Array, Array]:
         "tie_word_embeddings": True,
     }
     shapes = {"embed_tokens": (words, width), "norm": (width,)}
-    for i in range(2):
+    for i in range(layers):
         own = {
             "self_attn.q_proj": (width, width),
             "self_attn.k_proj": (width // 2, width),
@@ -279,7 +279,7 @@ def main() -> int:
     args = parser.parse_args()
     args.methods = args.methods or (["diba", "gptq"] if args.smoke else list(METHODS))
     if args.smoke:
-        args.bits, args.epochs, args.rate = [2.0], 3, 5e-3
+        args.bits, args.epochs, args.rate = [2.0], 2, 5e-3
         if args.folder is None:
             parser.error("--smoke needs --folder")
     rows = run(args)

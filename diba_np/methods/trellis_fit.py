@@ -191,10 +191,11 @@ def fit_coded(
             found = [each for each in results if each is not None]
         else:
             plans = [plan for plan in map(planned, cases) if plan.is_possible]
-            tried = [(plan.trial_loss(pool), plan) for plan in plans]
-            tried.sort(key=lambda each: each[0])
-            near = [plan for loss, plan in tried[:2] if loss <= _NEAR * tried[0][0]]
-            found = [plan.encode(pool) for plan in near]
+            if len(plans) > 1:
+                tried = [(plan.trial_loss(pool), plan) for plan in plans]
+                tried.sort(key=lambda each: each[0])
+                plans = [plan for loss, plan in tried[:2] if loss <= _NEAR * tried[0][0]]
+            found = [plan.encode(pool) for plan in plans]
         if not found:
             raise too_small("a trellis", problem.bits, least, (m, n))
         best = min(found, key=lambda each: each[0])[1]

@@ -134,23 +134,32 @@ class Coder:
         states = self._states_around(goal[around], factor[around])
         cuts = sorted({i * steps // _CUTS for i in range(_CUTS)})
 
+        found: dict[tuple[int, int], Array] = {}  # by seam and state: most are asked for again
+
         def closed_at(cut: int, state: int) -> Array:
-            ahead, scale = (np.concatenate([a[cut:], a[:cut]]) for a in (goal, factor))
-            return np.roll(self._search(ahead, scale, state)[1], cut)
+            if (cut, state) not in found:
+                ahead, scale = (_rotated(a, cut) for a in (goal, factor))
+                found[cut, state] = _rotated(self._search(ahead, scale, state)[1], steps - cut)
+            return found[cut, state]
 
         def error(codes: Array) -> float:
-            found = decode(mode, codes, closing_state(mode, codes), goal.size)
-            return float(np.sum((goal.ravel() - factor.ravel() * found) ** 2, dtype=np.float64))
+            values = decode(mode, codes, closing_state(mode, codes), goal.size)
+            return float(np.sum((goal.ravel() - factor.ravel() * values) ** 2, dtype=np.float64))
 
         best = min((closed_at(cut, int(states[beyond - 1 + cut])) for cut in cuts), key=error)
         kept = 0
         for cut in cuts * _PASSES:
-            codes = closed_at(cut, closing_state(mode, np.roll(best, -cut)))
+            codes = closed_at(cut, closing_state(mode, _rotated(best, cut)))
             kept = kept + 1 if np.array_equal(codes, best) else 0
             best = codes  # no worse: the old path has that state there too
             if kept == len(cuts):
                 break
         return best
+
+
+def _rotated(steps: Array, cut: int) -> Array:
+    """Return the steps of a closed path from one of them on, C-order."""
+    return np.concatenate([steps[cut:], steps[:cut]])
 
 
 def closing_state(mode: Mode, codes: Array) -> int:

@@ -77,13 +77,19 @@ def dense():
 
 
 @pytest.fixture(scope="module")
+def shallow():
+    """A network of one layer, for what costs as much in each."""
+    return decoder(num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
 def stages(dense):
     """Weights alone, activations, end to end, at two bits."""
-    ids = rows(FITTED)
+    ids, how = rows(FITTED), {"bits": 2.0, "effort": "fast"}
     return (
-        networks.compress(dense, ids, bits=2.0, activations=False, epochs=0),
-        networks.compress(dense, ids, bits=2.0, epochs=0),
-        networks.compress(dense, ids, bits=2.0, epochs=10, rate=5e-3),
+        networks.compress(dense, ids, activations=False, epochs=0, **how),
+        networks.compress(dense, ids, epochs=0, **how),
+        networks.compress(dense, ids, epochs=10, rate=5e-3, **how),
     )
 
 
@@ -124,7 +130,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path,
 
         return callback
 
-    options = {"bits": 2.0, "epochs": 10, "rate": 5e-3, "folder": tmp_path}
+    options = {"bits": 2.0, "effort": "fast", "epochs": 10, "rate": 5e-3, "folder": tmp_path}
     for stop in (stop_at("matrix", 1), stop_at("matrix", 7), stop_at("training", 1)):
         with pytest.raises(Stopped):
             networks.compress(dense, rows(FITTED), callback=stop, **options)
@@ -136,10 +142,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path,
     assert same(networks.compress(dense, rows(FITTED), **options), stages[-1])
 
 
-def test_states_that_a_killed_run_left_are_removed(dense, tmp_path):
+def test_states_that_a_killed_run_left_are_removed(shallow, tmp_path):
     """They may be many times as large as the network."""
     options = {"method": "rtn", "bits": 4.0, "folder": tmp_path}
-    networks.compress(dense, rows(4), **options)
+    networks.compress(shallow, rows(4), **options)
     (teacher,) = tmp_path.glob("teacher-*")
     left = []
     for home in (tmp_path, teacher):
@@ -149,21 +155,29 @@ def test_states_that_a_killed_run_left_are_removed(dense, tmp_path):
         (left[-1] / "0-0.npy").touch()
     (tmp_path / "mine").mkdir()
     before = set(tmp_path.rglob("*"))
-    networks.compress(dense, rows(4), **options)
+    networks.compress(shallow, rows(4), **options)
     assert set(tmp_path.rglob("*")) == before - {*left, *(path / "0-0.npy" for path in left)}
 
 
-def test_another_run_is_refused_where_one_is_kept(dense, tmp_path):
-    networks.compress(dense, rows(4), method="rtn", bits=3.0, epochs=0, folder=tmp_path)
+def test_another_run_is_refused_where_one_is_kept(shallow, tmp_path):
+    networks.compress(shallow, rows(4), method="rtn", bits=3.0, epochs=0, folder=tmp_path)
     with pytest.raises(ValueError, match=r"bits was 3\.0 and is now 2\.0"):
-        networks.compress(dense, rows(4), method="rtn", bits=2.0, epochs=0, folder=tmp_path)
+        networks.compress(shallow, rows(4), method="rtn", bits=2.0, epochs=0, folder=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(shallow, tmp_path_factory):
+    """Options of a run, with the folder that keeps its stages."""
+    folder = tmp_path_factory.mktemp("finished")
+    options = {"method": "rtn", "bits": 4.0, "epochs": 0, "folder": folder}
+    networks.compress(shallow, rows(4), **options)
+    return options
 
 
 @pytest.mark.parametrize("part", ["table", "norm", "bias", "dtype"])
-def test_a_network_that_differs_in_one_part_is_another(dense, tmp_path, part):
-    options = {"method": "rtn", "bits": 4.0, "epochs": 0, "folder": tmp_path}
-    networks.compress(dense, rows(4), **options)
-    other = network("llama", dtype=np.float64, **SIZES) if part == "dtype" else decoder()
+def test_a_network_that_differs_in_one_part_is_another(finished, part):
+    dtype = np.float64 if part == "dtype" else np.float32
+    other = network("llama", dtype=dtype, **SIZES, num_hidden_layers=1)
     if part == "table":
         other.layers[other.token_name].weight[3, 5] += 0.25
     elif part == "norm":
@@ -171,26 +185,26 @@ def test_a_network_that_differs_in_one_part_is_another(dense, tmp_path, part):
     elif part == "bias":
         other.layers[next(iter(other.weights))].parameters["bias"][1] += 0.25
     with pytest.raises(ValueError, match=r"another run \(not the same network"):
-        networks.compress(other, rows(4), **options)
+        networks.compress(other, rows(4), **finished)
 
 
-def test_stages_whose_run_is_gone_are_not_taken_over(dense, tmp_path):
+def test_stages_whose_run_is_gone_are_not_taken_over(shallow, tmp_path):
     options = {"method": "rtn", "epochs": 0, "folder": tmp_path}
-    networks.compress(dense, rows(4), bits=5.0, **options)
+    networks.compress(shallow, rows(4), bits=5.0, **options)
     with pytest.raises(ValueError, match=re.escape(f"delete the folder {tmp_path}") + "$"):
-        networks.compress(dense, rows(4), bits=4.0, **options)
+        networks.compress(shallow, rows(4), bits=4.0, **options)
     shutil.rmtree(tmp_path / "network.parts")
     with pytest.raises(ValueError, match="holds importance of a run that it does not name"):
-        networks.compress(dense, rows(4), bits=4.0, **options)
+        networks.compress(shallow, rows(4), bits=4.0, **options)
 
 
-def test_numbers_of_numpy_are_settings_too(dense, tmp_path):
+def test_numbers_of_numpy_are_settings_too(shallow, tmp_path):
     options = {"bits": np.float32(4), "epochs": np.int64(1), "rate": np.float32(1e-3)}
     small = networks.compress(
-        dense, rows(8), method="rtn", seed=np.uint8(0), folder=tmp_path, **options
+        shallow, rows(8), method="rtn", seed=np.uint8(0), folder=tmp_path, **options
     )
     again = networks.compress(
-        dense, rows(8), method="rtn", bits=4, rate=float(np.float32(1e-3)), folder=tmp_path
+        shallow, rows(8), method="rtn", bits=4, rate=float(np.float32(1e-3)), folder=tmp_path
     )
     assert same(small, again)
 
@@ -222,53 +236,54 @@ def test_a_training_that_diverges_says_what_to_do(stages, dense):
         distil(stages[1].replaced({}), dense, data, penalty=lambda: np.nan)
 
 
-def test_independent_layers_in_processes_give_what_one_gives(dense):
+def test_independent_layers_in_processes_give_what_one_gives(shallow):
     options = {"bits": 3.0, "method": "rtn", "epochs": 0, "feedback": False}
-    one, two = (networks.compress(dense, rows(8), jobs=jobs, **options) for jobs in (1, 2))
+    one, two = (networks.compress(shallow, rows(8), jobs=jobs, **options) for jobs in (1, 2))
     assert same(one, two)
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("method", [*sorted(set(LAYERS) - {"diba"}), "best"])
-def test_other_methods(dense, method):
-    small = networks.compress(dense, rows(16), bits=3.0, method=method, epochs=1)
-    assert set(small.compressed) == set(dense.layers)
+def test_other_methods(shallow, method):
+    how = {"bits": 3.0, "effort": "fast", "epochs": 1}
+    small = networks.compress(shallow, rows(16), method=method, **how)
+    assert set(small.compressed) == set(shallow.layers)
     assert stored_rate(small) <= 3.0
     assert np.isfinite(small.logits(rows(2))).all()
 
 
 def test_best_takes_the_method_by_the_matrix():
-    net = decoder()
+    net = decoder(num_hidden_layers=1)
     names = [name for name in net.weights if "mlp" in name]
     for name in names:  # signs times two vectors: what a single component holds
         A = net.weights[name]
         u, v = (np.sign(part) * (1 + abs(part)) for part in (A[:, :1], A[:1]))
         net.layers[name] = DenseLinear(u * v)
-    small = networks.compress(net, rows(40), bits=2.0, method="best", epochs=0)
+    small = networks.compress(net, rows(40), bits=2.0, method="best", effort="fast", epochs=0)
     taken = {name: layer.to_matrix().method for name, layer in small.compressed.items()}
     assert set(taken.values()) == {"diba", "linear-trellis"}
 
 
-def test_a_trellis_run_goes_on_and_another_method_is_refused(dense, tmp_path):
+def test_a_trellis_run_goes_on_and_another_method_is_refused(shallow, tmp_path):
     class Stopped(Exception):
         pass
 
     def stop(facts):
-        if facts["name"] != dense.token_name:
+        if facts["name"] != shallow.token_name:
             raise Stopped
 
     options = {"bits": 3.0, "method": "linear-trellis", "epochs": 0}
     with pytest.raises(Stopped):
-        networks.compress(dense, rows(40), folder=tmp_path, callback=stop, **options)
+        networks.compress(shallow, rows(40), folder=tmp_path, callback=stop, **options)
     with pytest.raises(ValueError, match='method was "linear-trellis" and is now "best"'):
-        networks.compress(dense, rows(40), folder=tmp_path, **(options | {"method": "best"}))
-    again = networks.compress(dense, rows(40), folder=tmp_path, **options)
-    assert same(again, networks.compress(dense, rows(40), **options))
+        networks.compress(shallow, rows(40), folder=tmp_path, **(options | {"method": "best"}))
+    again = networks.compress(shallow, rows(40), folder=tmp_path, **options)
+    assert same(again, networks.compress(shallow, rows(40), **options))
     again.save(tmp_path / "small.h5")
     loaded = networks.load(tmp_path / "small.h5")
     np.testing.assert_allclose(loaded.logits(rows(2)), again.logits(rows(2)), rtol=1e-4, atol=1e-4)
     # rows of the table are looked up in the bits: its outputs are not rotated
-    table = again.layers[dense.token_name].to_matrix()
+    table = again.layers[shallow.token_name].to_matrix()
     assert table.coded.rotation in ("none", "inputs")
     assert table.coded.rows[0].bits == 8
     written = [net.generate([1, 2, 3], 4) for net in (again, loaded)]
@@ -290,12 +305,12 @@ def test_other_kinds(kind):
     assert trained[-1]["step"] == trained[-1]["steps"]
 
 
-def test_callback_tells_of_every_matrix(dense):
+def test_callback_tells_of_every_matrix(shallow):
     events = []
-    networks.compress(dense, rows(8), bits=3.0, method="rtn", epochs=0, callback=events.append)
-    assert [facts["name"] for facts in events] == [*dense.layers][-2:] + [*dense.weights] or {
+    networks.compress(shallow, rows(8), bits=3.0, method="rtn", epochs=0, callback=events.append)
+    assert [facts["name"] for facts in events] == [*shallow.layers][-2:] + [*shallow.weights] or {
         facts["name"] for facts in events
-    } == set(dense.layers)
+    } == set(shallow.layers)
     assert events[-1]["left"] == 0
     assert events[-1]["bits_so_far"] <= 3.0
 
@@ -499,15 +514,17 @@ def test_a_network_is_asked_for():
 
 
 def test_the_command_compresses_a_folder_with_texts(tmp_path, capsys):
-    net = decoder()
+    net = decoder(num_hidden_layers=1)
     net.export(tmp_path / "folder")
     np.save(tmp_path / "ids.npy", rows(16))
     output = tmp_path / "small.h5"
     words = ["model", str(tmp_path / "folder"), "--texts", str(tmp_path / "ids.npy")]
-    assert main([*words, "--bits", "2", "--quiet", "--json", "-o", str(output)]) == 0
+    words += ["--bits", "2", "--effort", "fast", "--quiet", "--json"]
+    assert main([*words, "-o", str(output)]) == 0
     assert json.loads(capsys.readouterr().out)["file_bytes"] == output.stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "ids.npy", "small.h5"]
-    small, direct = networks.load(output), networks.compress(net, rows(16), bits=2)
+    small = networks.load(output)
+    direct = networks.compress(net, rows(16), bits=2, effort="fast")
     assert stored_rate(small) <= 2
     assert np.allclose(small.logits(rows(2)), direct.logits(rows(2)), atol=1e-3)
 
@@ -556,13 +573,13 @@ def test_released_layers_are_read_again():
 
 
 @pytest.mark.parametrize("feedback", [True, False])
-def test_an_executor_gives_what_one_process_gives(dense, tmp_path, feedback):
+def test_an_executor_gives_what_one_process_gives(shallow, tmp_path, feedback):
     how = {"bits": 2.0, "method": "gptq", "epochs": 0, "feedback": feedback}
-    one = networks.compress(dense, rows(12), **how)
+    one = networks.compress(shallow, rows(12), **how)
     with ThreadPoolExecutor(2) as pool:
-        other = networks.compress(dense, rows(12), executor=pool, folder=tmp_path, **how)
+        other = networks.compress(shallow, rows(12), executor=pool, folder=tmp_path, **how)
         with pytest.raises(ValueError, match="needs a folder="):
-            networks.compress(dense, rows(12), executor=pool, **how)
+            networks.compress(shallow, rows(12), executor=pool, **how)
         with pytest.raises(ValueError, match="takes the place of jobs="):
-            networks.compress(dense, rows(12), executor=pool, folder=tmp_path, jobs=2, **how)
+            networks.compress(shallow, rows(12), executor=pool, folder=tmp_path, jobs=2, **how)
     assert same(one, other)
