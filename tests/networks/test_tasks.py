@@ -26,6 +26,7 @@ TASKS = {  # task -> kind and head of a small network
     SENTENCES: ("bert", "none"),
 }
 WHOLE_ROWS = (CLASSES, LABELS, SCORES)
+SMALLEST = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
 BITS = {"diba": 3.0, "gptq": 3.0, "qswd": 4.0, "mesa": 4.0, "bitat": 1.2, "random": 3.0}
 
 
@@ -318,11 +319,11 @@ def test_vectors_of_sentences_are_judged_by_their_cosines():
 # -- compressed ------------------------------------------------------------------------------------
 
 
-def test_every_task_is_nearer_after_activations_and_training(task):
+def test_every_task_is_nearer_after_activations_and_training(task, tmp_path):
     kind, head = TASKS[task]
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     net = network(kind, head, dtype=np.float32, seed=2, **sizes)
-    rows = np.random.default_rng(0).integers(2, 19, (240, 10))
+    rows = np.random.default_rng(0).integers(2, 19, (120, 10))
     held = np.random.default_rng(1).integers(2, 19, (40, 10))
     mask = np.ones(held.shape, bool)
 
@@ -332,16 +333,16 @@ def test_every_task_is_nearer_after_activations_and_training(task):
 
     how = {"bits": 2.0, "method": "gptq", "embeddings": False}
     alone = networks.compress(net, rows, activations=False, epochs=0, **how)
-    fitted = networks.compress(net, rows, epochs=0, **how)
-    done = networks.compress(net, rows, epochs=12, rate=5e-3, **how)
+    fitted = networks.compress(net, rows, epochs=0, folder=tmp_path, **how)
+    done = networks.compress(net, rows, epochs=12, rate=5e-3, folder=tmp_path, **how)
     assert apart(done) < apart(fitted) < apart(alone)
 
 
 @pytest.mark.parametrize("method", list(BITS))
 def test_layers_of_every_method_are_compressed_and_trained(method):
-    net = small(CLASSES, hidden_size=16, intermediate_size=24)
+    net = small(CLASSES, **SMALLEST)
     rows = np.random.default_rng(0).integers(2, 19, (40, 8))
-    how = {"bits": BITS[method], "method": method, "embeddings": False}
+    how = {"bits": BITS[method], "method": method, "effort": "fast", "embeddings": False}
     made = networks.compress(net, rows, epochs=2, codes=True, **how)
     assert set(made.compressed) == set(net.weights)
     matrices = [layer.to_matrix() for layer in made.compressed.values()]
@@ -351,12 +352,12 @@ def test_layers_of_every_method_are_compressed_and_trained(method):
 
 
 def test_blocks_are_trained_and_come_to_share_values(tmp_path):
-    net = small(SENTENCES, hidden_size=16, intermediate_size=24)
-    rows = np.random.default_rng(0).integers(2, 19, (200, 8))
+    net = small(SENTENCES, **SMALLEST)
+    rows = np.random.default_rng(0).integers(2, 19, (100, 8))
     how = {"bits": BITS["mesa"], "method": "mesa", "embeddings": False, "folder": tmp_path}
     start, stay, move, again = (
         networks.compress(net, rows, epochs=epochs, codes=codes, rate=1e-2, **how)
-        for epochs, codes in ((0, False), (30, False), (30, True), (30, True))
+        for epochs, codes in ((0, False), (20, False), (20, True), (20, True))
     )
 
     def dense(of):
@@ -378,7 +379,7 @@ def test_codes_are_trained_by_latent_values_where_asked(method, monkeypatch):
         return student
 
     monkeypatch.setattr(code_training, "distil", distil)
-    net = small(SENTENCES, hidden_size=16, intermediate_size=24)
+    net = small(SENTENCES, **SMALLEST)
     rows = np.random.default_rng(0).integers(2, 19, (8, 6))
     how = {"bits": BITS[method], "method": method, "embeddings": False}
     start = networks.compress(net, rows, epochs=0, **how)
