@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import spotrf, spotrs
 
 from diba_np.kernels.pursuit import descend_bits
 from diba_np.machine.blas import single_threaded_blas
@@ -259,7 +259,8 @@ def _relaxed(W: Array, k: int, iterations: int, rng: np.random.Generator) -> tup
             right = targets[at] @ N
             for penalty in (np.float32(share**3), np.float32(1.0)):
                 pulled = right + penalty * (sides[at] - duals[at])
-                X = cho_solve(cho_factor(G + penalty * unit), pulled.T).T
+                upper, _ = spotrf(G + penalty * unit, clean=False)
+                X = spotrs(upper, pulled.T)[0].T
                 Q = np.float32(_THETA) * X + np.float32(1.0 - _THETA) * sides[at] + duals[at]
                 sides[at] = np.where(Q >= 0, 1.0, -1.0).astype(np.float32) * np.mean(np.abs(Q))
                 duals[at] = Q - sides[at]
