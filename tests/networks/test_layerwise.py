@@ -130,7 +130,7 @@ class TestCompress:
             assert self.error(net, data, ours.layers) < 0.8 * errors[0]
 
     def test_the_dense_network_is_run_once_for_several_budgets(self, rng, data, tmp_path):
-        net, ran = Network(rng), []
+        net, ran = Network(rng, depth=2), []
 
         def watched(stage):
             def run(state, linear):

@@ -87,7 +87,8 @@ def test_processes_side_by_side_give_what_one_gives(finished, tmp_path, capfd):
     assert two == {cell: one[cell] for cell in two}
     assert (tmp_path / "classes.png").exists()
     with pytest.raises(SystemExit, match="not all could be run; what was finished is kept"):
-        study_of(tmp_path / "three", study_classes, *stages, "--jobs", "2", "--effort", "none")
+        chain = ["--stages", "weights", "--methods", "codes"]
+        study_of(tmp_path / "three", study_classes, *chain, "--jobs", "2", "--effort", "none")
     assert "effort must be one of" in capfd.readouterr().err  # each process tells what failed
 
 

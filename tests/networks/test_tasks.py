@@ -357,7 +357,7 @@ def test_blocks_are_trained_and_come_to_share_values(tmp_path):
     how = {"bits": BITS["mesa"], "method": "mesa", "embeddings": False, "folder": tmp_path}
     start, stay, move, again = (
         networks.compress(net, rows, epochs=epochs, codes=codes, rate=1e-2, **how)
-        for epochs, codes in ((0, False), (20, False), (20, True), (20, True))
+        for epochs, codes in ((0, False), (12, False), (12, True), (12, True))
     )
 
     def dense(of):
