@@ -76,7 +76,7 @@ def test_text_degrades_where_the_terminal_lacks_characters(folder):
     (folder / f"{name}.npy").write_bytes((folder / "A.npy").read_bytes())
     for locale in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0",
                     "PYTHONCOERCECLOCALE": "0"}):  # fmt: skip
-        words = f"diba-np factorize {name}.npy --k 3 --quiet --threads 1 --force"
+        words = f"diba-np factorize {name}.npy --k 3 --solver greedy --quiet --force"
         done = shell(folder, words, **locale)
         assert done.returncode == 0, done.stderr
         done = shell(folder, f"diba-np info {name}.h5 --json", **locale)
@@ -102,7 +102,8 @@ def test_what_a_terminal_would_obey_is_shown_as_an_escape(tmp_path, capsys):
 
 def test_inputs_that_are_pipes(folder, tmp_path):
     out = tmp_path / "B.h5"
-    done = shell(folder, f"cat A.npy | diba-np factorize /dev/stdin --k 3 --quiet -o {out}")
+    words = "diba-np factorize /dev/stdin --k 3 --solver greedy"
+    done = shell(folder, f"cat A.npy | {words} --quiet -o {out}")
     assert done.returncode == 0, done.stderr
     done = shell(folder, f"diba-np verify {out} <(cat A.npy)")
     assert done.returncode == 0 and b"the matrix it was made from" in done.stdout
