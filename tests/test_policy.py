@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import hashlib
 import importlib
 import inspect
@@ -61,6 +62,12 @@ def module_name(path):
     return dotted.removesuffix(".__init__")
 
 
+@functools.cache
+def nodes_of(path):
+    """The nodes of a file's syntax tree, the tree itself first; several tests look at each."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 MODULES = {module_name(path): path for path in SOURCES}
 
 
@@ -75,11 +82,11 @@ def floor_of(module):
     return floors.index(name)
 
 
-def checked_for_types(tree):
+def checked_for_types(nodes):
     """Nodes that only a type checker reads."""
     return {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
@@ -87,9 +94,9 @@ def checked_for_types(tree):
 
 def imports_of(path):
     """Modules of the package that a file imports, also those inside functions."""
-    tree = ast.parse(path.read_text())
-    skipped = checked_for_types(tree)
-    for node in ast.walk(tree):
+    nodes = nodes_of(path)
+    skipped = checked_for_types(nodes)
+    for node in nodes:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diba_np"):
@@ -140,7 +147,7 @@ def test_the_tests_mirror_the_package():
 
 def jitted(path):
     """(function, options of njit) of a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef):
             for call in node.decorator_list:
                 if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "njit":
@@ -246,7 +253,7 @@ def test_naive_imports_nothing_of_ours():
 
 def test_no_print_and_no_assert_in_the_library():
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             printed = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
             assert not printed or path.parent.name == "cli", path
             assert not isinstance(node, ast.Assert), path
