@@ -95,10 +95,10 @@ def addresses() -> list[str]:
     return [each["text"] for each in found if each.get("year", 0) >= SINCE]
 
 
-def made(fit: list[str]) -> tuple[Network, Array, Array]:
+def made(fit: list[str], layers: int = 1) -> tuple[Network, Array, Array]:
     """Return a small random network with random rows."""
     rng = np.random.default_rng(0)
-    width, inner, words, layers = 24, 32, 40, 1
+    width, inner, words = 24, 32, 40
     config = {
         "model_type": "llama",
         "hidden_size": width,

@@ -107,8 +107,10 @@ class Layers:
 
     def _make(self) -> None:
         args = self.args
-        read = study_language.made if args.smoke else study_language.real
-        net, fit, judge = read(["reviews"])
+        if args.smoke:
+            net, fit, judge = study_language.made(["reviews"], layers=len(args.blocks))
+        else:
+            net, fit, judge = study_language.real(["reviews"])
         places = {
             f"{block} {kind}": f"model.layers.{block}.{KINDS[kind]}"
             for block in args.blocks
