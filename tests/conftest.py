@@ -9,7 +9,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # the first example pays for compilation
 settings.register_profile(
-    "diba_np", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+    "diba_np", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("diba_np")
 
