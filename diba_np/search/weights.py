@@ -207,7 +207,7 @@ def check_gram(given: NDArray[Any], name: str, n: int | None = None) -> Floats:
     shifted = H.copy()
     shifted[np.diag_indices_from(shifted)] += _INDEFINITE * max(trace, np.finfo(float).tiny)
     if trace < 0 or (largest and scipy.linalg.lapack.dpotrf(shifted, lower=1)[1] != 0):
-        least = float(scipy.linalg.eigh(H, eigvals_only=True, subset_by_index=[0, 0])[0])
+        least = float(np.linalg.eigvalsh(H)[0])
         raise ValueError(
             f"{name} must be positive semidefinite, "
             f"got a smallest eigenvalue of {least * largest:.4g}"
