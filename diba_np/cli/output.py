@@ -81,11 +81,10 @@ def check_dense(path: str) -> None:
         raise CommandError(f"{path}: no such file")
     if Path(path).is_dir():
         raise CommandError(f"{path}: is a folder, expected one .npy")
-    if not Path(path).is_file():
+    from diba_np.files.signatures import kind_of
+
+    if not Path(path).is_file() or kind_of(Path(path)) != "hdf5":
         return
-    with Path(path).open("rb") as file:
-        if file.read(8) != b"\x89HDF\r\n\x1a\n":
-            return
     from diba_np.files.container import groups
 
     if groups(path):

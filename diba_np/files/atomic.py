@@ -197,6 +197,10 @@ def _short(error: OSError) -> bool:
     return re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
 
 
+def _names_no_file(error: OSError) -> bool:
+    return error.filename is None and (error.errno is not None or _short(error))
+
+
 def _named(error: OSError, path: PathLike) -> OSError:
     """Return an error that names no file as one that does."""
     if _short(error):
@@ -210,7 +214,7 @@ def naming(path: PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and (error.errno is not None or _short(error)):
+        if _names_no_file(error):
             raise _named(error, path) from error
         raise
 
@@ -250,8 +254,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         with suppress(OSError):  # not every file system lets a folder be flushed
             _flush(final.parent)
     except OSError as error:
-        unnamed = error.filename is None and (error.errno is not None or _short(error))
-        if unnamed or error.filename == str(temporary):
+        if _names_no_file(error) or error.filename == str(temporary):
             raise _named(error, final) from error
         raise
     finally:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike, as_path
+from diba_np.files.signatures import kind_of
 
 FORMAT = "diba_np"
 
@@ -177,15 +178,13 @@ def open_file(path: Path) -> Iterator[h5py.File]:
 
 def _dense(path: Path) -> str:
     """Tell what a file holds that is dense, and what makes a file of ours of it; "" of others."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    if head.startswith(b"\x93NUMPY"):
+    kind = kind_of(path)
+    if kind == "npy":
         return "is a dense array (.npy), nothing compressed; `diba-np factorize` compresses it"
-    arrays = ((b"PK\x03\x04", "an archive (.npz or of torch)"), (b"GGUF", "GGUF"))
-    kind = next((kind for start, kind in arrays if head.startswith(start)), "")
-    if not kind and head[8:] == b"{":
-        kind = "safetensors"
-    return kind and f"is {kind}, nothing compressed; `diba-np model` compresses its arrays"
+    known = {"zip": "an archive (.npz or of torch)", "gguf": "GGUF", "safetensors": "safetensors"}
+    if kind not in known:
+        return ""
+    return f"is {known[kind]}, nothing compressed; `diba-np model` compresses its arrays"
 
 
 def _pass_on(path: Path, error: Exception) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diba_np.files.signatures import kind_of
 from diba_np.sources.entry import Entry, as_format_error, check_unique
 from diba_np.sources.gguf import open_gguf
 from diba_np.sources.hdf5 import open_hdf5
@@ -102,19 +103,12 @@ def _open_path(path: Path) -> list[Entry]:
 
 def _kind_by_content(path: Path) -> Callable[[Path], list[Entry]] | None:
     """Tell what a file without a known suffix is from its first bytes."""
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head.startswith(b"\x93NUMPY"):
-        return open_npy
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return open_hdf5
-    if head.startswith(b"GGUF"):
-        return open_gguf
-    if head.startswith(b"PK\x03\x04"):
+    kind = kind_of(path)
+    if kind == "zip":
         with as_format_error(str(path), "an archive"), zipfile.ZipFile(path) as archive:
             torch = any(name.endswith("data.pkl") for name in archive.namelist())
         return open_torch if torch else open_npz
-    return open_safetensors if head[8:9] == b"{" else None
+    return FORMATS[f".{kind}"] if kind else None
 
 
 def _open_folder(path: Path) -> list[Entry]:
