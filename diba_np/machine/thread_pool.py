@@ -9,8 +9,9 @@ wherever the cuts are; where they are not (Gram matrices), the cuts depend on th
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -63,7 +64,7 @@ class ThreadPool:
         self.threads = threads_for(flops) if threads is None else resolve_threads(threads)
         self.entries = entries or BLOCK_ENTRIES
         self.streamed = entries is not None
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
         self._blas = single_threaded_blas()
 
     def __enter__(self) -> ThreadPool:
@@ -83,10 +84,38 @@ class ThreadPool:
         return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
     def run(self, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-        """Return ``[work(item) for item in items]``, computed side by side."""
+        """Return ``[work(item) for item in items]``, computed side by side.
+
+        The calling thread works too: a thread that only waits is woken for nothing, on a core
+        that another one has.
+        """
         if self._pool is None or len(items) < 2:
             return [work(item) for item in items]
-        return list(self._pool.map(work, items))
+        left = deque(enumerate(items))
+        results: list[Any] = [None] * len(items)
+
+        def drain() -> None:
+            while True:
+                try:
+                    at, item = left.popleft()
+                except IndexError:
+                    return
+                try:
+                    results[at] = work(item)
+                except BaseException:
+                    left.clear()
+                    raise
+
+        others = [self._pool.submit(drain) for _ in range(min(self.threads, len(items)) - 1)]
+        try:
+            drain()
+        finally:
+            # one that has not begun has nothing to do any more
+            begun = [other for other in others if not other.cancel()]
+            wait(begun)
+        for other in begun:
+            other.result()
+        return results
 
     def _cut(self, rows: slice, flops: float) -> list[slice]:
         """Cut rows, on which work takes so many flops in all, into blocks of like size.

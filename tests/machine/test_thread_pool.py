@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +14,40 @@ from hypothesis import strategies as st
 
 from diba_np.machine.processors import resolve_threads
 from diba_np.machine.thread_pool import _TILE, ThreadPool
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_come_in_order_and_the_caller_works_too(threads):
+    both = threading.Barrier(threads, timeout=60)
+    seen = set()
+
+    def work(item):
+        if item < threads:
+            both.wait()  # each of the first items has a thread of its own
+        seen.add(threading.current_thread())
+        return item * item
+
+    with ThreadPool(threads) as pool:
+        assert pool.run(work, list(range(20))) == [item * item for item in range(20)]
+        assert threading.current_thread() in seen
+        assert len(seen) == threads
+        within = pool.run(lambda item: pool.run(lambda other: item + other, [1, 2, 3]), [10, 20])
+    assert within == [[11, 12, 13], [21, 22, 23]]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_error_ends_the_work_and_is_passed_on(threads):
+    done = []
+
+    def work(item):
+        if item == 1:
+            raise IndexError("of the work")
+        time.sleep(1e-4)
+        done.append(item)
+
+    with ThreadPool(threads) as pool, pytest.raises(IndexError, match="of the work"):
+        pool.run(work, [0, 1, *range(100, 10_000)])
+    assert len(done) < 9_000
 
 
 @pytest.mark.parametrize(
