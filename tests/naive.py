@@ -618,17 +618,17 @@ def trellis_column(codes, bits, table, size):
 
 
 def filter_sums(sums, taps, scales, columns):
-    """Outputs (V, T N) of the circular filter, by its definition, times the steps' scales."""
+    """Outputs (T V, N) of the circular filter, by its definition, times the rows' scales."""
     bits, size = sums.shape
     V, width = taps.shape
     T = size // columns
-    out = np.zeros((V, T, columns))
+    out = np.zeros((T, V, columns))
     planes = sums.reshape(bits, T, columns)
     for v in range(V):
         for t in range(T):
             for i in range(width):
-                out[v, t] += scales[v, t] * taps[v, i] * planes[i % bits, (t - i // bits) % T]
-    return out.reshape(V, size)
+                out[t, v] += scales[v, t] * taps[v, i] * planes[i % bits, (t - i // bits) % T]
+    return out.reshape(T * V, columns)
 
 
 def filter_back(y, taps, columns, bits):

@@ -4,6 +4,8 @@ Bit r of a step has a plane of sums, flat over (T steps, N columns). Output v of
 ``sum_jr taps[v, j * bits + r] * sums[r, t - j]``, steps counted modulo T.
 """
 
+import numpy as np
+
 from diba_np.kernels._jit import njit
 
 _SUMS = {"reassoc", "contract", "nsz"}
@@ -25,26 +27,34 @@ def _add3(target, tap0, source0, tap1, source1, tap2, source2):
 
 
 @njit(fastmath=_SUMS)
-def _scale_rows(target, scales, columns):
-    """Multiply (rows, columns), flat, by a scale for each row; return the sum."""
-    total = target.dtype.type(0)
-    if columns == 1:
-        for p in range(target.size):
-            target[p] *= scales[p]
-            total += target[p]
-        return total
-    for t in range(scales.size):
-        row = target[t * columns : (t + 1) * columns]
-        scale = scales[t]
-        for c in range(columns):
-            row[c] *= scale
-            total += row[c]
+def _add_scaled(rows, columns, scales, source, every):
+    """Add (steps, columns), flat, times a scale for each step, to one row of so many.
+
+    `rows` is flat from the first step's row on; return the sum of those that were added to.
+    """
+    total = rows.dtype.type(0)
+    if columns == 1 and every == 1:  # as is, because a step of one row is then vectorised
+        for p in range(scales.size):
+            rows[p] += scales[p] * source[p]
+            total += rows[p]
+    elif columns == 1:
+        for p in range(scales.size):
+            rows[p * every] += scales[p] * source[p]
+            total += rows[p * every]
+    else:
+        for t in range(scales.size):
+            at = t * every * columns
+            row, part = rows[at : at + columns], source[t * columns : (t + 1) * columns]
+            scale = scales[t]
+            for c in range(columns):
+                row[c] += scale * part[c]
+                total += row[c]
     return total
 
 
 @njit(fastmath=_SUMS)
-def filter_sums(sums, taps, scales, columns, out):
-    """Write the filtered sums, each step's times a scale; return the sum of all.
+def filter_sums(sums, taps, scales, columns, more, out):
+    """Write the filtered sums, each times its row's scale, or add them; return the sum of all.
 
     Parameters
     ----------
@@ -54,12 +64,15 @@ def filter_sums(sums, taps, scales, columns, out):
     scales : (V, T) of the same type, C-order
     columns : int
         N.
-    out : (V, T N) of the same type, C-order, overwritten
+    more : bool
+        Whether to add to what `out` holds.
+    out : (m N,) of the same type
+        Rows of N, output v of step t at row ``t V + v``; ``m <= T V``.
 
     Returns
     -------
     float
-        Not finite if an entry is not.
+        Of the entries of `out`. Not finite if one is not.
 
     Notes
     -----
@@ -70,12 +83,12 @@ def filter_sums(sums, taps, scales, columns, out):
     rows = max(1, _CHUNK // columns)
     steps = size // columns
     last = (width - 1) // bits * columns
+    work = np.empty((V, rows * columns), out.dtype)
     total = 0.0
     for first in range(0, steps, rows):
         start = first * columns
         stop = min(first + rows, steps) * columns
-        for v in range(V):
-            out[v, start:stop] = 0
+        work[:, : stop - start] = 0
         i = 0
         if start >= last:  # nothing turns: three taps at once
             while i + 3 <= width:
@@ -83,7 +96,8 @@ def filter_sums(sums, taps, scales, columns, out):
                 b = sums[(i + 1) % bits, start - (i + 1) // bits * columns :]
                 c = sums[(i + 2) % bits, start - (i + 2) // bits * columns :]
                 for v in range(V):
-                    _add3(out[v, start:stop], taps[v, i], a, taps[v, i + 1], b, taps[v, i + 2], c)
+                    target = work[v, : stop - start]
+                    _add3(target, taps[v, i], a, taps[v, i + 1], b, taps[v, i + 2], c)
                 i += 3
         while i < width:
             plane = sums[i % bits]
@@ -92,12 +106,15 @@ def filter_sums(sums, taps, scales, columns, out):
             for v in range(V):
                 tap = taps[v, i]
                 # slices, because an index that might be negative is not vectorised
-                _add(out[v, start:turn], tap, plane[start + size - lag :])
-                _add(out[v, turn:stop], tap, plane[turn - lag :])
+                _add(work[v, : turn - start], tap, plane[start + size - lag :])
+                _add(work[v, turn - start : stop - start], tap, plane[turn - lag :])
             i += 1
+        if not more:
+            out[start * V : stop * V] = 0
         for v in range(V):
-            part = scales[v, first : first + rows]
-            total += _scale_rows(out[v, start:stop], part, columns)
+            left = (out.size // columns - v + V - 1) // V - first
+            part = scales[v, first : first + min(rows, left)]
+            total += _add_scaled(out[start * V + v * columns :], columns, part, work[v], V)
     return total
 
 
@@ -115,7 +132,8 @@ def filter_back(y, taps, columns, sums):
 
     Notes
     -----
-    The adjoint of `filter_sums` with scales of one; ``2 T N V width`` flops.
+    The adjoint of `filter_sums` with scales of one, but for the order of its rows.
+    ``2 T N V width`` flops.
     """
     bits, size = sums.shape
     V, width = taps.shape

@@ -248,6 +248,7 @@ class Operator(Expandable):
     """
 
     _decoded: Any = None
+    _turned: LinearOperator | None = None
 
     def _dense(self) -> Any:
         if self._decoded is None:
@@ -276,7 +277,10 @@ class Operator(Expandable):
         return super().__matmul__(x)
 
     def _adjoint(self) -> LinearOperator:
-        return Adjoint(self)
+        """Return the transpose, made once."""
+        if self._turned is None:
+            self._turned = Adjoint(self)
+        return self._turned
 
     _transpose = _adjoint
 

@@ -101,8 +101,15 @@ class LinearTrellis(Trellis):
         return with_total(out if low is None else out + low.multiply_transposed(y))
 
 
+# entries up to which columns of rare modes are kept decoded: a packed product costs more than they
+_FEW_ENTRIES = 1 << 16
+
+
 class Values:
     """What the paths of a coded matrix stand for: products from the bits.
+
+    Budgets leave a few columns to another mode than nearly all others have. They are kept decoded,
+    at most 2^16 weights, because a packed product of their own costs several times as much.
 
     Parameters
     ----------
@@ -122,35 +129,61 @@ class Values:
         d3: Array | None = None,
     ) -> None:
         self.shape = shape
-        self._parts = [
+        parts = [
             _Part(modes[number - 1], np.flatnonzero(coded.chosen == position), codes, shape, d1, d3)
             for position, (number, codes) in enumerate(zip(coded.used, coded.codes, strict=True))
             if number
         ]
+        # one that spans all columns comes first, the others are put into its results
+        self._parts = sorted(parts, key=lambda part: not part.spans)
         self._zero = np.flatnonzero(np.array(coded.used)[coded.chosen] == 0)
+        few = self._parts[1:] if self._parts[0].spans else []
+        self._few = few if sum(part.columns.size for part in few) * shape[0] <= _FEW_ENTRIES else []
+        self._packed = [part for part in self._parts if part not in self._few]
+        self._decoded: dict[Any, tuple[Array, Array]] = {}
+
+    def _few_columns(self, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """Return the numbers (c,) of the decoded columns and their weights (m, c), F-order."""
+        if dtype not in self._decoded:
+            index = np.arange(self.shape[0])
+            weights = [part.weights(index).T for part in self._few]
+            self._decoded[dtype] = (
+                np.concatenate([part.columns for part in self._few]),
+                np.ascontiguousarray(np.concatenate(weights), dtype).T,
+            )
+        return self._decoded[dtype]
 
     def multiply(self, x: Array) -> tuple[Array, float]:
         """Return the (m, N) product with x (n, N), C-order float32 or float64, and its total.
 
         The total is a number that is not finite if an entry is not.
         """
-        out, total = self._parts[0].multiply(x)
-        if len(self._parts) == 1 and not self._zero.size:
-            return out, total
-        for part in self._parts[1:]:
-            out += part.multiply(x)[0]
-        if self._zero.size:  # NaN and infinity reach the result from there too
+        out = np.empty((self.shape[0], x.shape[1]), x.dtype)
+        if self._few:
+            columns, weights = self._few_columns(x.dtype)
+            np.matmul(weights, x.take(columns, axis=0), out=out)
+        for number, part in enumerate(self._packed):
+            total = part.multiply(x, out, number > 0 or bool(self._few))
+        if self._zero.size and not self._parts[0].spans:
+            # NaN and infinity reach the result from there too
             with np.errstate(invalid="ignore"):
                 out[0] += 0 * np.add.reduce(x[self._zero], axis=0)
-        return with_total(out)
+            return with_total(out)
+        return out, total
 
     def multiply_transposed(self, y: Array) -> Array:
         """Return the (n, N) product of the transpose with y (m, N)."""
-        if self._parts[0].is_whole:
-            return self._parts[0].multiply_transposed(y)
-        out = np.zeros((self.shape[1], y.shape[1]), y.dtype)
-        for part in self._parts:
+        first, *others = self._packed
+        if first.spans:
+            out = first.multiply_transposed(y)
+        else:
+            others = self._packed
+            out = np.zeros((self.shape[1], y.shape[1]), y.dtype)
+        for part in others:
             out[part.columns] = part.multiply_transposed(y)
+        if self._few:
+            columns, weights = self._few_columns(y.dtype)
+            out[columns] = weights.T @ y
         return out
 
     def rows(self, index: Array) -> Array:
@@ -159,6 +192,10 @@ class Values:
         for part in self._parts:
             found[:, part.columns] = part.rows(index)
         return found
+
+
+# share of the columns from which a part takes all: to gather its own costs more than bits of zero
+_SPANNING = 0.9
 
 
 class _Part:
@@ -172,6 +209,12 @@ class _Part:
     shape : (int, int)
         (m, n).
     d1, d3 : (m,) and (n,) float, or None
+
+    Attributes
+    ----------
+    columns : (c,) int
+    spans : bool
+        Whether operands and results are of all n columns, of which those of others count nothing.
     """
 
     def __init__(
@@ -183,12 +226,17 @@ class _Part:
         d1: Array | None,
         d3: Array | None,
     ) -> None:
-        self.mode, self.steps, self.m, self._codes = mode, codes.shape[1], shape[0], codes
-        self.is_whole = columns.size == shape[1]
-        self.columns: Any = slice(None) if self.is_whole else columns
-        self._d3 = None if d3 is None else d3[self.columns]
+        m, n = shape
+        self.mode, self.steps, self.columns, self._codes = mode, codes.shape[1], columns, codes
+        self.spans = columns.size >= _SPANNING * n
+        self._places = columns if self.spans else np.arange(columns.size)
+        self._width = n if self.spans else columns.size
+        self._d3 = None
+        if d3 is not None or columns.size < self._width:
+            self._d3 = np.zeros(self._width)
+            self._d3[self._places] = 1.0 if d3 is None else d3[columns]
         self._d1 = np.ones(self.steps * mode.weights)
-        self._d1[: self.m] = 1.0 if d1 is None else d1
+        self._d1[:m] = 1.0 if d1 is None else d1
         self._prepared: dict[Any, tuple[Array, Array]] = {}
 
     def _typed(self, dtype: np.dtype[Any]) -> tuple[Array, Array]:
@@ -205,9 +253,11 @@ class _Part:
     @functools.cached_property
     def _bits(self) -> PackedBits:
         """(bits steps, columns): the planes of bits, one below the other."""
-        bits = np.arange(self.mode.bits, dtype=np.uint8)
-        planes = (self._codes.T[None] >> bits[:, None, None]) & 1
-        return PackedBits(planes.reshape(-1, len(self._codes)))
+        bits = self.mode.bits
+        planes = np.zeros((bits, self.steps, self._width), np.uint8)
+        for bit, plane in enumerate(planes):
+            plane[:, self._places] = (self._codes.T >> bit) & 1
+        return PackedBits(planes.reshape(bits * self.steps, -1))
 
     @functools.cached_property
     def _forward(self) -> Product:
@@ -217,21 +267,19 @@ class _Part:
     def _backward(self) -> Product:
         return Product(self._bits.T, d_out=self._d3, alpha=0.5)
 
-    def multiply(self, x: Array) -> tuple[Array, float]:
-        """Return the (m, N) product with x (n, N), and its total."""
+    def multiply(self, x: Array, out: Array, more: bool) -> float:
+        """Write the product with x (n, N) to out (m, N), or add it; return the sum of `out`."""
         mode, N = self.mode, x.shape[1]
-        x = x if self.is_whole else x[self.columns]
+        x = x if self.spans else x.take(self.columns, axis=0)
         sums = self._forward.vector(x[:, 0]) if N == 1 else self._forward.matrix(x)
-        planes = np.empty((mode.weights, self.steps * N), x.dtype)
         taps, scales = self._typed(x.dtype)
-        total = filter_sums(sums.reshape(mode.bits, -1), taps, scales, N, planes)
-        if mode.weights == 1:
-            return planes.reshape(-1, N), total
-        by_step = planes.reshape(mode.weights, self.steps, N).transpose(1, 0, 2)
-        return by_step.reshape(-1, N)[: self.m], total
+        total: float = filter_sums(
+            sums.reshape(mode.bits, -1), taps, scales, N, more, out.reshape(-1)
+        )
+        return total
 
     def multiply_transposed(self, y: Array) -> Array:
-        """Return the (columns, N) product of the transpose with y (m, N)."""
+        """Return the product of the transpose with y (m, N), of all columns if it spans them."""
         mode, N = self.mode, y.shape[1]
         taps, scales = self._typed(y.dtype)
         planes = np.zeros((mode.weights, self.steps, N), y.dtype)
@@ -244,8 +292,13 @@ class _Part:
             return self._backward.vector(sums.ravel())[:, None]
         return self._backward.matrix(sums.reshape(-1, N))
 
+    def weights(self, index: Array) -> Array:
+        """Return rows (R, c) float64 with the scales."""
+        found = self.rows(index) * self._d1[index, None]
+        return found if self._d3 is None else found * self._d3[self._places]
+
     def rows(self, index: Array) -> Array:
-        """Return rows (R, columns) float64, without scales."""
+        """Return rows (R, c) float64, without scales."""
         mode = self.mode
         step, place = np.divmod(index, mode.weights)
         found = np.zeros((len(index), len(self._codes)))

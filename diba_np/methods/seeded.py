@@ -81,7 +81,12 @@ class Rotation:
 
     def _mixed(self, x: Array, factor: Array) -> Array:
         shape = (self.power, self.odd, x.shape[1])
-        mixed = np.matmul(factor, x.reshape(shape)) if self.odd > 1 else x * factor
+        if self.odd == 1:
+            mixed = x * factor
+        elif x.shape[1] == 1:  # one product, not one for each of the tiny matrices
+            mixed = x.reshape(shape[:2]) @ factor.T
+        else:
+            mixed = np.matmul(factor, x.reshape(shape))
         mixed = np.ascontiguousarray(mixed).reshape(-1)
         hadamard(mixed, self.odd * x.shape[1])
         return mixed.reshape(x.shape)

@@ -17,10 +17,11 @@ from diba_np.kernels.hadamard import hadamard
     length=st.integers(1, 5),
     steps=st.one_of(st.integers(1, 9), st.integers(30, 40)),
     columns=st.sampled_from([1, 2, 7, 48, 300]),
+    missing=st.integers(0, 2),
     single=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_filters_equal_their_definition(bits, V, length, steps, columns, single, seed):
+def test_filters_equal_their_definition(bits, V, length, steps, columns, missing, single, seed):
     rng = np.random.default_rng(seed)
     kind = np.float32 if single else np.float64
     taps = rng.normal(size=(V, bits * length)).astype(kind)
@@ -28,16 +29,23 @@ def test_filters_equal_their_definition(bits, V, length, steps, columns, single,
     y = rng.normal(size=(V, steps * columns)).astype(kind)
     close = {"rtol": 1e-4, "atol": 1e-4} if single else {"rtol": 1e-11, "atol": 1e-11}
     scales = rng.normal(size=(V, steps)).astype(kind)
-    out, back = np.full_like(y, np.nan), np.full_like(sums, np.nan)
-    total = filter_sums(sums, taps, scales, columns, out)
-    np.testing.assert_allclose(out, naive.filter_sums(sums, taps, scales, columns), **close)
+    rows = V * steps - min(missing, V - 1)
+    out, back = np.full(rows * columns, np.nan, kind), np.full_like(sums, np.nan)
+    total = filter_sums(sums, taps, scales, columns, False, out)
+    expected = naive.filter_sums(sums, taps, scales, columns)[:rows].ravel()
+    np.testing.assert_allclose(out, expected, **close)
+    assert np.isclose(total, out.sum(dtype=float), rtol=1e-3, atol=1e-2)
+    total = filter_sums(sums, taps, scales, columns, True, out)
+    np.testing.assert_allclose(out, 2 * expected, **close)
     assert np.isclose(total, out.sum(dtype=float), rtol=1e-3, atol=1e-2)
     filter_back(y, taps, columns, back)
     np.testing.assert_allclose(back, naive.filter_back(y, taps, columns, bits), **close)
-    filter_sums(sums, taps, np.ones_like(scales), columns, out)
-    assert np.isclose(np.sum(y * out), np.sum(sums * back), rtol=1e-3, atol=1e-2)
+    whole = np.empty(V * steps * columns, kind)
+    filter_sums(sums, taps, np.ones_like(scales), columns, False, whole)
+    by_output = whole.reshape(steps, V, columns).transpose(1, 0, 2).reshape(y.shape)
+    assert np.isclose(np.sum(y * by_output), np.sum(sums * back), rtol=1e-3, atol=1e-2)
     sums[0, -1] = np.nan
-    assert np.isnan(filter_sums(sums, taps, scales, columns, out))
+    assert np.isnan(filter_sums(sums, taps, scales, columns, False, whole))
 
 
 @pytest.mark.parametrize("P", [1, 2, 4, 8, 16, 64])

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diba_np import FormatError, load, methods
+from diba_np.methods import linear_trellis
 from diba_np.methods.feedback import output_error
 from diba_np.methods.fitting import gram
 from diba_np.methods.linear_trellis import LinearTrellis
 from diba_np.methods.seeded import Rotation, normals, uniforms
 from diba_np.methods.trellis import Trellis
-from diba_np.methods.trellis_fit import ROTATIONS
+from diba_np.methods.trellis_fit import ROTATIONS, Coded
 from diba_np.methods.trellis_modes import (
     LINEAR_MODES,
     LOOKUP_MODES,
@@ -212,8 +213,10 @@ def test_a_rotation_is_orthogonal(size, kind):
     turn, x = Rotation(size, 5), np.random.default_rng(0).normal(size=(size, 4)).astype(kind)
     R = turn.apply(np.eye(size))
     np.testing.assert_allclose(R @ R.T, np.eye(size), atol=1e-12)
-    np.testing.assert_allclose(turn.apply(x), R @ x, atol=1e-5)
-    np.testing.assert_allclose(turn.apply_transposed(x), R.T @ x, atol=1e-5)
+    for columns in (1, 4):
+        part = x[:, :columns]
+        np.testing.assert_allclose(turn.apply(part), R @ part, atol=1e-5)
+        np.testing.assert_allclose(turn.apply_transposed(part), R.T @ part, atol=1e-5)
     assert turn.apply(x).dtype == kind
 
 
@@ -321,6 +324,34 @@ def test_products_come_from_the_bits(rotation, bits, fitted, monkeypatch):
     np.testing.assert_allclose(made @ z, dense @ z, atol=1e-5 * size * 40)
     whole = rng.integers(-3, 4, 36)
     np.testing.assert_allclose(made @ whole, dense @ whole, atol=1e-5 * size * 40)
+
+
+@pytest.mark.parametrize("decoded", [0, 1 << 16])
+@pytest.mark.parametrize("share", [3, 20])
+def test_columns_of_rare_modes(decoded, share, monkeypatch):
+    """Of 40 columns a third each of three modes, or 36, 2 and 2; one of the modes has no bits."""
+    monkeypatch.setattr(linear_trellis, "_FEW_ENTRIES", decoded)
+    rng = np.random.default_rng(0)
+    m, n = 31, 40
+    chosen = rng.permutation(np.resize([0, 1, 2] + [0] * (share - 3), n)).astype(np.uint8)
+    kinds = [(mode.bits, mode.weights) for mode in LINEAR_MODES]
+    used, codes = [], []
+    for at, (bits, weights) in enumerate([(2, 1), (0, 0), (3, 2)]):
+        used.append(kinds.index((bits, weights)) + 1 if bits else 0)
+        steps = -(-m // weights) if bits else 0
+        codes.append(rng.integers(0, 1 << bits, ((chosen == at).sum(), steps)).astype(np.uint8))
+    made = LinearTrellis((m, n), Coded("none", used, chosen, codes), 0)
+    dense = made.to_dense().astype(np.float64)
+    monkeypatch.setattr(made, "to_dense", None)
+    for columns in (1, 5):
+        x, y = rng.normal(size=(n, columns)), rng.normal(size=(m, columns))
+        np.testing.assert_allclose(made @ x, dense @ x, atol=1e-4)
+        np.testing.assert_allclose(made.T @ y, dense.T @ y, atol=1e-4)
+    monkeypatch.undo()
+    x[:, 0] = 0.0
+    x[np.flatnonzero(chosen == 1)[0], 0] = np.nan  # also where no bits are
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(made @ x, dense @ x, atol=1e-4)
 
 
 def test_operands_that_are_not_finite_give_what_the_dense_matrix_gives(fitted):
