@@ -643,6 +643,16 @@ def filter_back(y, taps, columns, bits):
     return sums.reshape(bits, -1)
 
 
+def few_columns(weights, x):
+    """Product (m, N) of the transpose of weights (c, m) with x (c, N)."""
+    return sum(np.outer(column, row) for column, row in zip(weights, x, strict=True))
+
+
+def few_columns_back(weights, y):
+    """Product (c, N) of weights (c, m) with y (m, N)."""
+    return np.array([[np.sum(column * row) for row in y.T] for column in weights])
+
+
 def hadamard(x, columns):
     """Product with the matrix whose entry (i, j) is -1 to the number of common bits of i and j."""
     P = x.size // columns

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from diba_np.arrays import RowIndex
+from diba_np.kernels.few_columns import few_columns, few_columns_back
 from diba_np.kernels.filters import filter_back, filter_sums
 from diba_np.matrix.base import Array
 from diba_np.matrix.operator import real_product, with_total
@@ -143,13 +144,13 @@ class Values:
         self._decoded: dict[Any, tuple[Array, Array]] = {}
 
     def _few_columns(self, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-        """Return the numbers (c,) of the decoded columns and their weights (m, c), F-order."""
+        """Return the numbers (c,) of the decoded columns and their weights (c, m)."""
         if dtype not in self._decoded:
             index = np.arange(self.shape[0])
             weights = [part.weights(index).T for part in self._few]
             self._decoded[dtype] = (
                 np.concatenate([part.columns for part in self._few]),
-                np.ascontiguousarray(np.concatenate(weights), dtype).T,
+                np.ascontiguousarray(np.concatenate(weights), dtype),
             )
         return self._decoded[dtype]
 
@@ -161,7 +162,7 @@ class Values:
         out = np.empty((self.shape[0], x.shape[1]), x.dtype)
         if self._few:
             columns, weights = self._few_columns(x.dtype)
-            np.matmul(weights, x.take(columns, axis=0), out=out)
+            few_columns(weights, x.take(columns, axis=0), out)
         for number, part in enumerate(self._packed):
             total = part.multiply(x, out, number > 0 or bool(self._few))
         if self._zero.size and not self._parts[0].spans:
@@ -183,7 +184,9 @@ class Values:
             out[part.columns] = part.multiply_transposed(y)
         if self._few:
             columns, weights = self._few_columns(y.dtype)
-            out[columns] = weights.T @ y
+            found = np.empty((columns.size, y.shape[1]), y.dtype)
+            few_columns_back(weights, y, found)
+            out[columns] = found
         return out
 
     def rows(self, index: Array) -> Array:
@@ -319,3 +322,5 @@ def run_each_kernel_of_trellis() -> None:
     for x in (np.ones((16, 1), np.float32), np.ones((16, 1))):
         f @ x
         f.T @ x
+        few_columns(x, x, x[:1].copy())
+        few_columns_back(x, x[:1], x.copy())
