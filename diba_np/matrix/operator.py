@@ -48,6 +48,15 @@ def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
     return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
 
 
+def along_stack(apply: Callable[[Array], Array], X: Array) -> Array:
+    """Apply a map on (n, N) arrays to each matrix of X (..., n, N), all of them at once."""
+    if X.ndim < 3:
+        return apply(X)
+    columns = np.moveaxis(X, -2, 0)
+    y = apply(columns.reshape(len(columns), -1))
+    return np.moveaxis(y.reshape(len(y), *columns.shape[1:]), 0, -2)
+
+
 _PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -269,7 +278,7 @@ class Operator(Expandable):
         return _along_last(self._apply, x, self.shape[1])
 
     def _matmat(self, X: Array) -> Array:
-        return self._apply(as_operand(X))
+        return along_stack(self._apply, as_operand(X))
 
     def __matmul__(self, x: Any) -> Any:
         if is_plain(x, self.shape[1]):
@@ -300,7 +309,7 @@ class Adjoint(Expandable):
         return _along_last(self.parent._apply_transposed, x, self.shape[1])
 
     def _matmat(self, X: Array) -> Array:
-        return self.parent._apply_transposed(as_operand(X))
+        return along_stack(self.parent._apply_transposed, as_operand(X))
 
     def __matmul__(self, x: Any) -> Any:
         if is_plain(x, self.shape[1]):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import check_dense
-from diba_np.matrix.operator import Operator, is_plain
+from diba_np.matrix.operator import Operator, along_stack, is_plain
 from diba_np.products.product import Product
 
 
@@ -27,11 +27,7 @@ class PackedOperator(Operator):
             return self._matmat(X.real) + 1j * self._matmat(X.imag)
         if X.ndim == 1:
             return self._product.vector(X)
-        if X.ndim == 2:
-            return self._product.matrix(X)
-        columns = np.moveaxis(X, -2, 0)
-        product = self._product.matrix(columns.reshape(self.shape[1], -1))
-        return np.moveaxis(product.reshape(self.shape[0], *columns.shape[1:]), 0, -2)
+        return along_stack(self._product.matrix, X)
 
     def _matvec(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return ``A_hat x`` for x (..., n), one vector along the last axis."""

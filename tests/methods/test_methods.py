@@ -105,6 +105,10 @@ def test_products_equal_the_dense_matrix(label, matrix, fitted, rng):
     np.testing.assert_allclose(made.H @ Y, dense.T @ Y, **close)
     np.testing.assert_allclose(made.matmat(x[:, None]), dense @ x[:, None], **close)
     np.testing.assert_allclose(made._matvec(rng.standard_normal((2, 3, n))).shape, (2, 3, m))
+    # matrices along leading axes, as newer versions of scipy hand them on
+    for operator, exact, size in ((made, dense, n), (made.T, dense.T, m)):
+        stack = rng.standard_normal((2, size, 3))
+        np.testing.assert_allclose(operator._matmat(stack), exact @ stack, **close)
     assert (made @ x.astype(np.float32)).dtype == np.float32
     # adjointness: <y, A x> = <A^T y, x>
     assert np.isclose(y @ (made @ x), (made.T @ y) @ x, rtol=1e-4, atol=1e-3)
