@@ -89,7 +89,7 @@ def made_tokenizer_config(tokenizer: str, config: Mapping[str, Any], most: int |
     most : int or None
         Tokens that the network reads at most.
     """
-    tokens = dict(_tokens(json.loads(tokenizer)))
+    tokens = dict(numbered_tokens(json.loads(tokenizer)))
     named: dict[str, str] = {}
     for token in tokens.values():
         named.update((name, token) for name in _USUAL.get(token, ()))
@@ -106,8 +106,8 @@ def made_tokenizer_config(tokenizer: str, config: Mapping[str, Any], most: int |
     return json.dumps(settings | {"clean_up_tokenization_spaces": False}, indent=2)
 
 
-def _tokens(tokenizer: Any) -> Iterator[tuple[Any, str]]:
-    """Yield number and text of all tokens, those that stand for themselves last."""
+def numbered_tokens(tokenizer: Any) -> Iterator[tuple[Any, str]]:
+    """Yield number and text of a ``tokenizer.json``'s tokens, those that are added last."""
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
     if isinstance(vocabulary, dict):
         yield from ((number, token) for token, number in vocabulary.items())

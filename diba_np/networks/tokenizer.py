@@ -5,6 +5,7 @@ Kept as the JSON text of a ``tokenizer.json``, whatever it was read from.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diba_np.errors import FormatError
+from diba_np.networks.beside import numbered_tokens
 from diba_np.sources.entry import read_json
 from diba_np.sources.gguf import need
 
@@ -125,11 +127,12 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         Files of the older kinds need the package `tokenizers`.
     """
     path = folder / "tokenizer.json"
+    settings = read_json(folder / "tokenizer_config.json", optional=True)
     if path.is_file():
         with _as_format_error(str(path)):
-            return Tokenizer(path.read_text("utf-8"), str(path))
+            text = _with_ends(path.read_text("utf-8"), settings, str(path))
+            return Tokenizer(text, str(path))
     pieces, words = folder / "vocab.json", folder / "vocab.txt"
-    settings = read_json(folder / "tokenizer_config.json", optional=True)
     if pieces.is_file() and (folder / "merges.txt").is_file():
         vocabulary = read_json(pieces)
         with _as_format_error(str(folder / "merges.txt")):
@@ -142,6 +145,67 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             lines = words.read_text("utf-8").removesuffix("\n").split("\n")
             return Tokenizer(_word_pieces(lines, settings), str(words))
     return None
+
+
+# classes of tokenizers whose settings say what stands around a text, whatever the file itself says
+_SAYS_ENDS = ("LlamaTokenizer", "LlamaTokenizerFast")
+
+
+def _with_ends(text: str, settings: Mapping[str, Any], label: str) -> str:
+    """Return a ``tokenizer.json`` with the tokens around a text that ``add_bos_token`` asks for.
+
+    Likewise ``add_eos_token``; where the settings leave one out, as the file has it.
+
+    Raises
+    ------
+    FormatError
+        The file has no such token.
+    """
+    asked = {end: settings.get(f"add_{end}_token") for end in ("bos", "eos")}
+    if settings.get("tokenizer_class") not in _SAYS_ENDS or set(asked.values()) == {None}:
+        return text
+    whole = json.loads(text)
+    ids = {token: number for number, token in numbered_tokens(whole)}
+    around = dict(zip(asked, _ends(whole.get("post_processor")), strict=True))
+    wanted = dict(around)
+    for (end, adds), usual in zip(asked.items(), ("<s>", "</s>"), strict=True):
+        token = settings.get(f"{end}_token") or usual
+        token = token["content"] if isinstance(token, dict) else token
+        if adds and token not in ids:
+            raise FormatError(f"{label}: token {token}: found none, add_{end}_token expects it")
+        if adds is not None:
+            wanted[end] = [token] if adds else []
+    if wanted == around:
+        return text
+    tokens = [*wanted["bos"], None, *wanted["eos"]]
+    single = [
+        {"Sequence": {"id": "A", "type_id": 0}}
+        if token is None
+        else {"SpecialToken": {"id": token, "type_id": 0}}
+        for token in tokens
+    ]
+    special = {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in tokens if t is not None}
+    whole["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": special,
+    }
+    return json.dumps(whole, ensure_ascii=False)
+
+
+def _ends(processor: Mapping[str, Any] | None) -> tuple[list[str], list[str]]:
+    """Return the tokens that what a ``tokenizer.json`` does last puts before and after a text."""
+    parts = (processor or {}).get("processors", [processor or {}])
+    single: list[Any] = next((part["single"] for part in parts if "single" in part), [])
+    ends: tuple[list[str], list[str]] = [], []
+    behind = False
+    for part in single:
+        if "SpecialToken" in part:
+            ends[behind].append(part["SpecialToken"]["id"])
+        else:
+            behind = True
+    return ends
 
 
 # tokens that stand for themselves in vocabularies of bytes, where no file beside says so

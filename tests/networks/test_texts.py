@@ -391,6 +391,38 @@ def test_tokenizers_of_older_folders(tmp_path):
         read_tokenizer(tmp_path).encode("a")
 
 
+def test_settings_of_llama_say_what_stands_around_a_text(tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    bare = words(("<unk>", "<s>", "</s>")).text
+    inner = tokenizers.Tokenizer.from_str(bare)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    opened = inner.to_str()
+
+    def read(text, **settings):
+        (tmp_path / "tokenizer.json").write_text(text)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return read_tokenizer(tmp_path)
+
+    llama = {"tokenizer_class": "LlamaTokenizerFast"}
+    token = {"content": "</s>", "special": True}
+    for text, settings, expected in (
+        (bare, llama | {"add_bos_token": True}, [1, 3]),
+        (bare, llama | {"add_eos_token": True, "eos_token": token}, [3, 2]),
+        (bare, {"add_bos_token": True}, [3]),  # of other classes the file alone tells
+        (opened, llama | {"add_bos_token": False}, [3]),
+        (opened, llama | {"add_eos_token": True}, [1, 3, 2]),
+        (opened, llama, [1, 3]),
+    ):
+        assert read(text, **settings).encode("a") == expected
+    same = read(opened, **llama, add_bos_token=True)
+    assert same.text == opened
+    with pytest.raises(dn.FormatError, match="token <bos>: found none, add_bos_token expects it"):
+        read(bare, **llama, add_bos_token=True, bos_token="<bos>")
+
+
 def older_folder(path, vocabulary, merges=(), **files):
     """Files of a byte-level tokenizer as they were before tokenizer.json."""
     path.mkdir(exist_ok=True)
