@@ -121,6 +121,10 @@ class Config:
         tokens; another name is of what is not done here.
     sentence_length : int
         Most tokens of a text that becomes a vector, 0 where the source does not say.
+    sentence_prompt : str
+        What stands before each such text.
+    sentence_lower : bool
+        Whether these are read in small letters.
     source : dict
         The configuration as it was read.
     """
@@ -150,6 +154,8 @@ class Config:
     channels: int = 0
     pooling: str = "mean"
     sentence_length: int = 0
+    sentence_prompt: str = ""
+    sentence_lower: bool = False
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -184,7 +190,10 @@ def _type_of(source: Mapping[str, Any]) -> Any:
 
 
 # field of `Config` -> key of a configuration for what another file of a folder says of vectors
-SENTENCES = {"pooling": "sentence_pooling", "sentence_length": "sentence_length"}
+SENTENCES = {
+    "pooling": "sentence_pooling",
+    **{name: name for name in ("sentence_length", "sentence_prompt", "sentence_lower")},
+}
 
 # ends of ``architectures`` whose head would be taken for another, or lost: of encoders, of decoders
 _OTHER_HEADS = {
@@ -291,6 +300,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "window": (lambda value: value is None or _is_count(value, 1), "an int from 1 on, or null"),
     "tied": (lambda value: value is None or isinstance(value, bool), "true or false"),
     **dict.fromkeys(("activation", "pooling"), (lambda value: isinstance(value, str), "a name")),
+    "sentence_prompt": (lambda value: isinstance(value, str), "a text"),
+    "sentence_lower": (lambda value: isinstance(value, bool), "true or false"),
 }
 
 

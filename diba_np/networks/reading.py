@@ -124,9 +124,12 @@ def _beside(folder: Path) -> dict[str, Any]:
     """Return what files beside a folder's configuration say of ends and of vectors of texts."""
     generation = read_json(folder / "generation_config.json", optional=True)
     sentences = read_json(folder / "sentence_bert_config.json", optional=True)
+    prompt = _prompt(folder)
     settings = {
         "eos_token_id": generation.get("eos_token_id"),
         SENTENCES["sentence_length"]: sentences.get("max_seq_length"),
+        SENTENCES["sentence_lower"]: sentences.get("do_lower_case"),
+        SENTENCES["sentence_prompt"]: prompt,
     }
     # modules of sentence-transformers, each in a folder 1_Name; lengths are always made 1 here
     names = sorted(p.name for p in folder.glob("[0-9]_*") if p.is_dir())
@@ -134,7 +137,7 @@ def _beside(folder: Path) -> dict[str, Any]:
     for name in names:
         step = name[2:].lower()
         if step == "pooling":
-            steps += _poolings(read_json(folder / name / CONFIG, optional=True))
+            steps += _poolings(read_json(folder / name / CONFIG, optional=True), bool(prompt))
         elif step not in ("transformer", "normalize"):
             steps.append(step)
     if steps:
@@ -142,8 +145,28 @@ def _beside(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _poolings(settings: Mapping[str, Any]) -> list[str]:
+def _prompt(folder: Path) -> str | None:
+    """Return what a folder of sentence-transformers puts before a text, where it is told nothing.
+
+    Raises
+    ------
+    FormatError
+        It names a prompt that it does not have.
+    """
+    path = folder / "config_sentence_transformers.json"
+    settings = read_json(path, optional=True)
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return None
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise FormatError(f"{path}: default_prompt_name: found {name!r}, expected one of prompts")
+    return str(prompts[name])
+
+
+def _poolings(settings: Mapping[str, Any], prompted: bool) -> list[str]:
     """Return the names of the poolings whose vectors a sentence's is made of."""
+    if prompted and settings.get("include_prompt") is False:
+        return [f"{name} without the prompt" for name in _poolings(settings, False)]
     if isinstance(settings.get("pooling_mode"), str):
         return [settings["pooling_mode"]]
     start, ends = "pooling_mode_", ("_tokens", "_token")

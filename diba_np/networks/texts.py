@@ -100,11 +100,9 @@ class TextMethods:
         return ids
 
     def _cut(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        tokenizer = self.need_tokenizer()
-        if self.config.positions:
-            length = min(length, self.config.positions - self.config.first_position)
-        rows = [tokenizer.encode(text, not self.kind.decoder) for text in texts]
-        if not self.kind.decoder:  # the last token closes a text
+        tokenizer, length = self.need_tokenizer(), self._most(length)
+        if not self.kind.decoder:
+            rows = [tokenizer.encode(self._as_sentence(text)) for text in texts]
             longer = sum(len(row) > length for row in rows)
             if longer:
                 warnings.warn(
@@ -112,10 +110,27 @@ class TextMethods:
                     "them are read",
                     stacklevel=3,
                 )
-            return [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
-        joined = [token for row in rows for token in row]
+            return [self._shortened(row, length) for row in rows]
+        joined = [token for text in texts for token in tokenizer.encode(text, special=False)]
         cut = [joined[at : at + length] for at in range(0, len(joined), length)]
         return cut[:-1] if len(cut) > 1 and len(cut[-1]) < length else cut
+
+    def _most(self, length: int) -> int:
+        """Return how many tokens of a row there are positions of, at most `length`."""
+        c = self.config
+        return min(length, c.positions - c.first_position) if c.positions else length
+
+    def _as_sentence(self, text: str) -> str:
+        """Return a text as a folder of sentence-transformers reads it."""
+        whole = self.config.sentence_prompt + text
+        return whole.lower() if self.config.sentence_lower else whole
+
+    def _shortened(self, row: list[int], length: int) -> list[int]:
+        """Return at most `length` tokens of a text, with the last one if that closes it."""
+        if len(row) <= length:
+            return row
+        closed = not self.kind.decoder or self.need_tokenizer().closes
+        return [*row[: length - 1], row[-1]] if closed else row[:length]
 
     # -- what it says ------------------------------------------------------------------------------
 
@@ -176,7 +191,8 @@ class TextMethods:
         """Return vectors of length 1 of texts: the means of the last hidden states of their tokens.
 
         Those of the first or the last token alone where the network's folder is one of
-        sentence-transformers that says so (``1_Pooling``).
+        sentence-transformers that says so (``1_Pooling``); so are texts read in small letters
+        (``do_lower_case``) and with what its ``default_prompt_name`` names before them.
 
         Parameters
         ----------
@@ -214,12 +230,10 @@ class TextMethods:
         """Return one text as one row, cut off where it is longer."""
         if not isinstance(text, str):
             return self.rows_of([text])
-        if self.config.positions:
-            length = min(length, self.config.positions - self.config.first_position)
-        row = self.need_tokenizer().encode(text)
+        row = self.need_tokenizer().encode(self._as_sentence(text))
         if not row:
             raise ValueError("texts must hold at least one token each, got none")
-        return [row if len(row) <= length else [*row[: length - 1], row[-1]]]
+        return [self._shortened(row, self._most(length))]
 
     def fill_mask(self, text: str, most: int = 5) -> list[list[tuple[str, float]]]:
         """Return the most probable tokens in the place of each mask of a text.

@@ -106,6 +106,11 @@ class Tokenizer:
         return f"<id {int(number)}>" if token is None else token
 
     @cached_property
+    def closes(self) -> bool:
+        """Whether a token is put behind every text."""
+        return bool(self._inner.encode("a").special_tokens_mask[-1:] == [1])
+
+    @cached_property
     def mask(self) -> str | None:
         """The token that stands for one to be filled in, if there is one."""
         return next((t for t in ("[MASK]", "<mask>") if self.id_of(t) is not None), None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from small_networks import CONFIGS, DECODERS, config_of, inputs_of, network, tensors_of
-from test_texts import packed, words
+from test_texts import packed, tokenizers, words
 
 import diba_np as dn
 from diba_np import networks
@@ -479,6 +479,40 @@ def test_texts_are_as_long_as_the_folder_says(tmp_path):
     net.tokenizer = words()
     assert np.array_equal(net.embed(["a b c d"]), net.embed(["a b d"]))
     assert not np.allclose(net.embed(["a b c d"], 4), net.embed(["a b d"]))
+
+
+def test_texts_are_read_as_the_folder_of_vectors_says(tmp_path):
+    prompts = {"prompts": {"query": "b C "}, "default_prompt_name": "query"}
+    told = tmp_path / "net" / "config_sentence_transformers.json"
+    net = sentences_of(tmp_path / "net", ["mean_tokens"], do_lower_case=True)
+    plain = net.tokenizer = words()
+    assert np.array_equal(net.embed(["A b"]), net.embed([[4, 5]]))
+    assert net.rows_of(["A b"]) == [[4, 5]]
+    told.write_text(json.dumps(prompts))
+    net = networks.load(tmp_path / "net")
+    net.tokenizer = plain
+    net.save(tmp_path / "net.h5")
+    for again in (net, networks.load(tmp_path / "net.h5")):
+        assert np.array_equal(again.embed(["A"]), net.embed([[5, 6, 4]]))
+    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False}
+    (tmp_path / "net" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(ValueError, match="vectors are made by mean without the prompt"):
+        networks.load(tmp_path / "net").embed([[4]])
+    told.write_text('{"default_prompt_name": "query"}')
+    with pytest.raises(dn.FormatError, match="default_prompt_name: found 'query', expected one"):
+        networks.load(tmp_path / "net")
+
+
+def test_a_decoders_text_is_cut_off_where_nothing_closes_it():
+    net = network("llama", sentence_pooling="lasttoken")
+    net.tokenizer = words()
+    assert np.array_equal(net.embed(["a b c d"], 3), net.embed([[4, 5, 6]]))
+    inner = tokenizers.Tokenizer.from_str(net.tokenizer.text)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A [SEP]", special_tokens=[("[SEP]", 3)]
+    )
+    net.tokenizer = type(net.tokenizer)(inner.to_str())
+    assert np.array_equal(net.embed(["a b c d"], 3), net.embed([[4, 5, 3]]))
 
 
 # -- GGUF ------------------------------------------------------------------------------------------
