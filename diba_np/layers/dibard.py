@@ -148,7 +148,7 @@ def retune(
     if chosen not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {chosen!r}")
     if chosen == "als" and not squared:
-        raise ValueError(f'method="als" is for loss="mse", got loss={name!r}')
+        raise ValueError(f'method="als" is for loss="mse", got loss="{name}"')
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if not 0 <= check_number(validation, "validation") < 1:

@@ -163,6 +163,7 @@ def test_a_model_is_not_written_over_its_source(tmp_path):
 
 def test_messages_speak_of_options(folder, tmp_path, capsys):
     assert in_options("give bits= (exclude)") == "give --bits (--exclude)"
+    assert in_options('method="als" is for loss="mse"') == "--method als is for --loss mse"
     assert in_options("k=1 of every matrix takes") == "k=1 of every matrix takes"
     path = tmp_path / "many.h5"
     f = dn.load(folder / "A.h5")
