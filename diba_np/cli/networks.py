@@ -273,6 +273,7 @@ def _part_lines(net: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     lines = [
         (name, f"{bits / 8:.0f} bytes" + (f", {bits / size:.3f} bits a weight" if size else ""))
         for name, (bits, size) in parts.items()
+        if bits
     ]
     bits = sum(bits for bits, _ in parts.values())
     size = sum(size for _, size in parts.values())

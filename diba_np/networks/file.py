@@ -35,7 +35,13 @@ CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 _MOST_TEXT = 1 << 28  # bytes of a configuration or a tokenizer
 
 # where a stored bit of a network belongs
-PARTS = ("layers", "embeddings and head", "norms and biases", "tokenizer and configuration")
+PARTS = (
+    "layers",
+    "layers kept dense",
+    "embeddings and head",
+    "norms and biases",
+    "tokenizer and configuration",
+)
 
 
 def _deflated(text: str) -> StoredArray:
@@ -166,22 +172,26 @@ def is_network(path: PathLike) -> bool:
 
 
 def bits_by_part(net: Network) -> dict[str, tuple[int, int]]:
-    """Return ``(stored bits, weights)`` of each of `PARTS`, as `save` writes a network."""
+    """Return ``(stored bits, weights)`` of each of `PARTS`, as `save` writes a network.
+
+    Kept dense are, of an encoder, what cuts patches and the layers of its head.
+    """
+    layers, dense, tables, norms, texts = PARTS
     counts = dict.fromkeys(PARTS, (0, 0))
 
     def add(part: str, bits: int, weights: int) -> None:
         counts[part] = counts[part][0] + bits, counts[part][1] + weights
 
-    outside = {net.token_name, net.head_name}
+    outside, compressed = {net.token_name, net.head_name}, net.compressed
     for name, layer in net.layers.items():
-        part = PARTS[1] if name in outside else PARTS[0]
+        part = tables if name in outside else layers if name in compressed else dense
         add(part, layer.to_matrix().storage_bits(), math.prod(layer.shape))
         bias = layer.parameters["bias"]
         if bias.any():
-            add(PARTS[2], 32 * bias.size, bias.size)
+            add(norms, 32 * bias.size, bias.size)
     for block in net.blocks.values():
         for value in block.parameters.values():
-            add(PARTS[2], 32 * value.size, value.size)
+            add(norms, 32 * value.size, value.size)
     for text in _texts(net).values():
-        add(PARTS[3], _deflated(text).storage_bits(), 0)
+        add(texts, _deflated(text).storage_bits(), 0)
     return counts

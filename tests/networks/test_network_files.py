@@ -156,6 +156,18 @@ def test_every_bit_is_counted(kind, tmp_path):
     )  # fmt: skip
 
 
+def test_layers_that_stay_dense_are_told_apart():
+    net = network("bert", dtype=np.float32)
+    small = net.replaced({n: layer for n, layer in packed(net).layers.items() if n in net.weights})
+    bits = bits_by_part(small)
+    trunk = [small.layers[name].to_matrix() for name in small.weights]
+    assert bits["layers"] == tuple(
+        sum(values)
+        for values in zip(*((f.storage_bits(), np.prod(f.shape)) for f in trunk), strict=True)
+    )
+    assert bits["layers kept dense"] == (32 * 8 * 8, 8 * 8)  # of the head
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json: no such file"):
         networks.load(tmp_path)
