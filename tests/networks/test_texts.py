@@ -419,8 +419,25 @@ def test_settings_of_llama_say_what_stands_around_a_text(tmp_path):
         assert read(text, **settings).encode("a") == expected
     same = read(opened, **llama, add_bos_token=True)
     assert same.text == opened
-    with pytest.raises(dn.FormatError, match="token <bos>: found none, add_bos_token expects it"):
+    with pytest.raises(dn.FormatError, match="token <bos>: found none, its settings add it"):
         read(bare, **llama, add_bos_token=True, bos_token="<bos>")
+
+
+def test_settings_of_bert_say_what_becomes_of_letters(tmp_path):
+    from diba_np.networks.tokenizer import read_tokenizer
+
+    inner = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "A": 2, "Ä": 3}))
+    inner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    (tmp_path / "tokenizer.json").write_text(inner.to_str())
+    for settings, expected in (
+        ({}, [1]),
+        ({"do_lower_case": True}, [1]),
+        ({"do_lower_case": False}, [3]),
+        ({"do_lower_case": False, "strip_accents": True}, [2]),
+        ({"do_lower_case": False, "tokenizer_class": "PreTrainedTokenizerFast"}, [1]),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        assert read_tokenizer(tmp_path).encode("Ä") == expected
 
 
 def older_folder(path, vocabulary, merges=(), **files):
