@@ -106,8 +106,8 @@ def real_product(
 
 def _index(index: Any) -> Any:
     """Return an index as NumPy takes it: an empty list is one of integers, not of floats."""
-    if isinstance(index, tuple):
-        return tuple(_index(part) for part in index)
+    if isinstance(index, tuple):  # tuples inside are lists
+        return tuple(_index(list(part) if isinstance(part, tuple) else part) for part in index)
     return np.asarray(index, np.intp) if isinstance(index, list) and not index else index
 
 
