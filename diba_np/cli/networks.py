@@ -175,15 +175,15 @@ def _judged_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     columns = [report, *([report["against"]] if "against" in report else [])]
 
     def row(name: str, form: str) -> str:
-        return "  ".join(f"{format(one[name], form):>14}" for one in columns)
+        return "  ".join(f"{_known(one[name], form):>14}" for one in columns)
 
     lines = [
         ("judged on", f"{report['targets']} {report['task']}"),
         ("network", "  ".join(f"{Path(one['network']).name[-14:]:>14}" for one in columns)),
     ]
     if "cosine" in report:
-        cosine = f"{report['cosine']:.4f} ± {report['cosine_error']:.4f}"
-        lines.append(("cosine", f"{cosine} to the other network"))
+        error = _known(report["cosine_error"], ".4f")
+        lines.append(("cosine", f"{report['cosine']:.4f} ± {error} to the other network"))
     elif "squared_error" in report:
         lines += [
             ("squared error", row("squared_error", ".4g")),
@@ -201,6 +201,11 @@ def _judged_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     if "agreement" in report:
         lines += [("agreement", f"{report['agreement']:.4f}"), ("KL", f"{report['kl']:.4f} nats")]
     return lines
+
+
+def _known(value: float, form: str) -> str:
+    """Return a number as text; the standard error of a single row is not known."""
+    return "not known" if math.isnan(value) else format(value, form)
 
 
 def run_generate(args: argparse.Namespace) -> int:

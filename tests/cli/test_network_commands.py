@@ -391,3 +391,18 @@ def test_a_network_from_its_folder_to_another_folder(tmp_path, capsys, rng):
     ids = rng.integers(2, 19, (2, 9))
     one, two = (networks.load(path).logits(ids) for path in (out, tmp_path / "dense"))
     assert np.allclose(one, two, atol=1e-5 * np.abs(one).max())
+
+
+def test_an_error_that_is_not_known_is_told():
+    from diba_np.cli.networks import _judged_lines
+
+    one = {"network": "n", "bytes": 1, "targets": 3, "tokens_per_second": 2.0}
+    row = one | {
+        "task": "next tokens",
+        "accuracy": 0.5,
+        "perplexity": 2.0,
+        "accuracy_error": np.nan,
+    }
+    assert dict(_judged_lines(row))["its error"].strip() == "not known"
+    rows = one | {"task": "sentences", "cosine": 0.5, "cosine_error": np.nan}
+    assert "0.5000 ± not known" in dict(_judged_lines(rows))["cosine"]
