@@ -26,7 +26,10 @@ def head_of(tensors: Tensors) -> str | None:
 
 
 def blocks_of(tensors: Tensors, dtype: DTypeLike) -> Iterator[tuple[str, Block]]:
-    """Yield norms, tables and what else is no linear layer, with their names."""
+    """Yield norms, tables and what else is no linear layer, with their names.
+
+    The bias of the head for masked tokens may have the name of that layer, which a dot tells apart.
+    """
     for i in range(tensors.config.layers):
         for place in ("mix_norm", "outer_norm"):
             yield _norm(tensors, tensors.need(place, i), dtype)
@@ -45,6 +48,15 @@ def blocks_of(tensors: Tensors, dtype: DTypeLike) -> Iterator[tuple[str, Block]]
     name = tensors.find("masked_bias")
     if name is not None:
         yield f"{name}.", Block({"bias": tensors.array(f"{name}.bias")}, dtype)
+
+
+def tensor_name(owner: str, what: str) -> str:
+    """Return the name of a parameter in the source, given its block's in `blocks_of`.
+
+    >>> tensor_name("ln_f", "weight"), tensor_name("lm_head.", "bias"), tensor_name("cls_token", "")
+    ('ln_f.weight', 'lm_head.bias', 'cls_token')
+    """
+    return f"{owner}.{what}".replace("..", ".").rstrip(".")
 
 
 def _norm(tensors: Tensors, name: str, dtype: DTypeLike) -> tuple[str, Block]:

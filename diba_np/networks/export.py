@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from diba_np.files.atomic import atomic_folder, atomic_path
 from diba_np.layers.linear import Layer
+from diba_np.networks.assembly import tensor_name
 from diba_np.networks.beside import TOKENIZER_CONFIG, made_tokenizer_config
 from diba_np.networks.blocks.rotary import named_scaling
 from diba_np.sources.safetensors import Writing, write_safetensors
@@ -40,7 +41,7 @@ def _dense_tensors(net: Network) -> Iterator[tuple[str, Writing]]:
             raise ValueError(f"{name!r} has a bias, for which {net.config.kind} has no tensor")
     for owner, block in net.blocks.items():
         for what, value in block.parameters.items():
-            yield f"{owner}.{what}".replace("..", ".").rstrip("."), _stored(value)
+            yield tensor_name(owner, what), _stored(value)
 
 
 def _stored(values: Array) -> Writing:

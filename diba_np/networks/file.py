@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
 from diba_np.matrix.stored_array import StoredArray
-from diba_np.models.file import ModelFactors, open_model, write_model
+from diba_np.models.file import Item, ModelFactors, open_model, write_model
+from diba_np.networks.assembly import tensor_name
 from diba_np.networks.beside import is_beside
 from diba_np.networks.tokenizer import Tokenizer
 
@@ -70,27 +71,30 @@ def save_network(net: Network, path: PathLike) -> int:
     path : path-like
         Written whole or not at all.
     """
-    items: list[Any] = []
+    items: list[Item] = []
+    for _, name, content in _contents(net):
+        stored = isinstance(content, StoredArray)
+        shape = content.array_shape if stored else content.shape
+        items.append((name, shape, content.array_dtype if stored else "<f4", content))
+    record = {**net.record, "network": net.config.kind, "compressed": sorted(net.compressed)}
+    return write_model(path, items, record)
 
-    def add(name: str, made: Any, shape: tuple[int, ...] | None = None) -> None:
-        own = made.array_shape if isinstance(made, StoredArray) else made.shape
-        kind = made.array_dtype if isinstance(made, StoredArray) else "<f4"
-        items.append((name, shape or own, kind, made))
 
-    compressed = net.compressed
+def _contents(net: Network) -> Iterator[tuple[str, str, Any]]:
+    """Yield all that is stored of a network: to which of `PARTS` it belongs, its name, a matrix."""
+    layers, dense, tables, others, texts = PARTS
+    outside, compressed = (net.token_name, net.head_name), net.compressed
     for name, layer in net.layers.items():
-        add(f"{name}.weight", layer.to_matrix())
+        part = tables if name in outside else layers if name in compressed else dense
+        yield part, f"{name}.weight", layer.to_matrix()
         bias = layer.parameters["bias"]
-        if bias.any() or net.tensors.has(f"{name}.bias"):
-            if name not in (net.token_name, net.head_name):
-                add(f"{name}.bias", StoredArray.of(bias.astype(np.float32)))
+        if name not in outside and (bias.any() or net.tensors.has(f"{name}.bias")):
+            yield others, f"{name}.bias", StoredArray.of(bias.astype(np.float32))
     for owner, block in net.blocks.items():
         for what, value in block.parameters.items():
-            add(f"{owner}.{what}".replace("..", ".").rstrip("."), StoredArray.of(value))
+            yield others, tensor_name(owner, what), StoredArray.of(value)
     for name, text in _texts(net).items():
-        add(name, _deflated(text))
-    record = {**net.record, "network": net.config.kind, "compressed": sorted(compressed)}
-    return write_model(path, items, record)
+        yield texts, name, _deflated(text)
 
 
 def _texts(net: Network) -> dict[str, str]:
@@ -176,22 +180,9 @@ def bits_by_part(net: Network) -> dict[str, tuple[int, int]]:
 
     Kept dense are, of an encoder, what cuts patches and the layers of its head.
     """
-    layers, dense, tables, norms, texts = PARTS
     counts = dict.fromkeys(PARTS, (0, 0))
-
-    def add(part: str, bits: int, weights: int) -> None:
-        counts[part] = counts[part][0] + bits, counts[part][1] + weights
-
-    outside, compressed = {net.token_name, net.head_name}, net.compressed
-    for name, layer in net.layers.items():
-        part = tables if name in outside else layers if name in compressed else dense
-        add(part, layer.to_matrix().storage_bits(), math.prod(layer.shape))
-        bias = layer.parameters["bias"]
-        if bias.any():
-            add(norms, 32 * bias.size, bias.size)
-    for block in net.blocks.values():
-        for value in block.parameters.values():
-            add(norms, 32 * value.size, value.size)
-    for text in _texts(net).values():
-        add(texts, _deflated(text).storage_bits(), 0)
+    for part, _, content in _contents(net):
+        bits, weights = counts[part]
+        size = 0 if part == PARTS[-1] else math.prod(content.shape)
+        counts[part] = bits + content.storage_bits(), weights + size
     return counts
