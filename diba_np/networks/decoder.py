@@ -44,9 +44,7 @@ class Decoder(Network):
 
         return {**rest, "x": x}, back
 
-    def head(
-        self, x: Array, mask: Array | None = None, *, linear: Linear | None = None
-    ) -> tuple[Array, Back]:
+    def head(self, x: Array, *, linear: Linear | None = None) -> tuple[Array, Back]:
         """Return the logits (..., vocabulary) of last hidden states and the step back."""
         y, back = (linear or self.linear)(self.need_head(), x)
         return y, back

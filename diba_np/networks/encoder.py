@@ -111,9 +111,7 @@ class Encoder(Network):
 
     # -- heads -------------------------------------------------------------------------------------
 
-    def head(
-        self, x: Array, mask: Array | None = None, *, linear: Linear | None = None
-    ) -> tuple[Array, Back]:
+    def head(self, x: Array, *, linear: Linear | None = None) -> tuple[Array, Back]:
         """Return the logits of last hidden states (S, T, width) and the step back.
 
         Raises

@@ -465,12 +465,8 @@ class Network(TextMethods):
         ValueError
             The network has no head, or an argument is wrong.
         """
-        state = self.begin(inputs, mask)
-        x = self.last_hidden(inputs, mask)
-        return self.head(x, state["mask"], linear=self.plain)[0]
+        return self.head(self.last_hidden(inputs, mask), linear=self.plain)[0]
 
-    def head(
-        self, x: Array, mask: Array | None = None, *, linear: Linear | None = None
-    ) -> tuple[Array, Back]:
+    def head(self, x: Array, *, linear: Linear | None = None) -> tuple[Array, Back]:
         """Return the logits of last hidden states (..., width) and the step back."""
         raise NotImplementedError

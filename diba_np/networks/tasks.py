@@ -129,7 +129,7 @@ class Classes(Task):
     def outputs(
         self, net: Network, x: Array, mask: Array, asked: Array, linear: Linear | None = None
     ) -> tuple[Array, Back]:
-        return net.head(x, mask, linear=linear)
+        return net.head(x, linear=linear)
 
     def loss(self, y: Array, aim: Array) -> tuple[float, Array]:
         return divergence(y, aim)

@@ -18,7 +18,7 @@ def outputs(net, kind):
     """Logits and one hidden state, with the step back from gradients of both."""
     inputs, mask = inputs_of(kind)
     hidden, back = net.forward(inputs, mask)
-    y, back_head = net.head(hidden[-1], mask)
+    y, back_head = net.head(hidden[-1])
     return y, hidden, lambda gy, gh: back({1: gh, -1: back_head(gy)})
 
 
