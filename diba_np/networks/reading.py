@@ -16,7 +16,7 @@ from diba_np.networks.beside import CHAT_TEMPLATE, read_beside
 from diba_np.networks.decoder import Decoder
 from diba_np.networks.encoder import Encoder
 from diba_np.networks.file import NetworkFile
-from diba_np.networks.kind import SENTENCES, check_head, kind_of, read_config
+from diba_np.networks.kind import SENTENCES, check_head, read_config
 from diba_np.networks.network import Network
 from diba_np.networks.tensors import Held, Tensor, Tensors
 from diba_np.networks.tokenizer import gguf_tokenizer, read_tokenizer
@@ -105,8 +105,8 @@ def load(
         tensors = {entry.name: FromEntry(entry) for entry in open_source(path)}
         tokenizer, texts = read_tokenizer(path), read_beside(path)
     elif path.suffix.lower() == ".gguf":
-        config, tensors = read_gguf(path)
         metadata = read_metadata(path)
+        config, tensors = read_gguf(path, metadata)
         tokenizer, template = gguf_tokenizer(metadata, str(path)), metadata.get(_TEMPLATE)
         texts = {CHAT_TEMPLATE: template} if isinstance(template, str) else {}
     elif path.suffix.lower() in (".h5", ".hdf5"):
@@ -179,14 +179,21 @@ def _open(path: Path, dtype: DTypeLike) -> Network:
     """Return the network in a file that `Network.save` wrote; its arrays are read when needed."""
     file = NetworkFile(path)
     settings = read_config(file.config, f"{path}: config")
-    form = Decoder if kind_of(settings.kind).decoder else Encoder
     tensors = Tensors(settings, file.tensors, str(path), compressed=file.compressed, oriented=True)
-    net = form(tensors, file.tokenizer, dtype)
+    net = _network(tensors, file.tokenizer, dtype)
     net.record, net.beside = dict(file.model.record), file.beside
     return net
 
 
-def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FromEntry]]:
+def _network(tensors: Tensors, tokenizer: Any, dtype: DTypeLike) -> Network:
+    """Return the network of some tensors, in the form of its kind."""
+    form = Decoder if tensors.kind.decoder else Encoder
+    return form(tensors, tokenizer, dtype)
+
+
+def read_gguf(
+    path: Path, metadata: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, FromEntry]]:
     """Return configuration and tensors of a GGUF file in the Hugging Face layout.
 
     Raises
@@ -195,7 +202,6 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FromEntry]]:
         The architecture is not known.
     FormatError
     """
-    metadata = read_metadata(path)
     entries = {entry.name: entry for entry in open_source(path)}
     config = gguf_layout.config_of(metadata, list(entries), str(path))
     factors = entries.pop(gguf_layout.FACTORS, None)
@@ -249,8 +255,7 @@ def build(
     """
     settings = read_config(config, f"{label}: config")
     held = {name: t if hasattr(t, "read") else Held(t) for name, t in tensors.items()}
-    form = Decoder if kind_of(settings.kind).decoder else Encoder
-    net = form(Tensors(settings, held, label), tokenizer, dtype)
+    net = _network(Tensors(settings, held, label), tokenizer, dtype)
     has_head = net.head_name is not None or net.tensors.find("classifier") is not None
     if has_head or net.tensors.unread():
         check_head(settings, f"{label}: config")
