@@ -311,14 +311,12 @@ def stream_tokens(
     rng = np.random.default_rng(check_count(seed, "seed", least=0))
     start = as_ids(ids, net.config)
     session = Session(net, start.shape[1] + min(tokens, _LEAST))
-    ends = net.config.source.get("eos_token_id")
-    stops = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     def run() -> Iterator[int]:
         logits = session.read(start)
         for at in range(tokens):
             token = choose(logits, rng, temperature, top_k, top_p)
-            if token in stops:
+            if token in net.config.ends:
                 return
             yield token
             if at + 1 == tokens:

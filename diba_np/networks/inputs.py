@@ -57,8 +57,8 @@ def as_ids(inputs: ArrayLike, config: Config) -> Array:
     if low < 0 or high >= config.vocabulary:
         wrong = low if low < 0 else high
         raise ValueError(f"ids must lie in [0, {config.vocabulary - 1}], got {wrong}")
-    most = config.positions - config.first_position
-    if config.positions and ids.shape[1] > most:
+    most = config.most_tokens
+    if most is not None and ids.shape[1] > most:
         raise ValueError(f"rows must have at most {most} tokens, got {ids.shape[1]}")
     return ids.astype(np.int64, copy=False)
 
@@ -124,8 +124,8 @@ def unpadded(ids: Array, config: Config) -> list[Array]:
     ValueError
         A row holds nothing else.
     """
-    padding, ends = (config.source.get(key) for key in ("pad_token_id", "eos_token_id"))
-    if padding != config.padding or padding in (ends if isinstance(ends, list) else [ends]):
+    padding = config.source.get("pad_token_id")
+    if padding != config.padding or padding in config.ends:
         return list(ids)
     own = ids != padding
     empty = np.flatnonzero(~own.any(axis=1))

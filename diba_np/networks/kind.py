@@ -159,6 +159,17 @@ class Config:
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
+    def most_tokens(self) -> int | None:
+        """Most tokens of a row; None for any number."""
+        return self.positions - self.first_position if self.positions else None
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end a text: ``eos_token_id``, one or several or none."""
+        ends = self.source.get("eos_token_id")
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Patches along both sides of the image."""
         rows, columns = (
@@ -264,17 +275,13 @@ def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
     fields |= {name: source[key] for name, key in SENTENCES.items() if source.get(key) is not None}
-    if kind.decoder:
-        _check_ends(source.get("eos_token_id"), label)
-    return _checked(Config(kind=source["model_type"], source=dict(source), **fields), label)
-
-
-def _check_ends(value: Any, label: str) -> None:
-    ends = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(_is_count(end, -1) for end in ends):  # some write -1 for none
+    config = Config(kind=source["model_type"], source=dict(source), **fields)
+    if kind.decoder and not all(_is_count(end, -1) for end in config.ends):  # -1 stands for none
         raise FormatError(
-            f"{label}: eos_token_id: found {value!r}, expected a token's number or a list of these"
+            f"{label}: eos_token_id: found {source['eos_token_id']!r}, expected a token's number "
+            "or a list of these"
         )
+    return _checked(config, label)
 
 
 def _is_number(value: Any) -> bool:

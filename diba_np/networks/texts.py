@@ -117,8 +117,8 @@ class TextMethods:
 
     def _most(self, length: int) -> int:
         """Return how many tokens of a row there are positions of, at most `length`."""
-        c = self.config
-        return min(length, c.positions - c.first_position) if c.positions else length
+        most = self.config.most_tokens
+        return length if most is None else min(length, most)
 
     def _as_sentence(self, text: str) -> str:
         """Return a text as a folder of sentence-transformers reads it."""
