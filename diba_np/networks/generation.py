@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,6 +55,19 @@ def one_below_the_other(layers: Sequence[Layer], dtype: np.dtype[Any]) -> Apply:
     return apply
 
 
+class _LayerParts(NamedTuple):
+    """A layer of a decoder for one token: what multiplies, its norms, whether positions turn it."""
+
+    names: list[str]  # of the linear layers that give queries, keys and values
+    read: Apply
+    mix: Apply
+    inner: Apply
+    outer: Apply
+    before: Callable[[Array], Array]
+    after: Callable[[Array], Array]
+    turns: bool
+
+
 class Session:
     """A decoder that reads on where it stopped.
 
@@ -81,19 +94,7 @@ class Session:
         self.net, self.length, self.capacity = net, 0, check_count(capacity, "capacity")
         self._cache: Array = np.empty(0)
         find, dtype = net.tensors.find, net.dtype
-        self._names: list[list[str]] = []
-        self._parts: list[tuple[Any, ...]] = []
-        for i in range(c.layers):
-            joined = find("joined", i)
-            read = [joined] if joined else [find(p, i) for p in ("query", "key", "value")]
-            self._names.append([str(name) for name in read])
-            inner = [name for name in (find("gate", i), find("inner", i)) if name]
-            groups = read, [find("mix", i)], inner, [find("outer", i)]
-            stacks = [
-                one_below_the_other([net.layers[str(n)] for n in names], dtype) for names in groups
-            ]
-            both = [self._norm(net.tensors.need(place, i)) for place in ("mix_norm", "outer_norm")]
-            self._parts.append((*stacks, *both, net.rotary is not None and i not in c.unrotated))
+        self._layers = [self._layer(i) for i in range(c.layers)]
         self._end = self._norm(net.tensors.need("end_norm"))
         head = net.layers[net.need_head()]
         self._head = one_below_the_other([head], dtype)
@@ -106,6 +107,28 @@ class Session:
         self._active = np.empty(c.inner, dtype)
         self._logits = np.empty(head.shape[0], dtype)
         self._room(self.capacity)
+
+    def _layer(self, i: int) -> _LayerParts:
+        """Return the parts of layer i."""
+        net = self.net
+
+        def named(*places: str) -> list[str]:
+            return [name for place in places if (name := net.tensors.find(place, i))]
+
+        def stack(names: list[str]) -> Apply:
+            return one_below_the_other([net.layers[name] for name in names], net.dtype)
+
+        read = named("joined") or named("query", "key", "value")
+        return _LayerParts(
+            read,
+            stack(read),
+            stack(named("mix")),
+            stack(named("gate", "inner")),
+            stack(named("outer")),
+            self._norm(net.tensors.need("mix_norm", i)),
+            self._norm(net.tensors.need("outer_norm", i)),
+            net.rotary is not None and i not in net.config.unrotated,
+        )
 
     def _norm(self, name: str) -> Callable[[Array], Array]:
         """Return a norm of a vector, which writes to a place of its own."""
@@ -176,7 +199,7 @@ class Session:
         tokens = row.shape[1]
         self._check_room(tokens)
         seen: dict[str, Array] = {}
-        wanted = {name for names in self._names for name in names}
+        wanted = {name for layer in self._layers for name in layer.names}
 
         def linear(name: str, x: Array, **how: Any) -> tuple[Array, None]:
             y, _ = self.net.plain(name, x, **how)
@@ -186,10 +209,10 @@ class Session:
 
         x = self.net.last_hidden(row, None, linear)
         c = self.net.config
-        for i, names in enumerate(self._names):
-            parts = np.concatenate([seen[name] for name in names], axis=-1)
+        for i, layer in enumerate(self._layers):
+            parts = np.concatenate([seen[name] for name in layer.names], axis=-1)
             keys, values = np.split(parts[..., c.heads * c.head_width :], 2, axis=-1)
-            if self.net.rotary is not None and self._parts[i][-1]:
+            if self.net.rotary is not None and layer.turns:
                 keys = self.net.rotary.forward(keys)[0]
             for cache, part in ((self._keys[i], keys), (self._values[i], values)):
                 cache[:, :tokens] = part.reshape(tokens, c.key_heads, -1).swapaxes(0, 1)
@@ -212,21 +235,21 @@ class Session:
         x = row + self._places[at] if self._places is not None else row
         x = np.array(x, net.dtype)
         first = max(at + 1 - c.window, 0) if c.window else 0
-        for i, (read, mix, inner, outer, before, after, turns) in enumerate(self._parts):
-            joined = read(before(x), out=self._joined)
-            cos, sin = (self._cos[at], self._sin[at]) if turns else (self._still, self._still)
+        for i, layer in enumerate(self._layers):
+            joined = layer.read(layer.before(x), out=self._joined)
+            cos, sin = (self._cos[at], self._sin[at]) if layer.turns else (self._still, self._still)
             keys, values = self._keys[i], self._values[i]
             attend_token(
                 joined, cos, sin, keys, values, first, at, c.heads, self._scores, self._mixed
             )
-            mix(self._mixed, added=x, out=x)
-            both = inner(after(x), out=self._inner)
+            layer.mix(self._mixed, added=x, out=x)
+            both = layer.inner(layer.after(x), out=self._inner)
             if self._gated:
                 gate_token(both, self._active)
                 active = self._active
             else:
                 active = self._activated(both)
-            outer(active, added=x, out=x)
+            layer.outer(active, added=x, out=x)
         self.length += 1
         return self._head(self._end(x), out=self._logits)
 
