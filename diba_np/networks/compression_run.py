@@ -114,7 +114,9 @@ class CompressionRun:
     ) -> None:
         self.net, self.names, self.settings = net, names, settings
         self.home, self.events = home, events
-        self.runner, self.threads, self.training = runner, threads, training
+        self.runner, self.training = runner, training
+        # but for the bits and the weights of the outputs
+        self.fit = Fit(settings.method, settings.effort, settings.seed, threads, {}, None)
         self.texts, self.fitted = texts, texts.drawn(settings.calibrate, settings.seed)
         self.weighed = self.fitted
         if net.kind.decoder:
@@ -165,8 +167,7 @@ class CompressionRun:
         """Run all stages and return the compressed network."""
         matters = self._importance() if self.settings.activations else None
         bits = self._shares(matters)
-        how = (self.settings.method, self.settings.effort, self.settings.seed)
-        fit = Fit(*how, self.threads, bits, matters)
+        fit = replace(self.fit, bits=bits, outputs=matters)
         self.events.expect(sum(map(_work, self.shapes.values())))
         replaced = {name: self._table(name, fit) for name in self.tables}
         small = self.net.replaced(replaced)
@@ -228,15 +229,12 @@ class CompressionRun:
         """Return the weights of some matrices, and the fewest stored bits of each."""
         sizes = {name: math.prod(self.shapes[name]) for name in names}
         smallest = {
-            name: self._fit(name).least_bits(self.shapes[name], self.settings.activations)
+            name: replace(self.fit, looked_up=name in self.tables).least_bits(
+                self.shapes[name], self.settings.activations
+            )
             for name in sizes
         }
         return sizes, smallest
-
-    def _fit(self, name: str) -> Fit:
-        """Return how a matrix is fitted, but for its bits and weights."""
-        how = (self.settings.method, self.settings.effort, self.settings.seed)
-        return Fit(*how, self.threads, {}, None, looked_up=name in self.tables)
 
     def check_budget(self) -> None:
         """Refuse bits too few for all that share them or for one by itself, and too many."""
@@ -316,7 +314,7 @@ class CompressionRun:
 
     def _told(self, name: str, A: Array, made: Any) -> Layer:
         """Return a matrix as a layer with the dense network's bias; tell of it."""
-        bias = self.net.biases[name] if name in self.net.biases else None
+        bias = self.net.biases.get(name)
         self._tell({"name": name, "snr_db": made.snr(A), "output_snr_db": None}, made)
         return as_layer(made, bias, self.net.dtype, name)
 
@@ -336,14 +334,15 @@ class CompressionRun:
             return first
 
         dense = ExitStack()  # layers that stay dense, of the stage that runs
-        entered: list[Any] = [None]
+        entered: Callable[[Any, Any], Any] | None = None
 
         def weighed(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             def run(state: Any, linear: Any) -> Any:
-                if entered != [stage]:
+                nonlocal entered
+                if entered is not stage:
                     dense.close()
                     dense.enter_context(net.released())
-                    entered[:] = [stage]
+                    entered = stage
 
                 def call(name: str, x: Array, keep: Any = None, added: Any = None) -> Array:
                     if name in tokens:
