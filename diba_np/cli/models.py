@@ -167,28 +167,25 @@ def _factorize(args: argparse.Namespace) -> int:
     from diba_np.sources.entry import read_json
 
     weights = read_json(Path(args.weights)) if args.weights else None
-    try:
-        model = factorize_model(
-            args.source,
-            bits=args.bits,
-            method=args.method,
-            output=args.output,
-            include=args.include,
-            exclude=args.exclude,
-            min_size=args.min_size,
-            allocation=args.allocation,
-            weights=weights,
-            grams=args.grams,
-            jobs=args.jobs,
-            threads=args.threads,
-            scheduler=args.scheduler,
-            restart=args.restart,
-            progress=not args.quiet,
-            json_log=args.json_log,
-            **search_options(args, *SHARED),
-        )
-    except ImportError as error:
-        raise CommandError(str(error)) from error
+    model = factorize_model(
+        args.source,
+        bits=args.bits,
+        method=args.method,
+        output=args.output,
+        include=args.include,
+        exclude=args.exclude,
+        min_size=args.min_size,
+        allocation=args.allocation,
+        weights=weights,
+        grams=args.grams,
+        jobs=args.jobs,
+        threads=args.threads,
+        scheduler=args.scheduler,
+        restart=args.restart,
+        progress=not args.quiet,
+        json_log=args.json_log,
+        **search_options(args, *SHARED),
+    )
     with model:
         report, lines = _totals(args.output, model)
     emit(report, args.json, lines)

@@ -87,10 +87,7 @@ def load_network(path: str) -> Any:
     """Return the network at a path."""
     from diba_np.networks.reading import load
 
-    try:
-        return load(path)
-    except ImportError as error:
-        raise CommandError(str(error)) from error
+    return load(path)
 
 
 def _lines(path: str) -> list[str]:

@@ -208,10 +208,7 @@ def check_drawing(picture: Path | None = None) -> None:
     """Complain before the work where nothing can be drawn, or not that kind of file."""
     from diba_np.report.curves import check_matplotlib
 
-    try:
-        check_matplotlib()
-    except ImportError as error:
-        raise CommandError(str(error)) from error
+    check_matplotlib()
     if picture is None or picture == STANDARD_OUTPUT or not picture.suffix:
         return
     from matplotlib.backend_bases import FigureCanvasBase
