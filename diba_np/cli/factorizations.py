@@ -26,6 +26,7 @@ from diba_np.cli.output import (
     emit,
     load_array,
     shape_in_model,
+    shape_text,
     size_lines,
     size_report,
     write_file,
@@ -236,7 +237,7 @@ def run_info(args: argparse.Namespace) -> int:
             return info_network(args)
         return info_model(args)
     file_bytes = Path(args.file).stat().st_size if Path(args.file).is_file() else 0
-    names = [args.group or ""] if args.group else groups(args.file)
+    names = [args.group] if args.group else groups(args.file)
     if not names:
         raise CommandError(f"{args.file}: holds no factorization")
     reports, lines = [], []
@@ -348,7 +349,7 @@ def run_reconstruct(args: argparse.Namespace) -> int:
         "file_bytes": file_bytes,
     }
     lines = [
-        ("shape", " x ".join(map(str, shape)) or "scalar"),
+        ("shape", shape_text(shape)),
         ("file", f"{output} ({file_bytes} bytes)"),
     ]
     emit(report, args.json, lines, output)
@@ -391,7 +392,7 @@ def run_apply(args: argparse.Namespace) -> int:
     emit(
         report,
         args.json,
-        [("shape", " x ".join(map(str, shape))), ("file", f"{output} ({file_bytes} bytes)")],
+        [("shape", shape_text(shape)), ("file", f"{output} ({file_bytes} bytes)")],
         output,
     )
     return DONE

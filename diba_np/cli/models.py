@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from diba_np.cli.output import (
     check_output,
     decibels_text,
     emit,
+    shape_text,
     size_report,
 )
 from diba_np.cli.parser import Parents
@@ -244,7 +244,7 @@ def _totals(path: str, model: Any) -> tuple[dict[str, Any], list[tuple[str, str]
     lines = [
         ("arrays", f"{record['factorized']} factorized, {record['kept']} kept as they are"),
         *(
-            ("kept", f"{name}: {_shape_text(shape)}, {why}, {bits} bits")
+            ("kept", f"{name}: {shape_text(shape)}, {why}, {bits} bits")
             for name, shape, why, bits in record.get("kept_arrays", ())[:_MOST_SHOWN]
         ),
         *(("not in the file", f"{name}: {why}") for name, why in record.get("omitted", ())),
@@ -255,10 +255,6 @@ def _totals(path: str, model: Any) -> tuple[dict[str, Any], list[tuple[str, str]
         ("file", f"{path} ({file_bytes} bytes, 1/{dense:.1f} of float32)"),
     ]
     return report, lines
-
-
-def _shape_text(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
 
 
 def info_model(args: argparse.Namespace) -> int:
@@ -279,7 +275,7 @@ def info_model(args: argparse.Namespace) -> int:
                     "record": record,
                 }
             )
-            text = _shape_text(shape)
+            text = shape_text(shape)
             if name in model.aliases:
                 arrays.append((name, f"{text}, the same as {model.aliases[name]}"))
                 continue

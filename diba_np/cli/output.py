@@ -268,6 +268,11 @@ def decibels_text(value: float | None) -> str:
     return "exact" if value is None or value == math.inf else f"{value:.3f} dB"
 
 
+def shape_text(shape: Sequence[int]) -> str:
+    """Return the shape of an array as text."""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
 def size_report(matrix: CompressedMatrix) -> Report:
     """Return the fields "sizes" of a report."""
     m, n = matrix.shape

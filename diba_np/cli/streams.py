@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from diba_np.cli.output import FAILED, shown
+from diba_np.cli.output import FAILED, has_standard_output, shown
 
 BROKEN_PIPE = 128 + 13  # SIGPIPE: what a shell says of a tool that nobody reads any more
 
@@ -64,7 +64,7 @@ def complain(text: str) -> None:
 
 def flushed(status: Any) -> Any:
     """Return an exit status, another one where standard output takes no more."""
-    if sys.stdout is None or sys.stdout.closed:
+    if not has_standard_output():
         return status
     try:
         sys.stdout.flush()

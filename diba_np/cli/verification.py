@@ -62,11 +62,13 @@ def run_verify(args: argparse.Namespace) -> int:
         matrix = load_original(args.matrix, factors, shape)
         same, snr = _compared(factors, matrix)
         report |= {"same_source": same, "snr_db": snr, "ok": same is not False}
-        verdict = {None: "not recorded", True: "the matrix it was made from"}.get(
-            same, "NOT the matrix it was made from"
-        )
+        verdicts = {
+            None: "not recorded",
+            True: "the matrix it was made from",
+            False: "NOT the matrix it was made from",
+        }
         unlike = same is False and snr is None  # of what is not finite
-        lines += [("source", verdict), ("SNR", "none" if unlike else decibels_text(snr))]
+        lines += [("source", verdicts[same]), ("SNR", "none" if unlike else decibels_text(snr))]
     emit(report, args.json, lines)
     return DONE if report["ok"] else FAILED
 

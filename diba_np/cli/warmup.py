@@ -45,35 +45,33 @@ def warm_up() -> dict[str, Any]:
     report: dict[str, Any] = {"path": kernel_path(), "rounded": has_rounded()}
     seconds: dict[str, float] = {}
     start = last = time.perf_counter()
+
+    def end(name: str) -> None:
+        """Take the time since the last end as that of a kernel."""
+        nonlocal last
+        now = time.perf_counter()
+        seconds[name] = round(now - last, 3)
+        last = now
+
     bits = PackedBits(np.ones((1, 1)))
     tiles = joined_tiles([bits])
     sums = run_each_kernel_of_sums(Product(bits, bits), tiles, tiles)
     for name in chain(run_each_kernel(bits), sums):
-        now = time.perf_counter()
-        seconds[name] = round(now - last, 3)
-        last = now
+        end(name)
     one = np.ones(1, np.float32)
     Stack([DiBAFactors(one, bits, one, bits, one)])(one)
-    now = time.perf_counter()
-    seconds["stack"] = round(now - last, 3)
-    last = now
+    end("stack")
     run_each_kernel_of_trellis()
-    now = time.perf_counter()
-    seconds["linear trellis"] = round(now - last, 3)
-    last = now
+    end("linear trellis")
     if has_bfloat16():
         with ThreadPool(1) as pool:
             pool.gram(np.ones((1, 1), np.float32), rounded=True)
-        now = time.perf_counter()
-        seconds["products of bfloat16"] = round(now - last, 3)
-        last = now
+        end("products of bfloat16")
     A = np.random.default_rng(0).normal(size=(12, 10))
     for solver in SOLVERS:
         for threads in sorted({1, resolve_threads(None)}):
             factorize(A, k=4, solver=solver, threads=threads)
-        now = time.perf_counter()
-        seconds[f"factorize {solver}"] = round(now - last, 3)
-        last = now
+        end(f"factorize {solver}")
     report["kernels"] = seconds
     report["seconds"] = round(last - start, 3)
     report["cache"] = cache_folder()
