@@ -139,7 +139,7 @@ class Events:
         One JSON object a line is appended to it; a disk that is full ends the log with a warning.
     callback : callable, optional
         Called with each event, a dict; its ``event`` is "start", "curve", "budget", "part",
-        "matrix", "done", "interrupted" or "failed".
+        "matrix", "training" (of networks), "done", "interrupted" or "failed".
     """
 
     def __init__(

@@ -77,7 +77,8 @@ class Grams:
 
     def check_names(self, names: list[str]) -> None:
         """Complain about a matrix for an array that is not there."""
-        stray = [name for name in (*self.given, *self.nothing) if name not in names]
+        known = set(names)
+        stray = [name for name in (*self.given, *self.nothing) if name not in known]
         if stray:
             raise ValueError(f"grams holds {stray[0]!r}, which is none of the {len(names)} arrays")
 

@@ -172,13 +172,15 @@ def scan(
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"{kind} {pattern!r} matches none of the {len(names)} arrays")
     grams.check_names(names)
-    plan = Scan([], [], [])
+    matrices: list[Matrix] = []
+    tasks: list[Task] = []
+    omitted: list[Omitted] = []
     seen: dict[tuple[Any, ...], str] = {}  # what makes two arrays one -> name of the first
     for entry in entries:
         counted = _chosen(entry.name, include, exclude)
         array, why = _readable(entry, counted)
         if array is None:
-            plan.omitted.append(Omitted(entry.name, why))
+            omitted.append(Omitted(entry.name, why))
             continue
         dtype = entry.dtype or array.dtype.str
         reason = "" if counted else "left out"
@@ -194,18 +196,17 @@ def scan(
         first = seen.setdefault(key, entry.name) if array.size else entry.name
         if first != entry.name:
             matrix = replace(matrix, alias_of=first)
-        plan.matrices.append(matrix)
+        matrices.append(matrix)
         if reason:
             continue
         grams.check_shape(entry.name, array.shape)
         if first != entry.name:
             if not grams.share(first, entry.name):
                 continue
-            plan.tasks[:] = [task for task in plan.tasks if task.name != first]
+            tasks = [task for task in tasks if task.name != first]
         weight = next((w for glob, w in weights.items() if fnmatchcase(first, glob)), 1.0)
-        plan.tasks.extend(_tasks(first, A, array.shape, weight, grams, relative))
-    plan.tasks[:] = [replace(task, number=i) for i, task in enumerate(plan.tasks)]
-    return plan
+        tasks += _tasks(first, A, array.shape, weight, grams, relative)
+    return Scan(matrices, [replace(task, number=i) for i, task in enumerate(tasks)], omitted)
 
 
 def _readable(entry: Entry, counted: bool) -> tuple[NDArray[Any] | None, str]:

@@ -152,12 +152,11 @@ class ModelRun:
         """Return the Gram matrix of what a task's rows read, if there is one."""
         return self.grams.of(task.name, task.start, self.shapes[task.name])
 
-    def _plan(self, size: int, kept_bits: int) -> tuple[int, ScaleBits]:
+    def _budget(self, size: int, kept_bits: int) -> int:
         """Return the bits for the matrices; BudgetError where they do not pay for one component."""
         budget = math.floor(self.settings.bits * size) - kept_bits
-        counted_scale_bits = self.settings.counted_scale_bits
         try:
-            allocate(self.tasks, None, budget, counted_scale_bits)  # is it enough at all?
+            allocate(self.tasks, None, budget, self.settings.counted_scale_bits)
         except BudgetError as error:
             if not kept_bits:
                 raise
@@ -168,7 +167,7 @@ class ModelRun:
             raise BudgetError(
                 f"{error}; kept: {named}; leave them out by their names (exclude)"
             ) from error
-        return budget, counted_scale_bits
+        return budget
 
     def _largest_kept(self) -> list[list[Any]]:
         """Return (name, shape, why, bits) of what is kept and counts, the largest first."""
@@ -181,7 +180,7 @@ class ModelRun:
         counted = [m for m in self.matrices if m.counted and m.alias_of is None]
         kept_bits = sum(matrix.kept_bits for matrix in counted if matrix.kept)
         size = sum(matrix.size for matrix in counted)
-        budget, counted_scale_bits = self._plan(size, kept_bits)
+        budget = self._budget(size, kept_bits)
         self.events.tell(
             "start",
             arrays=len(self.matrices),
@@ -196,7 +195,7 @@ class ModelRun:
         methods, even = self.settings.methods, self.settings.allocation == "uniform"
         curves = None if even and len(methods) == 1 else self._curves(runner)
         known = None if curves is None or even else [least([*each.values()]) for each in curves]
-        shares = allocate(self.tasks, known, budget, counted_scale_bits)
+        shares = allocate(self.tasks, known, budget, self.settings.counted_scale_bits)
         self.events.tell("budget", bits=sum(shares))
         chosen = [methods] * len(self.tasks)
         if len(methods) > 1 and curves is not None:
@@ -226,14 +225,13 @@ class ModelRun:
         }
 
         def arguments(task: Task) -> tuple[Any, ...]:
-            gram = self.gram(task)
-            threads = self.threads
+            search = self.settings.search
             return (
                 self.rows(task),
-                gram,
-                self.settings.search.shift,
-                self.settings.search.seed,
-                threads,
+                self.gram(task),
+                search.shift,
+                search.seed,
+                self.threads,
                 self.settings.methods,
             )
 
@@ -274,9 +272,9 @@ class ModelRun:
                 **{name: getattr(self.settings.search, name) for name in SHARED},
                 "threads": self.threads,
             }
-            # other machines may not see the folder
-            near = self.parts is not None and not runner.foreign
-            path = str(self.parts.path(task.number, CHECKPOINT)) if near and self.parts else None
+            path = None
+            if self.parts is not None and not runner.foreign:  # other machines may not see it
+                path = str(self.parts.path(task.number, CHECKPOINT))
             return (self.rows(task), rate, self.gram(task), options, path, methods[task.number])
 
         for task, factors in runner.run(factorize_rows, missing, arguments):
@@ -367,16 +365,16 @@ class ModelRun:
         """Warn of matrices that a shared budget leaves next to nothing of."""
         if self.settings.allocation != "shared" or self.grams.given or self.weighted:
             return
-        reached, lost = set(), []
+        lost = []
         for task in self.tasks:
             record, rate = self.reached[task.number]
             snr, few = record["snr_db"], rate < self.settings.bits / 2
             if few and snr is not None and snr < _LOST and task.name not in lost:
                 lost.append(task.name)
-            reached.add(task.name)
         if lost:
+            count = len({task.name for task in self.tasks})
             warnings.warn(
-                f"{len(lost)} of {len(reached)} matrices keep less than {_LOST:g} dB, the first "
+                f"{len(lost)} of {count} matrices keep less than {_LOST:g} dB, the first "
                 f"{lost[0]!r}: their entries are small beside those of others, which get the bits; "
                 'allocation="relative" counts errors relative to each matrix',
                 UserWarning,
