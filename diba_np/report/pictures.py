@@ -223,11 +223,12 @@ def _values(A: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _spectrum_panel(matrix: CompressedMatrix, A: NDArray[Any] | None) -> Panel:
-    ours = _values(matrix.to_dense())
+    dense = matrix.to_dense()
+    ours = _values(dense)
     curves = [("compressed", ours, BLUE, "-")]
     text = f"{ours.size} singular values of the compressed matrix, from {ours[0]:.3g} down."
     if A is not None:
-        theirs, lost = _values(A), _values(A - matrix.to_dense().astype(np.float64))
+        theirs, lost = _values(A), _values(A - dense.astype(np.float64))
         curves = [
             ("the matrix", theirs, "black", ":"),
             *curves,
@@ -297,10 +298,10 @@ def _convergence_panel(record: dict[str, Any]) -> Panel | None:
     history = [float(v) for v in record.get("objective_history", []) if v and v > 0]
     if len(history) < 2:
         return None
-    quality = [-10 * math.log10(v) for v in history]
+    reached = [-10 * math.log10(v) for v in history]
 
     def draw(axes: Any) -> None:
-        axes.plot(range(len(quality)), quality, "-o", color=BLUE, markersize=3.5)
+        axes.plot(range(len(reached)), reached, "-o", color=BLUE, markersize=3.5)
         axes.set_xlabel("recorded step of the search")
         axes.set_ylabel("quality of the objective (dB)")
         axes.grid(True)
@@ -310,9 +311,9 @@ def _convergence_panel(record: dict[str, Any]) -> Panel | None:
     return Panel(
         "convergence",
         "How the search went",
-        f"From {quality[0]:.2f} to {quality[-1]:.2f} dB in {record.get('sweeps', len(quality))} "
+        f"From {reached[0]:.2f} to {reached[-1]:.2f} dB in {record.get('sweeps', len(reached))} "
         f"sweeps{took}; the last tenth of the steps gained "
-        f"{quality[-1] - quality[-max(2, len(quality) // 10)]:.3f} dB.",
+        f"{reached[-1] - reached[-max(2, len(reached) // 10)]:.3f} dB.",
         draw,
     )
 
