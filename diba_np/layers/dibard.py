@@ -127,9 +127,9 @@ def retune(
 
     Notes
     -----
-    als takes one pass over the samples, ``N n (n + m)`` flops, and then ``O(k n (m + n))`` and a
-    solve of order n a sweep, whatever N; and a product a step for the samples that judge. The
-    others cost four packed products a sample and pass.
+    als takes one pass over the samples, ``N n (n + m)`` flops, and then ``O((m + n) (k + n)^2)``
+    and solves of order k and n a sweep, whatever N; and a product a step for the samples that
+    judge. The others cost four packed products a sample and pass.
 
     References
     ----------
@@ -177,8 +177,10 @@ def retune(
         before = fit.begin(max(float(stay), few), few > 0, by_gradients=chosen != "als")
         if chosen == "adam":
             fit.adam(rng)
+        elif chosen == "lbfgs":
+            fit.quasi_newton()
         else:
-            {"als": fit.least_squares, "lbfgs": fit.quasi_newton}[chosen]()
+            fit.least_squares()
         record = without_figures(f.record) | {
             "retune": {
                 "method": chosen,

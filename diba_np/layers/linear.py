@@ -387,7 +387,7 @@ class DiBALinear(Layer):
     def refit(self, data: Moments) -> None:
         """Solve for the diagonals by least squares on moments; the bias follows from the means.
 
-        Ten sweeps of the closed forms, each ``O(k n (m + n) + k^3 + n^3)``.
+        Ten sweeps of the closed forms, each ``O((m + n) (k + n)^2 + k^3)``.
         """
         solver = LeastSquares(self.factors, data)
         solver.d = {name: self.parameters[name].astype(np.float64) for name in solver.d}

@@ -226,16 +226,16 @@ class LeastSquares:
         result: Array = sum(parts[1:], start=parts[0])
         return result
 
-    def sweep(self) -> float:
-        """Solve d1, d2 and d3 of each term once; return the squared error per sample."""
+    def sweep(self) -> None:
+        """Solve d1, d2 and d3 of each term once."""
         if len(self.bits) == 1:
-            return self.data.error(self._sweep_term(0, self.data.yx))
+            self._sweep_term(0, self.data.yx)
+            return
         parts = [(d1[:, None] * b1 * d2) @ (b2 * d3) for d1, b1, d2, b2, d3 in self._terms()]
         whole = np.sum(parts, axis=0)
         for i, part in enumerate(parts):
             whole -= part
             whole += self._sweep_term(i, self.data.yx - whole @ self.data.xx)
-        return self.data.error(whole)
 
     def _sweep_term(self, term: int, yx: Array) -> Array:
         """Solve the diagonals of one term for targets of these moments; return its matrix."""
