@@ -13,7 +13,7 @@ from diba_np.layers.straight_through import check_weight, inward
 from diba_np.methods.binary_bitat import BinaryBiTAT, SignProduct
 from diba_np.methods.bitat import BiTAT
 from diba_np.methods.fitting import to_half
-from diba_np.training.moments import Moments
+from diba_np.training.moments import RIDGE, Moments
 
 Array = NDArray[Any]
 
@@ -158,7 +158,7 @@ class BiTATLinear(Layer):
         xx, scales = data.xx[np.ix_(kept, kept)], self.parameters["scales"]
         top = np.einsum("ij,ij->i", signs, data.yx[:, kept])
         bottom = np.einsum("ij,ij->i", signs @ xx, signs)
-        low = 1e-7 * float(bottom.mean()) + np.finfo(np.float64).tiny
+        low = RIDGE * float(bottom.mean()) + np.finfo(np.float64).tiny
         scales[...] = (top + low * scales) / (bottom + low)
         mean = (signs @ data.x_mean[kept]) * scales
         self.parameters["bias"][...] = data.y_mean - mean

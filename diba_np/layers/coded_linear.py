@@ -14,11 +14,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.methods.fitting import to_half
 from diba_np.methods.scalar import ScalarQuantized, group_index, group_starts
-from diba_np.training.moments import Moments
+from diba_np.training.moments import Moments, ridge_of
 
 Array = NDArray[Any]
-
-_RIDGE = 1e-7
 
 
 class CodedLinear(Layer):
@@ -125,7 +123,7 @@ class CodedLinear(Layer):
             for i, row in enumerate(values):
                 grouped = member * row
                 normal = grouped @ H @ grouped.T
-                low = _RIDGE * float(np.trace(normal)) / len(normal) + np.finfo(np.float64).tiny
+                low = np.float64(ridge_of(normal))
                 normal[np.diag_indices_from(normal)] += low
                 scales[i] = np.linalg.solve(normal, right[i] + low * scales[i])
         mean = self._weights().astype(np.float64) @ data.x_mean[kept]

@@ -17,11 +17,10 @@ from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.methods.fitting import to_half
 from diba_np.methods.mesa import MESA, block_layout, block_orders
 from diba_np.methods.mesa_layer import difference_penalty, kmeans, nearest
-from diba_np.training.moments import Moments
+from diba_np.training.moments import Moments, ridge_of
 
 Array = NDArray[Any]
 
-_RIDGE = 1e-7  # on the closed forms, relative to the mean diagonal of their systems
 LEVELS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)  # tried for a budget
 
 
@@ -208,9 +207,13 @@ class MESALinear(Layer):
         whole[:, where.ravel()] = parts.transpose(1, 0, 2).reshape(parts.shape[1], -1)
         return whole
 
+    def _product(self, taken: Array, values: Array) -> Array:
+        """Return the outputs (N, m), without bias, of what each block reads."""
+        return self._put(np.matmul(taken, values.transpose(0, 2, 1)), self.shape[0], self.rows)
+
     def _forward(self, samples: Array) -> tuple[Array, Any]:
         values, taken = self.values(), self._taken(samples)
-        y = self._put(np.matmul(taken, values.transpose(0, 2, 1)), self.shape[0], self.rows)
+        y = self._product(taken, values)
         y += self.parameters["bias"]
         return y, (taken, values)
 
@@ -260,17 +263,11 @@ class MESALinear(Layer):
         else:
             for j, (r, c) in enumerate(zip(self.rows, self.columns, strict=True)):
                 normal = data.xx[np.ix_(c, c)].copy()
-                low = _low(normal)
+                low = ridge_of(normal)
                 normal[np.diag_indices_from(normal)] += low
                 right = data.yx[np.ix_(r, c)] + low * self.parameters["blocks"][j]
                 self.parameters["blocks"][j] = np.linalg.solve(normal, right.T).T
-        mean = self._put(
-            np.matmul(
-                self._taken(data.x_mean[None].astype(self.dtype)), self.values().transpose(0, 2, 1)
-            ),
-            self.shape[0],
-            self.rows,
-        )
+        mean = self._product(self._taken(data.x_mean[None].astype(self.dtype)), self.values())
         self.parameters["bias"][...] = data.y_mean - mean[0]
 
     def _refit_centroids(self, data: Moments) -> None:
@@ -284,7 +281,7 @@ class MESALinear(Layer):
                 member = np.zeros((len(row), r))
                 member[np.arange(len(row)), row] = 1.0
                 normal += member.T @ (H @ member)
-        low = _low(normal)
+        low = ridge_of(normal)
         normal[np.diag_indices_from(normal)] += low
         centroids[...] = np.linalg.solve(normal, right + low * centroids)
 
@@ -310,11 +307,6 @@ class MESALinear(Layer):
     def rounded(self) -> MESALinear:
         """Return a new layer as it is after storing: centroids rounded to 16 bits."""
         return MESALinear(self.to_matrix(), self.parameters["bias"], self.dtype)
-
-
-def _low(normal: Array) -> float:
-    """Return a small ridge for a system."""
-    return _RIDGE * float(np.trace(normal)) / len(normal) + float(np.finfo(np.float64).tiny)
 
 
 def penalise(layers: Collection[MESALinear], alpha: float) -> float:

@@ -159,7 +159,8 @@ def train_progressively(
         check_number(learning_rate, "learning_rate", above=0.0),
         clip,
     )
-    chain, reads, done = dense, dense.outputs(fitted), 0
+    chain, reads = dense, dense.outputs(fitted)
+    compressed: list[str] = []
     for at, name in enumerate(dense.layers):
         if name not in chosen:
             continue
@@ -170,9 +171,9 @@ def train_progressively(
             name, dense.layers[name], x, z, fit, name in one_bit, latent, float(ridge)
         )
         chain = chain.with_layers({name: layer})
-        done += 1
+        compressed.append(name)
         told = {"name": name, "bits_per_weight": layer.to_matrix().bits_per_weight}
-        told |= run.train(chain, [n for n in dense.layers if n in chosen][:done], epochs)
+        told |= run.train(chain, compressed, epochs)
         if callback is not None:
             callback({**told, "seconds": time.monotonic() - started})
     started = time.monotonic()

@@ -14,14 +14,13 @@ from diba_np.layers.straight_through import check_weight, inward, rounded_codes
 from diba_np.methods.fitting import to_half
 from diba_np.methods.qswd import QSWD
 from diba_np.methods.qswd_fit import cut, pursue
-from diba_np.training.moments import Moments
+from diba_np.training.moments import Moments, ridge_of
 
 Array = NDArray[Any]
 
 SUPPORTS = ("free", "fixed", "auto")
 
 _MOST_FREE = 1 << 23  # entries of Z up to which "auto" searches its nonzeros at every step
-_RIDGE = 1e-7
 _PASSES = 2  # over the slots of a column, from its codes at the start
 
 
@@ -156,7 +155,7 @@ class QSWDLinear(Layer):
             used = C[: len(targets)]  # the last band may be filled up with zero rows
             normal += (used.T @ used) * np.asarray(own.T @ np.asarray(data.xx @ own))
             right += np.sum(used * np.asarray(targets @ own), axis=0)
-        low = _RIDGE * float(np.trace(normal)) / st.r + np.finfo(np.float64).tiny
+        low = np.float64(ridge_of(normal))
         normal[np.diag_indices(st.r)] += low
         scales = self.parameters["scales"]
         scales[...] = np.linalg.solve(normal, right + low * scales)
@@ -171,11 +170,9 @@ class QSWDLinear(Layer):
         f = self.matrix
         codes, sets, values = self._projected()
         scales = self.parameters["scales"].astype(np.float64)
-        top = float(np.abs(scales).max()) or 1.0
-        half = to_half(scales / f.scale)
-        if np.array_equal(half, f.c_scale):
-            top, half = f.scale, f.c_scale
-        else:
+        half, top = to_half(scales / f.scale), f.scale
+        if not np.array_equal(half, f.c_scale):
+            top = float(np.abs(scales).max()) or 1.0
             half = to_half(scales / top)
         same = np.array_equal(half, f.c_scale) and np.array_equal(codes, f.c)
         # slots of a support may stand in any order

@@ -13,11 +13,10 @@ from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.matrix.diagonals import LogGrid, fit_grid
 from diba_np.methods.linear_trellis import LinearTrellis, Values
 from diba_np.methods.trellis_fit import scales_of, turned, turned_back
-from diba_np.training.moments import Moments
+from diba_np.training.moments import RIDGE, Moments, ridge_of
 
 Array = NDArray[Any]
 
-_RIDGE = 1e-7  # on the closed forms, relative to the mean diagonal of their systems
 _SWEEPS = 5  # of the closed forms in a refit
 
 
@@ -194,16 +193,16 @@ class TrellisLinear(Layer):
             q = V * d3
             normal, right = np.einsum("ij,ij->i", q @ xx, q), np.einsum("ij,ij->i", q, yx)
             if "gain" in p:
-                low = tiny + _RIDGE * normal.sum()
+                low = tiny + RIDGE * normal.sum()
                 p["gain"][0] = (right.sum() + low * p["gain"][0]) / (normal.sum() + low)
                 break
             if "d1" in p:
-                low = tiny + _RIDGE * float(normal.mean())
+                low = tiny + RIDGE * float(normal.mean())
                 d1 = (right + low * d1) / (normal + low)
             if "d3" in p:
                 q = V * d1[:, None]
                 normal, right = (q.T @ q) * xx, np.einsum("ij,ij->j", q, yx)
-                low = tiny + _RIDGE * float(np.trace(normal)) / len(normal)
+                low = np.float64(ridge_of(normal))
                 normal[np.diag_indices_from(normal)] += low
                 d3 = np.linalg.solve(normal, right + low * d3)
         for name, value in (("d1", d1), ("d3", d3), ("gain", p.get("gain"))):

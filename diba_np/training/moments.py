@@ -16,7 +16,12 @@ from diba_np.training.optimisers import root_mean_square
 
 Array = NDArray[Any]
 
-_RIDGE = 1e-7  # on the closed forms, relative to the mean diagonal of their systems
+RIDGE = 1e-7  # on closed forms, relative to the mean diagonal of their systems
+
+
+def ridge_of(normal: Array) -> float:
+    """Return a small ridge for a system, so that no direction is left undetermined."""
+    return RIDGE * float(np.trace(normal)) / len(normal) + float(np.finfo(np.float64).tiny)
 
 
 @dataclass
@@ -204,7 +209,7 @@ class LeastSquares:
 
         The ridge pulls to where the diagonal is, so that no direction is left undetermined.
         """
-        low = _RIDGE * size + np.finfo(np.float64).tiny
+        low = RIDGE * size + np.finfo(np.float64).tiny
         weight = self.weights[name]
         return weight + low, weight * self.start[name] + low * self.d[name]
 

@@ -137,7 +137,7 @@ class _Batches(Samples):
         self, source: Any, shape: tuple[int, int], labels: bool, validation: float, seed: int
     ) -> None:
         self.source, self.shape, self.labels = source, shape, labels
-        self.validation, self.seed = validation, seed
+        self.seed = seed
         self.count = self.held_count = self.steps = 0
         self._limit = validation  # samples that drew less are held out
         drawn = [numbers for _, _, numbers in self._pass()]
