@@ -83,38 +83,38 @@ def shallow():
 
 
 @pytest.fixture(scope="module")
-def stages(dense):
+def stages(shallow):
     """Weights alone, activations, end to end, at two bits."""
     ids, how = rows(FITTED), {"bits": 2.0, "effort": "fast"}
     return (
-        networks.compress(dense, ids, activations=False, epochs=0, **how),
-        networks.compress(dense, ids, epochs=0, **how),
-        networks.compress(dense, ids, epochs=10, rate=5e-3, **how),
+        networks.compress(shallow, ids, activations=False, epochs=0, **how),
+        networks.compress(shallow, ids, epochs=0, **how),
+        networks.compress(shallow, ids, epochs=4, rate=5e-3, **how),
     )
 
 
-def test_every_stage_is_nearer_to_the_dense_network(dense, stages):
-    alone, fitted, trained = (divergence(small, dense) for small in stages)
+def test_every_stage_is_nearer_to_the_dense_network(shallow, stages):
+    alone, fitted, trained = (divergence(small, shallow) for small in stages)
     assert fitted < 0.8 * alone
     assert trained < fitted
 
 
-def test_the_budget_holds_and_every_matrix_is_compressed(dense, stages):
+def test_the_budget_holds_and_every_matrix_is_compressed(shallow, stages):
     for small in stages:
-        assert set(small.compressed) == set(dense.layers)
+        assert set(small.compressed) == set(shallow.layers)
         assert 1.8 < stored_rate(small) <= 2.0
 
 
-def test_the_dense_network_stays_as_it_is(dense, stages):
-    assert not dense.compressed
-    assert np.array_equal(dense.logits(rows(2)), decoder().logits(rows(2)))
+def test_the_dense_network_stays_as_it_is(shallow, stages):
+    assert not shallow.compressed
+    assert np.array_equal(shallow.logits(rows(2)), decoder(num_hidden_layers=1).logits(rows(2)))
 
 
 def test_no_layer_gets_a_bias_that_it_had_not(stages):
     assert all(not layer.parameters["bias"].any() for layer in stages[-1].compressed.values())
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_ends_with_the_same_bits(shallow, stages, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "due", lambda keeper: True)  # the training is kept at each step
 
     class Stopped(Exception):
@@ -130,16 +130,16 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(dense, stages, tmp_path,
 
         return callback
 
-    options = {"bits": 2.0, "effort": "fast", "epochs": 10, "rate": 5e-3, "folder": tmp_path}
+    options = {"bits": 2.0, "effort": "fast", "epochs": 4, "rate": 5e-3, "folder": tmp_path}
     for stop in (stop_at("matrix", 1), stop_at("matrix", 7), stop_at("training", 1)):
         with pytest.raises(Stopped):
-            networks.compress(dense, rows(FITTED), callback=stop, **options)
+            networks.compress(shallow, rows(FITTED), callback=stop, **options)
     seen = []
     told = {"callback": lambda facts: seen.append(facts) if facts["event"] == "training" else None}
-    assert same(networks.compress(dense, rows(FITTED), **told, **options), stages[-1])
+    assert same(networks.compress(shallow, rows(FITTED), **told, **options), stages[-1])
     assert seen[0]["step"] == 20  # what came before was taken over
     # what is finished is only read
-    assert same(networks.compress(dense, rows(FITTED), **options), stages[-1])
+    assert same(networks.compress(shallow, rows(FITTED), **options), stages[-1])
 
 
 def test_states_that_a_killed_run_left_are_removed(shallow, tmp_path):
@@ -219,21 +219,23 @@ def test_a_layer_that_was_put_in_the_place_of_another_is_what_is_compressed(rng)
         assert np.allclose(small.layers[name].parameters["bias"], b, atol=0.2)
 
 
-def test_a_training_of_other_arguments_is_refused(dense, stages, tmp_path):
-    data = calibration(dense, rows(8), tokens=48)
+def test_a_training_of_other_arguments_is_refused(shallow, stages, tmp_path):
+    data = calibration(shallow, rows(8), tokens=48)
     options = {"epochs": 1, "rate": 1e-3, "hold_out": 0.25, "path": tmp_path / "t"}
-    distil(stages[1].replaced({}), dense, data, **options)
+    distil(stages[1].replaced({}), shallow, data, **options)
     for other in ({"rate": 1.001e-3}, {"seed": 1}, {"hidden": 0.3}, {"hold_out": 0.5}):
         with pytest.raises(ValueError, match=f"checkpoint of another run, {next(iter(other))} was"):
-            distil(stages[1].replaced({}), dense, data, **(options | other))
+            distil(stages[1].replaced({}), shallow, data, **(options | other))
     with pytest.raises(ValueError, match="checkpoint of another run, not the same rows"):
-        distil(stages[1].replaced({}), dense, calibration(dense, rows(8, 1), tokens=48), **options)
+        distil(
+            stages[1].replaced({}), shallow, calibration(shallow, rows(8, 1), tokens=48), **options
+        )
 
 
-def test_a_training_that_diverges_says_what_to_do(stages, dense):
-    data = calibration(dense, rows(8), tokens=48)
+def test_a_training_that_diverges_says_what_to_do(stages, shallow):
+    data = calibration(shallow, rows(8), tokens=48)
     with pytest.raises(Diverged, match=r"^step 1 of .*: the loss is nan; .* a smaller learning"):
-        distil(stages[1].replaced({}), dense, data, penalty=lambda: np.nan)
+        distil(stages[1].replaced({}), shallow, data, penalty=lambda: np.nan)
 
 
 def test_independent_layers_in_processes_give_what_one_gives(shallow):
@@ -243,11 +245,11 @@ def test_independent_layers_in_processes_give_what_one_gives(shallow):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("method", [*sorted(set(LAYERS) - {"diba"}), "best"])
+@pytest.mark.parametrize("method", sorted(set(LAYERS) - {"diba"}))
 def test_other_methods(shallow, method):
-    how = {"bits": 3.0, "effort": "fast", "epochs": 1}
+    how = {"bits": 3.0, "effort": "fast", "epochs": 1, "include": ["*.up_proj"]}
     small = networks.compress(shallow, rows(16), method=method, **how)
-    assert set(small.compressed) == set(shallow.layers)
+    assert len(small.compressed) == 3  # with the table of tokens and the head
     assert stored_rate(small) <= 3.0
     assert np.isfinite(small.logits(rows(2))).all()
 
@@ -259,9 +261,12 @@ def test_best_takes_the_method_by_the_matrix():
         A = net.weights[name]
         u, v = (np.sign(part) * (1 + abs(part)) for part in (A[:, :1], A[:1]))
         net.layers[name] = DenseLinear(u * v)
-    small = networks.compress(net, rows(40), bits=2.0, method="best", effort="fast", epochs=0)
+    how = {"bits": 2.0, "method": "best", "effort": "fast", "include": ["*.v_proj", "*.up_proj"]}
+    small = networks.compress(net, rows(40), **how)
     taken = {name: layer.to_matrix().method for name, layer in small.compressed.items()}
     assert set(taken.values()) == {"diba", "linear-trellis"}
+    assert stored_rate(small) <= 2.0
+    assert np.isfinite(small.logits(rows(2))).all()
 
 
 def test_a_trellis_run_goes_on_and_another_method_is_refused(shallow, tmp_path):
@@ -272,7 +277,8 @@ def test_a_trellis_run_goes_on_and_another_method_is_refused(shallow, tmp_path):
         if facts["name"] != shallow.token_name:
             raise Stopped
 
-    options = {"bits": 3.0, "method": "linear-trellis", "epochs": 0}
+    how = {"bits": 3.0, "method": "linear-trellis", "epochs": 0}
+    options = how | {"include": ["*.v_proj", "*.up_proj"]}
     with pytest.raises(Stopped):
         networks.compress(shallow, rows(40), folder=tmp_path, callback=stop, **options)
     with pytest.raises(ValueError, match='method was "linear-trellis" and is now "best"'):
@@ -519,12 +525,12 @@ def test_the_command_compresses_a_folder_with_texts(tmp_path, capsys):
     np.save(tmp_path / "ids.npy", rows(16))
     output = tmp_path / "small.h5"
     words = ["model", str(tmp_path / "folder"), "--texts", str(tmp_path / "ids.npy")]
-    words += ["--bits", "2", "--effort", "fast", "--quiet", "--json"]
+    words += ["--bits", "2", "--include", "*.up_proj", "--quiet", "--json"]
     assert main([*words, "-o", str(output)]) == 0
     assert json.loads(capsys.readouterr().out)["file_bytes"] == output.stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "ids.npy", "small.h5"]
     small = networks.load(output)
-    direct = networks.compress(net, rows(16), bits=2, effort="fast")
+    direct = networks.compress(net, rows(16), bits=2, effort="fast", include=["*.up_proj"])
     assert stored_rate(small) <= 2
     assert np.allclose(small.logits(rows(2)), direct.logits(rows(2)), atol=1e-3)
 
