@@ -10,7 +10,7 @@ from diba_np import networks
 from diba_np.networks.network import Network
 
 WORDS = 40  # tokens; the first is the mask where tokens are masked
-WIDTH, INNER, LAYERS, CLASSES = 16, 24, 2, 3
+WIDTH, INNER, LAYERS, CLASSES = 16, 24, 1, 3
 
 
 class Mask:
