@@ -212,6 +212,15 @@ class _Lesson:
             back(weighed)
         return value, apart
 
+    def step(self, parts: Sequence[Array], data: Calibration) -> Array:
+        """Go back with the batches of a step; return loss and distance of hidden states, (2,)."""
+        self.student.zero_grad()
+        size = sum(len(part) for part in parts)
+        total = np.zeros(2)
+        for part in parts:
+            total += len(part) / size * np.array(self.loss(part, data, len(part) / size))
+        return total
+
     def judge(self, data: Calibration, places: Sequence[Array]) -> float:
         """Return the loss of rows that nothing is trained on."""
         losses = [(self.loss(rows, data)[0], len(rows)) for rows in places]
@@ -322,25 +331,23 @@ def distil(
     keeper = None if path is None else Checkpoint(path)
     done = 0
     if keeper is not None:
-        asked: dict[str, Any] = {
+        asked = {
             "epochs": epochs,
             "rate": rate,
             "hidden": hidden,
             "hold_out": hold_out,
+            "tokens": tokens,
+            "batch": data.tokens,
+            "seed": seed,
+            "rows": data.digest(),
+            "teacher": teacher_digest or network_digest(teacher),
         }
-        asked |= {"tokens": tokens, "batch": data.tokens, "seed": seed, "rows": data.digest()}
-        done = _go_on(
-            keeper, optimiser, asked | {"teacher": teacher_digest or network_digest(teacher)}
-        )
+        done = _go_on(keeper, optimiser, asked)
     for at in range(done, len(steps)):
         if at == done or at % AHEAD == 0:
             ahead = steps[at : (at // AHEAD + 1) * AHEAD]
             lesson.teacher.prepare(data, [part for step in ahead for part in step])
-        student.zero_grad()
-        size = sum(len(part) for part in steps[at])
-        loss = np.zeros(2)
-        for part in steps[at]:
-            loss += len(part) / size * np.array(lesson.loss(part, data, len(part) / size))
+        loss = lesson.step(steps[at], data)
         if penalty is not None:
             loss[0] += penalty()
         found = student.gradients  # gathered anew at each access
