@@ -21,7 +21,7 @@ from diba_np.methods.svd import TruncatedSVD
 
 @pytest.fixture(scope="module")
 def gauss():
-    return np.random.default_rng(0).standard_normal((512, 512))
+    return np.random.default_rng(0).standard_normal((128, 512))
 
 
 def test_known_figures_on_gaussian_matrices(gauss):
