@@ -54,7 +54,7 @@ NETWORKS = {
         (784, 300, 100, 10), functools.partial(digits.shift, share=1.0), np.asarray, decay=0.5
     ),
 }
-SMALL = {"MLP": Network((196, 32, 32, 10), digits.pooled_shift, digits.pooled)}
+SMALL = {"MLP": Network((196, 32, 10), digits.pooled_shift, digits.pooled)}
 
 
 # -- methods ---------------------------------------------------------------------------------------
