@@ -25,8 +25,8 @@ def few_columns(weights, x, out):
     """
     count, m = weights.shape
     N = x.shape[1]
-    flat = out.reshape(-1)
     if N == 1:
+        flat = out.reshape(-1)
         for start in range(0, m, _CHUNK):
             target = flat[start : start + _CHUNK]
             target[:] = 0
@@ -36,7 +36,7 @@ def few_columns(weights, x, out):
                     target[p] += factor * weight[p]
         return
     for i in range(m):
-        row = flat[i * N : (i + 1) * N]
+        row = out[i]
         row[:] = 0
         for c in range(count):
             weight, source = weights[c, i], x[c]
