@@ -257,7 +257,6 @@ class Operator(Expandable):
     """
 
     _decoded: Any = None
-    _turned: LinearOperator | None = None
 
     def _dense(self) -> Any:
         if self._decoded is None:
@@ -286,10 +285,7 @@ class Operator(Expandable):
         return super().__matmul__(x)
 
     def _adjoint(self) -> LinearOperator:
-        """Return the transpose, made once."""
-        if self._turned is None:
-            self._turned = Adjoint(self)
-        return self._turned
+        return Adjoint(self)
 
     _transpose = _adjoint
 
