@@ -21,6 +21,9 @@ _MOST_SIDES = 2000  # that `settle` goes over
 # of the squared norm of A: what an exact step may seem to lose
 _ROUNDING = 1e-12
 
+# rounds that may gain nothing but rounding
+_STALLED = 8
+
 
 def random_state(shape: tuple[int, int], k: int, shift: float, rng: np.random.Generator) -> State:
     """Return fair random bits with unit d1 and d3 and random signs in d2."""
@@ -60,7 +63,7 @@ def solve_greedy(
         Most rounds over both sides.
     tol : float
         Also end when a round lowers the squared error by less than this share of it. With 0 the
-        end is a state in which no single flip improves.
+        end is a state in which no single flip improves, but for rounding.
     run : Run
     start : State, optional
         Modified in place; random without it.
@@ -101,7 +104,11 @@ def solve_greedy(
             history.append(error / energy)
         if run.step("greedy", round_, max_sweeps, k, error / energy):
             return Outcome(state, history, done)
-        if flips == 0 or (tol > 0 and before - error <= tol * before):
+        # flips may go to and fro for ever on rounding alone
+        stalled = (
+            len(history) > 2 * _STALLED and history[-1 - 2 * _STALLED] - error / energy <= _ROUNDING
+        )
+        if flips == 0 or stalled or (tol > 0 and before - error <= tol * before):
             return Outcome(state, history, done, converged=True)
         run.journal.keep(partial(pack_loop, state, rounds=done, error=error, history=history))
     return Outcome(state, history, done)

@@ -135,6 +135,19 @@ def test_no_single_flip_improves_what_is_returned(solver, A, k, shift, seed):
     assert naive.improving_flips(A, *parts(f), f.shift, relative=1e-9) == 0
 
 
+def test_flips_that_gain_rounding_alone_come_to_an_end():
+    rows = (
+        [-9.621878601015665e-06, 3.390187684193642e-06, 1.6976032588446025e-05,
+         -0.0054055176895840395, -0.003266902572063802],
+        [6.331942487974872e-05, -5.6376727723298085e-06, -2.263885504890089e-05,
+         -0.011490551515721864, 0.0020259884458554847],
+    )  # fmt: skip
+    for row in rows:
+        f = factorize([row], k=2, solver="greedy", shift=0.5, seed=100, max_sweeps=200)
+        assert f.record["converged"]
+        assert f.record["improving_flips_left"] == 0
+
+
 @settings(max_examples=25)
 @given(matrices(), st.integers(1, 6), st.sampled_from([0.0, 0.5]))
 def test_greedy_objective_never_rises_at_any_half_step(A, k, shift):
