@@ -660,6 +660,14 @@ def hadamard(x, columns):
     return (H @ x.reshape(P, columns)).ravel()
 
 
+def rotate_vector(x, signs, factor, back):
+    """Product with the matrix ``(H x Q) diag(signs)`` written out, or with its transpose."""
+    q = len(factor)
+    H = hadamard(np.eye(x.size // q).ravel(), x.size // q).reshape(-1, x.size // q)
+    R = np.kron(H, factor if back else factor.T) * signs
+    return (R.T if back else R) @ x
+
+
 # -- networks --------------------------------------------------------------------------------------
 
 

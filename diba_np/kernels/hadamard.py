@@ -1,4 +1,4 @@
-"""The fast Walsh-Hadamard transform."""
+"""The fast Walsh-Hadamard transform, and rotations of a vector by it."""
 
 from diba_np.kernels._jit import njit
 
@@ -49,3 +49,36 @@ def hadamard(x, columns):
                 upper[i] = a + b
                 lower[i] = a - b
         span *= 2
+
+
+@njit(fastmath=False)
+def rotate_vector(x, signs, factor, back, out):
+    """Multiply a vector with ``(H x Q) diag(signs)``, or with the transpose of that.
+
+    Parameters
+    ----------
+    x : (n,) float32 or float64
+    signs : (n,) of the same type
+    factor : (q, q) of the same type, C-order
+        ``Q^T``; to go back Q. H is the Hadamard matrix of order n / q, a power of two.
+    back : bool
+        Whether to multiply with the transpose.
+    out : (n,) of the same type, overwritten
+
+    Notes
+    -----
+    ``n (log2(n / q) + 2 q)`` flops.
+    """
+    q = len(factor)
+    for start in range(0, x.size, q):
+        part = out[start : start + q]
+        part[:] = 0
+        for j in range(q):
+            value = x[start + j] if back else x[start + j] * signs[start + j]
+            row = factor[j]
+            for i in range(q):
+                part[i] += value * row[i]
+    hadamard(out, q)
+    if back:
+        for i in range(x.size):
+            out[i] *= signs[i]

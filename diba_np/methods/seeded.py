@@ -13,7 +13,7 @@ import numpy as np
 from scipy.linalg import qr
 from scipy.special import ndtri
 
-from diba_np.kernels.hadamard import hadamard
+from diba_np.kernels.hadamard import hadamard, rotate_vector
 from diba_np.matrix.base import Array
 
 
@@ -56,7 +56,7 @@ class Rotation:
         self.size, self.seed = size, seed
         self.power = size & -size
         self.odd = size // self.power
-        self._typed: dict[Any, tuple[Array, Array]] = {}
+        self._typed: dict[Any, tuple[Array, Array, Array]] = {}
 
     @functools.cached_property
     def signs(self) -> Array:
@@ -73,32 +73,41 @@ class Rotation:
         result: Array = Q * np.where(np.diagonal(R) < 0, -1.0, 1.0) / np.sqrt(self.power)
         return result
 
-    def _held(self, dtype: Any) -> tuple[Array, Array]:
-        """Return the signs and the odd factor in a type."""
+    def _held(self, dtype: Any) -> tuple[Array, Array, Array]:
+        """Return the signs, the odd factor and its transpose, in a type and in C-order."""
         if dtype not in self._typed:
-            self._typed[dtype] = (self.signs.astype(dtype), self.factor.astype(dtype))
+            factor = self.factor.astype(dtype, order="C")
+            turned = np.ascontiguousarray(factor.T)
+            self._typed[dtype] = (self.signs.astype(dtype), factor, turned)
         return self._typed[dtype]
 
     def _mixed(self, x: Array, factor: Array) -> Array:
-        shape = (self.power, self.odd, x.shape[1])
         if self.odd == 1:
             mixed = x * factor
-        elif x.shape[1] == 1:  # one product, not one for each of the tiny matrices
-            mixed = x.reshape(shape[:2]) @ factor.T
         else:
-            mixed = np.matmul(factor, x.reshape(shape))
+            mixed = np.matmul(factor, x.reshape(self.power, self.odd, x.shape[1]))
         mixed = np.ascontiguousarray(mixed).reshape(-1)
         hadamard(mixed, self.odd * x.shape[1])
         return mixed.reshape(x.shape)
 
+    def _vector(self, x: Array, signs: Array, factor: Array, back: bool) -> Array:
+        """Rotate one column (n, 1), for which the steps of `_mixed` take longer than the work."""
+        out = np.empty(x.shape, x.dtype)
+        rotate_vector(x.reshape(-1), signs.reshape(-1), factor, back, out.reshape(-1))
+        return out
+
     def apply(self, x: Array) -> Array:
         """Return ``R x`` for x (n, N), in its type."""
-        signs, factor = self._held(x.dtype)
+        signs, factor, turned = self._held(x.dtype)
+        if x.shape[1] == 1:
+            return self._vector(x, signs, turned, False)
         return self._mixed(x * signs, factor)
 
     def apply_transposed(self, x: Array) -> Array:
         """Return ``R^T x`` for x (n, N), in its type."""
-        signs, factor = self._held(x.dtype)
+        signs, factor, _ = self._held(x.dtype)
+        if x.shape[1] == 1:
+            return self._vector(x, signs, factor, True)
         mixed = self._mixed(np.ascontiguousarray(x), factor.T)
         mixed *= signs
         return mixed

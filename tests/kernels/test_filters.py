@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diba_np.kernels.filters import filter_back, filter_sums
-from diba_np.kernels.hadamard import hadamard
+from diba_np.kernels.hadamard import hadamard, rotate_vector
 
 
 @settings(deadline=None, max_examples=60)
@@ -56,3 +56,15 @@ def test_hadamard_equals_the_matrix(P, columns, kind):
     expected = naive.hadamard(x, columns)
     hadamard(x, columns)
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("power, odd", [(1, 1), (16, 1), (4, 3), (1, 5), (64, 9)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_rotated_vector_equals_the_matrix(power, odd, kind, back):
+    rng = np.random.default_rng(power)
+    x, signs = rng.normal(size=power * odd), rng.choice([-1.0, 1.0], power * odd)
+    factor, out = rng.normal(size=(odd, odd)), np.empty(x.size, kind)
+    rotate_vector(*(part.astype(kind) for part in (x, signs, factor)), back, out)
+    expected = naive.rotate_vector(x, signs, factor, back)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
