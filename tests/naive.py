@@ -631,15 +631,15 @@ def filter_sums(sums, taps, scales, columns):
     return out.reshape(T * V, columns)
 
 
-def filter_back(y, taps, columns, bits):
-    """Its transpose: sums (bits, T N)."""
+def filter_back(y, taps, scales, columns, bits):
+    """Its transpose: sums (bits, T N) of rows (m, N)."""
     V, width = taps.shape
-    T = y.shape[1] // columns
+    T = scales.shape[1]
     sums = np.zeros((bits, T, columns))
-    for v in range(V):
-        for t in range(T):
-            for i in range(width):
-                sums[i % bits, (t - i // bits) % T] += taps[v, i] * y.reshape(V, T, -1)[v, t]
+    for row, values in enumerate(y):
+        t, v = divmod(row, V)
+        for i in range(width):
+            sums[i % bits, (t - i // bits) % T] += taps[v, i] * scales[v, t] * values
     return sums.reshape(bits, -1)
 
 

@@ -119,49 +119,63 @@ def filter_sums(sums, taps, scales, columns, more, out):
 
 
 @njit(fastmath=_SUMS)
-def filter_back(y, taps, columns, sums):
-    """Write the sums that the transposed filter makes of outputs.
+def _planes_of(y, scales, columns, more):
+    """Return rows times their scales by output, (V, T N), and so many of each's first entries."""
+    V, steps = scales.shape
+    size, N = steps * columns, columns
+    planes = np.zeros((V, size + more), y.dtype)
+    for v in range(V):
+        plane = planes[v]
+        if N == 1:
+            for t in range((y.size - v + V - 1) // V):
+                plane[t] = scales[v, t] * y[t * V + v]
+        else:
+            for t in range((y.size // N - v + V - 1) // V):
+                scale, at = scales[v, t], (t * V + v) * N
+                part, row = plane[t * N : (t + 1) * N], y[at : at + N]
+                for c in range(N):
+                    part[c] = scale * row[c]
+        for p in range(more):
+            plane[size + p] = plane[p]
+    return planes
+
+
+@njit(fastmath=_SUMS)
+def filter_back(y, taps, scales, columns, sums):
+    """Write the sums that the transposed filter makes of rows, each times its scale.
 
     Parameters
     ----------
-    y : (V, T N) float32 or float64, C-order
+    y : (m N,) float32 or float64
+        As `out` of `filter_sums`, of which this is the adjoint.
     taps : (V, width) of the same type, C-order
+    scales : (V, T) of the same type, C-order
     columns : int
         N.
     sums : (bits, T N) of the same type, C-order, overwritten
 
     Notes
     -----
-    The adjoint of `filter_sums` with scales of one, but for the order of its rows.
     ``2 T N V width`` flops.
     """
     bits, size = sums.shape
     V, width = taps.shape
-    last = (width - 1) // bits * columns
+    y = _planes_of(y, scales, columns, (width - 1) // bits * columns)
     for start in range(0, size, _CHUNK):
         stop = min(start + _CHUNK, size)
         for r in range(bits):
-            sums[r, start:stop] = 0
+            target = sums[r, start:stop]
+            target[:] = 0
             i = r
-            if stop + last <= size:  # nothing turns: three taps at once
-                while i + 2 * bits < width:
-                    for v in range(V):
-                        at = start + i // bits * columns
-                        _add3(
-                            sums[r, start:stop],
-                            taps[v, i],
-                            y[v, at:],
-                            taps[v, i + bits],
-                            y[v, at + columns :],
-                            taps[v, i + 2 * bits],
-                            y[v, at + 2 * columns :],
-                        )
-                    i += 3 * bits
-            while i < width:
-                lag = (i // bits) * columns % size
-                turn = min(max(size - lag, start), stop)
+            while i + 2 * bits < width:  # three taps at once
+                at = start + i // bits * columns
+                second, third = at + columns, at + 2 * columns
                 for v in range(V):
-                    tap = taps[v, i]
-                    _add(sums[r, start:turn], tap, y[v, start + lag :])
-                    _add(sums[r, turn:stop], tap, y[v, turn + lag - size :])
+                    a, b, c = y[v, at:], y[v, second:], y[v, third:]
+                    _add3(target, taps[v, i], a, taps[v, i + bits], b, taps[v, i + 2 * bits], c)
+                i += 3 * bits
+            while i < width:
+                at = start + i // bits * columns
+                for v in range(V):
+                    _add(target, taps[v, i], y[v, at:])
                 i += bits

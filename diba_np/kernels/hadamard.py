@@ -1,5 +1,7 @@
 """The fast Walsh-Hadamard transform, and rotations of a vector by it."""
 
+import numpy as np
+
 from diba_np.kernels._jit import njit
 
 
@@ -70,14 +72,24 @@ def rotate_vector(x, signs, factor, back, out):
     ``n (log2(n / q) + 2 q)`` flops.
     """
     q = len(factor)
-    for start in range(0, x.size, q):
-        part = out[start : start + q]
-        part[:] = 0
-        for j in range(q):
-            value = x[start + j] if back else x[start + j] * signs[start + j]
-            row = factor[j]
-            for i in range(q):
-                part[i] += value * row[i]
+    if back:
+        out[:] = x
+    else:
+        for i in range(x.size):
+            out[i] = signs[i] * x[i]
+    if q == 1:
+        for i in range(x.size):
+            out[i] *= factor[0, 0]
+    else:
+        mixed = np.empty(q, x.dtype)
+        for start in range(0, x.size, q):
+            part = out[start : start + q]
+            mixed[:] = 0
+            for j in range(q):
+                value = part[j]
+                for i in range(q):
+                    mixed[i] += value * factor[j, i]
+            part[:] = mixed
     hadamard(out, q)
     if back:
         for i in range(x.size):

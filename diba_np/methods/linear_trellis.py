@@ -285,12 +285,8 @@ class _Part:
         """Return the product of the transpose with y (m, N), of all columns if it spans them."""
         mode, N = self.mode, y.shape[1]
         taps, scales = self._typed(y.dtype)
-        planes = np.zeros((mode.weights, self.steps, N), y.dtype)
-        for v, plane in enumerate(planes):
-            own = y[v :: mode.weights]
-            np.multiply(own, scales[v, : len(own), None], out=plane[: len(own)])
         sums = np.empty((mode.bits, self.steps * N), y.dtype)
-        filter_back(planes.reshape(mode.weights, -1), taps, N, sums)
+        filter_back(y.reshape(-1), taps, scales, N, sums)
         if N == 1:
             return self._backward.vector(sums.ravel())[:, None]
         return self._backward.matrix(sums.reshape(-1, N))
