@@ -269,6 +269,11 @@ def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config
                 raise FormatError(f"{label}: {key}: found none, expected it")
             value = default[0]
         fields[name] = value
+    if kind.decoder and not source.get("is_causal", True):
+        raise ValueError(
+            f"{label}: a {source['model_type']} must look at earlier tokens alone, this one looks "
+            "at later ones too (is_causal)"
+        )
     if kind.settle is not None:
         try:
             fields = kind.settle(fields, source)

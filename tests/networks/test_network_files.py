@@ -278,6 +278,9 @@ def test_what_a_kind_does_otherwise():
         network("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(ValueError, match="rope_scaling must be"):
         network("llama", rope_scaling={"rope_type": "yarn"})
+    for kind in ("qwen2", "gpt2"):
+        with pytest.raises(ValueError, match=rf"json: a {kind} must look at earlier .*is_causal"):
+            network(kind, is_causal=False)
     with pytest.raises(ValueError, match="must turn all channels of a head"):
         network("llama", partial_rotary_factor=0.5)
     with pytest.raises(ValueError, match=r"json: a bert must have absolute positions, .*'rela"):
