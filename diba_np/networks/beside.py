@@ -12,6 +12,10 @@ from diba_np.errors import FormatError
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+MODULES = "modules.json"
+
+# of sentence-transformers, how texts are read; older folders name it after the kind of network
+SENTENCE_FILES = tuple(f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert"))
 
 # of tokenizers, of what is generated, of images and sounds, of sentence-transformers
 _NAMES = (
@@ -22,8 +26,8 @@ _NAMES = (
     "chat_template.json",
     "generation_config.json",
     "preprocessor_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
+    MODULES,
+    *SENTENCE_FILES,
     "config_sentence_transformers.json",
 )
 _MODULE = re.compile(r"\d+_\w+/config\.json", re.ASCII)

@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
+from diba_np.networks.kind import SENTENCES
 from diba_np.sources.gguf import need
 
 Array = NDArray[Any]
@@ -47,6 +48,8 @@ _NAMES = {
 }
 
 ARCHITECTURES = ("llama", "qwen2")
+# by the numbers that GGUF has for them; 0 stands for none
+_POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken", 4: "rank"}
 FACTORS = "rope_freqs.weight"  # what the angles of rotary positions are divided by
 
 
@@ -100,6 +103,11 @@ def config_of(metadata: Mapping[str, Any], names: Sequence[str], label: str) -> 
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     elif scaling != "none":
         raise ValueError(f"{label}: rope.scaling.type must be none or linear, got {scaling!r}")
+    pooling = metadata.get(f"{architecture}.pooling_type")
+    if pooling:
+        config[SENTENCES["pooling"]] = _POOLINGS.get(pooling, f"pooling_type {pooling}")
+    if not metadata.get(f"{architecture}.attention.causal", True):
+        config["is_causal"] = False
     config["tie_word_embeddings"] = "output.weight" not in names
     return config
 

@@ -12,7 +12,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from diba_np.errors import FormatError
 from diba_np.networks import gguf_layout
-from diba_np.networks.beside import CHAT_TEMPLATE, read_beside
+from diba_np.networks.beside import (
+    CHAT_TEMPLATE,
+    MODULES,
+    SENTENCE_FILES,
+    TOKENIZER_CONFIG,
+    read_beside,
+)
 from diba_np.networks.decoder import Decoder
 from diba_np.networks.encoder import Encoder
 from diba_np.networks.file import NetworkFile
@@ -92,7 +98,8 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        config = read_json(path / CONFIG) | _beside(path)
+        config = read_json(path / CONFIG)
+        config |= _beside(path, config)
         if kind is not None:
             config["model_type"] = kind
         quantized = config.get("quantization_config")
@@ -120,14 +127,15 @@ def load(
     return net
 
 
-def _beside(folder: Path) -> dict[str, Any]:
+def _beside(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what files beside a folder's configuration say of ends and of vectors of texts."""
     generation = read_json(folder / "generation_config.json", optional=True)
-    sentences = read_json(folder / "sentence_bert_config.json", optional=True)
+    files = [file for name in SENTENCE_FILES if (file := folder / name).is_file()]
+    sentences = read_json(files[0]) if files else {}
     prompt = _prompt(folder)
     settings = {
         "eos_token_id": generation.get("eos_token_id"),
-        SENTENCES["sentence_length"]: sentences.get("max_seq_length"),
+        SENTENCES["sentence_length"]: sentences.get("max_seq_length") or _longest(folder, config),
         SENTENCES["sentence_lower"]: sentences.get("do_lower_case"),
         SENTENCES["sentence_prompt"]: prompt,
     }
@@ -143,6 +151,15 @@ def _beside(folder: Path) -> dict[str, Any]:
     if steps:
         settings[SENTENCES["pooling"]] = " and ".join(steps)
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def _longest(folder: Path, config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens of a text a folder of sentence-transformers reads, not told there."""
+    if not (folder / MODULES).is_file():
+        return None
+    said = read_json(folder / TOKENIZER_CONFIG, optional=True).get("model_max_length")
+    counts = (said, config.get("max_position_embeddings"), config.get("n_positions"))
+    return min((count for count in counts if isinstance(count, int) and count > 0), default=None)
 
 
 def _prompt(folder: Path) -> str | None:
@@ -167,10 +184,10 @@ def _poolings(settings: Mapping[str, Any], prompted: bool) -> list[str]:
     """Return the names of the poolings whose vectors a sentence's is made of."""
     if prompted and settings.get("include_prompt") is False:
         return [f"{name} without the prompt" for name in _poolings(settings, False)]
-    if isinstance(settings.get("pooling_mode"), str):
-        return [settings["pooling_mode"]]
     start, ends = "pooling_mode_", ("_tokens", "_token")
     names = [key for key, chosen in settings.items() if key.startswith(start) and chosen]
+    said = settings.get("pooling_mode", names)  # of newer folders: a name, or a list of them
+    names = [str(name) for name in (said if isinstance(said, list) else [said])]
     bare = [name.removeprefix(start).removesuffix(ends[0]).removesuffix(ends[1]) for name in names]
     return ["mean" if name == "mean_sqrt_len" else name for name in bare]  # of one direction
 

@@ -200,7 +200,7 @@ class TextMethods:
             One vector each; padding at the ends of an array's rows is left out as by `rows_of`.
         length : int, optional
             Most tokens of a text; more are cut off. Default: as many as the folder says
-            (``sentence_bert_config.json``), else 512.
+            (``sentence_bert_config.json``; newer ones the tokenizer's settings), else 512.
 
         Returns
         -------

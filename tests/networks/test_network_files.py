@@ -442,6 +442,8 @@ def sentences_of(path, modes, *more, **settings):
     folder_of(path, "bert", "none")
     (path / "1_Pooling").mkdir()
     flags = {f"pooling_mode_{mode}": True for mode in modes} | {"pooling_mode_max_tokens": False}
+    if "max" in modes:
+        flags = {"pooling_mode": modes}
     (path / "1_Pooling" / "config.json").write_text(json.dumps(flags))
     for name in more:
         (path / name).mkdir()
@@ -482,6 +484,7 @@ def test_vectors_that_are_made_otherwise(tmp_path):
             (["mean_tokens"], ["2_Dense"], "mean and dense"),
             (["weightedmean_tokens"], [], "weightedmean"),
             (["cls_token", "mean_tokens"], [], "cls and mean"),
+            (["max", "mean_sqrt_len_tokens"], [], "max and mean"),  # as a list, in newer folders
         ]
     ):
         net = sentences_of(tmp_path / str(i), modes, *more)
@@ -500,6 +503,19 @@ def test_texts_are_as_long_as_the_folder_says(tmp_path):
     net.tokenizer = words()
     assert np.array_equal(net.embed(["a b c d"]), net.embed(["a b d"]))
     assert not np.allclose(net.embed(["a b c d"], 4), net.embed(["a b d"]))
+    told = tmp_path / "net" / "sentence_bert_config.json"
+    told.rename(told.with_name("sentence_roberta_config.json"))
+    assert networks.load(tmp_path / "net").config.sentence_length == 3
+
+
+@pytest.mark.parametrize(("said", "length"), [(5, 5), (10**30, 16), (None, 16)])
+def test_texts_of_newer_folders_are_as_long_as_their_tokenizer_says(said, length, tmp_path):
+    folder = tmp_path / "net"
+    sentences_of(folder, ["mean_tokens"], transformer_task="feature-extraction")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": said}))
+    assert networks.load(folder).config.sentence_length == 0  # a tokenizer's limit alone
+    (folder / "modules.json").write_text("[]")
+    assert networks.load(folder).config.sentence_length == length
 
 
 def test_texts_are_read_as_the_folder_of_vectors_says(tmp_path):
@@ -634,6 +650,18 @@ def test_gguf_stretches_positions():
 
 def test_gguf_ends_at_turns_too():
     assert gguf_config()["eos_token_id"] == [7, 9]
+
+
+def test_gguf_says_how_vectors_are_made():
+    from diba_np.networks.kind import read_config
+
+    def read(**settings):
+        return read_config(gguf_config(**settings) | {"vocab_size": 9})
+
+    found = [read(pooling_type=number).pooling for number in (0, 3, 4, 9)]
+    assert found == ["mean", "lasttoken", "rank", "pooling_type 9"]
+    with pytest.raises(ValueError, match="this one looks at later ones too"):
+        read(attention__causal=False)
 
 
 def test_gguf_settings_that_are_not_read():
