@@ -46,7 +46,12 @@ def as_ids(inputs: ArrayLike, config: Config) -> Array:
     ValueError
         The shape is another, there are more tokens than positions, or one is no token.
     """
-    ids = np.asarray(inputs)
+    try:
+        ids = np.asarray(inputs)
+    except ValueError:  # NumPy's own words are of sequences in elements
+        raise ValueError(
+            "rows of ids must have one length; fill them up, mask= tells what was filled"
+        ) from None
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be ints, got dtype {ids.dtype}")
     if ids.ndim == 1:

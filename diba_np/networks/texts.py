@@ -213,6 +213,7 @@ class TextMethods:
         """
         if length is None:
             length = self.config.sentence_length or 512
+        check_count(length, "length")
         if isinstance(texts, np.ndarray) and texts.ndim == 2:
             rows = self.rows_of(texts)
         else:

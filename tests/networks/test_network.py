@@ -160,6 +160,7 @@ def test_replaced_leaves_the_network_alone(rng):
         (np.zeros((1, 17), int), ValueError, "at most 16 tokens, got 17"),
         (np.zeros((1, 2, 3), int), ValueError, r"shape \(S, T\)"),
         ([[]], TypeError, "ids must be ints"),
+        ([[1, 2], [3]], ValueError, "rows of ids must have one length; fill them up, mask="),
         (np.zeros((0, 3), int), ValueError, r"shape \(S, T\)"),
     ],
 )

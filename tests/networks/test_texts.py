@@ -202,6 +202,8 @@ def test_embed_is_the_mean_of_each_alone(kind):
     assert np.allclose(net.embed(["a b", "c"]), net.embed([[4, 5], [6]]))
     assert net.embed("a b").shape == (1, 8)
     assert np.allclose(net.embed(np.array(["a b", "c"])), net.embed(["a b", "c"]))
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        net.embed(["a b"], 0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
