@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -269,11 +270,34 @@ def build(
         The kind of network is unknown.
     FormatError
         Settings or tensors are missing or contradict each other.
+
+    Warns
+    -----
+    UserWarning
+        A head of its own is read, which the configuration says is the table of tokens.
     """
     settings = read_config(config, f"{label}: config")
     held = {name: t if hasattr(t, "read") else Held(t) for name, t in tensors.items()}
-    net = _network(Tensors(settings, held, label), tokenizer, dtype)
+    found = Tensors(settings, held, label)
+    if _denies_tie(found):
+        warnings.warn(
+            f"{label}: tie_word_embeddings says that the head is the table of tokens, but the head "
+            "stored is another; that one is read, as of transformers 5 (earlier: the table)",
+            stacklevel=3,
+        )
+        settings = read_config({**config, "tie_word_embeddings": False}, f"{label}: config")
+        found = Tensors(settings, held, label)
+    net = _network(found, tokenizer, dtype)
     has_head = net.head_name is not None or net.tensors.find("classifier") is not None
     if has_head or net.tensors.unread():
         check_head(settings, f"{label}: config")
     return net
+
+
+def _denies_tie(tensors: Tensors) -> bool:
+    """Tell whether a head that should be the table of tokens is stored beside it as another."""
+    names = [f"{tensors.find(place)}.weight" for place in ("tokens", "head")]
+    if not tensors.config.tied or not all(map(tensors.has, names)):
+        return False
+    table, head = (tensors.tensors[name].read() for name in names)
+    return not np.array_equal(table, head)

@@ -114,6 +114,8 @@ def tensors_of(kind, head="masked", seed=0, **more):
         inside = place in LINEAR or place in NORMS
         for i in range(settings.layers if inside else 1):
             put(place, pattern.format(i))
+        if place == "head" and settings.tied:
+            del made[f"{pattern}.weight"]  # the table of tokens
     return made
 
 

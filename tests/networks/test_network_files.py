@@ -65,10 +65,26 @@ def test_saved_loaded_exported_networks_say_the_same(kind, tmp_path):
     sizes = {name: array.shape for name, array in arrays.items()}
     own = {n: s for n, s in sizes.items() if n in names}
     assert own == {n: names[n] for n in own}
-    # what the network does not use, a second copy of a tied head, is left out
     assert set(names) <= set(sizes)
     with pytest.raises(FileExistsError, match="new or empty"):
         loaded.export(tmp_path / "dense")
+
+
+@pytest.mark.parametrize(("kind", "table"), [("gpt2", "transformer.wte"), ("bert", None)])
+def test_a_head_that_is_no_copy_of_the_table_is_read(kind, table, tmp_path):
+    tensors, ids = tensors_of(kind), np.array([[3, 4, 5]])
+    head = "lm_head.weight" if table else "cls.predictions.decoder.weight"
+    tokens = tensors[f"{table or 'bert.embeddings.word_embeddings'}.weight"]
+    tied = network(kind)
+    copied = networks.build(config_of(kind), tensors | {head: tokens.copy()}, dtype=np.float64)
+    assert copied.head_name == copied.token_name
+    assert np.array_equal(copied.logits(ids), tied.logits(ids))
+    with pytest.warns(UserWarning, match="mine: tie_word_embeddings says .* the head stored is an"):
+        own = networks.build(config_of(kind), tensors | {head: 2 * tokens}, label="mine")
+    own.save(tmp_path / "net.h5")
+    shift = 0 if table else tensors["cls.predictions.bias"]
+    for net in (own, networks.load(tmp_path / "net.h5"), networks.load(own.export(tmp_path / "f"))):
+        assert np.allclose(net.logits(ids) - shift, 2 * (tied.logits(ids) - shift), atol=1e-4)
 
 
 def test_exported_weights_are_named_float32(tmp_path):
