@@ -27,18 +27,24 @@ from diba_np.methods.trellis_fit import Coded
 from diba_np.methods.trellis_modes import LINEAR_MODES
 
 
-def random_trellis(n: int, rotation: str, rng: np.random.Generator) -> LinearTrellis:
-    """Return an (n, n) matrix of random paths at 2 bits a weight, one of 400 columns at 1.5."""
+def random_trellis(
+    shape: tuple[int, int], rotation: str, rng: np.random.Generator, bits: int = 2
+) -> LinearTrellis:
+    """Return a matrix of random paths at so many bits a weight, one of 400 columns at 1.5."""
+    m, n = shape
     few = -(-n // 400)
-    chosen = np.zeros(n, np.uint8)
-    chosen[rng.choice(n, few, replace=False)] = 1
-    used, codes = [], []
-    for columns, bits, weights in ((n - few, 2, 1), (few, 3, 2)):
-        found = [(mode.bits, mode.weights) for mode in LINEAR_MODES].index((bits, weights))
-        used.append(found + 1)
-        steps = -(-n // weights)
-        codes.append(rng.integers(0, 1 << bits, (columns, steps)).astype(np.uint8))
-    return LinearTrellis((n, n), Coded(rotation, used, chosen, codes), 0)
+    modes = [(mode.bits, mode.weights) for mode in LINEAR_MODES]
+    # (mode, columns), in the order of the modes
+    parts = sorted([(modes.index((bits, 1)) + 1, n - few), (modes.index((3, 2)) + 1, few)])
+    used = [number for number, _ in parts]
+    chosen = np.full(n, [columns for _, columns in parts].index(n - few), np.uint8)
+    chosen[rng.choice(n, few, replace=False)] = 1 - chosen[0]
+    codes = []
+    for number, columns in parts:
+        mode = LINEAR_MODES[number - 1]
+        size = columns, -(-m // mode.weights)
+        codes.append(rng.integers(0, 1 << mode.bits, size).astype(np.uint8))
+    return LinearTrellis(shape, Coded(rotation, used, chosen, codes), 0)
 
 
 def random_factors(n: int, rng: np.random.Generator) -> dn.DiBAFactors:
@@ -81,7 +87,7 @@ def main() -> int:
     for n in args.sizes:
         f = random_factors(n, rng)
         for rotation in ("none", "inputs", "both"):
-            g = random_trellis(n, rotation, rng)
+            g = random_trellis((n, n), rotation, rng)
             for name, b in (("vector", 1), ("transpose", 1), ("64 columns", 64)):
                 x = rng.standard_normal((n, b)).astype(np.float32)
                 x = x[:, 0] if b == 1 else x

@@ -3,6 +3,7 @@
 export OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 python scripts/bench_tokens.py               # the sizes of SmolLM2-135M at 1 and 2 bits
 python scripts/bench_tokens.py --dense       # beside them float32 through the same code
+python scripts/bench_tokens.py --method linear-trellis --bits 2 3
 
 The bits are random: time depends on sizes alone. Tokens are read one by one at batch 1 after a
 prompt of 128; rates are per second of processor time, the best of five runs of 40 tokens, which a
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_linear_trellis import random_trellis
 
 import diba_np as dn
 from diba_np import networks
 from diba_np.layers.linear import DiBALinear
+from diba_np.layers.trellis_linear import TrellisLinear
 from diba_np.networks.generation import Session
 
 SIZES: dict[str, Any] = {
@@ -77,6 +80,20 @@ def packed_network(
     return dense.replaced(made)
 
 
+def trellis_network(
+    dense: networks.Network, bits: float, rng: np.random.Generator
+) -> networks.Network:
+    """Return the network with linear trellises of random paths in all places.
+
+    Both sides are rotated, of the table of tokens, whose rows are looked up, the inputs alone.
+    """
+    made = {}
+    for name, layer in dense.layers.items():
+        rotation = "both" if layer.shape[0] < dense.config.vocabulary else "inputs"
+        made[name] = TrellisLinear(random_trellis(layer.shape, rotation, rng, int(bits)))
+    return dense.replaced(made)
+
+
 def rate(net: networks.Network, prompt: int, tokens: int, runs: int) -> tuple[float, float]:
     """Return tokens a second of processor time: of the prompt, and one by one after it."""
     ids = np.random.default_rng(1).integers(0, net.config.vocabulary, prompt)
@@ -97,6 +114,7 @@ def rate(net: networks.Network, prompt: int, tokens: int, runs: int) -> tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--bits", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--method", choices=("diba", "linear-trellis"), default="diba")
     parser.add_argument("--dense", action="store_true", help="the float32 network too")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="a small network, one run")
@@ -106,9 +124,10 @@ def main() -> None:
     dense = dense_network(SMALL if args.smoke else SIZES, rng)
     if args.smoke:
         args.runs = 1
+    packed = packed_network if args.method == "diba" else trellis_network
     rows = []
     for bits in [*args.bits, *([32.0] if args.dense else [])]:
-        net = dense if bits == 32.0 else packed_network(dense, bits, rng)
+        net = dense if bits == 32.0 else packed(dense, bits, rng)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.h5"
             size = net.save(path)

@@ -1,10 +1,10 @@
 """What stacks of factorizations share beside their look-ups: the plan, the workspace, the ends.
 
-A row of the plan (int64) is one factorization, `COLUMNS` entries: addresses of tiles, sizes, and
-offsets into the workspace, in float32. The workspace holds everything of type float32, each part
-from a cache line on and filled up to one with zeros: diagonals, shifts and biases first, which stay
-as they are, then what kernels write. Compiled into the kernels of other files, which carry a digest
-of this one, as of ``_ir.py``.
+A row of the plan (int64) is one factorization or linear trellis, `COLUMNS` entries: addresses of
+tiles, sizes, and offsets into the workspace, in float32. The workspace holds everything of type
+float32, each part from a cache line on and filled up to one with zeros: diagonals, shifts and
+biases first, which stay as they are, then what kernels write. Compiled into the kernels of other
+files, which carry a digest of this one, as of ``_ir.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import block_size  # _lookup.py 92f08b48c13c
 from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 372b8b8428c4
+from diba_np.kernels.few_columns import few_columns  # few_columns.py 5db1757169ac
+from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
+from diba_np.kernels.hadamard import rotate_vector  # hadamard.py 17a9c8cba5f8
 
 # of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
 TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape
@@ -28,7 +31,14 @@ ADDS = 14  # 1: the result is added to that of the row before, of another term o
 INPUTS, TABLES, TOTALS = 15, 16, 17  # in the workspace, the same for all
 SUMS_1, INNER, SUMS_2 = 18, 19, 20  # in the workspace
 N_TERMS = 21  # of the matrix that this is a term of
-COLUMNS = 22  # how many entries a row has
+# of a linear trellis, whose second stage is a filter; TAPS is -1 if there is none
+TAPS, WEIGHTS, WIDTH = 22, 23, 24  # the taps, their shape
+SCALES, STEPS = 25, 26  # of the rows, (WEIGHTS, STEPS)
+FEW, FEW_PLACES, FEW_WEIGHTS, FEW_INPUTS = 27, 28, 29, 30  # columns that are decoded: how many
+# signs and odd factor of the rotations, -1 if there is none; the order of the factor; the result
+TURN_IN, ODD_IN, TURNED_IN = 31, 32, 33
+TURN_OUT, ODD_OUT, TURNED_OUT = 34, 35, 36
+COLUMNS = 37  # how many entries a row has
 
 UNIT_FLOATS = 96  # of tables, for AVX-512 and NEON; AVX2 takes 40
 LANES = 16  # a cache line
@@ -139,11 +149,56 @@ _finish_adding_both = _make_finish(2)
 
 
 @njit(fastmath=False)
+def turned_inputs(x, row, work):
+    """Return where x is as a matrix reads it: rotated, if its inputs are."""
+    return work[row[TURNED_IN] :][: x.size] if row[TURN_IN] >= 0 else x
+
+
+@njit(fastmath=False)
+def rotate_inputs(x, row, work):
+    """Write the rotated x to the workspace, if inputs are rotated."""
+    if row[TURN_IN] >= 0:
+        _rotate(x, row[TURN_IN], row[ODD_IN], False, work, turned_inputs(x, row, work))
+
+
+@njit(fastmath=False)
+def _rotate(x, turn, odd, back, work, out):
+    signs, factor = work[turn:][: x.size], work[turn + x.size :][: odd * odd]
+    rotate_vector(x, signs, factor.reshape(odd, odd), back, out)
+
+
+@njit(fastmath=False)
+def filter_stage(x, row, work):
+    """Write what the filter of a linear trellis makes of the first stage, to the second sums.
+
+    Returns a number that is finite only if all of them are.
+    """
+    m, size, steps = row[ROWS], row[WEIGHTS] * row[WIDTH], row[STEPS]
+    found = work[row[SUMS_2] :][:m]
+    if row[FEW]:
+        source, inputs = turned_inputs(x, row, work), work[row[FEW_INPUTS] :][: row[FEW]]
+        for c in range(row[FEW]):
+            inputs[c] = source[np.int64(work[row[FEW_PLACES] + c])]
+        weights = work[row[FEW_WEIGHTS] :][: row[FEW] * m].reshape(row[FEW], m)
+        few_columns(weights, inputs.reshape(-1, 1), found.reshape(-1, 1))
+    sums = work[row[INNER] :][: row[K]].reshape(row[K] // steps, steps)
+    taps = work[row[TAPS] :][:size].reshape(row[WEIGHTS], row[WIDTH])
+    scales = work[row[SCALES] :][: row[WEIGHTS] * steps].reshape(row[WEIGHTS], steps)
+    filter_sums(sums, taps, scales, 1, row[FEW] > 0, found)
+    if row[TURN_OUT] >= 0:
+        out = work[row[TURNED_OUT] :][:m]
+        _rotate(found, row[TURN_OUT], row[ODD_OUT], True, work, out)
+        found[:] = out
+    return _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], np.float32(0.0), row[N_TILES_2])
+
+
+@njit(fastmath=False)
 def start_first_stages(x, plan, first, after, work):
     """Write ``d3 * x`` to the workspace, and zeros to the first sums of some factorizations."""
     inputs, scale = work[plan[first, INPUTS] :][: x.size], work[plan[first, D3] :][: x.size]
+    source = turned_inputs(x, plan[first], work)
     for j in range(x.size):
-        inputs[j] = scale[j] * x[j]
+        inputs[j] = scale[j] * source[j]
     for i in range(first, after):
         work[plan[i, SUMS_1] :][: 32 * plan[i, N_TILES_1]] = 0
 
@@ -226,11 +281,18 @@ def make_stack(build, mix):
         totals = work[plan[0, TOTALS] :]
         n_units = plan[0, N_UNITS_1]
         block = block_size(n_units, BLOCK_UNITS)
-        first = 0
+        first, turn = 0, -1
         while first < plan.shape[0]:
             after = first + 1
-            while after < plan.shape[0] and plan[after, D3] == plan[first, D3]:
+            while (
+                after < plan.shape[0]
+                and plan[after, D3] == plan[first, D3]
+                and plan[after, TURN_IN] == plan[first, TURN_IN]
+            ):
                 after += 1
+            if plan[first, TURN_IN] != turn:
+                turn = plan[first, TURN_IN]
+                rotate_inputs(x, plan[first], work)
             start_first_stages(x, plan, first, after, work)
             total = np.float32(0.0)
             for u in range(0, n_units, block):
@@ -246,6 +308,10 @@ def make_stack(build, mix):
                 check += finish_first_stage(plan[i], total, work)
             first = after
         for i in range(plan.shape[0]):
+            if plan[i, TAPS] >= 0:
+                totals[i] = 0
+                check += filter_stage(x, plan[i], work)
+                continue
             n_units = plan[i, N_UNITS_2]
             block = block_size(n_units, BLOCK_UNITS)
             total = np.float32(0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py fec8faeab6f2
-from diba_np.kernels._stack import make_stack  # _stack.py 513d38cc9827
+from diba_np.kernels._stack import make_stack  # _stack.py 16a2049a5f50
 
 _stack = make_stack(build_float_tables_neon, mix_neon)
 

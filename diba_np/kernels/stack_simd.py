@@ -1,9 +1,10 @@
-"""Several DiBA factorizations times one vector in one call (AVX-512 and AVX2): small products.
+"""Several packed matrices times one vector in one call (AVX-512 and AVX2): small products.
 
-As ``lookup_simd`` does one, to the last bit. How the look-ups work: ``kernels/_permute.py``; layout
-of the tiles: ``kernels/layout.py``; plan and workspace: ``kernels/_stack.py``. Nothing is allocated
-here. All first stages come before all second stages, and every sum before any result, so that the
-result may take the place of an operand.
+DiBA factorizations as ``lookup_simd`` does one, to the last bit; of linear trellises that is the
+first stage, then comes a filter. How the look-ups work: ``kernels/_permute.py``; layout of the
+tiles: ``kernels/layout.py``; plan and workspace: ``kernels/_stack.py``. Nothing of a matrix's size
+is allocated here. All first stages come before all second stages, and every sum before any result,
+so that the result may take the place of an operand.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stack import make_stack  # _stack.py 513d38cc9827
+from diba_np.kernels._stack import make_stack  # _stack.py 16a2049a5f50
 
 _stack_avx512 = make_stack(build_avx512, mix_avx512)
 _stack_avx2 = make_stack(build_avx2, mix_avx2)
@@ -23,10 +24,11 @@ _stack_avx2 = make_stack(build_avx2, mix_avx2)
 
 @njit(fastmath=False)
 def stack_avx512(x, plan, work, added, out):
-    """Multiply several DiBA factorizations by one vector, and add to the results.
+    """Multiply several packed matrices by one vector, and add to the results.
 
-    Each of them as ``lookup_simd.product_avx512``: ``out[rows] = d1 * ((B1 - alpha) z) + bias +
-    added`` with ``z = d2 * ((B2 - alpha) (d3 * x))``.
+    Each factorization as ``lookup_simd.product_avx512``: ``out[rows] = d1 * ((B1 - alpha) z) +
+    bias + added`` with ``z = d2 * ((B2 - alpha) (d3 * x))``; of a linear trellis what
+    ``filters.filter_sums`` makes of z, with both sides rotated where they are.
 
     Parameters
     ----------

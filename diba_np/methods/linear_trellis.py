@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diba_np.arrays import RowIndex
 from diba_np.kernels.few_columns import few_columns, few_columns_back
@@ -23,6 +24,8 @@ from diba_np.methods.seeded import Rotation
 from diba_np.methods.trellis import Trellis
 from diba_np.methods.trellis_fit import Coded, rotations, scales_of
 from diba_np.methods.trellis_modes import LINEAR_MODES, Mode
+from diba_np.products.cpu import vector_path
+from diba_np.products.plan import KERNELS, SMALL, Chain, Filter, Plan, Turn
 from diba_np.products.product import Product
 
 
@@ -85,7 +88,40 @@ class LinearTrellis(Trellis):
     def _apply_transposed(self, Y: Array) -> Array:
         return real_product(Y, self._multiply_transposed, lambda y: self._dense().T @ y)
 
+    @functools.cached_property
+    def packed_weights(self) -> int | None:
+        """Bits that a `Plan` multiplies with in one pass; None where it cannot hold the matrix."""
+        return None if self.coded.low is not None else self._values.packed_weights
+
+    def chain(self, start: int = 0, bias: ArrayLike | None = None) -> Chain:
+        """Return what a `Plan` holds of the matrix, which has `packed_weights`."""
+        outputs, inputs = self.turns
+        return self._values.chain(
+            start,
+            bias,
+            turn_in=None if inputs is None else inputs.turn(False),
+            turn_out=None if outputs is None else outputs.turn(True),
+        )
+
+    @functools.cached_property
+    def _plan(self) -> Plan | None:
+        """The plan for one vector in float32, None for matrices that are large or not for one."""
+        size = self.packed_weights
+        if size is None or size >= SMALL or vector_path() not in KERNELS:
+            return None
+        return Plan([self.chain()])
+
+    def _multiply_vector(self, x: Array, plan: Plan) -> tuple[Array, float]:
+        """Return the product with one column, of `_multiply`, in one call."""
+        out = np.empty((self.shape[0], 1), np.float32)
+        kernel = KERNELS[vector_path()]
+        return out, plan.run(kernel, x.reshape(-1), _NOTHING, out.reshape(-1))
+
     def _multiply(self, x: Array) -> tuple[Array, float]:
+        if x.shape[1] == 1 and x.dtype == np.float32:
+            plan = self._plan
+            if plan is not None:
+                return self._multiply_vector(x, plan)
         outputs, inputs = self.turns
         low = self.coded.low
         out, total = self._values.multiply(x if inputs is None else inputs.apply(x))
@@ -101,6 +137,8 @@ class LinearTrellis(Trellis):
         out = out if inputs is None else inputs.apply_transposed(out)
         return with_total(out if low is None else out + low.multiply_transposed(y))
 
+
+_NOTHING = np.empty(0, np.float32)
 
 # entries up to which columns of rare modes are kept decoded: a packed product costs more than they
 _FEW_ENTRIES = 1 << 16
@@ -188,6 +226,20 @@ class Values:
             few_columns_back(weights, y, found)
             out[columns] = found
         return out
+
+    @property
+    def packed_weights(self) -> int | None:
+        """Bits of the part that spans all columns; None if there are others beside decoded ones."""
+        if len(self._packed) != 1 or not self._packed[0].spans:
+            return None
+        return self._packed[0].packed_weights
+
+    def chain(
+        self, start: int, bias: ArrayLike | None, turn_in: Turn | None, turn_out: Turn | None
+    ) -> Chain:
+        """Return what a `Plan` holds, with rotations of either side."""
+        few = self._few_columns(np.dtype(np.float32)) if self._few else None
+        return self._packed[0].chain(self.shape[0], start, bias, few, turn_in, turn_out)
 
     def rows(self, index: Array) -> Array:
         """Return rows (R, n) float64 without any scales."""
@@ -290,6 +342,34 @@ class _Part:
         if N == 1:
             return self._backward.vector(sums.ravel())[:, None]
         return self._backward.matrix(sums.reshape(-1, N))
+
+    @property
+    def packed_weights(self) -> int:
+        """Packed bits, those of columns of other parts counted too."""
+        return int(self.mode.bits * self.steps * self._width)
+
+    def chain(
+        self,
+        m: int,
+        start: int,
+        bias: ArrayLike | None,
+        few: tuple[Array, Array] | None,
+        turn_in: Turn | None,
+        turn_out: Turn | None,
+    ) -> Chain:
+        """Return what a `Plan` holds of a part that spans all columns."""
+        taps, scales = self._typed(np.dtype(np.float32))
+        return Chain(
+            tiles2=self._bits.tiles,
+            tiles1=np.empty((-(-m // 32), 0, 16), np.uint32),
+            d_in=np.ones(self._width) if self._d3 is None else self._d3,
+            d_mid=np.ones(self.mode.bits * self.steps),
+            d_out=np.ones(m),
+            alpha=0.5,
+            start=start,
+            bias=bias,
+            filter=Filter(taps, scales, few, turn_in, turn_out),
+        )
 
     def weights(self, index: Array) -> Array:
         """Return rows (R, c) float64 with the scales."""

@@ -81,6 +81,11 @@ class Rotation:
             self._typed[dtype] = (self.signs.astype(dtype), factor, turned)
         return self._typed[dtype]
 
+    def turn(self, back: bool) -> tuple[Array, Array]:
+        """Return the signs and the factor as `rotate_vector` takes them, float32."""
+        signs, factor, turned = self._held(np.dtype(np.float32))
+        return signs, factor if back else turned
+
     def _mixed(self, x: Array, factor: Array) -> Array:
         if self.odd == 1:
             mixed = x * factor

@@ -33,13 +33,13 @@ _TAIL = 8  # tokens before a new one that tell how its text begins, where they h
 def one_below_the_other(layers: Sequence[Layer], dtype: np.dtype[Any]) -> Apply:
     """Return what multiplies a vector by several layers of one input in one call.
 
-    Packed ones in one compiled call; others through dense copies.
+    Factorizations and linear trellises in one compiled call; others through dense copies.
     """
     bias = np.concatenate([layer.parameters["bias"] for layer in layers])
     if dtype == np.float32:
         try:
             return Stack([layer.to_matrix() for layer in layers], bias if bias.any() else None)
-        except TypeError:  # not factorizations all of them
+        except TypeError:  # not all of them are packed
             pass
     applied = [layer.frozen() for layer in layers]
 

@@ -25,6 +25,31 @@ KERNELS: dict[str, Any] = {
     "neon": stack_neon.stack_neon,
 }
 
+SMALL = 2_000_000  # packed weights of a matrix, up to which calls count and one thread is best
+
+Turn = tuple[Vector, Vector]  # signs (n,) and odd factor (q, q) of a rotation
+
+
+class Filter(NamedTuple):
+    """What a linear trellis has in place of a second stage; see ``methods/linear_trellis.py``.
+
+    Attributes
+    ----------
+    taps : (V, width)
+    scales : (V, steps)
+        Of the rows.
+    few : ((c,) int, (c, m)) or None
+        Columns that are decoded: their places and weights.
+    turn_in, turn_out : (signs, factor) or None
+        Rotations of the inputs, with the transpose of the factor, and back of the outputs.
+    """
+
+    taps: NDArray[Any]
+    scales: NDArray[Any]
+    few: tuple[NDArray[Any], NDArray[Any]] | None = None
+    turn_in: Turn | None = None
+    turn_out: Turn | None = None
+
 
 class Chain(NamedTuple):
     """One chain ``D_out (B1 - alpha) D_mid (B2 - alpha) D_in`` of a plan.
@@ -40,6 +65,7 @@ class Chain(NamedTuple):
     alpha: float
     start: int  # the first row of the result
     bias: ArrayLike | None = None  # (m,), of the first term
+    filter: Filter | None = None  # then `tiles1` has no units
 
 
 class Plan:
@@ -61,6 +87,7 @@ class Plan:
         self._tiles = [(chain.tiles2, chain.tiles1) for chain in chains]  # their addresses stay
         self._constants: list[tuple[int, Vector]] = []
         self._starts: dict[bytes, int] = {}
+        self._turned: dict[tuple[int, int], int] = {}
         self._size = 0
         self.table = np.zeros((len(chains), _stack.COLUMNS), np.int64)
         self.free: list[Vector] = []
@@ -81,6 +108,7 @@ class Plan:
             row[_stack.OUT], row[_stack.ADDS] = chain.start, chain.start == before
             row[_stack.N_TERMS] = starts.count(chain.start)
             before = chain.start
+            self._set_filter(row, chain)
         self.table[:, _stack.INPUTS] = self._room(15 * int(self.table[0, _stack.N_UNITS_1]))
         units = int(self.table[:, [_stack.N_UNITS_1, _stack.N_UNITS_2]].max())
         tables = min(units, BLOCK_UNITS) * _stack.UNIT_FLOATS
@@ -93,14 +121,43 @@ class Plan:
             row[_stack.INNER] = self._room(size)
             row[_stack.SUMS_2] = self._room(32 * int(row[_stack.N_TILES_2]))
 
+    def _set_filter(self, row: NDArray[np.int64], chain: Chain) -> None:
+        """Write what a row says of the filter that a chain has, or has not."""
+        row[[_stack.TAPS, _stack.TURN_IN, _stack.TURN_OUT]] = -1
+        if chain.filter is None:
+            return
+        taps, scales, few, turn_in, turn_out = chain.filter
+        row[_stack.TAPS], row[_stack.SCALES] = self._constant(taps), self._constant(scales)
+        (row[_stack.WEIGHTS], row[_stack.WIDTH]), row[_stack.STEPS] = taps.shape, scales.shape[1]
+        if few is not None:
+            places, weights = few  # numbers of columns, as of all matrices here below 2^24
+            row[_stack.FEW] = len(places)
+            row[_stack.FEW_PLACES] = self._constant(places)
+            row[_stack.FEW_WEIGHTS] = self._constant(weights)
+            row[_stack.FEW_INPUTS] = self._room(len(places))
+        sides = (
+            (turn_in, _stack.TURN_IN, _stack.ODD_IN, _stack.TURNED_IN),
+            (turn_out, _stack.TURN_OUT, _stack.ODD_OUT, _stack.TURNED_OUT),
+        )
+        for turn, at, odd, turned in sides:
+            if turn is not None:
+                signs, factor = turn
+                row[at] = self._constant(np.concatenate([signs.ravel(), factor.ravel()]))
+                row[odd] = len(factor)
+                shared = (turned, int(row[at]))  # equal rotations of x are done once
+                if shared not in self._turned:
+                    self._turned[shared] = self._room(signs.size)
+                row[turned] = self._turned[shared]
+
     def _room(self, size: int) -> int:
         """Return where a part of so many float32 begins: on a cache line."""
         start = self._size
         self._size += -(-size // _stack.LANES) * _stack.LANES
         return start
 
-    def _constant(self, vector: Vector) -> int:
+    def _constant(self, vector: NDArray[Any]) -> int:
         """Return where a vector begins; equal ones lie there once."""
+        vector = np.asarray(vector, np.float32).ravel()
         key = vector.tobytes()
         if key not in self._starts:
             self._starts[key] = self._room(vector.size)

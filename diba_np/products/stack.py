@@ -1,4 +1,4 @@
-"""`Stack`: several factorizations with the same input, multiplied by one vector in one call.
+"""`Stack`: several packed matrices with the same input, multiplied by one vector in one call.
 
 A call of a compiled function from Python takes 1 to 3 µs, as long as the product of a small matrix.
 The arithmetic is in ``kernels/stack_*.py``; matrices so large that calls do not count, and all
@@ -18,11 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.checks import as_real, single_vector
 from diba_np.products.cpu import vector_path
 from diba_np.products.parallel import Real
-from diba_np.products.plan import KERNELS, Chain, Plan
+from diba_np.products.plan import KERNELS, SMALL, Chain, Plan
 from diba_np.products.product import operand
 
 _SINGLE = np.dtype(np.float32)
-_SMALL = 2_000_000  # weights of the largest matrix, up to which calls count and one thread is best
 
 
 class Factorization(Protocol):
@@ -35,15 +34,42 @@ class Factorization(Protocol):
     def __matmul__(self, x: Any) -> Any: ...
 
 
+class Filtered(Protocol):
+    """What a stack reads of a linear trellis."""
+
+    shape: tuple[int, int]
+    packed_weights: int | None
+
+    def chain(self, start: int, bias: ArrayLike | None) -> Chain: ...
+    def __matmul__(self, x: Any) -> Any: ...
+
+
+def _packed_weights(f: Any) -> float:
+    """Return how many packed weights a call multiplies with; infinity if no plan can hold them.
+
+    Raises
+    ------
+    TypeError
+        It is neither a factorization nor a linear trellis.
+    """
+    if hasattr(f, "packed_weights"):
+        return math.inf if f.packed_weights is None else float(f.packed_weights)
+    names = ("b1", "b2", "d1", "d2", "d3", "shift")
+    terms = getattr(f, "terms", (f,))
+    if not terms or not all(hasattr(term, name) for term in terms for name in names):
+        raise TypeError(f"factors must be DiBAFactors or linear trellises, got {type(f).__name__}")
+    return float(sum(term.b1.shape[1] for term in terms) * sum(f.shape))
+
+
 class Stack:
-    """Several factorizations with the same input, one below the other, as one operator.
+    """Several packed matrices with the same input, one below the other, as one operator.
 
     ``stack(x)`` is the concatenation of ``f @ x`` for every f, to the last bit, in one compiled
     call: what a token of a network needs of its query, key and value matrices, or of gate and up.
 
     Parameters
     ----------
-    factors : sequence of DiBAFactors
+    factors : sequence of DiBAFactors or LinearTrellis
         At least one, (m_i, n) each; they are kept and share their bits with the stack.
     bias : array_like, optional
         (m_1 + m_2 + ...,), real; added to the results.
@@ -52,14 +78,14 @@ class Stack:
     ----------
     shape : (int, int)
         (m, n) with m the sum of all m_i.
-    factors : tuple of DiBAFactors
+    factors : tuple of DiBAFactors or LinearTrellis
     rows : tuple of slice
         Which rows of the result belong to which of the factors.
 
     Raises
     ------
     TypeError
-        A factor is no factorization, or the bias does not hold real numbers.
+        A factor is of another kind, or the bias does not hold real numbers.
     ValueError
         There are no factors, their numbers of columns differ, the bias does not have m entries that
         are finite in float32, or ``DIBA_NP_KERNEL`` is no path of this CPU.
@@ -68,8 +94,8 @@ class Stack:
     -----
     Terms that have equal d3 and follow each other share their tables of x. Time k (m + n) / 42
     cycles each (AVX-512) and 2 µs a call, on one thread; where one of the matrices is worth more
-    threads (over two million weights), and on the portable path, each has a call of its own. A
-    stack may be used by several threads at once.
+    threads (over two million weights), where a trellis keeps what is of low rank apart, and on the
+    portable path, each has a call of its own. A stack may be used by several threads at once.
 
     Examples
     --------
@@ -85,18 +111,16 @@ class Stack:
     (True, True)
     """
 
-    def __init__(self, factors: Sequence[Factorization], bias: ArrayLike | None = None) -> None:
+    def __init__(
+        self, factors: Sequence[Factorization | Filtered], bias: ArrayLike | None = None
+    ) -> None:
         if not isinstance(factors, Iterable) or hasattr(factors, "terms"):
             kind = type(factors).__name__
             raise TypeError(f"factors must be a sequence of DiBAFactors, got {kind}")
         self.factors = tuple(factors)
         if not self.factors:
             raise ValueError("factors must hold at least one factorization, got none")
-        for f in self.factors:
-            names = ("b1", "b2", "d1", "d2", "d3", "shift")
-            terms = getattr(f, "terms", (f,))
-            if not terms or not all(hasattr(term, name) for term in terms for name in names):
-                raise TypeError(f"factors must be DiBAFactors, got {type(f).__name__}")
+        largest = max(map(_packed_weights, self.factors))
         widths = sorted({f.shape[1] for f in self.factors})
         if len(widths) > 1:
             raise ValueError(
@@ -108,10 +132,7 @@ class Stack:
         self._out_shape, self._in_shape = (self.shape[0],), (self.shape[1],)
         self._none = np.empty(0, np.float32)
         self._bias = None if bias is None else single_vector(bias, "bias", self.shape[0])
-        largest = max(
-            sum(term.b1.shape[1] for term in f.terms) * sum(f.shape) for f in self.factors
-        )
-        self._kernel = KERNELS.get(vector_path()) if largest < _SMALL else None
+        self._kernel = KERNELS.get(vector_path()) if largest < SMALL else None
         self._plan: Plan | None = None
 
     def __repr__(self) -> str:
@@ -248,6 +269,9 @@ class Stack:
         chains = []
         for f, rows in zip(self.factors, self.rows, strict=True):
             bias = None if self._bias is None else self._bias[rows]
+            if hasattr(f, "chain"):
+                chains.append(f.chain(rows.start, bias))
+                continue
             for term in f.terms:
                 tiles = term.b2.tiles, term.b1.tiles
                 diagonals = term.d3, term.d2, term.d1

@@ -7,11 +7,14 @@ import pytest
 from small_networks import DECODERS, TOKENS, config_of, inputs_of, network
 
 import diba_np as dn
+from diba_np.layers.trellis_linear import TrellisLinear
+from diba_np.methods.linear_trellis import LinearTrellis
 from diba_np.networks import generation
 from diba_np.networks.calibration import calibration
 from diba_np.networks.evaluation import evaluate
 from diba_np.networks.generation import Session, choose
 from diba_np.networks.inputs import padded
+from diba_np.products import Stack
 
 tokenizers = pytest.importorskip("tokenizers", reason="texts need the extra networks")
 
@@ -29,12 +32,19 @@ def words(special=("[UNK]", "[MASK]", "[CLS]", "[SEP]")):
     return Tokenizer(inner.to_str())
 
 
-def packed(net, seed=0):
-    """The network with factorizations of random bits in the place of all its layers."""
+def packed(net, seed=0, trellises=False):
+    """The network with factorizations of random bits in the place of all its layers.
+
+    Or in the place of every other one, and linear trellises in that of the rest.
+    """
     rng = np.random.default_rng(seed)
     made = {}
     for name, layer in net.layers.items():
         (m, n), k = layer.shape, 9
+        if trellises and len(made) % 2:
+            f = LinearTrellis.fit(rng.normal(size=(m, n)) / 2, 3.0, rotation="both", threads=1)
+            made[name] = TrellisLinear(f, layer.parameters["bias"])
+            continue
         b1, b2 = (rng.integers(0, 2, shape, np.uint8) for shape in ((m, k), (k, n)))
         d = [rng.normal(size=size).astype(np.float16) / 2 for size in (m, k, n)]
         f = dn.DiBAFactors(d[0], b1, d[1], b2, d[2], 0.5)
@@ -56,13 +66,14 @@ def test_perplexity_is_of_each_token_given_those_before(kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-@pytest.mark.parametrize("form", ["dense", "packed"])
+@pytest.mark.parametrize("form", ["dense", "packed", "trellises too"])
 def test_a_token_read_alone_is_as_in_its_row(kind, form):
     net = network(kind, dtype=np.float32)
-    net = packed(net) if form == "packed" else net
+    net = net if form == "dense" else packed(net, trellises=form != "packed")
     ids = inputs_of(kind)[0][0]
     whole = net.logits(ids)[0]
     session = Session(net, capacity=4)  # smaller than the row: it grows
+    assert all(isinstance(layer.read, Stack) == (form != "dense") for layer in session._layers)
     found = [session.read(ids[:3]).copy()]
     found += [session.step(int(token)).copy() for token in ids[3:]]
     assert np.allclose(found, whole[2:], atol=2e-4 * np.abs(whole).max())

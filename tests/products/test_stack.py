@@ -14,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diba_np import DiBAFactors
+from diba_np.matrix.diagonals import fit_grid
 from diba_np.matrix.packed_bits import joined_tiles
+from diba_np.methods.linear_trellis import LinearTrellis
+from diba_np.methods.trellis_fit import Coded
+from diba_np.methods.trellis_modes import LINEAR_MODES
 from diba_np.products import Stack
 from diba_np.products import stack as stacks
-from diba_np.products.cpu import available_paths
+from diba_np.products.cpu import available_paths, vector_path
 from diba_np.products.plan import KERNELS
 from diba_np.products.product import Product
 from diba_np.products.terms import SumProduct
@@ -119,6 +123,83 @@ def test_a_stack_equals_naive_and_its_products(path, n, sizes, shift, bias, adde
     assert (np.abs(found - exact) <= bound).all()
 
 
+def trellis(m, n, number, others, rotation, seed, scaled):
+    """A linear trellis of random paths, most columns in one mode, the first ones in another."""
+    rng = np.random.default_rng(seed)
+    few = min(others, n // 11)
+    used = [number] + [number % len(LINEAR_MODES) + 1] * (few > 0)
+    chosen = np.arange(n) < few
+    codes = []
+    for place, columns in zip(used, (n - few, few), strict=False):
+        mode = LINEAR_MODES[place - 1]
+        shape = columns, -(-m // mode.weights)
+        codes.append(rng.integers(0, 1 << mode.bits, shape).astype(np.uint8))
+    scales = [None, None]
+    if scaled:
+        values = [rng.uniform(0.5, 2, size) for size in (m, n)]
+        grids = [fit_grid(v, np.ones(v.size), 3) for v in values]
+        scales = [(grid, grid.encode(v)) for grid, v in zip(grids, values, strict=True)]
+    return LinearTrellis((m, n), Coded(rotation, used, chosen.astype(np.uint8), codes, *scales), 5)
+
+
+@settings(max_examples=25)
+@given(
+    n=SIZES,
+    sizes=st.lists(
+        st.tuples(
+            SIZES,
+            st.integers(1, len(LINEAR_MODES)),
+            st.integers(0, 2),
+            st.sampled_from(["none", "inputs", "outputs", "both"]),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    bias=st.booleans(),
+    added=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@pytest.mark.parametrize("path", PATHS)
+def test_linear_trellises_beside_a_factorization(path, n, sizes, bias, added, seed):
+    rng = np.random.default_rng(seed)
+    factors = [trellis(m, n, *rest[:-1], seed, rest[-1]) for m, *rest in sizes]
+    factors.insert(1, factorization(20, n, 9, seed))
+    m = sum(f.shape[0] for f in factors)
+    x = rng.normal(size=n).astype(np.float32)
+    offset = rng.normal(size=m).astype(np.float32) if bias else np.zeros(m, np.float32)
+    more = rng.normal(size=m).astype(np.float32) if added else np.zeros(m, np.float32)
+    stack = stack_on(path, factors, offset if bias else None)
+    dense = np.concatenate([f.to_dense() for f in factors]).astype(float)
+    bound = 3e-6 * (np.abs(dense).max(axis=1) * np.abs(x).sum() * 4 + 4)
+    for _ in range(2):  # what the first call left in the workspace does not matter
+        found = stack(x, added=more if added else None)
+        assert (np.abs(found - (dense @ x + offset + more)) <= bound).all()
+    if stack._kernel is not None and not bias and not added:
+        own = np.concatenate([f @ x for f in factors])
+        same = path == vector_path()  # that of the single products
+        assert np.array_equal(found, own) or not same
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+def test_what_is_not_finite_in_a_trellis(bad, rng):
+    f = trellis(40, 64, 3, 2, "both", 1, True)
+    x = rng.normal(size=64).astype(np.float32)
+    x[7] = bad
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = (f.to_dense().astype(float) @ x).astype(np.float32)
+        for found in (f @ x, Stack([f])(x)):
+            np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_trellis_with_a_part_of_low_rank_goes_its_own_way(rng):
+    f = LinearTrellis.fit(rng.normal(size=(32, 48)) + 20, 3.0, threads=1)
+    assert f.coded.low is not None
+    stack, x = Stack([f]), rng.normal(size=48).astype(np.float32)
+    assert stack._kernel is None
+    np.testing.assert_array_equal(stack(x), f @ x)
+
+
 @pytest.fixture
 def layer():
     return [factorization(m, 40, 30, m) for m in (40, 16, 16)]
@@ -183,7 +264,7 @@ def test_nan_and_infinity_as_in_single_products(layer, path, bad, rng):
 
 
 def test_a_large_matrix_goes_its_own_way(layer, monkeypatch, rng):
-    monkeypatch.setattr(stacks, "_SMALL", 100)
+    monkeypatch.setattr(stacks, "SMALL", 100)
     stack, x = Stack(layer), rng.normal(size=40).astype(np.float32)
     assert stack._kernel is None
     np.testing.assert_array_equal(stack(x), np.concatenate([f @ x for f in layer]))
@@ -244,8 +325,8 @@ class Dense(Unfit):
     ("factors", "options", "error", "words"),
     [
         ([], {}, ValueError, "factors must hold at least one factorization, got none"),
-        ([Unfit()], {}, TypeError, "factors must be DiBAFactors, got Unfit"),
-        ([Dense()], {}, TypeError, "factors must be DiBAFactors, got Dense"),
+        ([Unfit()], {}, TypeError, "factors must be DiBAFactors or linear trellises, got Unfit"),
+        ([Dense()], {}, TypeError, "factors must be DiBAFactors or linear trellises, got Dense"),
         ([factorization(3, 4, 2, 0), factorization(3, 5, 2, 0)], {}, ValueError,
          "factors must have the same number of columns, got 4, 5"),
         ([factorization(3, 4, 2, 0)], {"bias": np.ones(4)}, ValueError,

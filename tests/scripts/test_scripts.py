@@ -246,6 +246,11 @@ def test_bench_tokens_smoke():
     rows = json.loads(run_script("bench_tokens.py", "--smoke", "--dense", "--json"))
     assert [row["bits"] for row in rows] == [1, 2, 32]
     assert rows[0]["bytes"] < rows[1]["bytes"] < rows[2]["bytes"]
+    rows += json.loads(
+        run_script(
+            "bench_tokens.py", "--smoke", "--method", "linear-trellis", "--bits", "2", "--json"
+        )
+    )
     assert all(row["prompt"] > 0 and row["tokens"] > 0 for row in rows)
 
 
