@@ -16,7 +16,7 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -111,7 +111,7 @@ def read_root(path: PathLike) -> dict[str, Any]:
     FileNotFoundError, FormatError
     """
     with open_file(as_path(path)) as file:
-        return _plain_attributes(file)
+        return plain_attributes(file.attrs)
 
 
 def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -125,12 +125,12 @@ def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any
     """
     final = as_path(path)
     with open_file(final) as file:
-        root = _plain_attributes(file)
+        root = plain_attributes(file.attrs)
         if "groups_digest" not in root:
             holds = "one matrix" if _is_ours(file) else _names(file)
             raise FormatError(f"{final}: is no file of a model or network; it holds {holds}")
         members = {
-            name: _plain_attributes(file[name])
+            name: plain_attributes(file[name].attrs)
             for name in file
             if isinstance(file.get(name, getlink=True), h5py.HardLink)
         }
@@ -145,11 +145,11 @@ def read_groups(path: PathLike) -> tuple[dict[str, Any], dict[str, dict[str, Any
     return root, members
 
 
-def _plain_attributes(place: Any) -> dict[str, Any]:
-    values = {name: place.attrs[name] for name in place.attrs}
+def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as they are read: Python's numbers and lists in the place of NumPy's."""
     return {
         name: value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
-        for name, value in values.items()
+        for name, value in attributes.items()
     }
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.arrays import row_blocks
 from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
-from diba_np.files.container import Container
+from diba_np.files.container import Container, plain_attributes
 from diba_np.files.container_writer import write_container
 from diba_np.matrix.budgets import DENSE_BITS
 from diba_np.matrix.factors_format import PLAIN_VERSION
@@ -46,6 +46,8 @@ class CompressedMatrix(Operator):
 
     Notes
     -----
+    A pickle or a copy holds what a file would, and the record.
+
     Results have dtype ``np.result_type(np.float32, x.dtype)``, at most float64 (complex128). A
     product of a subclass that overrides neither `_apply` nor `_apply_transposed` decodes the matrix
     once and keeps the dense copy (4 m n bytes).
@@ -140,7 +142,7 @@ class CompressedMatrix(Operator):
         """Return the matrix as an array of another shape and type of floats."""
         return narrowed(self.to_dense().reshape(shape), np.dtype(dtype))
 
-    # ---- file ------------------------------------------------------------------------
+    # ---- file and copies ---------------------------------------------------------------
     def contents(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the ``(attributes, arrays)`` that stand for the matrix in a file."""
         own, arrays = self.to_datasets()
@@ -194,6 +196,21 @@ class CompressedMatrix(Operator):
             raise FormatError(f"{contents.label}: inconsistent contents: {error}") from error
         result.record = contents.record
         return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what a file holds: nothing that products decode, and codes in as many bits as they have
+        attributes, arrays = self.contents()
+        return _copied, (type(self), plain_attributes(attributes), arrays, self.record)
+
+
+def _copied(
+    cls: type[CompressedMatrix],
+    attributes: dict[str, Any],
+    arrays: dict[str, Array],
+    record: dict[str, Any],
+) -> CompressedMatrix:
+    """Make the matrix that a pickle or a copy holds."""
+    return cls.rebuild(Container(f"a copy of a {cls.__name__}", attributes, arrays, record))
 
 
 # ---- for `from_datasets` ----------------------------------------------------------------------

@@ -442,7 +442,7 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
 
     _transpose = _adjoint
 
-    # -- files and copies ----------------------------------------------------------------------
+    # -- files ---------------------------------------------------------------------------------
 
     def contents(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return the ``(attributes, arrays)`` that stand for the factorization in a file."""
@@ -453,12 +453,6 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
         """Build the factorization from what a file holds; `FormatError` if it is inconsistent."""
         return rebuild(cls, contents)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._terms:
-            return _restore_sum, (self._terms, self.record, self.bias)
-        arrays = (self.d1, self.b1, self.d2, self.b2, self.d3)
-        return _restore, (*arrays, self.shift, self.record, self.grids, self.bias)
-
     def __repr__(self) -> str:
         m, n = self.shape
         shift = f", shift={self.shift:g}" if self.shift else ""
@@ -467,15 +461,3 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
             f"DiBAFactors({m} x {n}, k={self.k}{terms}{shift}, "
             f"{self.bits_per_weight:.4g} bits per weight)"
         )
-
-
-def _restore(*state: Any) -> DiBAFactors:
-    """Make the factorization that a pickle holds."""
-    return DiBAFactors(*state[:-2], grids=state[-2], bias=state[-1])
-
-
-def _restore_sum(
-    terms: tuple[DiBAFactors, ...], record: dict[str, Any], bias: Vector | None
-) -> DiBAFactors:
-    """Make the sum of several terms that a pickle holds."""
-    return DiBAFactors.from_terms(terms, record, bias=bias)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diba_np.arrays import RowIndex
-from diba_np.files.container import Container
+from diba_np.files.container import Container, plain_attributes
 from diba_np.matrix import quality
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.files import rebuild
@@ -93,11 +93,7 @@ class RowBlocks(CompressedMatrix):
         arrays: dict[str, Array] = {}
         for i, block in enumerate(self.blocks):
             own, datasets = block.contents()
-            plain = {
-                name: value.tolist() if isinstance(value, np.ndarray) else value
-                for name, value in own.items()
-            }
-            attrs[f"block{i}"] = json.dumps(plain)
+            attrs[f"block{i}"] = json.dumps(plain_attributes(own))
             arrays |= {f"block{i}.{name}": array for name, array in datasets.items()}
         return attrs, arrays
 

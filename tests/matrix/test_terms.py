@@ -249,3 +249,4 @@ def test_grids_of_every_term_stay_its_own(rng):
         terms.append(DiBAFactors(d1, b1, d2, b2, d3, grids=(grid, grid, grid)))
     f = pickle.loads(pickle.dumps(DiBAFactors.from_terms(terms)))
     assert [term.grids[0] for term in f.terms] == grids
+    assert type(f.storage_bits()) is int  # JSON takes no other

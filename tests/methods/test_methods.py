@@ -1,7 +1,9 @@
 """What every method promises: products, counted bits, files, bad input."""
 
+import copy
 import functools
 import os
+import pickle
 import re
 
 import h5py
@@ -114,6 +116,21 @@ def test_products_equal_the_dense_matrix(label, matrix, fitted, rng):
     assert np.isclose(y @ (made @ x), (made.T @ y) @ x, rtol=1e-4, atol=1e-3)
     top = svds(aslinearoperator(made), k=1, return_singular_vectors=False, rng=0)
     assert np.isclose(top[0], np.linalg.norm(dense, 2), rtol=1e-3)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_pickle_holds_what_is_stored_and_nothing_that_products_made(label, fitted):
+    made = fitted(label, 2.0)
+    dense, x = made.to_dense(), np.ones(made.shape[1])
+    y = made @ x
+    made.T @ np.ones((made.shape[0], 3))
+    pickled = pickle.dumps(made)
+    assert len(pickled) <= made.storage_bits() // 8 + 1024
+    for again in (pickle.loads(pickled), copy.deepcopy(made), copy.copy(made)):
+        assert type(again) is type(made)
+        assert again.record == made.record
+        np.testing.assert_array_equal(again.to_dense(), dense)
+        np.testing.assert_array_equal(again @ x, y)
 
 
 @pytest.mark.parametrize("label", LABELS)
