@@ -96,11 +96,11 @@ def real_product(
         return real + 1j * imaginary
     if not X.flags.carray:
         X = np.require(X, requirements=["C", "W", "A"])
-    if X.size:
-        y, total = fast(X)
-        if math.isfinite(total):
-            return y
     with np.errstate(over="ignore", invalid="ignore"):
+        if X.size:
+            y, total = fast(X)
+            if math.isfinite(total):
+                return y
         return np.asarray(dense(X))
 
 

@@ -168,10 +168,9 @@ class BQQ(CompressedMatrix):
         return real_product(Y, fast, lambda y: self._dense().T @ y)
 
     def _multiply(self, x: Array, product: Product, out: Array, into: Array) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            result = product.matrix(x)
-            result += out.astype(x.dtype) * x.sum(axis=0) + into.T.astype(x.dtype) @ x
-            result *= x.dtype.type(self.scale)
+        result = product.matrix(x)
+        result += out.astype(x.dtype) * x.sum(axis=0) + into.T.astype(x.dtype) @ x
+        result *= x.dtype.type(self.scale)
         return result
 
     # ---- file --------------------------------------------------------------------------

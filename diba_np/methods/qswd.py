@@ -6,6 +6,7 @@ annealing, support coding and the choice of settings are decided here).
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.matrix.operator import real_product, with_total
 from diba_np.methods.fitting import check_problem, to_half
 from diba_np.methods.qswd_fit import Setting, choose_setting, decompose, next_bits
 from diba_np.methods.streams import pack_digits, pack_sets, unpack_digits, unpack_sets
@@ -134,28 +136,32 @@ class QSWD(CompressedMatrix):
         result: Array = (bands[: st.shape[0]] * self.scale).astype(np.float32)
         return result
 
-    def _dense(self) -> Any:
-        if self._decoded is None:
-            Z = self._sparse()
-            self._decoded = (self._dictionary(), Z, Z.T.tocsr())
-        return self._decoded
+    @functools.cached_property
+    def _parts(self) -> tuple[Array, csr_matrix, csr_matrix]:
+        """The dictionary, Z and its transpose."""
+        Z = self._sparse()
+        return self._dictionary(), Z, Z.T.tocsr()
 
     def _apply(self, X: Array) -> Array:
-        st = self.setting
-        C, Z, _ = self._dense()
-        hidden = (Z @ X).reshape(st.bands, st.r, -1)
-        Y = np.matmul(C, hidden).reshape(st.bands * st.d, -1)[: st.shape[0]]
-        result: Array = Y * Y.dtype.type(self.scale)
-        return result
+        return real_product(X, self._multiply, lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:
+        return real_product(Y, self._multiply_transposed, lambda y: self._dense().T @ y)
+
+    def _multiply(self, x: Array) -> tuple[Array, float]:
         st = self.setting
-        C, _, Zt = self._dense()
-        padded = np.zeros((st.bands * st.d, Y.shape[1]), np.result_type(np.float32, Y))
-        padded[: st.shape[0]] = Y
+        C, Z, _ = self._parts
+        hidden = (Z @ x).reshape(st.bands, st.r, -1)
+        y = np.matmul(C, hidden).reshape(st.bands * st.d, -1)[: st.shape[0]]
+        return with_total(y * y.dtype.type(self.scale))
+
+    def _multiply_transposed(self, y: Array) -> tuple[Array, float]:
+        st = self.setting
+        C, _, Zt = self._parts
+        padded = np.zeros((st.bands * st.d, y.shape[1]), y.dtype)
+        padded[: st.shape[0]] = y
         hidden = np.matmul(C.T, padded.reshape(st.bands, st.d, -1)).reshape(st.bands * st.r, -1)
-        result: Array = (Zt @ hidden) * padded.dtype.type(self.scale)
-        return result
+        return with_total((Zt @ hidden) * y.dtype.type(self.scale))
 
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import svd as dense_svd
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.matrix.operator import real_product, with_total
 from diba_np.methods.fitting import check_problem, to_half, too_small
 
 if TYPE_CHECKING:
@@ -115,24 +117,19 @@ class TruncatedSVD(CompressedMatrix):
         u, v = self._factors()
         return ((u @ v.T) * self.scale).astype(np.float32)
 
-    def _dense(self) -> Any:
-        if self._decoded is None:
-            u, v = self._factors()
-            self._decoded = (
-                u * np.float32(self.scale) if abs(self.scale) < 1e30 else u * self.scale,
-                v,
-            )
-        return self._decoded
+    @functools.cached_property
+    def _halves(self) -> tuple[Array, Array]:
+        """U with the scale and V, float32."""
+        u, v = self._factors()
+        return u * np.float32(self.scale), v
 
     def _apply(self, X: Array) -> Array:
-        u, v = self._dense()
-        result: Array = u @ (v.T @ X)
-        return result
+        u, v = self._halves
+        return real_product(X, lambda x: with_total(u @ (v.T @ x)), lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:
-        u, v = self._dense()
-        result: Array = v @ (u.T @ Y)
-        return result
+        u, v = self._halves
+        return real_product(Y, lambda y: with_total(v @ (u.T @ y)), lambda y: self._dense().T @ y)
 
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
