@@ -16,6 +16,9 @@ from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.files import rebuild
 from diba_np.matrix.stored_array import Array
 
+# blocks of which the record has figures: it is an attribute, which holds 64 KiB
+_MOST_LISTED = 500
+
 
 class RowBlocks(CompressedMatrix):
     """Compressed row blocks, factorizations as a rule, one under the other.
@@ -141,13 +144,14 @@ def stack(
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "sweeps": sum(record.get("sweeps", 0) for record in records),
         "converged": all(record.get("converged", True) for record in records),
-        "blocks": [
+    }
+    if len(blocks) <= _MOST_LISTED:
+        figures["blocks"] = [
             {
                 "rows": block.shape[0],
                 "k": sum(term.k for term in block.terms),
                 "snr_db": block.record["snr_db"],
             }
             for block in blocks
-        ],
-    }
+        ]
     return RowBlocks(blocks, shared | figures)

@@ -323,6 +323,9 @@ def test_row_blocks_multiply_as_one_matrix(rng, tmp_path):
     made.save(tmp_path / "r.h5")
     read = dn.load(tmp_path / "r.h5")
     assert isinstance(read, RowBlocks)
+    # a file's record holds 60 000 bytes, and tables of a million rows have thousands of blocks
+    many = stack(blocks[:1] * 4000, squares[:1] * 4000, squares[:1] * 4000).record
+    assert len(json.dumps(many)) < 4000 and len(made.record["blocks"]) == 2
     assert np.array_equal(read.to_dense(), dense)
 
 
