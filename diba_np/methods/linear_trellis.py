@@ -25,8 +25,8 @@ from diba_np.methods.trellis import Trellis
 from diba_np.methods.trellis_fit import Coded, rotations, scales_of
 from diba_np.methods.trellis_modes import LINEAR_MODES, Mode
 from diba_np.products.cpu import vector_path
-from diba_np.products.plan import KERNELS, SMALL, Chain, Filter, Plan, Turn
-from diba_np.products.product import Product
+from diba_np.products.plan import KERNELS, Chain, Filter, Plan, Turn
+from diba_np.products.product import Product, parts_worth
 
 
 class LinearTrellis(Trellis):
@@ -105,9 +105,8 @@ class LinearTrellis(Trellis):
 
     @functools.cached_property
     def _plan(self) -> Plan | None:
-        """The plan for one vector in float32, None for matrices that are large or not for one."""
-        size = self.packed_weights
-        if size is None or size >= SMALL or vector_path() not in KERNELS:
+        """The plan for one vector in float32 on one thread, None where there can be none."""
+        if self.packed_weights is None or vector_path() not in KERNELS:
             return None
         return Plan([self.chain()])
 
@@ -118,10 +117,9 @@ class LinearTrellis(Trellis):
         return out, plan.run(kernel, x.reshape(-1), _NOTHING, out.reshape(-1))
 
     def _multiply(self, x: Array) -> tuple[Array, float]:
-        if x.shape[1] == 1 and x.dtype == np.float32:
-            plan = self._plan
-            if plan is not None:
-                return self._multiply_vector(x, plan)
+        if x.shape[1] == 1 and x.dtype == np.float32 and self._plan is not None:
+            if parts_worth(self.packed_weights or 0) == 1:
+                return self._multiply_vector(x, self._plan)
         outputs, inputs = self.turns
         low = self.coded.low
         out, total = self._values.multiply(x if inputs is None else inputs.apply(x))

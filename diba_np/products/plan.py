@@ -25,8 +25,6 @@ KERNELS: dict[str, Any] = {
     "neon": stack_neon.stack_neon,
 }
 
-SMALL = 2_000_000  # packed weights of a matrix, up to which calls count and one thread is best
-
 Turn = tuple[Vector, Vector]  # signs (n,) and odd factor (q, q) of a rotation
 
 

@@ -18,10 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from diba_np.checks import as_real, single_vector
 from diba_np.products.cpu import vector_path
 from diba_np.products.parallel import Real
-from diba_np.products.plan import KERNELS, SMALL, Chain, Plan
+from diba_np.products.plan import KERNELS, Chain, Plan
 from diba_np.products.product import operand
 
 _SINGLE = np.dtype(np.float32)
+_SMALL = 2_000_000  # weights of the largest matrix, up to which calls count and one thread is best
 
 
 class Factorization(Protocol):
@@ -132,7 +133,7 @@ class Stack:
         self._out_shape, self._in_shape = (self.shape[0],), (self.shape[1],)
         self._none = np.empty(0, np.float32)
         self._bias = None if bias is None else single_vector(bias, "bias", self.shape[0])
-        self._kernel = KERNELS.get(vector_path()) if largest < SMALL else None
+        self._kernel = KERNELS.get(vector_path()) if largest < _SMALL else None
         self._plan: Plan | None = None
 
     def __repr__(self) -> str:

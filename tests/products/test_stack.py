@@ -264,7 +264,7 @@ def test_nan_and_infinity_as_in_single_products(layer, path, bad, rng):
 
 
 def test_a_large_matrix_goes_its_own_way(layer, monkeypatch, rng):
-    monkeypatch.setattr(stacks, "SMALL", 100)
+    monkeypatch.setattr(stacks, "_SMALL", 100)
     stack, x = Stack(layer), rng.normal(size=40).astype(np.float32)
     assert stack._kernel is None
     np.testing.assert_array_equal(stack(x), np.concatenate([f @ x for f in layer]))
