@@ -105,10 +105,8 @@ class LinearTrellis(Trellis):
 
     @functools.cached_property
     def _plan(self) -> Plan | None:
-        """The plan for one vector in float32 on one thread, None where there can be none."""
-        if self.packed_weights is None or vector_path() not in KERNELS:
-            return None
-        return Plan([self.chain()])
+        """The plan for one vector in float32 on one thread, None on a path without a kernel."""
+        return Plan([self.chain()]) if vector_path() in KERNELS else None
 
     def _multiply_vector(self, x: Array, plan: Plan) -> tuple[Array, float]:
         """Return the product with one column, of `_multiply`, in one call."""
@@ -117,9 +115,11 @@ class LinearTrellis(Trellis):
         return out, plan.run(kernel, x.reshape(-1), _NOTHING, out.reshape(-1))
 
     def _multiply(self, x: Array) -> tuple[Array, float]:
-        if x.shape[1] == 1 and x.dtype == np.float32 and self._plan is not None:
-            if parts_worth(self.packed_weights or 0) == 1:
-                return self._multiply_vector(x, self._plan)
+        size = self.packed_weights
+        if x.shape[1] == 1 and x.dtype == np.float32 and size and parts_worth(size) == 1:
+            plan = self._plan
+            if plan is not None:
+                return self._multiply_vector(x, plan)
         outputs, inputs = self.turns
         low = self.coded.low
         out, total = self._values.multiply(x if inputs is None else inputs.apply(x))
@@ -137,6 +137,8 @@ class LinearTrellis(Trellis):
 
 
 _NOTHING = np.empty(0, np.float32)
+
+_MOST_COLUMNS = 1 << 24  # a plan holds the places of decoded ones in float32
 
 # entries up to which columns of rare modes are kept decoded: a packed product costs more than they
 _FEW_ENTRIES = 1 << 16
@@ -228,7 +230,7 @@ class Values:
     @property
     def packed_weights(self) -> int | None:
         """Bits of the part that spans all columns; None if there are others beside decoded ones."""
-        if len(self._packed) != 1 or not self._packed[0].spans:
+        if len(self._packed) != 1 or not self._packed[0].spans or self.shape[1] >= _MOST_COLUMNS:
             return None
         return self._packed[0].packed_weights
 

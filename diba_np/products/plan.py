@@ -128,7 +128,7 @@ class Plan:
         row[_stack.TAPS], row[_stack.SCALES] = self._constant(taps), self._constant(scales)
         (row[_stack.WEIGHTS], row[_stack.WIDTH]), row[_stack.STEPS] = taps.shape, scales.shape[1]
         if few is not None:
-            places, weights = few  # numbers of columns, as of all matrices here below 2^24
+            places, weights = few  # places are below 2^24, and so exact in float32
             row[_stack.FEW] = len(places)
             row[_stack.FEW_PLACES] = self._constant(places)
             row[_stack.FEW_WEIGHTS] = self._constant(weights)
