@@ -73,6 +73,10 @@ class Layer:
         self.gradients = {name: np.zeros_like(value) for name, value in parameters.items()}
         self._seen: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: all but the last `forward`'s batch."""
+        return {**self.__dict__, "_seen": None}
+
     def _forward(self, samples: Array) -> tuple[Array, Any]:
         """Return the outputs (N, m) of (N, n) samples, and what `_backward` needs beside them."""
         raise NotImplementedError
@@ -126,9 +130,7 @@ class Layer:
 
         For a layer that is applied several times in one pass: one twin for each place.
         """
-        other = copy.copy(self)
-        other._seen = None
-        return other
+        return copy.copy(self)
 
     def forward(self, x: ArrayLike) -> Array:
         """Return the outputs of (..., n) samples, (..., m), and keep what `backward` needs."""

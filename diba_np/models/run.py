@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from diba_np.models.plan import (
     sample_curves,
 )
 from diba_np.models.shapes import matrix_view
+from diba_np.search.factorization import USUAL_WIDTHS
 from diba_np.search.options import SHARED, SearchOptions
 from diba_np.search.terms import terms_within
 from diba_np.sources.entry import Entry
@@ -96,10 +98,13 @@ class Settings:
         return CHOICES if self.method == BEST else (self.method,)
 
     @property
-    def counted_scale_bits(self) -> ScaleBits:
-        """What the plan counts with: under "auto" the most that a choice can be."""
+    def counted_scale_bits(self) -> tuple[ScaleBits, ...]:
+        """What the plan counts with, the first that the budget pays for.
+
+        Under "auto" that is the most that a choice can be, and then about the least.
+        """
         asked: ScaleBits | str = self.search.scales_for("bits")
-        return 16 if isinstance(asked, str) else asked
+        return (16, USUAL_WIDTHS) if isinstance(asked, str) else (asked,)
 
 
 class ModelRun:
@@ -156,7 +161,7 @@ class ModelRun:
         """Return the bits for the matrices; BudgetError where they do not pay for one component."""
         budget = math.floor(self.settings.bits * size) - kept_bits
         try:
-            allocate(self.tasks, None, budget, self.settings.counted_scale_bits)
+            self._shares(None, budget)
         except BudgetError as error:
             if not kept_bits:
                 raise
@@ -168,6 +173,14 @@ class ModelRun:
                 f"{error}; kept: {named}; leave them out by their names (exclude)"
             ) from error
         return budget
+
+    def _shares(self, curves: Sequence[Curve] | None, budget: int) -> list[int]:
+        """Return the bits of each task; without curves, and as far as it goes, the same rate."""
+        *roomy, least_scales = self.settings.counted_scale_bits
+        for scales in roomy:
+            with suppress(BudgetError):
+                return allocate(self.tasks, curves, budget, scales)
+        return allocate(self.tasks, curves, budget, least_scales)
 
     def _largest_kept(self) -> list[list[Any]]:
         """Return (name, shape, why, bits) of what is kept and counts, the largest first."""
@@ -195,7 +208,7 @@ class ModelRun:
         methods, even = self.settings.methods, self.settings.allocation == "uniform"
         curves = None if even and len(methods) == 1 else self._curves(runner)
         known = None if curves is None or even else [least([*each.values()]) for each in curves]
-        shares = allocate(self.tasks, known, budget, self.settings.counted_scale_bits)
+        shares = self._shares(known, budget)
         self.events.tell("budget", bits=sum(shares))
         chosen = [methods] * len(self.tasks)
         if len(methods) > 1 and curves is not None:

@@ -1,5 +1,7 @@
 """DiBALinear: its gradients are the central differences of its own output."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -171,6 +173,19 @@ def test_twins_share_parameters_and_remember_their_own_inputs(rng):
         np.testing.assert_allclose(layer.gradients[name], gradient)
     np.testing.assert_array_equal(places[1](x[0]), layer(x[0]))
     layer.backward(np.ones((3, 4)))  # a call has kept nothing and forgotten nothing
+
+
+def test_a_pickle_holds_no_batch(rng):
+    layer = DiBALinear(factorize(rng.normal(size=(4, 4)), k=3))
+    x = rng.normal(size=(5000, 4))
+    layer.forward(x)
+    kept = pickle.dumps(layer)
+    assert len(kept) < 20_000  # the batch alone takes 80,000 bytes
+    other = pickle.loads(kept)
+    np.testing.assert_array_equal(other(x), layer(x))
+    with pytest.raises(ValueError, match="backward needs a forward"):
+        other.backward(np.ones((5000, 4)))
+    layer.backward(np.ones((5000, 4)))  # the layer itself goes on
 
 
 @pytest.mark.parametrize("k", [4, 60])

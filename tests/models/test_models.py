@@ -220,6 +220,8 @@ def test_row_parts_are_decided_by_the_shape():
     assert parts[0][0] == 0 and parts[-1][1] == 100_000
     assert all(a[1] == b[0] for a, b in pairwise(parts))
     assert min(stop - start for start, stop in parts) >= 16 * 64
+    # a block of 256 rows of 16 would take longer than it is worth
+    assert min((stop - start) * 16 for start, stop in row_parts((400_000, 16))) >= 1 << 17
 
 
 @given(st.floats(-3, 3), st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.floats(1.5, 4.0))
@@ -334,6 +336,7 @@ def test_large_tall_matrices_become_row_blocks(monkeypatch, rng, tmp_path):
 
     monkeypatch.setattr(shapes, "_LARGE", 1000)
     monkeypatch.setattr(shapes, "_TALL", 2)
+    monkeypatch.setattr(shapes, "_SMALL", 1)
     read = []
 
     def load(path):
@@ -406,6 +409,19 @@ def test_a_model_without_matrices_is_kept_as_it_is(allocation):
     np.testing.assert_array_equal(model["b"].to_dense().ravel(), np.arange(5.0))
     with pytest.raises(ValueError, match="bits is too small"):
         dn.factorize_model({"a": np.eye(3)}, bits=1, min_size=100, allocation=allocation)
+
+
+@pytest.mark.parametrize("allocation", ["shared", "relative", "uniform"])
+@pytest.mark.parametrize("method", ["diba", "best"])
+def test_few_bits_are_planned_with_coded_diagonals(allocation, method, rng):
+    # one component with 16-bit diagonals takes 0.13 bits a weight here, with codes 0.04
+    arrays = {name: rng.normal(size=(256, 256)).astype("f4") for name in "ab"}
+    model = dn.factorize_model(
+        arrays, bits=0.08, allocation=allocation, method=method, effort="fast"
+    )
+    assert 0.04 < model.bits_per_weight <= 0.08
+    with pytest.raises(dn.BudgetError, match=r"k=1 of every matrix takes 0.0\d+ bits a weight"):
+        dn.factorize_model(arrays, bits=0.03, allocation=allocation, method=method)
 
 
 def test_a_budget_that_is_too_small_leaves_nothing_behind(tmp_path, rng):
