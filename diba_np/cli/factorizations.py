@@ -38,7 +38,7 @@ OUTPUT = "file to write; - for standard output (the report then goes to standard
 EXAMPLES = {
     "factorize": (
         "diba-np factorize A.npy --bits 1.0 -o A.h5",
-        "diba-np factorize A.npy --snr 10 --scale-bits auto --effort best",
+        "diba-np factorize A.npy --snr 10 --effort best",
         "diba-np factorize A.npy --bits 2 --inputs X.npy --json",
     ),
     "info": ("diba-np info A.h5", "diba-np info model.h5 --group layer.0 --json"),
@@ -117,7 +117,7 @@ def add_stored(subcommands: Any, given: Parents) -> None:
         "--steps",
         type=positive(int),
         metavar="N",
-        help="most of them; default: 30 of als, 100 of lbfgs, 20 epochs of adam",
+        help="most steps; default: 30 of als, 100 of lbfgs, 20 epochs of adam",
     )
     command.add_argument(
         "--batch-size", type=positive(int), default=256, metavar="N", help="samples"

@@ -76,7 +76,11 @@ def add_model(subcommands: Any, given: Parents) -> None:
         "--exclude", action="append", default=[], metavar="GLOB", help="not these names"
     )
     command.add_argument(
-        "--min-size", type=positive(int), default=16, metavar="N", help="smaller ones are kept"
+        "--min-size",
+        type=positive(int),
+        default=16,
+        metavar="N",
+        help="fewest rows and columns; smaller ones are kept",
     )
     command.add_argument(
         "--allocation",
@@ -91,7 +95,8 @@ def add_model(subcommands: Any, given: Parents) -> None:
         "--texts",
         metavar="T.txt",
         help="SOURCE is a network of a known kind: fit its layers to what they read there, then "
-        "train diagonals end to end",
+        "train diagonals end to end; one text for a decoder, else one a line; options of matrices "
+        "alone, of the above and of the search, are then refused",
     )
     add_search_options(command, *SHARED)
     command.add_argument(

@@ -48,8 +48,12 @@ def add_commands(subcommands: Any, given: Parents) -> None:
         "evaluate", parents=[given.common], help="judge a network, alone or against another"
     )
     command.add_argument("network", metavar="NETWORK", help=_NETWORK)
-    command.add_argument("--texts", metavar="T.txt", help="UTF-8; for masked tokens one a line")
-    command.add_argument("--inputs", metavar="X.npy", help="ids, images or spectrograms, with")
+    command.add_argument(
+        "--texts", metavar="T.txt", help="UTF-8; one text for a decoder, else one a line"
+    )
+    command.add_argument(
+        "--inputs", metavar="X.npy", help="token ids, images or spectrograms, instead"
+    )
     command.add_argument(
         "--labels", metavar="Y.npy", help="classes, scores or labels of these or the texts"
     )
