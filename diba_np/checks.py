@@ -181,12 +181,22 @@ def as_samples(X: ArrayLike, name: str, width: int) -> NDArray[Any]:
 def check_magnitude(A: NDArray[Any], name: str) -> float:
     """Return the largest magnitude; ValueError where float32 scales could not carry it."""
     largest = largest_magnitude(A)
+    check_largest(largest, name)
+    return largest
+
+
+def check_largest(largest: float, name: str) -> None:
+    """Check the largest magnitude of a matrix: float32 scales have to carry it.
+
+    Raises
+    ------
+    ValueError
+    """
     if largest and not _SMALLEST <= largest <= _LARGEST:
         raise ValueError(
             f"the largest magnitude in {name} must lie in [{_SMALLEST:g}, {_LARGEST:g}], "
             f"got {largest:g}; scale {name} first"
         )
-    return largest
 
 
 def digest(A: NDArray[Any]) -> str:

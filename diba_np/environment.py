@@ -37,8 +37,7 @@ def check_layer() -> None:
     ValueError
     """
     value = os.environ.get(LAYER)
-    names = value.split() if value is not None and value.strip() else [value]
-    if value is not None and not set(names) <= set(_LAYERS):
+    if value is not None and value.lower() not in _LAYERS:
         raise ValueError(f"{LAYER} must be one of {', '.join(_LAYERS)}, got {value!r}; unset it")
 
 

@@ -7,6 +7,7 @@ Results go to standard output, progress and warnings to standard error. Exit sta
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import warnings
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ EXAMPLES = {
     **verification.EXAMPLES,
     **views.EXAMPLES,
 }
+
+# errors without a file's name that are no fault of standard output
+_OF_THE_SYSTEM = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 # what adds commands, in the order of the help page
 _COMMANDS = (
@@ -120,8 +124,9 @@ def _run(argv: Sequence[str] | None) -> int:
         how = "terminated" if isinstance(signalled, Terminated) else "interrupted"
         complain(f"{how}, {_left(args)}")
     except OSError as error:
-        if isinstance(error, BrokenPipeError) or (error.filename is None and error.strerror):
-            return lost(error)  # files of ours have names
+        nameless = error.filename is None and error.strerror  # files of ours have names
+        if nameless and error.errno not in _OF_THE_SYSTEM:
+            return lost(error)
         complain(_error(error))
     except (
         CommandError,

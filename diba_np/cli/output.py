@@ -27,7 +27,7 @@ Report = dict[str, Any]
 _ARGUMENT = re.compile(
     r"\b(texts|labels|against|group|include|exclude|grams|inputs|gram|output_weight|weights|bits|"
     r"ratio|snr|min_size|allocation|threads|jobs|scale_bits|shift|seed|effort|checkpoint|restart|"
-    r"block_rows|solver|method|loss|validation)="
+    r"block_rows|solver|method|loss|validation|terms|max_sweeps|time_limit|tol|patience|stay|clip)="
     r'("[a-z]+"|\d+)?'
 )
 

@@ -21,7 +21,7 @@ class DenseLinear(Layer):
     Parameters
     ----------
     weight : (m, n) array_like
-        A; a memory map of the dtype stays one.
+        A; of the dtype it is kept as it is, a memory map too, unless it is trained.
     bias : (m,) array_like, optional
     dtype : {float32, float64}
     trained : bool, default False
@@ -42,7 +42,7 @@ class DenseLinear(Layer):
         trained: bool = False,
     ) -> None:
         kind = check_float(dtype)
-        self.weight = np.asarray(weight, kind)
+        self.weight = np.array(weight, kind) if trained else np.asarray(weight, kind)
         if self.weight.ndim != 2:
             raise ValueError(f"weight must be a matrix, got shape {self.weight.shape}")
         m, n = self.weight.shape
@@ -73,14 +73,13 @@ class DenseLinear(Layer):
         return self.weight[ids], back
 
     def to_matrix(self) -> StoredArray:
-        """Return the matrix as it is."""
+        """Return the matrix in float32."""
         return StoredArray.of(np.asarray(self.weight, np.float32))
 
     def rounded(self) -> DenseLinear:
         """Return a new layer with a copy of the parameters; nothing is rounded."""
         trained = "weight" in self.parameters
-        weight = self.weight.copy() if trained else self.weight
-        return DenseLinear(weight, self.parameters["bias"], self.dtype, trained)
+        return DenseLinear(self.weight, self.parameters["bias"], self.dtype, trained)
 
     def refit(self, data: Moments) -> None:
         """Set the bias by the means; the matrix stays as it is."""

@@ -47,7 +47,9 @@ def _main_left_out() -> Iterator[None]:
     A spawned process imports the script that spawns it, which then has to stand under
     ``if __name__ == "__main__":``; what processes call here is in modules of this package.
     """
-    with _main:
+    with (
+        _main
+    ):  # what is changed inside of the process, its environment too, is one thread's at a time
         script = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         try:
@@ -116,7 +118,7 @@ class _Worker:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with threads_of_children(threads), _interrupts_held(), _main_left_out():
+        with _interrupts_held(), _main_left_out(), threads_of_children(threads):
             self.process.start()
         theirs.close()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_matrix, as_samples, check_count
+from diba_np.checks import as_matrix, as_samples, check_count, check_largest
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF
@@ -65,6 +65,7 @@ def dbf(
     run = Run()
     with ThreadPool(threads, flops=2.0 * shape[0] * shape[1] * size) as pool:
         target: Target = Target(matrix, pool)
+        check_largest(target.largest, "A")
         columns = np.ones(shape[1])
         if inputs is not None:
             columns = _norms(inputs, shape[1])

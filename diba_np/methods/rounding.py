@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diba_np.checks import check_count
 from diba_np.matrix.base import Array
 from diba_np.methods.fitting import Problem, check_problem, to_half, too_small
 from diba_np.methods.scalar import (
     GROUPS,
+    MOST_LEVELS,
     ScalarQuantized,
     fit_scales,
     group_index,
@@ -59,7 +61,13 @@ class UniformRounding(ScalarQuantized):
         seed : int
             Not used.
         levels, group : int, optional
-            Fix the grid or the group size (0 = row) instead of choosing.
+            Fix the grid, of 2 to 256 levels, or the group size (0 = row, less than n) instead of
+            choosing.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Bad arguments; BudgetError where the bits pay for no column.
         """
         problem = check_problem(A, bits, inputs, seed)
         choice = cls._choose(problem, levels, group)
@@ -83,11 +91,22 @@ class UniformRounding(ScalarQuantized):
         weight: Array | None = None,
         most: int = 1,
     ) -> Any:
+        if levels is not None:
+            check_count(levels, "levels", least=2)
+            if levels > MOST_LEVELS:
+                raise ValueError(f"levels must be at most {MOST_LEVELS}, got {levels}")
+        if group is not None:
+            check_count(group, "group", least=0)
+            if group >= problem.shape[1]:
+                raise ValueError(
+                    f"group must be below the {problem.shape[1]} columns (0 for the row), "
+                    f"got {group}"
+                )
         candidates = layouts(
             problem.shape,
             problem.budget,
             GROUPS if group is None else (group,),
-            range(2, 257) if levels is None else (levels,),
+            range(2, MOST_LEVELS + 1) if levels is None else (levels,),
             cls.stores_table,
         )
         if not candidates:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Layout = tuple[int, int, int]  # levels, group, kept columns
 
+MOST_LEVELS = 256  # of a grid: codes are bytes
 GROUPS = (0, 256, 128, 64, 32, 16)  # columns that share a scale; 0 = the whole row
 
 # of the search for a layout: the finest grids of all columns, and rows, that are tried
@@ -180,7 +181,7 @@ def layouts(
     shape: tuple[int, int],
     budget: int,
     groups: Sequence[int] = GROUPS,
-    levels_range: Sequence[int] = range(2, 257),
+    levels_range: Sequence[int] = range(2, MOST_LEVELS + 1),
     stores_table: bool = False,
 ) -> list[Layout]:
     """List the ``(levels, group, n_kept)`` worth trying within `budget` bits.

@@ -105,9 +105,12 @@ def _write_folder(model: ModelFactors, final: Path, shard_bytes: int) -> int:
 def _write_shards(model: ModelFactors, folder: Path, shard_bytes: int) -> int:
     shards = _shards(model, shard_bytes)
     count = len(shards)
+    single, index_file = folder / "model.safetensors", folder / f"model{INDEX}"
+    # of two forms readers take either: the other one goes, when the new one is there
     if count == 1:
-        (folder / f"model{INDEX}").unlink(missing_ok=True)
-        return _write_safetensors(model, shards[0], folder / "model.safetensors")
+        size = _write_safetensors(model, shards[0], single)
+        index_file.unlink(missing_ok=True)
+        return size
     size, places = 0, dict[str, str]()
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{count:05d}.safetensors"
@@ -115,8 +118,9 @@ def _write_shards(model: ModelFactors, folder: Path, shard_bytes: int) -> int:
         places |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(_bytes_of(model, name) for name in model)}}
     text = json.dumps(index | {"weight_map": places}, indent=2)
-    with atomic_path(folder / f"model{INDEX}") as temporary:
+    with atomic_path(index_file) as temporary:
         temporary.write_text(text, "utf-8")
+    single.unlink(missing_ok=True)
     return size + len(text)
 
 

@@ -181,12 +181,8 @@ def factorize_model(
         asked = check_count(threads, "threads")
         each = min(asked, each) if own else asked
     final = None if output is None else as_path(output, "output")
-    if final is not None:
-        _check_output(final, source)
     log = None if json_log is None else as_path(json_log, "json_log")
-    if log is not None:
-        _check_not_read(log, "json_log", source)
-        _check_not_read(log, "json_log", grams)
+    _check_written({"output": final, "json_log": log}, {"source": source, "grams": grams})
 
     with ExitStack() as exits:
         events = Events(progress, log, callback)
@@ -220,18 +216,22 @@ def factorize_model(
             raise
 
 
-def _check_output(final: Path, source: Source) -> None:
-    """Complain before the work about an output that could not be written, or that is the source."""
-    if is_stream(final):
+def _check_written(written: Mapping[str, Path | None], read: Mapping[str, Any]) -> None:
+    """Complain before the work about a file that could not be written, is read, or has two uses."""
+    final, log = written["output"], written["json_log"]
+    if final is not None and is_stream(final):
         raise OSError(f"{final}: is no file; a model is written to one")
-    _check_not_read(target_of(final), "output", source)
-
-
-def _check_not_read(path: Path, name: str, source: Any) -> None:
-    """Complain about a file that is written to and is a source."""
-    if isinstance(source, (str, os.PathLike)) and path.exists() and Path(source).exists():
-        if path.samefile(source):
-            raise ValueError(f"{name} must not be the source, got {path}")
+    if final is not None and log is not None and final.resolve() == log.resolve():
+        raise ValueError(f"output and json_log must be two files, got {final} for both")
+    for name, path in written.items():
+        if path is None:
+            continue
+        place = target_of(path) if name == "output" else path
+        for what, source in read.items():
+            if not isinstance(source, (str, os.PathLike)):
+                continue
+            if place.exists() and Path(source).exists() and place.samefile(source):
+                raise ValueError(f"{name} must not be the {what}, got {path}")
 
 
 def _patterns(value: Sequence[str]) -> list[str]:

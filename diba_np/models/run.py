@@ -410,6 +410,7 @@ class ModelRun:
             "kept_arrays": self._largest_kept(),
             "shared": sum(matrix.alias_of is not None for matrix in self.matrices),
             "omitted": [[each.name, each.why[:200]] for each in self.omitted[:_MOST_RECORDED]],
+            "omitted_arrays": len(self.omitted),
             "counted_weights": size,
             "counted_bits": self.bits + kept_bits,
             "weighted_error": noise,

@@ -92,7 +92,7 @@ class TextMethods:
                     "texts must be strings or rows of token ids, got a part of shape "
                     f"{wrong.shape} and dtype {wrong.dtype}"
                 )
-            ids = [[int(i) for i in row] for row in rows if row.size]
+            ids = [[int(i) for i in row] for row in rows]
         else:
             ids = self._cut(parts, length)
         if not any(ids):
@@ -216,6 +216,10 @@ class TextMethods:
         check_count(length, "length")
         if isinstance(texts, np.ndarray) and texts.ndim == 2:
             rows = self.rows_of(texts)
+            if [] in rows:
+                raise ValueError(
+                    f"texts must hold at least one token each, got none in row {rows.index([])}"
+                )
         else:
             parts = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
             rows = [row for part in parts for row in self._whole(part, length)]

@@ -377,8 +377,10 @@ def panels_of(matrix: CompressedMatrix, A: ArrayLike | None = None) -> list[Pane
     Raises
     ------
     TypeError, ValueError
-        `A` is no matrix of finite real numbers, or of another shape.
+        `A` is no matrix of finite real numbers, or of another shape; the compressed one is empty.
     """
+    if not matrix.storage_bits():
+        raise ValueError("there is nothing to draw of an empty array")
     reference = None if A is None else as_matrix(A)
     if reference is not None and reference.shape != matrix.shape:
         raise ValueError(f"A must have shape {matrix.shape}, got {reference.shape}")

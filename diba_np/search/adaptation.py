@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from diba_np.checks import as_matrix
+from diba_np.checks import as_matrix, check_largest
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.conversion import round_diagonals, state_of, sum_of
@@ -31,6 +31,7 @@ def adapt(factors: DiBAFactors, A: ArrayLike) -> DiBAFactors:
         raise ValueError(f"A must have shape {factors.shape}, got {matrix.shape}")
     with ThreadPool() as pool:
         target = Target(matrix, pool)
+        check_largest(target.largest, "A")
         fit = _adapt_terms if len(factors.terms) > 1 else _adapt_single
         return sum_of(fit(target, factors), target.unit, factors.record)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_matrix, check_number, digest
+from diba_np.checks import as_matrix, check_largest, check_number, digest
 from diba_np.errors import BudgetError, ConvergenceWarning
 from diba_np.files.atomic import PathLike
 from diba_np.files.checkpoint import EVERY, Checkpoint
@@ -247,6 +247,7 @@ def factorize(
             }
             run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
+        check_largest(target.largest, "A")
         count = more = 1
         if how.terms not in ("auto", 1) and init is not None:
             raise ValueError(f"terms must be 1 with init=, got {how.terms}")

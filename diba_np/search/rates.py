@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.checks import as_matrix, check_number
+from diba_np.files.atomic import PathLike, as_path
+from diba_np.files.checkpoint import EVERY, Checkpoint
 from diba_np.matrix.budgets import check_most
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.search.factorization import factorize
 from diba_np.search.options import SearchOptions
 
 # refused: the budget of a point is `bits`
-_BUDGETS = ("k", "ratio", "snr", "init")
+_BUDGETS = ("k", "ratio", "snr")
 
 
 def sweep(
@@ -26,6 +28,8 @@ def sweep(
     effort: str = "fast",
     scale_bits: int | tuple[int, int, int] | str = "auto",
     callback: Callable[[DiBAFactors], Any] | None = None,
+    checkpoint: PathLike | None = None,
+    checkpoint_every: float = EVERY,
     **options: Any,
 ) -> list[DiBAFactors]:
     """Factorize one matrix at several rates: its rate-distortion curve.
@@ -42,6 +46,11 @@ def sweep(
         As for `diba_np.factorize`; chosen at each rate by default.
     callback : callable, optional
         Called with every factorization as it is done; a true return value ends the sweep there.
+    checkpoint : path-like, optional
+        Keeps the state: every rate's search in a file of its own, this name with the rate at its
+        end. The same call goes on from them; they are removed when all rates are done.
+    checkpoint_every : float, default 60
+        Seconds, at least, between two writes.
     options
         Passed on to `diba_np.factorize`: ``shift``, ``inputs``, ``seed``, ``threads`` and so on.
 
@@ -73,6 +82,8 @@ def sweep(
     for name in _BUDGETS:
         if name in options:
             raise TypeError(f"sweep takes the budgets bits=, got {name}=")
+    if "init" in options:
+        raise TypeError("sweep has no init=: one start is of one size; pass it to factorize")
     own = {one.name for one in fields(SearchOptions)}
     SearchOptions(  # checked before the first search
         effort=effort, scale_bits=scale_bits, **{k: v for k, v in options.items() if k in own}
@@ -83,9 +94,19 @@ def sweep(
     if not rates:
         raise ValueError("bits must hold at least one rate, got none")
     check_most("bits", rates[-1], matrix.shape)
+    keepers: list[Checkpoint] = []
     curve = []
     for rate in rates:
-        curve.append(factorize(matrix, bits=rate, effort=effort, scale_bits=scale_bits, **options))
+        if checkpoint is not None:
+            place = as_path(checkpoint, "checkpoint")
+            keepers.append(
+                Checkpoint(place.with_name(f"{place.name}.{rate!r}-bits"), checkpoint_every)
+            )
+        keeper = keepers[-1] if keepers else None
+        options |= {"effort": effort, "scale_bits": scale_bits, "checkpoint": keeper}
+        curve.append(factorize(matrix, bits=rate, **options))
         if callback is not None and callback(curve[-1]):
             break
+    for keeper in keepers:
+        keeper.remove()
     return curve

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.arrays import row_blocks
-from diba_np.checks import check_magnitude
+from diba_np.arrays import largest_magnitude, row_blocks
 from diba_np.machine.thread_pool import ThreadPool
 
 _PIECE = 1 << 18  # entries that are converted at a time
@@ -33,6 +32,8 @@ class Target:
     shape : (int, int)
     unit : float
         Root mean square of the entries (1.0 for a zero matrix); ``A / unit`` is what is fitted.
+    largest : float
+        Largest magnitude of the entries: of what is left over it may be anything.
     energy : float
         Squared Frobenius norm of ``A / unit``: m n, or 0.0.
     rough : bool
@@ -50,7 +51,7 @@ class Target:
         self.pool = pool
         self._streamed = pool.streamed or isinstance(A, np.memmap)
         self._converted: dict[np.dtype[Any], NDArray[Any]] = {}
-        largest = check_magnitude(A, "A")
+        self.largest = largest = largest_magnitude(A)
         squares = 0.0
         for rows in row_blocks(self.shape, pool.entries):
             part = self.read(rows)

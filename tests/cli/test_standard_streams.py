@@ -1,7 +1,9 @@
 """The command line at its ends: pipes, closed streams, plain terminals, words of the interface."""
 
+import errno
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -193,3 +195,17 @@ def test_messages_speak_of_options(folder, tmp_path, capsys):
         file.attrs["format"] = np.array([1, 2])
     assert main(["info", str(tmp_path / "other.h5")]) == 1
     assert "holds no factorization" in capsys.readouterr().err
+
+
+def test_a_system_that_starts_no_process_is_no_fault_of_standard_output(
+    folder, monkeypatch, capsys
+):
+    def fail(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", fail)
+    command = ("compare", "A.npy", "--bits", "2", "--methods", "rtn", "sign", "--jobs", "2")
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert "Resource temporarily unavailable" in err and "standard output" not in err

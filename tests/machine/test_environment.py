@@ -87,8 +87,11 @@ def test_the_number_of_threads_is_read_as_numba_reads_it(monkeypatch):
     assert environment.numba_threads() == 3
     monkeypatch.delenv("NUMBA_NUM_THREADS")
     assert environment.numba_threads() is None
-    monkeypatch.setenv("NUMBA_THREADING_LAYER", "omp tbb")
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", "OMP")  # Numba takes any case, and one name
     environment.check_layer()
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", "omp tbb")
+    with pytest.raises(ValueError, match=r"must be one of default, .* got 'omp tbb'"):
+        environment.check_layer()
 
 
 def test_doctor_tells_of_all_that_the_extras_add():

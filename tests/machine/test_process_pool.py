@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import diba_np
+from diba_np.machine import process_pool
 from diba_np.machine.process_pool import ProcessPool
 
 
@@ -36,6 +37,19 @@ def test_calls_run_elsewhere_with_their_threads(pool):
     assert {answer[2] for answer in answers.values()} == {"1"}
     # the same processes serve the next run
     assert {answer[1] for _, answer in pool.run(square, [1, 2], lambda x: (x,))} <= processes
+
+
+def test_threads_that_start_processes_take_turns_with_the_environment(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with process_pool._main:
+        starting = threading.Thread(target=lambda: workers.append(process_pool._Worker(1, ())))
+        workers = []
+        starting.start()
+        starting.join(0.1)
+        assert os.environ["OMP_NUM_THREADS"] == "7"
+    starting.join()
+    workers[0].end()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 class Unreadable(Exception):

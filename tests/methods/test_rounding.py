@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diba_np.methods.gptq import GPTQ
 from diba_np.methods.rounding import NormalFloat, SignRows, UniformRounding
 from diba_np.methods.scalar import (
     fit_scales,
@@ -17,6 +18,21 @@ from diba_np.methods.scalar import (
     uniform_values,
 )
 from diba_np.methods.svd import TruncatedSVD
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"levels": 512}, "levels must be at most 256, got 512"),
+        ({"levels": 1}, "levels must be at least 2, got 1"),
+        ({"group": -16}, "group must be at least 0, got -16"),
+        ({"group": 24}, r"group must be below the 24 columns \(0 for the row\), got 24"),
+    ],
+)
+@pytest.mark.parametrize("method", [UniformRounding, NormalFloat, GPTQ])
+def test_grids_and_groups_that_are_none(method, wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        method.fit(np.ones((8, 24)), 10, **wrong)
 
 
 @pytest.fixture(scope="module")

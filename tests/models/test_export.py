@@ -84,6 +84,11 @@ def test_folders_of_one_file_and_of_shards(model, tmp_path):
     (tmp_path / "one" / "config.json").write_text("{}")
     made.export(tmp_path / "one")
     assert len(list((tmp_path / "one").iterdir())) == 2
+    # of the two forms of weights the older one goes, lest a reader takes it
+    made.export(tmp_path / "one", shard_bytes=4000)
+    assert not (tmp_path / "one" / "model.safetensors").exists()
+    made.export(tmp_path / "one")
+    assert not (tmp_path / "one" / "model.safetensors.index.json").exists()
 
 
 def test_no_infinity_comes_of_what_float16_holds(tmp_path, rng):

@@ -581,6 +581,14 @@ def test_command(here, capsys):
     assert (status, json.loads(out)["differ"]) == (1, ["more"])
     status, out, _ = run(capsys, "verify", "m.h5", "more.npz")
     assert "NOT the model it was made from: 1 differ, the first more" in out
+    # what was left out by name is none, though a record names twenty of them only
+    objects = {f"o{i}": np.array([None]) for i in range(21)}
+    np.savez("more.npz", **np.load("m.npz"), **objects)
+    made = dn.factorize_model("more.npz", bits=4, exclude="o*", effort="fast", jobs=1)
+    made.save("some.h5")
+    assert run(capsys, "verify", "some.h5", "more.npz")[0] == 0
+    np.savez("more.npz", **np.load("m.npz"), **objects, another=np.ones(3))
+    assert run(capsys, "verify", "some.h5", "more.npz")[0] == 1
     # where nothing can be compared, nothing is exact
     status, out, err = run(capsys, "verify", "m.h5", "x.npy")
     assert (status, out, "x.npy: holds none of the model's arrays" in err) == (1, "", True)
@@ -736,8 +744,10 @@ def test_what_is_read_is_not_written_to(tmp_path, rng):
     np.savez(source, a=rng.normal(size=(20, 20)))
     np.savez(grams, a=np.eye(20))
     before = source.read_bytes(), grams.read_bytes()
-    for wrong in ({"output": source}, {"json_log": source}, {"json_log": grams}):
-        with pytest.raises(ValueError, match="must not be the source"):
+    wrongs = ({"output": source}, {"json_log": source}, {"json_log": grams}, {"output": grams})
+    both = {"output": tmp_path / "o.h5", "json_log": tmp_path / "o.h5"}
+    for wrong in (*wrongs, both):
+        with pytest.raises(ValueError, match=r"must not be the (source|grams)|must be two files"):
             dn.factorize_model(source, bits=3, grams=grams, jobs=1, **wrong)
     assert (source.read_bytes(), grams.read_bytes()) == before
     for name in ("output", "json_log"):

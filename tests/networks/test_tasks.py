@@ -283,6 +283,8 @@ def test_classes_of_rows_of_tokens_are_judged_without_their_padding():
     half = evaluate(net, rows, labels=labels)
     assert half["accuracy"] == 0.75
     assert half["accuracy_error"] == pytest.approx(np.sqrt(3 / 16) / 2)
+    with pytest.raises(ValueError, match="one token each, got none in text 1"):
+        evaluate(net, [[3, 4], [], [5]], labels=[0, 1, 2])
     with pytest.raises(TypeError, match="give labels=, with texts= or inputs="):
         evaluate(net, rows, inputs=padded(rows)[0], labels=labels)
     with pytest.raises(

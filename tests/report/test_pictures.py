@@ -11,6 +11,7 @@ import pytest
 
 from diba_np import DiBAFactors, factorize, load
 from diba_np.cli.main import main
+from diba_np.matrix.stored_array import StoredArray
 from diba_np.report.page import html_report
 from diba_np.report.pictures import cell_means, panels_of, plot_factors
 
@@ -95,6 +96,13 @@ def test_degenerate_matrices_are_drawn(tmp_path):
             colours = [image.get_clim() for image in axes.images]
             ranges = np.array([axes.get_xlim(), axes.get_ylim(), *colours])
             assert np.isfinite(ranges).all() and np.ptp(ranges, axis=1).all(), panel.name
+
+
+def test_of_an_empty_array_there_is_nothing_to_draw(tmp_path):
+    empty = StoredArray.of(np.zeros((0, 3), np.float32))
+    for draw in (lambda: plot_factors(empty, tmp_path / "a.png"), lambda: html_report(empty)):
+        with pytest.raises(ValueError, match="nothing to draw of an empty array"):
+            draw()
 
 
 class Page(HTMLParser):

@@ -29,6 +29,25 @@ def test_callback_may_end_it_and_inputs_are_passed_on(rng):
     assert all("output_snr_db" in f.record for f in made)
 
 
+def test_a_sweep_goes_on_from_its_checkpoints(tmp_path, rng):
+    A, seen = rng.normal(size=(40, 32)), []
+    expected = sweep(A, [1.5, 2.0, 3.0])
+
+    def end(f):
+        seen.append(f)
+        if len(seen) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sweep(A, [1.5, 2.0, 3.0], callback=end, checkpoint=tmp_path / "c")
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(kept) == {"c.1.5-bits", "c.2.0-bits"}
+    again = sweep(A, [1.5, 2.0, 3.0], checkpoint=tmp_path / "c")
+    for one, other in zip(again, expected, strict=True):
+        assert (one.b1, one.b2) == (other.b1, other.b2)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("bits", "options", "error", "words"),
     [
@@ -37,6 +56,7 @@ def test_callback_may_end_it_and_inputs_are_passed_on(rng):
         ([1.0, -2.0], {}, ValueError, "bits must be finite and above 0, got -2"),
         ("much", {}, TypeError, "bits must be a number, got str"),
         (1.0, {"k": 3}, TypeError, r"sweep takes the budgets bits=, got k="),
+        (1.0, {"init": None}, TypeError, r"sweep has no init=: .* pass it to factorize"),
         (1.0, {"snr": 3}, TypeError, r"sweep takes the budgets bits=, got snr="),
         (1.0, {"effort": "huge"}, ValueError, "effort must be one of"),
         ([0.01, 2.0], {}, ValueError, "bits=0.01 is too small for a 40 x 32 matrix"),

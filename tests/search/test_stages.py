@@ -159,3 +159,10 @@ def test_components_of_stages_not_begun_are_off():
         f = dn.factorize(A, k=192, callback=lambda state: state.step == 5, threads=1)
     first = staged.stage_sizes(192, A.shape)[0]
     assert f.k == 192 and np.count_nonzero(f.d2) <= first < 192
+
+
+def test_what_is_left_over_may_be_smaller_than_any_matrix(rng):
+    # the matrix is just large enough, what its first stage leaves over is not
+    A, X = rng.normal(size=(48, 48)) * 5e-36, rng.normal(size=(200, 48))
+    f = dn.factorize(A, bits=4.0, inputs=X, effort="fast")
+    assert f.snr(A) > 10 and f.record["stages"]
