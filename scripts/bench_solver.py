@@ -33,6 +33,7 @@ from sources import MINILM, read_arrays
 
 import diba_np
 from diba_np import factorize
+from diba_np.machine.process_pool import ProcessPool
 from diba_np.matrix.quality import snr_db
 from diba_np.methods.dbf import dbf
 from diba_np.search import coupled
@@ -330,23 +331,39 @@ def compare_sizes(runs: Runs, args: argparse.Namespace) -> None:
     table(["size", "k", "effort", "seconds", each, "peak GiB", "SNR, dB"], rows)
 
 
+def one_search(side: int, effort: str, threads: int) -> tuple[float, float]:
+    """Return wall and processor seconds of a search at one bit, compiled before."""
+    A = np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
+    factorize(A[:64, :64], bits=1.0, effort=effort, threads=threads)
+    wall, cpu = time.perf_counter(), time.process_time()
+    factorize(A, bits=1.0, effort=effort, threads=threads)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
 def compare_threads(args: argparse.Namespace) -> None:
-    """Print wall time by the number of threads at one bit, in turns; the machine should be idle."""
+    """Print wall time by the number of threads at one bit, in turns; the machine should be idle.
+
+    In the last line as many processes search at once, on a thread each: what the machine gives.
+    """
     rows = []
+    most = max(args.threads)
+    pool = ProcessPool(most, 1)
     for side in sorted(args.sizes):
-        A = np.random.default_rng(side).standard_normal((side, side)).astype(np.float32)
         for effort in args.efforts:
-            spent: dict[int, list[tuple[float, float]]] = {count: [] for count in args.threads}
+            spent: dict[str, list[tuple[float, float]]] = {}
             for _ in range(args.seeds):
-                for count, found in spent.items():
-                    wall, cpu = time.perf_counter(), time.process_time()
-                    factorize(A, bits=1.0, effort=effort, threads=count)
-                    found.append((time.perf_counter() - wall, time.process_time() - cpu))
-            medians = [median(wall for wall, _ in found) for found in spent.values()]
-            for (count, found), wall in zip(spent.items(), medians, strict=True):
-                cells = [f"{wall:.1f}", f"{median(cpu for _, cpu in found):.1f}"]
-                ratio = f"{medians[0] / wall:.2f}"
-                rows.append([f"{side} × {side}", effort, str(count), *cells, ratio])
+                for count in args.threads:
+                    found = spent.setdefault(f"{count}", [])
+                    found.append(one_search(side, effort, count))
+                made = pool.run(one_search, [(side, effort, 1)] * most, lambda each: each)
+                spent.setdefault(f"{most} processes", []).extend(each for _, each in made)
+            first = median(wall for wall, _ in spent[f"{args.threads[0]}"])
+            for name, found in spent.items():
+                wall, cpu = (median(each) for each in zip(*found, strict=True))
+                done = most if "processes" in name else 1
+                cells = [f"{wall:.1f}", f"{cpu:.1f}", f"{done * first / wall:.2f}"]
+                rows.append([f"{side} × {side}", effort, name, *cells])
+    pool.end()
     table(["size", "effort", "threads", "wall s", "processor s", "speed"], rows)
 
 

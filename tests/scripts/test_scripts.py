@@ -112,6 +112,7 @@ def test_bench_solver_smoke():
     assert "| 48 × 40 | 2 | fast |" in out  # seconds with a Gram matrix and without
     assert "| matrix | bits | effort | 0.125, dB (s) | 1, dB (s) |" in out
     assert "| 48 × 48 | fast | 2 |" in out  # by threads
+    assert "| 48 × 48 | fast | 2 processes |" in out
     assert out.count("\n|---") == 7
 
 
