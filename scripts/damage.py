@@ -170,7 +170,7 @@ def hdf5_cases(
 ) -> Iterator[Case]:
     data = path.read_bytes()
     target = folder / "case.h5"
-    for kind, told, changed in damaged(data, rng, 1024 if smoke else 16):
+    for kind, told, changed in damaged(data, rng, 2048 if smoke else 16):
         target.write_bytes(changed)
         yield kind, f"{name}: {told}", target, True
     other = folder / "diba.h5"
@@ -233,7 +233,7 @@ def link_cases(
             at = at.create_group("g")
 
     def wide(file: h5py.File) -> None:
-        for i in range(100 if smoke else 1000):
+        for i in range(50 if smoke else 1000):
             file.create_group(f"g{i}")
 
     for change in (soft, pair, hard, outside, itself, deep, wide):

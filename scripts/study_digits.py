@@ -203,7 +203,7 @@ def main() -> int:
     sizes = [196, 256, 256, 256, 10]
     if args.smoke:
         sizes = [196, 48, 10]
-        args.ratios, args.effort, args.epochs, args.dense_epochs = [32, 8], "fast", 8, 8
+        args.ratios, args.effort, args.epochs, args.dense_epochs = [32, 16], "fast", 8, 8
         args.methods = list(METHODS)
     raw = split(drawn_digits(800) if args.smoke else load_digits())
     parts = {name: (pooled(X), y) for name, (X, y) in raw.items()}

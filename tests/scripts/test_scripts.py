@@ -201,7 +201,7 @@ def test_study_digits_smoke(tmp_path):
                 rows[cells[0], cells[1]] = [float(c.split(" ")[0]) for c in cells[2:6]]
         assert len(rows) == 6
     dense = float(told.split()[1])
-    for ratio in ("1/32", "1/8"):
+    for ratio in ("1/32", "1/16"):
         ours, control = right["DiBA", ratio], right["random binaries", ratio]
         assert ours[-1] >= ours[0]  # refitted end to end, against replaced only
         assert ours[-1] > control[0]
