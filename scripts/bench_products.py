@@ -1,6 +1,6 @@
-"""Time products of factorizations beside NumPy's dense float32 products, and print a table.
+"""Time products of factorizations beside NumPy's dense products, and print a table.
 
-    python scripts/bench_products.py [--threads 2] [--full] [--peers] [--json]
+    python scripts/bench_products.py [--threads 2] [--full] [--peers] [--dtype float64] [--json]
 
 Both sides get the same number of threads and take turns within one run: each turn is a pause, an
 untimed call and many timed ones. The pause is there because the threads of OpenBLAS and OpenMP go
@@ -221,8 +221,13 @@ def our_sides(f: Any, X: Any, y: Any, paths: bool) -> Iterator[tuple[str, str, S
     from diba_np.products.cpu import available_paths, has_rounded, kernel_path
     from diba_np.products.product import Product
 
-    yield "float32", kernel_path(), lambda: f @ X, (f, X)
+    single = X.dtype == "float32"
+    yield str(X.dtype), kernel_path() if single else "", lambda: f @ X, (f, X)
     if X.ndim > 1:
+        return
+    if not single:
+        g = f.T
+        yield "transpose", "", lambda: g @ y, (g, y)
         return
     if has_rounded():
         yield "16-bit tables", "16-bit", lambda: f.matvec_rounded(X), (f, X)
@@ -240,7 +245,12 @@ def our_sides(f: Any, X: Any, y: Any, paths: bool) -> Iterator[tuple[str, str, S
 
 
 def run_case(
-    case: tuple[int, int, float], batch: int, clock: Clock, limits: Limits, peers: bool
+    case: tuple[int, int, float],
+    batch: int,
+    clock: Clock,
+    limits: Limits,
+    peers: bool,
+    dtype: str,
 ) -> list[Row]:
     """Time one matrix at one batch size; a row for each way to do the product."""
     import numpy as np
@@ -248,9 +258,9 @@ def run_case(
     m, n, bits = case
     rng = np.random.default_rng(1)
     f = random_factors(m, n, bits)
-    A = rng.normal(size=(m, n)).astype(np.float32)
-    X = rng.normal(size=(n,) if batch == 1 else (n, batch)).astype(np.float32)
-    y = rng.normal(size=m).astype(np.float32)
+    A = rng.normal(size=(m, n)).astype(dtype)
+    X = rng.normal(size=(n,) if batch == 1 else (n, batch)).astype(dtype)
+    y = rng.normal(size=m).astype(dtype)
     ours = list(our_sides(f, X, y, paths=(bits == 1.0 and batch == 1)))
     sides = dense_sides(A, X) | {label: call for label, _, call, _ in ours}
     others = dict(peer_sides(A, X)) if peers else {}
@@ -260,7 +270,7 @@ def run_case(
     rows: list[Row] = []
     about = {"m": m, "n": n, "k": f.k, "bits": bits, "batch": batch}
     dense = {"gb_per_s": A.nbytes / best["us"] / 1e3}
-    rows.append(about | {"way": "numpy float32", **best, "ratio": 1.0, **dense})
+    rows.append(about | {"way": f"numpy {dtype}", **best, "ratio": 1.0, **dense})
     for label, kernel, call, (g, operand) in ours:
         us = told[label]["us"]
         read = g.b1.tiles.nbytes + g.b2.tiles.nbytes
@@ -271,7 +281,8 @@ def run_case(
             row["error_of_pm1_part"] = relative(call(), exact, exactly(g, operand, 0.5))
         row["gb_per_s"] = read / us / 1e3
         row["share_of_memory"] = row["gb_per_s"] / limits.gigabytes_per_second(read)
-        row["share_of_lookups"] = weights / us / 1e3 / limits.weights_per_ns(kernel, batch)
+        if kernel:
+            row["share_of_lookups"] = weights / us / 1e3 / limits.weights_per_ns(kernel, batch)
         rows.append(row)
     for label in others:
         rows.append(about | {"way": label, **told[label], "ratio": best["us"] / told[label]["us"]})
@@ -449,6 +460,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this: 4096x4096")
     parser.add_argument("--full", action="store_true", help="every size at every bits and batch")
     parser.add_argument("--peers", action="store_true", help="torch and onnxruntime too")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--cold", action="store_true", help="time compilation without a cache")
     parser.add_argument("--smoke", action="store_true", help="one tiny case, a second")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -491,7 +503,7 @@ def main() -> None:
         print(HEAD + "\n" + "|---|" + "--:|" * 9)
     rows: list[Row] = []
     for case, batch in cases:
-        made = run_case(case, batch, clock, limits, args.peers)
+        made = run_case(case, batch, clock, limits, args.peers, args.dtype)
         rows += made
         if not args.json:
             print("\n".join(map(line, made)), flush=True)

@@ -676,12 +676,14 @@ def test_the_benchmark_names_no_case_that_it_has_not():
     )
 
 
-def test_the_benchmark_runs():
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_benchmark_runs(dtype):
     command = [sys.executable, str(BENCHMARK), "--smoke", "--json", "--threads", "1"]
+    command += ["--dtype", dtype]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     report = json.loads(out)
     ways = {row["way"] for row in report["rows"]}
-    assert {"numpy float32", "float32", "transpose"} <= ways
+    assert {f"numpy {dtype}", dtype, "transpose"} <= ways
     assert report["path"] == kernel_path()
     assert 0 < report["first_use_s"]["process_to_first_product"]
     for row in report["rows"]:
