@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -210,20 +211,7 @@ def factorize(
     asked = how.scales_for(name)
     if init is not None and how.scale_bits is None:
         asked = init.scale_bits
-    auto = asked == "auto"
-    # under "auto" the widths are chosen at about the right k, and then k for these widths
-    scales: ScaleBits = USUAL_WIDTHS if auto else asked
-    size = 0
-    if goal is None:
-        try:
-            size = budgets.intermediate_dimension(name, value, shape, scales)
-        except BudgetError:
-            if not auto or least_bits(shape, asked) == budgets.storage_bits(*shape, 1, scales):
-                raise
-            # a handful of entries, for which the grids of codes take more than floats do
-            auto, asked = False, HALF
-            scales = HALF
-            size = budgets.intermediate_dimension(name, value, shape, scales)
+    size = _Size(name, value, shape, asked, goal)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
@@ -233,16 +221,15 @@ def factorize(
 
     run = Run(progress, callback, how.time_limit)
     source: dict[str, Any] = {"shape": list(shape), "dtype": str(matrix.dtype)}
-    near = size or budgets.usual_k(goal or 0.0, shape)
-    flops = 2.0 * shape[0] * shape[1] * near
+    flops = 2.0 * shape[0] * shape[1] * size.near
     with ThreadPool(how.threads, _entries(matrix, how.block_rows), flops) as pool:
         weights = as_weights(inputs, gram, output_weight, shape, pool)
         if keeper is not None:
             source["sha256"] = digest(matrix)
             settings = {
                 **how.fingerprint(),
-                name: size if name == "k" else float(value),
-                "scale_bits": asked,
+                name: size.k if name == "k" else float(value),
+                "scale_bits": size.asked,
                 "memory map": isinstance(matrix, np.memmap),
             }
             run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
@@ -252,50 +239,106 @@ def factorize(
         if how.terms not in ("auto", 1) and init is not None:
             raise ValueError(f"terms must be 1 with init=, got {how.terms}")
         if not how.greedy and init is None:
-            rate = near * sum(shape) / (shape[0] * shape[1])
-            count, more = _counts(how, name, value, rate, shape, target, auto)
-        if auto and count == 1:
-            scales = choose_widths(target, near, how.shift, how.seed)
-            if goal is None:
-                try:
-                    size = budgets.intermediate_dimension(name, value, shape, scales)
-                except BudgetError:  # the usual ones hold a component, as was seen above
-                    scales = USUAL_WIDTHS
+            count, more = _counts(how, size, target)
+        if size.auto and count == 1:
+            size.choose_widths(target, how)
         if init is not None:
-            _check_init_size(init, shape, size, how.shift)
-        search = Solver(target, how, scales, init, run)
+            _check_init_size(init, shape, size.k, how.shift)
+        search = Solver(target, how, size.scales, init, run)
         if count > 1:
-            search.set_terms(count, auto, name, value, more)
+            search.set_terms(count, size.auto, name, value, more)
         try:
             outcome = run.journal.stage(
                 "search",
-                lambda: search.at(size) if goal is None else search.reaching(goal),
+                lambda: search.at(size.k) if goal is None else search.reaching(goal),
             )
         finally:
             run.close()
-        if count > 1 and auto and not (outcome.others or outcome.state.grids):
-            scales = HALF  # a single term was better, and no code fine enough for it
-        outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, scales))
+        if count > 1 and size.auto and not (outcome.others or outcome.state.grids):
+            size.scales = HALF  # a single term was better, and no code fine enough for it
+        outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, size.scales))
         lost = Lost(shape)
         reached = snr_facts(target, *outcome.terms, lost=lost) | lost.counts()
     source = {"sha256": source.get("sha256") or digest(matrix), **source}
     record = _record(how, outcome, run, reached, source, weights)
-    if not record["converged"]:
-        why = run.stopped or f"max_sweeps={how.sweeps}"
-        warnings.warn(
-            f"the {how.solver} solver was ended by {why} before its own end condition"
-            + outcome.missing(),
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-    sentence = lost.sentence(plain=weights is None)
-    if sentence:
-        warnings.warn(sentence, UserWarning, stacklevel=2)
+    _warn(how, outcome, record, lost.sentence(plain=weights is None))
     if isinstance(checkpoint, Checkpoint):
         run.journal.keep_done()
     elif keeper is not None:
         keeper.remove()
     return sum_of(outcome.terms, target.unit, record)
+
+
+class _Size:
+    """The widths of the diagonals, and the k that a budget leaves beside them.
+
+    Under "auto" the widths are chosen at about the right k, and then k for these widths.
+
+    Attributes
+    ----------
+    asked : int, (int, int, int) or "auto"
+        Widths, as they decide about the result.
+    auto : bool
+        Whether they are to be chosen.
+    scales : int or (int, int, int)
+        Those that are taken so far.
+    k : int
+        0 while an SNR is to be reached.
+    near : int
+        About what k will be.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        value: Any,
+        shape: tuple[int, int],
+        asked: ScaleBits | str,
+        goal: float | None,
+    ) -> None:
+        self.name, self.value, self.shape = name, value, shape
+        self.asked, self.auto = asked, asked == "auto"
+        self.scales: ScaleBits = USUAL_WIDTHS if isinstance(asked, str) else asked
+        self.k = 0 if goal is not None else self._first_k()
+        self.near = self.k or budgets.usual_k(goal or 0.0, shape)
+
+    def _largest_k(self, scales: ScaleBits) -> int:
+        return budgets.intermediate_dimension(self.name, self.value, self.shape, scales)
+
+    def _first_k(self) -> int:
+        try:
+            return self._largest_k(self.scales)
+        except BudgetError:
+            usual = budgets.storage_bits(*self.shape, 1, self.scales)
+            if not self.auto or least_bits(self.shape, self.asked) == usual:
+                raise
+        # a handful of entries, for which the grids of codes take more than floats do
+        self.asked, self.auto, self.scales = HALF, False, HALF
+        return self._largest_k(HALF)
+
+    def choose_widths(self, target: Target, how: SearchOptions) -> None:
+        """Take the widths that a pilot finds best, and the k for them."""
+        chosen = choose_widths(target, self.near, how.shift, how.seed)
+        if self.k:
+            try:
+                self.k = self._largest_k(chosen)
+            except BudgetError:  # the usual ones hold a component, as was seen above
+                return
+        self.scales = chosen
+
+
+def _warn(how: SearchOptions, outcome: Outcome, record: dict[str, Any], losses: str | None) -> None:
+    """Tell the caller of `factorize` of an end before the search's own, and of lost rows."""
+    if not record["converged"]:
+        why = record["stopped"] or f"max_sweeps={how.sweeps}"
+        warnings.warn(
+            f"the {how.solver} solver was ended by {why} before its own end condition"
+            + outcome.missing(),
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    if losses:
+        warnings.warn(losses, UserWarning, stacklevel=3)
 
 
 def least_bits(shape: tuple[int, int], scale_bits: ScaleBits | str) -> int:
@@ -304,29 +347,22 @@ def least_bits(shape: tuple[int, int], scale_bits: ScaleBits | str) -> int:
     return min(budgets.storage_bits(*shape, 1, scales) for scales in choices)
 
 
-def _counts(
-    how: SearchOptions,
-    name: str,
-    value: Any,
-    rate: float,
-    shape: tuple[int, int],
-    target: Target,
-    auto: bool,
-) -> tuple[int, int]:
+def _counts(how: SearchOptions, size: _Size, target: Target) -> tuple[int, int]:
     """Return how many terms to search for, and how many where components come out uneven."""
     if how.terms != "auto":
-        if name == "k" and how.terms > value:
-            raise ValueError(f"terms must be at most k, got terms={how.terms} for k={value}")
+        if size.name == "k" and how.terms > size.k:
+            raise ValueError(f"terms must be at most k, got terms={how.terms} for k={size.k}")
         return int(how.terms), int(how.terms)
-    if not auto:  # with the diagonals as given a single term is what was asked for
+    if not size.auto:  # with the diagonals as given a single term is what was asked for
         return 1, 1
-    spread = spread_of(target)
+    shape, spread = size.shape, spread_of(target)
+    rate = size.near * sum(shape) / math.prod(shape)
     even, uneven = (
         count_terms(rate, shape, spread, target.is_coupled, uneven) for uneven in (False, True)
     )
-    if even == 1 or name == "snr":
+    if even == 1 or size.name == "snr":
         return even, uneven
-    bits = float(value) * (budgets.DENSE_BITS if name == "ratio" else 1)
+    bits = float(size.value) * (budgets.DENSE_BITS if size.name == "ratio" else 1)
     fitting = partial(
         terms_within, bits=bits, shape=shape, scale_bits="auto", coupled=target.is_coupled
     )
