@@ -15,7 +15,7 @@ from diba_np.checks import as_samples
 from diba_np.kernels.signs import multiply_signs, pack_sides
 from diba_np.matrix.base import Array, take
 from diba_np.methods.bitat import BiTAT
-from diba_np.methods.fitting import check_problem, to_half
+from diba_np.methods.fitting import check_problem, to_half, too_small
 from diba_np.methods.scalar import ScalarQuantized
 
 if TYPE_CHECKING:
@@ -149,11 +149,18 @@ class BinaryBiTAT(BiTAT):
         if problem.X is not None:
             thresholds, size = one_bit_inputs(problem.X)
             signs = np.where(problem.X >= thresholds, size, -size)
-        left = max(bits - 16 / m, 1e-9)
-        f = BiTAT.fit(A, left, signs, seed, order, flips, ridge, sample_weight)
+        least = cls.least_bits(problem.shape)
+        if problem.bits * m * n < least:
+            raise too_small(cls.method, problem.bits, least, problem.shape)
+        f = BiTAT.fit(A, problem.bits - 16 / m, signs, seed, order, flips, ridge, sample_weight)
         made = cls.of(f, thresholds, size)
         made.record = {**f.record, "bits": float(bits)}
         return made
+
+    @classmethod
+    def least_bits(cls, shape: tuple[int, int]) -> int:
+        """Return the bits of the fewest columns, and of thresholds of all."""
+        return super().least_bits(shape) + 16 * shape[1]
 
     @classmethod
     def of(

@@ -255,7 +255,7 @@ def test_bad_arguments_are_named(rng, tmp_path):
         BiTATLinear(matrix, weight=A.T)
     with pytest.raises(ValueError, match=r"thresholds must have shape \(70,\), got \(3,\)"):
         BinaryBiTAT.of(matrix, np.zeros(3))
-    with pytest.raises(ValueError, match="bits must be at least"):
+    with pytest.raises(ValueError, match=r"bits must be at least .* for bitat-binary .*, got 0\.1"):
         BinaryBiTAT.fit(A, 0.1)
     with pytest.raises(TypeError, match="matrix must be a matrix of one of the methods"):
         as_layer(BinaryBiTAT.of(matrix))  # its scales alone are trained by none
