@@ -34,7 +34,7 @@ class Checkpoint:
 
     `factorize` takes a path as well and then removes the file when it returns. With a `Checkpoint`
     the file stays, with the finished state in it, until the caller has saved the result and calls
-    `remove`: what happens in between costs nothing either.
+    `remove`: a process that is killed before the result is saved loses nothing either.
 
     Parameters
     ----------

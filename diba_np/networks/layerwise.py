@@ -58,7 +58,7 @@ class Layerwise:
     Attributes
     ----------
     layers : dict of str to Layer
-        `DiBALinear` or `CodedLinear`, in the order of the network.
+        In the order of the network, of the class that `LAYERS` names for the method.
     report : list of dict
         For each layer ``name, shape, bits_per_weight, snr_db`` (of the weights),
         ``output_snr_db`` (of the layer's outputs in the compressed network against those in the

@@ -234,7 +234,7 @@ def relax_coupled(
     Returns
     -------
     Outcome
-        With d2 exact for the bits outcome.
+        With d2 exact for the bits found.
 
     Notes
     -----

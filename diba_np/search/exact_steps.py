@@ -110,7 +110,7 @@ def sweep(target: Target, side: Side, move: Move, equations: Equations | None = 
 
 
 def update_row_scales(target: Target, side: Side, equations: Equations | None = None) -> None:
-    """Set d1 (or d3) to its least-squares value, row by row; packed where the row is empty.
+    """Set d1 (or d3) to its least-squares value, row by row; kept where the row is empty.
 
     Where weights couple a side, its scales are solved for as a whole.
     """

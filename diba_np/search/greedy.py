@@ -59,6 +59,10 @@ def solve_greedy(
     target : Target
     k : int
         Intermediate dimension.
+    shift : float
+        A bit b stands for b - shift.
+    rng : numpy.random.Generator
+        Draws the start, where none is given.
     max_sweeps : int
         Most rounds over both sides.
     tol : float
