@@ -111,7 +111,7 @@ def _orders_of(
         where: str | tuple[Array, Array] = how
         if how == "random":
             where = rng.permutation(m)[: count * rows], rng.permutation(n)[: count * columns]
-        result.append(block_orders(where, (m, n), layout))
+        result.append(block_orders(where, layout))
     return result
 
 

@@ -66,7 +66,7 @@ class MESALinear(Layer):
         kind = check_float(dtype)
         m, n = (int(size) for size in matrix.shape)
         self.matrix = matrix
-        self.rows, self.columns = block_orders(matrix.order, (m, n), matrix.blocks.shape)
+        self.rows, self.columns = block_orders(matrix.order, matrix.blocks.shape)
         coded = matrix.centroids is not None
         own = matrix.centroids if coded else matrix.blocks
         parameters = {
@@ -108,7 +108,7 @@ class MESALinear(Layer):
         if isinstance(order, str) and order not in ("natural", "stride"):
             raise ValueError(f"order must be natural, stride or two arrays, got {order!r}")
         layout = block_layout(A.shape, check_number(p, "p"))
-        rows, columns = block_orders(order, A.shape, layout)
+        rows, columns = block_orders(order, layout)
         blocks = A[rows[:, :, None], columns[:, None, :]].astype(np.float32)
         return cls(MESA(A.shape, blocks, None, False, order), bias, dtype)
 
@@ -136,7 +136,6 @@ class MESALinear(Layer):
         *,
         bits: float | None = None,
         deltas: bool = True,
-        coder: str = "auto",
     ) -> MESALinear:
         """Return a new layer whose weights share so many values, by k-means.
 
@@ -149,7 +148,6 @@ class MESALinear(Layer):
             weight of the whole matrix.
         deltas : bool, default True
             Whether blocks are coded as cyclic differences to the block before.
-        coder : {"auto", "huffman", "rans"}
 
         Raises
         ------
@@ -160,10 +158,10 @@ class MESALinear(Layer):
             raise TypeError("exactly one of levels and bits must be given")
         wide = self.values().astype(np.float64)
         if bits is None:
-            return self._shared(wide, check_count(levels, "levels"), deltas, coder)
+            return self._shared(wide, check_count(levels, "levels"), deltas)
         budget = check_number(bits, "bits", above=0.0) * self.shape[0] * self.shape[1]
         for each in LEVELS:
-            layer = self._shared(wide, each, deltas, coder)
+            layer = self._shared(wide, each, deltas)
             if layer.matrix.storage_bits() <= budget:
                 return layer
         raise ValueError(
@@ -171,12 +169,12 @@ class MESALinear(Layer):
             f"got {bits:g}; keep a smaller share p"
         )
 
-    def _shared(self, wide: Array, levels: int, deltas: bool, coder: str) -> MESALinear:
+    def _shared(self, wide: Array, levels: int, deltas: bool) -> MESALinear:
         centroids = to_half(kmeans(wide, min(levels, wide.size)))
         centroids = np.unique(centroids)  # some may have become equal in 16 bits
         codes = nearest(wide, centroids.astype(np.float64))
         several = deltas and len(codes) > 1
-        matrix = MESA(self.shape, codes, centroids, several, self.matrix.order, coder)
+        matrix = MESA(self.shape, codes, centroids, several, self.matrix.order, "auto")
         return MESALinear(matrix, self.parameters["bias"], self.dtype)
 
     def penalise(self, weight: float) -> float:

@@ -55,7 +55,7 @@ def block_layout(shape: tuple[int, int], p: float) -> tuple[int, int, int]:
     return count, rows, columns
 
 
-def stride_order(n: int, count: int, width: int) -> Array:
+def stride_order(count: int, width: int) -> Array:
     """Return the input order that deals the columns out to the blocks in turn, (count * width,).
 
     Block j takes columns j, j + count, j + 2 count, ...: known from the sizes, so it costs
@@ -64,26 +64,20 @@ def stride_order(n: int, count: int, width: int) -> Array:
     return (np.arange(width)[None, :] * count + np.arange(count)[:, None]).ravel()
 
 
-def block_orders(
-    order: str | tuple[Array, Array], shape: tuple[int, int], layout: tuple[int, ...]
-) -> tuple[Array, Array]:
+def block_orders(order: str | tuple[Array, Array], layout: tuple[int, ...]) -> tuple[Array, Array]:
     """Return the rows and columns of every block, (count, rows) and (count, columns) int.
 
     Parameters
     ----------
     order : {"natural", "stride"} or (row order, column order)
         See `MESA`.
-    shape : (m, n)
     layout : (count, rows, columns)
     """
     count, rows, columns = layout
     if isinstance(order, str):
         row_order = np.arange(count * rows)
-        column_order = (
-            np.arange(count * columns)
-            if order == "natural"
-            else stride_order(shape[1], count, columns)
-        )
+        natural = order == "natural"
+        column_order = np.arange(count * columns) if natural else stride_order(count, columns)
     else:
         row_order, column_order = order
     return np.asarray(row_order).reshape(count, rows), np.asarray(column_order).reshape(
@@ -172,7 +166,7 @@ class MESA(CompressedMatrix):
         best, best_error = None, np.inf
         for count, rows, columns in choose_blocks(problem.shape, problem.budget):
             for order in ("natural", "stride"):
-                row_order, column_order = block_orders(order, problem.shape, (count, rows, columns))
+                row_order, column_order = block_orders(order, (count, rows, columns))
                 for strength in (0.0, 0.01, 0.1, 1.0, 10.0) if alpha is None else (alpha,):
                     blocks, error_of = fit_blocks(problem, row_order, column_order, count, strength)
                     for r in (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2):
@@ -202,7 +196,7 @@ class MESA(CompressedMatrix):
         return best
 
     def _orders(self) -> tuple[Array, Array]:
-        return block_orders(self.order, self.shape, self.blocks.shape)
+        return block_orders(self.order, self.blocks.shape)
 
     def _values(self) -> Array:
         if self.centroids is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.checks import as_matrix, check_count, check_shift
+from diba_np.checks import as_matrix, check_count
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import half_diagonals
 from diba_np.matrix.factors import DiBAFactors
@@ -19,10 +19,7 @@ _SWEEPS = 20
 def random_factors(
     A: ArrayLike,
     *,
-    k: int | None = None,
-    bits: float | None = None,
-    ratio: float | None = None,
-    shift: float = 0.0,
+    bits: float,
     gram: ArrayLike | None = None,
     seed: int = 0,
 ) -> DiBAFactors:
@@ -33,10 +30,8 @@ def random_factors(
     Parameters
     ----------
     A : (m, n) array_like
-    k, bits, ratio
-        Budget, one of them, as in `factorize`; 16-bit diagonals.
-    shift : float, default 0.0
-        Alphabet shift.
+    bits : float
+        Budget in bits per weight, as in `factorize`; 16-bit diagonals.
     gram : (n, n) array_like, optional
         ``X^T X`` of the inputs, times any constant: the error of the outputs is minimised.
     seed : int
@@ -56,8 +51,7 @@ def random_factors(
     """
     matrix = as_matrix(A).astype(np.float64)
     m, n = matrix.shape
-    name, value = budgets.chosen({"k": k, "bits": bits, "ratio": ratio})
-    size = budgets.intermediate_dimension(name, value, (m, n), 16)
+    k = budgets.intermediate_dimension("bits", bits, (m, n), 16)
     rng = np.random.default_rng(check_count(seed, "seed", least=0))
     H: NDArray[Any] = np.eye(n) if gram is None else as_matrix(gram, "gram").astype(np.float64)
     if H.shape != (n, n):
@@ -65,11 +59,10 @@ def random_factors(
     H = H / (float(np.trace(H)) / n or 1.0)
     start = DiBAFactors(
         np.ones(m),
-        rng.integers(0, 2, (m, size)),
-        rng.choice([-1.0, 1.0], size),
-        rng.integers(0, 2, (size, n)),
+        rng.integers(0, 2, (m, k)),
+        rng.choice([-1.0, 1.0], k),
+        rng.integers(0, 2, (k, n)),
         np.ones(n),
-        check_shift(shift),
     )
     yx = matrix @ H
     solver = LeastSquares(

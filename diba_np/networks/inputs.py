@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,13 +141,10 @@ def unpadded(ids: Array, config: Config) -> list[Array]:
     ]
 
 
-def batches(
-    rows: Sequence[Sequence[int]], tokens: int, chosen: Iterable[int] | None = None
-) -> Iterator[Array]:
+def batches(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[Array]:
     """Yield places in `rows`, rows of like length together, about so many tokens a batch."""
-    places = range(len(rows)) if chosen is None else chosen
     batch: list[int] = []
-    for i in sorted(places, key=lambda i: len(rows[i])):
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if batch and len(rows[i]) * (len(batch) + 1) > tokens:
             yield np.array(batch)
             batch = []

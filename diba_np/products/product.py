@@ -456,9 +456,9 @@ def _width(n_columns: int) -> int:
     return -(-n_columns // 16) * 16
 
 
-def _blocks(indices: NDArray[np.intp], size: int = 64) -> Iterator[NDArray[np.intp]]:
-    for start in range(0, indices.size, size):
-        yield indices[start : start + size]
+def _blocks(indices: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    for start in range(0, indices.size, 64):
+        yield indices[start : start + 64]
 
 
 def run_each_kernel(bits: Bits) -> Iterator[str]:

@@ -422,7 +422,7 @@ def test_a_fit_has_little_of_wide_inputs_beside_it():
 
     def fit(name, A, gram):
         held.append(tracemalloc.get_traced_memory()[0] / (8 * n * n))
-        return random_factors(A, k=2, gram=np.eye(n), seed=0)
+        return random_factors(A, bits=2.31, gram=np.eye(n), seed=0)
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 20, n)).astype(np.float32)

@@ -116,10 +116,10 @@ class Rotary:
             self._cos, self._sin = (f(turned).astype(self.dtype) for f in (np.cos, np.sin))
         return self._cos, self._sin
 
-    def forward(self, x: Array, start: int = 0) -> tuple[Array, Back]:
-        """Return x (S, T, heads width) turned, positions from `start` on, and the step back."""
+    def forward(self, x: Array) -> tuple[Array, Back]:
+        """Return x (S, T, heads width) turned, positions from 0 on, and the step back."""
         tokens, half = x.shape[1], len(self.angles)
-        cos, sin = (t[start : start + tokens, None, None] for t in self.tables(start + tokens))
+        cos, sin = (t[:tokens, None, None] for t in self.tables(tokens))
 
         def turn(x: Array, cos: Array, sin: Array) -> Array:
             pairs = x.reshape(*x.shape[:2], -1, 2, half)

@@ -15,12 +15,7 @@ KIND = Kind(
     prefix="roberta.",
     masked_activation="gelu",
     settle=_settle,
-    config={
-        **bert.KIND.config,
-        "epsilon": ("layer_norm_eps", 1e-12),
-        "types": ("type_vocab_size", 2),
-        "padding": ("pad_token_id", 1),
-    },
+    config={**bert.KIND.config, "padding": ("pad_token_id", 1)},
     tensors={
         **bert.KIND.tensors,
         "masked_dense": "lm_head.dense",
