@@ -26,23 +26,6 @@ PAIR_LIMIT = 1 << 31  # pairs of signs are tried while m n^2 stays under this
 ORDERS = ("plain", "ascending", "natural", "descending")
 
 
-def rotation(H: Array) -> tuple[Array, Array]:
-    """Return ``(V, s)`` of ``H = V diag(s^2) V^T``: rotation, importance (descending).
-
-    In the basis V the input directions are uncorrelated, so that the error of each weight
-    costs ``s^2`` by itself.
-    """
-    values, vectors = np.linalg.eigh(H)
-    return vectors[:, ::-1], np.sqrt(np.maximum(values[::-1], 0.0))
-
-
-def importance(H: Array) -> Array:
-    """Return the importance of every column, (n,): ``sum_k V_jk^2 s_k^2``, the diagonal of H."""
-    V, s = rotation(H)
-    result: Array = (V**2) @ s**2
-    return result
-
-
 def row_scales(S: Array, W: Array, H: Array) -> Array:
     """Return ``alpha_i = s_i^T H w_i / s_i^T H s_i``, (m,) float64."""
     top = np.sum((S @ H) * W, axis=1)
@@ -67,7 +50,7 @@ def binarize(
     H : (n, n) float64, positive definite
     order : {"plain", "ascending", "natural", "descending"}
         "plain" takes the signs as they are; the others binarize column after column in
-        the order of `importance`, spreading each error over those still to come.
+        the order of their importance, spreading each error over those still to come.
     flips : bool
         Repeat exact flip passes (single signs, and pairs where m n^2 <= 2^31) with joint
         scales, and the scales, up to `rounds` times.
@@ -84,21 +67,23 @@ def binarize(
 
     Notes
     -----
-    O(m n^2). Scales during the sequential pass are ``mean |w|`` of the row.
+    O(m n^2). Scales during the sequential pass are ``mean |w|`` of the row. The importance of a
+    column is the diagonal entry of H: ``sum_k V_jk^2 s_k^2`` where ``H = V diag(s^2) V^T``.
     """
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     n = W.shape[1]
     kept = np.ones(n, bool) if kept is None else kept
     alpha = np.mean(np.abs(W[:, kept]), axis=1)
+    importance = np.diagonal(H)
     if order == "plain":
         S = np.where(W >= 0, 1.0, -1.0) * kept
     else:
-        weight = importance(H)
         if order == "natural":
             columns = np.arange(n)
         else:
-            columns = np.argsort(-weight if order == "descending" else weight, kind="stable")
+            falling = order == "descending"
+            columns = np.argsort(-importance if falling else importance, kind="stable")
         columns = np.concatenate([columns[~kept[columns]], columns[kept[columns]]])
 
         def quantize(position: int, rest: Array) -> Array:
@@ -113,7 +98,7 @@ def binarize(
         alpha = row_scales(S, W, H)
     if flips:
         C = np.ascontiguousarray(W @ H)
-        visit = np.argsort(-importance(H), kind="stable")
+        visit = np.argsort(-importance, kind="stable")
         gain = np.empty(len(W))
         pairs = W.size * n <= PAIR_LIMIT
         H = np.ascontiguousarray(H)

@@ -12,8 +12,6 @@ from diba_np.methods.bitat import (
     ORDERS,
     BiTAT,
     binarize,
-    importance,
-    rotation,
 )
 from diba_np.methods.feedback import inverse_cholesky, sequential_rounding
 from diba_np.methods.fitting import gram
@@ -73,16 +71,6 @@ def test_on_white_inputs_all_variants_are_equal(rng):
     np.testing.assert_array_equal(
         BiTAT.fit(W, 1.5).to_dense() > 0, SignRows.fit(W, 1.5).to_dense() > 0
     )
-
-
-def test_rotation_disentangles_and_importance_is_the_diagonal(rng):
-    X = rng.standard_normal((200, 7)) @ rng.standard_normal((7, 7))
-    H = gram(X, 7)
-    V, s = rotation(H)
-    np.testing.assert_allclose(V.T @ V, np.eye(7), atol=1e-10)
-    np.testing.assert_allclose(V.T @ H @ V, np.diag(s**2), atol=1e-8 * s[0] ** 2)
-    assert (np.diff(s) <= 1e-9).all()
-    np.testing.assert_allclose(importance(H), np.diag(H))
 
 
 def loss_of(w, s, H):
