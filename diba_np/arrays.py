@@ -1,4 +1,4 @@
-"""Walks over large arrays, a block of rows at a time; longdouble."""
+"""Walks over large arrays, a block of rows at a time; types that hold what others do."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 # which rows of a matrix: a slice, or a vector of indices
 RowIndex = slice | NDArray[np.intp]
 
 
 _BLOCK_ENTRIES = 1 << 21  # entries of a row block: 16 MiB in float64
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def float_type(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return float32 where it holds every value of a type of real numbers, else float64."""
+    return _SINGLE if np.can_cast(dtype, _SINGLE) else _DOUBLE
 
 
 def in_float64(array: NDArray[Any]) -> NDArray[Any]:

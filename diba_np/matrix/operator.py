@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
-from diba_np.arrays import RowIndex, row_blocks
+from diba_np.arrays import RowIndex, float_type, row_blocks
 from diba_np.checks import as_real, check_dense
 from diba_np.matrix import quality
 
@@ -33,8 +33,7 @@ def as_operand(X: ArrayLike) -> Array:
     if X.dtype.kind == "c":
         return X.astype(np.complex64 if X.dtype.itemsize == 8 else np.complex128, copy=False)
     X = np.asarray(as_real(X, "the operand", "hold real numbers"))
-    kind = np.float32 if np.can_cast(X.dtype, np.float32) else np.float64
-    return X.astype(kind, copy=False)
+    return X.astype(float_type(X.dtype), copy=False)
 
 
 def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:

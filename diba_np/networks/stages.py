@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.arrays import float_type
 from diba_np.checks import as_matrix, as_real
 from diba_np.files.atomic import atomic_path, naming
 from diba_np.layers.linear import Layer
@@ -105,7 +106,7 @@ def as_floats(x: ArrayLike) -> Array:
         `x` does not hold real numbers.
     """
     x = np.asarray(as_real(x, "what a layer reads", "be real numbers"))
-    return x.astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64, copy=False)
+    return x.astype(float_type(x.dtype), copy=False)
 
 
 def read_rows(x: ArrayLike, keep: ArrayLike | None, added: ArrayLike | None = None) -> Read:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diba_np.arrays import float_type
 from diba_np.checks import as_real
 from diba_np.kernels import (
     columns,
@@ -103,10 +104,9 @@ def operand(x: ArrayLike) -> Real:
     if type(x) is np.ndarray and x.dtype in (_SINGLE, _DOUBLE) and x.flags.carray:
         return x  # the common cases, in a fraction of the time
     array = np.asarray(as_real(x, "the operand", "hold real numbers"))
-    dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
     if array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous:
         return transposed(array.T)
-    return np.require(array, dtype, ["C", "W", "A"])
+    return np.require(array, float_type(array.dtype), ["C", "W", "A"])
 
 
 def parts_worth(weights: int) -> int:
@@ -117,7 +117,7 @@ def parts_worth(weights: int) -> int:
 
 def transposed(array: NDArray[Any]) -> Real:
     """Return the transpose of a matrix of real numbers, in C-order, its type as of `operand`."""
-    dtype = _SINGLE if np.can_cast(array.dtype, _SINGLE) else _DOUBLE
+    dtype = float_type(array.dtype)
     array = np.require(array, dtype, ["C", "W", "A"])
     out = np.empty(array.shape[::-1], dtype)
     transpose(array, out)
