@@ -19,7 +19,7 @@ _POWERS = 2
 _BIT = 6.02
 _LEAST_GAIN = 0.5
 
-_LARGEST = 127
+LARGEST = 127  # whole steps of an entry
 
 
 @dataclass(frozen=True)
@@ -115,5 +115,11 @@ def low_rank_part(W: Array, most_bits: int) -> LowRank | None:
 
 def _rounded(factor: Array) -> tuple[Array, Array]:
     """Return the columns of a factor in whole steps, int8, and the steps of the columns."""
-    step = np.abs(factor).max(axis=0) / _LARGEST
-    return np.rint(factor / np.where(step > 0.0, step, 1.0)).astype(np.int8), step
+    step = np.abs(factor).max(axis=0) / LARGEST
+    return in_steps(factor, step), step
+
+
+def in_steps(factor: Array, step: Array) -> Array:
+    """Return a factor (N, r) in whole steps of its columns (r,), int8; zeros where a step is 0."""
+    unit = np.where(step > 0, step, 1).astype(np.float64)
+    return np.clip(np.rint(factor / unit), -LARGEST, LARGEST).astype(np.int8)

@@ -12,6 +12,7 @@ from scipy.linalg import svd as dense_svd
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.matrix.operator import real_product, with_total
 from diba_np.methods.fitting import check_problem, to_half, too_small
+from diba_np.methods.low_rank import LARGEST, component_bits, in_steps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,9 +83,12 @@ class TruncatedSVD(CompressedMatrix):
         problem = check_problem(A, bits, inputs, seed)
         m, n = problem.shape
         U, s, Vt = dense_svd(problem.W, full_matrices=False)
+        costs = {16: 16 * (m + n), 8: component_bits(m, n)}
+        if width is not None:
+            costs = {width: costs[width]}
         best, best_error = None, np.inf
-        for w in (16, 8) if width is None else (width,):
-            rank = min(problem.budget // (16 * (m + n) if w == 16 else 8 * (m + n) + 32), s.size)
+        for w, cost in costs.items():
+            rank = min(problem.budget // cost, s.size)
             if rank < 1:
                 continue
             root = np.sqrt(s[:rank])
@@ -95,11 +99,7 @@ class TruncatedSVD(CompressedMatrix):
             if error < best_error:
                 best, best_error = candidate, error
         if best is None:
-            least = min(
-                16 * (m + n) if w == 16 else 8 * (m + n) + 32
-                for w in ((width,) if width else (8, 16))
-            )
-            raise too_small("svd", bits, least, problem.shape)
+            raise too_small("svd", bits, min(costs.values()), problem.shape)
         best.scale = problem.scale
         best.record = problem.record(
             rank=best.u.shape[1], width=16 if best.u.dtype.kind == "f" else 8
@@ -157,6 +157,5 @@ def _round(factor: Array, width: int) -> tuple[Array, Array]:
     """Round an (N, r) factor; return entries and column scales (none for 16 bits)."""
     if width == 16:
         return to_half(factor), np.zeros(0, "<f2")
-    step = to_half(np.abs(factor).max(axis=0) / 127.0)
-    unit = np.where(step > 0, step, 1).astype(np.float64)
-    return np.clip(np.rint(factor / unit), -127, 127).astype(np.int8), step
+    step = to_half(np.abs(factor).max(axis=0) / LARGEST)
+    return in_steps(factor, step), step
