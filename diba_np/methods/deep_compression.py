@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.methods.entropy_coding import decode, smallest
 from diba_np.methods.fitting import check_problem, to_half
-from diba_np.methods.mesa_layer import choose_codes, choose_sparse, nothing_fits
+from diba_np.methods.mesa_layer import choose_codes, choose_sparse, gap_symbols, nothing_fits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,15 +166,10 @@ class DeepCompression(CompressedMatrix):
 
     def to_datasets(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
-        most = 2**self.gap_bits - 1
-        gap = np.diff(self.positions, prepend=-1) - 1
-        skips = gap // most
-        ends = np.cumsum(skips + 1) - 1
-        symbols = np.full(int(ends[-1]) + 1 if len(ends) else 0, most, np.int64)
-        symbols[ends] = gap - skips * most
+        symbols = gap_symbols(self.positions, self.gap_bits)
         r = len(self.centroids)
         codes, code_book, coder = smallest(self.codes, r, self.coder)
-        gaps, gap_book, gap_coder = smallest(symbols, most + 1, self.coder)
+        gaps, gap_book, gap_coder = smallest(symbols, 2**self.gap_bits, self.coder)
         arrays = {"codes": codes, "gaps": gaps, "code_book": code_book, "gap_book": gap_book}
         attrs = {"r": r, "kept": len(self.codes), "gap_bits": self.gap_bits, "n_gaps": len(symbols)}
         return {**attrs, "coder": coder, "gap_coder": gap_coder}, {

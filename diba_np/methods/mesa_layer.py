@@ -126,11 +126,14 @@ def choose_codes(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Arr
 
 
 def gap_symbols(positions: Array, gap_bits: int) -> Array:
-    """Return the gap symbols of sorted positions (see `DeepCompression`), counts only matter."""
+    """Return the gaps before sorted positions as symbols of so many bits; see `DeepCompression`."""
     most = 2**gap_bits - 1
     gap = np.diff(positions, prepend=-1) - 1
-    skips = int((gap // most).sum())
-    return np.concatenate([gap % most, np.full(skips, most)])
+    skips = gap // most
+    ends = np.cumsum(skips + 1) - 1
+    symbols = np.full(int(ends[-1]) + 1 if len(ends) else 0, most, np.int64)
+    symbols[ends] = gap - skips * most
+    return symbols
 
 
 def choose_sparse(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Array, Array, int]]:
