@@ -288,35 +288,34 @@ class CompressionRun:
 
     def _table(self, name: str, fit: Fit) -> Layer:
         """Return the table of tokens or the head, fitted to what it reads and gives."""
-        path = self.home / f"table-{self.tables.index(name)}.h5"
         layer: Any = self.net.layers[name]
         A = np.asarray(layer.to_matrix().to_dense(), np.float32)
-        if path.exists():
-            made: Any = load(path)
-        else:
+
+        def fitted() -> Any:
             gram, weights = None, None
             if self.settings.activations:
                 gram, weights = table_moments(self.net, name, A, self.fitted, self.home)
-            made = replace(fit, outputs=None, rows=weights, looked_up=True)(name, A, gram)
-            made.save(path)
-        return self._told(name, A, made)
+            return replace(fit, outputs=None, rows=weights, looked_up=True)(name, A, gram)
+
+        return self._kept(self.home / f"table-{self.tables.index(name)}.h5", name, A, fitted)
 
     def _alone(self, name: str, fit: Fit) -> Layer:
         """Return a layer fitted to its weights alone."""
         folder = self.home / "alone"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{self.names.index(name)}.h5"
         A = self.net.weights[name]
-        made: Any = load(path) if path.exists() else fit(name, A, None)
-        if not path.exists():
-            made.save(path)
-        return self._told(name, A, made)
+        path = folder / f"{self.names.index(name)}.h5"
+        return self._kept(path, name, A, lambda: fit(name, A, None))
 
-    def _told(self, name: str, A: Array, made: Any) -> Layer:
-        """Return a matrix as a layer with the dense network's bias; tell of it."""
-        bias = self.net.biases.get(name)
+    def _kept(self, path: Path, name: str, A: Array, fitted: Callable[[], Any]) -> Layer:
+        """Return the matrix of a file, or fit and write it, as a layer with the dense bias."""
+        if path.exists():
+            made: Any = load(path)
+        else:
+            made = fitted()
+            made.save(path)
         self._tell({"name": name, "snr_db": made.snr(A), "output_snr_db": None}, made)
-        return as_layer(made, bias, self.net.dtype, name)
+        return as_layer(made, self.net.biases.get(name), self.net.dtype, name)
 
     def _layers(self, small: Network, matters: KeptImportance, fit: Fit) -> dict[str, Layer]:
         """Return the layers of the trunk, fitted one after another."""
