@@ -136,15 +136,15 @@ def as_weights(
         shrinkage = min(max(SHRINKAGE * n / len(X), LEAST_SHRINKAGE), MOST_SHRINKAGE)
         facts |= {"from": "inputs", "rows": len(X), "sha256": digest(X)}
     elif gram is not None:
-        H = check_gram(as_matrix(gram, "gram"), "gram", n)
-        facts |= {"from": "gram", "rows": None, "sha256": digest(as_matrix(gram, "gram"))}
+        as_given = as_matrix(gram, "gram")
+        H = check_gram(as_given, "gram", n)
+        facts |= {"from": "gram", "rows": None, "sha256": digest(as_given)}
     if H is not None:
         facts |= {"shrinkage": shrinkage, "ridge": RIDGE}
         H = _normalised(H, facts)
     outputs = output_gram = None
     if output_weight is not None:
-        given = _check_output_weight(output_weight, m)
-        as_given = given[:, None] if given.ndim == 1 else as_matrix(output_weight, "output_weight")
+        given, as_given = _check_output_weight(output_weight, m)
         facts["output_weight_sha256"] = digest(as_given)
         if given.ndim == 1:
             with np.errstate(over="ignore"):
@@ -235,8 +235,8 @@ def _normalised(H: Floats, facts: dict[str, Any]) -> Floats:
     return H / mean
 
 
-def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
-    """Return the weights of the outputs, a vector or a matrix, in float64."""
+def _check_output_weight(output_weight: ArrayLike, m: int) -> tuple[Floats, NDArray[Any]]:
+    """Return the weights of the outputs, (m,) or (m, m) float64, and the matrix of the digest."""
     check_dense(output_weight, "output_weight")
     try:
         given = np.asanyarray(output_weight)
@@ -248,9 +248,11 @@ def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
             f"output_weight must have shape ({m},) or ({m}, {m}), got {tuple(given.shape)}"
         )
     if given.ndim == 2:
-        weights = check_gram(as_matrix(given, "output_weight"), "output_weight", m)
+        as_given = as_matrix(given, "output_weight")
+        weights = check_gram(as_given, "output_weight", m)
     else:
         weights = given.astype(np.float64)
+        as_given = weights[:, None]
         wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
         if wrong.size:
             raise ValueError(
@@ -259,4 +261,4 @@ def _check_output_weight(output_weight: ArrayLike, m: int) -> Floats:
             )
     if not weights.any():
         raise ValueError("output_weight must not be all zero")
-    return weights
+    return weights, as_given
