@@ -29,6 +29,7 @@ from diba_np.networks.finished_layers import FinishedLayers
 from diba_np.networks.stages import (
     Batches,
     DenseWeights,
+    Linear,
     Read,
     Stage,
     States,
@@ -183,55 +184,20 @@ def compress_layers(
     if not 0 <= check_number(hold_out, "hold_out") < 1:
         raise ValueError(f"hold_out must lie in [0, 1), got {hold_out:g}")
     dense = DenseWeights(weights)
-    given = {name: np.asarray(b, np.float64) for name, b in (biases or {}).items()}
-    for name, b in given.items():
-        if name not in dense:
-            raise KeyError(f"biases has {name!r}, which weights has not")
-        if b.shape != dense.shapes[name][:1]:
-            raise ValueError(
-                f"biases[{name!r}] must have shape ({dense.shapes[name][0]},), got {b.shape}"
-            )
-    parts = FinishedLayers(None if folder is None else Path(folder))
-    here = runner or Runner(1, 1)
-    result = Layerwise()
-    for name, part in parts.whole(dense):
-        result.layers[name], report = part
-        result.report.append(report)
-        if callback is not None:
-            callback(report)
-    if result.layers:
-        return result
-    finished: dict[str, tuple[Layer, dict[str, Any]]] = {}
-    order: list[str] = []
-    waiting: dict[str, _Pair] = {}
-
-    def fit_waiting() -> None:
-        """Fit what waits, then report layers as far as all before them are there."""
-        done = here.run(
-            _compress,
-            list(waiting),
-            lambda name: (
-                name,
-                dense[name],
-                given.get(name),
-                waiting[name],
-                fit,
-                ridges,
-                refit,
-            ),
-        )
-        for name, found in done:
-            del waiting[name]  # not before: the call of a process that was killed is made again
-            parts.write(name, dense[name], *found)
-            finished[name] = found
-        for name in order[len(result.report) :]:
-            if name not in finished:
-                return
-            result.layers[name], told = finished[name]
-            result.report.append(told)
-            if callback is not None:
-                callback(told)
-
+    run = _Run(
+        dense=dense,
+        biases=_checked_biases(biases, dense),
+        fit=fit,
+        ridges=ridges,
+        refit=refit,
+        hold_out=hold_out,
+        feedback=feedback,
+        runner=runner or Runner(1, 1),
+        parts=FinishedLayers(None if folder is None else Path(folder)),
+        callback=callback,
+    )
+    if run.read_all():
+        return run.result
     with states_folder(None if scratch is None else Path(scratch)) as space:
         states = States(
             space,
@@ -241,30 +207,139 @@ def compress_layers(
             both=feedback,
         )
         for number, stage in enumerate(stages):
-            for names in groups_of(stage, states.first(), dense, given):
-                twice = [name for name in names if name in order]
-                if twice:
-                    raise ValueError(
-                        f"each layer must be called once, {twice[0]!r} is called again"
-                    )
-                order += names
-                kept = {name: parts.read(name, dense[name]) for name in names}
-                finished |= {name: found for name, found in kept.items() if found is not None}
-                missing = [name for name in names if kept[name] is None]
-                if missing:
-                    waiting |= _capture(
-                        stage, states, missing, dense, given, result.layers, hold_out, feedback
-                    )
-                if feedback or len(waiting) >= (_IN_FLIGHT if here.foreign else here.jobs):
-                    fit_waiting()
+            for names in groups_of(stage, states.first(), dense, run.biases):
+                run.take(stage, states, names)
             if number + 1 < len(stages):
-                states.advance(
-                    stage, dense_linear(dense, given), layers_linear(dense, given, result.layers)
-                )
+                states.advance(stage, *run.linears())
             dense.release()
-        fit_waiting()
-    parts.finish(order)
-    return result
+        run.fit_waiting()
+    run.parts.finish(run.order)
+    return run.result
+
+
+def _checked_biases(
+    biases: Mapping[str, ArrayLike] | None, dense: DenseWeights
+) -> dict[str, Array]:
+    """Return the biases in float64, each of a layer that there is and of its size."""
+    given = {name: np.asarray(b, np.float64) for name, b in (biases or {}).items()}
+    for name, b in given.items():
+        if name not in dense:
+            raise KeyError(f"biases has {name!r}, which weights has not")
+        if b.shape != dense.shapes[name][:1]:
+            raise ValueError(
+                f"biases[{name!r}] must have shape ({dense.shapes[name][0]},), got {b.shape}"
+            )
+    return given
+
+
+# -- layers of a network ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """One call of `compress_layers`: what it was given, checked, and how far it is.
+
+    Attributes
+    ----------
+    result : Layerwise
+        Layers before which none is missing; what was reported.
+    order : list of str
+        Layers that were called so far.
+    finished : dict of str to (Layer, dict)
+        Those that are fitted, with their reports.
+    waiting : dict of str to _Pair
+        Those that wait for their fit.
+    """
+
+    dense: DenseWeights
+    biases: dict[str, Array]
+    fit: Fit
+    ridges: Sequence[float]
+    refit: bool
+    hold_out: float
+    feedback: bool
+    runner: Runner
+    parts: FinishedLayers
+    callback: Callable[[dict[str, Any]], Any] | None
+    result: Layerwise = field(default_factory=Layerwise)
+    order: list[str] = field(default_factory=list)
+    finished: dict[str, tuple[Layer, dict[str, Any]]] = field(default_factory=dict)
+    waiting: dict[str, _Pair] = field(default_factory=dict)
+
+    def read_all(self) -> bool:
+        """Take the layers of a folder that holds all of them; tell whether it does."""
+        for name, found in self.parts.whole(self.dense):
+            self._report(name, found)
+        return bool(self.result.layers)
+
+    def linears(self) -> tuple[Linear, Linear]:
+        """Return what runs the layers of the dense and of the compressed network."""
+        return (
+            dense_linear(self.dense, self.biases),
+            layers_linear(self.dense, self.biases, self.result.layers),
+        )
+
+    def take(self, stage: Stage, states: States, names: Sequence[str]) -> None:
+        """Read or begin the layers of a group; fit what waits where that is enough."""
+        twice = [name for name in names if name in self.order]
+        if twice:
+            raise ValueError(f"each layer must be called once, {twice[0]!r} is called again")
+        self.order += names
+        kept = {name: self.parts.read(name, self.dense[name]) for name in names}
+        self.finished |= {name: found for name, found in kept.items() if found is not None}
+        missing = [name for name in names if kept[name] is None]
+        if missing:
+            self.waiting |= self._capture(stage, states, missing)
+        enough = _IN_FLIGHT if self.runner.foreign else self.runner.jobs
+        if self.feedback or len(self.waiting) >= enough:
+            self.fit_waiting()
+
+    def _capture(self, stage: Stage, states: States, names: Sequence[str]) -> dict[str, _Pair]:
+        """Pass all batches to layers of one group in both networks, or in the dense one alone."""
+        pairs = {name: _Pair(_Sums(self.dense[name]), _Sums(self.dense[name])) for name in names}
+        dense, compressed = self.linears()
+        every = round(1 / self.hold_out) if self.hold_out else 0
+        every = min(max(every, 2), states.count) if every else 0
+        for at, both in enumerate(states):
+            one = other = read_inputs(stage, both[0], names, dense)
+            if self.feedback:
+                other = read_inputs(stage, both[1], names, compressed)
+            judges = every > 1 and at % every == every - 1
+            for name, pair in pairs.items():
+                _check_pair(name, at, one[name], other[name])
+                (pair.held if judges else pair.fit).add(one[name], other[name])
+        for name, pair in pairs.items():
+            pair.fit.finish()
+            pair.held.finish()
+            if not pair.fit.targets.count:
+                raise ValueError(f"{name!r} must read at least one row, got none")
+            if not pair.held.targets.count:
+                pair.held = pair.fit
+        return pairs
+
+    def fit_waiting(self) -> None:
+        """Fit what waits, then report layers as far as all before them are there."""
+        done = self.runner.run(_compress, list(self.waiting), self._arguments)
+        for name, found in done:
+            # only now: the call of a process that was killed is made again
+            del self.waiting[name]
+            self.parts.write(name, self.dense[name], *found)
+            self.finished[name] = found
+        for name in self.order[len(self.result.report) :]:
+            if name not in self.finished:
+                return
+            self._report(name, self.finished[name])
+
+    def _arguments(self, name: str) -> tuple[Any, ...]:
+        """Return those of `_compress` for a layer that waits."""
+        A, bias = self.dense[name], self.biases.get(name)
+        return name, A, bias, self.waiting[name], self.fit, self.ridges, self.refit
+
+    def _report(self, name: str, found: tuple[Layer, dict[str, Any]]) -> None:
+        self.result.layers[name], report = found
+        self.result.report.append(report)
+        if self.callback is not None:
+            self.callback(report)
 
 
 # -- one layer -------------------------------------------------------------------------------------
@@ -294,8 +369,20 @@ class _Sums:
         self._reads: LinearMoments | None = None
         self.outputs = self.inputs = self.moved = 0.0
 
-    def add(self, x: Array, z: Array, missing: Array | None, w: Array | None) -> None:
-        """Take in rows: x in the dense network, z in the compressed one."""
+    def add(self, x: Read, z: Read) -> None:
+        """Take in what is read in a batch: x in the dense network, z in the compressed one."""
+        missing = None
+        if x.added is not None and z.added is not None:
+            missing = x.added - z.added
+        for rows in row_blocks((len(x.x), sum(self._A.shape))):
+            self._add_rows(
+                x.x[rows],
+                z.x[rows],
+                None if missing is None else missing[rows],
+                None if x.keep is None else x.keep[rows],
+            )
+
+    def _add_rows(self, x: Array, z: Array, missing: Array | None, w: Array | None) -> None:
         self.inputs += _squared(x, w)
         self.moved += _squared(x - z, w)
         m, n = self._A.shape
@@ -326,49 +413,6 @@ class _Pair:
 
     fit: _Sums
     held: _Sums
-
-
-def _capture(
-    stage: Stage,
-    states: States,
-    names: Sequence[str],
-    dense: Mapping[str, Array],
-    biases: Mapping[str, Array],
-    layers: Mapping[str, Layer],
-    hold_out: float,
-    feedback: bool,
-) -> dict[str, _Pair]:
-    """Pass all batches to layers of one group in both networks, or in the dense one alone."""
-    pairs = {name: _Pair(_Sums(dense[name]), _Sums(dense[name])) for name in names}
-    through = dense_linear(dense, biases), layers_linear(dense, biases, layers)
-    every = round(1 / hold_out) if hold_out else 0
-    every = min(max(every, 2), states.count) if every else 0
-    for at, both in enumerate(states):
-        one = other = read_inputs(stage, both[0], names, through[0])
-        if feedback:
-            other = read_inputs(stage, both[1], names, through[1])
-        judges = every > 1 and at % every == every - 1
-        for name, pair in pairs.items():
-            x, z = one[name], other[name]
-            _check_pair(name, at, x, z)
-            missing = None
-            if x.added is not None and z.added is not None:
-                missing = x.added - z.added
-            for rows in row_blocks((len(x.x), sum(dense[name].shape))):
-                (pair.held if judges else pair.fit).add(
-                    x.x[rows],
-                    z.x[rows],
-                    None if missing is None else missing[rows],
-                    None if x.keep is None else x.keep[rows],
-                )
-    for name, pair in pairs.items():
-        pair.fit.finish()
-        pair.held.finish()
-        if not pair.fit.targets.count:
-            raise ValueError(f"{name!r} must read at least one row, got none")
-        if not pair.held.targets.count:
-            pair.held = pair.fit
-    return pairs
 
 
 def _check_pair(name: str, batch: int, x: Read, z: Read) -> None:
@@ -453,7 +497,7 @@ def _compress(
         if _noise(better, held, own) < _noise(layer, held, own):
             layer = better
     moved = held.moved > 1e-12 * held.inputs
-    told = {
+    report = {
         "name": name,
         "shape": list(A.shape),
         "bits_per_weight": layer.to_matrix().bits_per_weight,
@@ -462,7 +506,7 @@ def _compress(
         "input_snr_db": decibels(held.inputs, held.moved) if moved else None,
         "seconds": round(time.monotonic() - started, 3),
     }
-    return layer, told
+    return layer, report
 
 
 def _with_bias(made: Compressed, data: Moments, bias: Array | None) -> Layer:
