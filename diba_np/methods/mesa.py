@@ -8,6 +8,8 @@ Compression".  `fit` makes one from a single matrix (layer mode); blocks that a 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.methods.entropy_coding import at_least, decode, smallest
-from diba_np.methods.fitting import check_problem, to_half
+from diba_np.methods.fitting import Problem, check_problem, to_half
 from diba_np.methods.mesa_layer import (
     choose_blocks,
     fit_blocks,
@@ -163,37 +165,45 @@ class MESA(CompressedMatrix):
         coder : {"auto", "huffman", "rans"}
         """
         problem = check_problem(A, bits, inputs, seed)
-        best, best_error = None, np.inf
-        for count, rows, columns in choose_blocks(problem.shape, problem.budget):
-            for order in ("natural", "stride"):
-                row_order, column_order = block_orders(order, (count, rows, columns))
-                for strength in (0.0, 0.01, 0.1, 1.0, 10.0) if alpha is None else (alpha,):
-                    blocks, error_of = fit_blocks(problem, row_order, column_order, count, strength)
-                    for r in (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2):
-                        if blocks.size < 2 * r or packed_bytes(blocks.size, 2) > problem.budget:
-                            continue
-                        centroids = to_half(even_grid(blocks, r))
-                        codes = nearest(blocks, centroids.astype(np.float64))
-                        if _at_least(codes, r, count > 1) > problem.budget:
-                            continue
-                        candidate = cls(problem.shape, codes, centroids, count > 1, order, coder)
-                        if candidate.storage_bits() > problem.budget:
-                            continue
-                        error = error_of(centroids.astype(np.float64)[codes])
-                        if error < best_error:
-                            best, best_error = candidate, error
-                            best.record = {
-                                "count": count,
-                                "levels": r,
-                                "alpha": strength,
-                                "order": order,
-                            }
-                        break
+        alphas = (0.0, 0.01, 0.1, 1.0, 10.0) if alpha is None else (alpha,)
+        candidates = cls._candidates(problem, alphas, coder)
+        _, best = min(candidates, key=lambda found: found[0], default=(np.inf, None))
         if best is None:
             raise nothing_fits(cls.method, bits, problem.shape)
         best.scale = problem.scale
         best.record = problem.record(**best.record)
         return best
+
+    @classmethod
+    def _candidates(
+        cls, problem: Problem, alphas: tuple[float, ...], coder: str
+    ) -> Iterator[tuple[float, Self]]:
+        """Yield error and matrix of every layout, order and alpha for which some levels fit."""
+        for layout in choose_blocks(problem.shape, problem.budget):
+            for order, alpha in itertools.product(("natural", "stride"), alphas):
+                orders = block_orders(order, layout)
+                blocks, error_of = fit_blocks(problem, *orders, layout[0], alpha)
+                made = cls._finest(problem, blocks, order, coder)
+                if made is not None:
+                    made.record |= {"alpha": alpha, "order": order}
+                    yield error_of(made._values()), made
+
+    @classmethod
+    def _finest(cls, problem: Problem, blocks: Array, order: str, coder: str) -> Self | None:
+        """Return blocks on the most levels that the budget holds, or None."""
+        deltas = len(blocks) > 1
+        for r in (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2):
+            if blocks.size < 2 * r or packed_bytes(blocks.size, 2) > problem.budget:
+                continue
+            centroids = to_half(even_grid(blocks, r))
+            codes = nearest(blocks, centroids.astype(np.float64))
+            if _at_least(codes, r, deltas) > problem.budget:
+                continue
+            made = cls(problem.shape, codes, centroids, deltas, order, coder)
+            if made.storage_bits() <= problem.budget:
+                made.record = {"count": len(blocks), "levels": r}
+                return made
+        return None
 
     def _orders(self) -> tuple[Array, Array]:
         return block_orders(self.order, self.blocks.shape)
