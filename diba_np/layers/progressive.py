@@ -172,14 +172,14 @@ def train_progressively(
         )
         chain = chain.with_layers({name: layer})
         compressed.append(name)
-        told = {"name": name, "bits_per_weight": layer.to_matrix().bits_per_weight}
-        told |= run.train(chain, compressed, epochs)
+        report = {"name": name, "bits_per_weight": layer.to_matrix().bits_per_weight}
+        report |= run.train(chain, compressed, epochs)
         if callback is not None:
-            callback({**told, "seconds": time.monotonic() - started})
+            callback({**report, "seconds": time.monotonic() - started})
     started = time.monotonic()
-    told = {"name": "all", **run.train(chain, chosen, last_epochs)}
+    report = {"name": "all", **run.train(chain, chosen, last_epochs)}
     if callback is not None:
-        callback({**told, "seconds": time.monotonic() - started})
+        callback({**report, "seconds": time.monotonic() - started})
     return chain.with_layers({name: chain.layers[name].rounded() for name in chosen})
 
 

@@ -144,10 +144,10 @@ def calibration(
         whole = ~(mask & (ids == hidden)).any(axis=1)
         asked = drawn_tokens(net, ids[whole], mask[whole], np.random.default_rng(seed))
         ids[whole] = np.where(asked, hidden, ids[whole])
-        told = (mask & (ids == hidden)).any(axis=1)
-        if not told.any():
+        masked = (mask & (ids == hidden)).any(axis=1)
+        if not masked.any():
             raise ValueError(NONE_TO_MASK)
-        ids, mask = ids[told], mask[told]  # nothing is asked of the others
+        ids, mask = ids[masked], mask[masked]  # nothing is asked of the others
     return Calibration(ids, mask, tokens, hidden)
 
 

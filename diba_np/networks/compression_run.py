@@ -383,10 +383,10 @@ class CompressionRun:
         self.stored += rate * size
         self.counted += size
         left = self.events.advance(_work(shape))
-        told = dict(facts) | {"bits_per_weight": rate, "bits_so_far": self.stored / self.counted}
-        self.events.tell("matrix", **told, left=left)
+        report = dict(facts) | {"bits_per_weight": rate, "bits_so_far": self.stored / self.counted}
+        self.events.tell("matrix", **report, left=left)
         decibels = facts["output_snr_db"] if facts["output_snr_db"] is not None else facts["snr_db"]
-        text = f"{facts['name'][-40:]} {decibels:.1f} dB, {told['bits_so_far']:.2f} bits a weight"
+        text = f"{facts['name'][-40:]} {decibels:.1f} dB, {report['bits_so_far']:.2f} bits a weight"
         self.events.show(self.done, len(self.shapes), text)
 
 
