@@ -14,8 +14,8 @@ from diba_np.checks import as_matrix, check_count
 from diba_np.files.atomic import naming, reserve
 from diba_np.networks.stages import (
     Batches,
-    Linear,
-    State,
+    StageLinear,
+    StageState,
     check_finite,
     dense_linear,
     file_name,
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 
 def capture(
-    forward: Callable[[State, Linear], Any],
+    forward: Callable[[StageState, StageLinear], Any],
     weights: Mapping[str, ArrayLike],
     batches: Batches,
     *,

@@ -29,9 +29,9 @@ from diba_np.networks.finished_layers import FinishedLayers
 from diba_np.networks.stages import (
     Batches,
     DenseWeights,
-    Linear,
     Read,
     Stage,
+    StageLinear,
     States,
     check_finite,
     dense_linear,
@@ -272,7 +272,7 @@ class _Run:
             self._report(name, found)
         return bool(self.result.layers)
 
-    def linears(self) -> tuple[Linear, Linear]:
+    def linears(self) -> tuple[StageLinear, StageLinear]:
         """Return what runs the layers of the dense and of the compressed network."""
         return (
             dense_linear(self.dense, self.biases),

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from diba_np.networks.network import Network
 
 Array = NDArray[Any]
-State = Any  # an array, or a tuple or dict of arrays
-Linear = Callable[..., Array]
-Stage = Callable[[State, Linear], State]
-Batches = Iterable[State] | Callable[[], Iterable[State]]
+StageState = Any  # an array, or a tuple or dict of arrays
+StageLinear = Callable[..., Array]
+Stage = Callable[[StageState, StageLinear], StageState]
+Batches = Iterable[StageState] | Callable[[], Iterable[StageState]]
 
 
 class DenseWeights(Mapping[str, Array]):
@@ -142,7 +142,7 @@ def check_finite(name: str, batch: int, read: Read, network: str) -> None:
         )
 
 
-def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Linear:
+def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> StageLinear:
     """Return what a stage calls in the dense network."""
 
     def linear(
@@ -169,7 +169,7 @@ def dense_linear(dense: Mapping[str, Array], biases: Mapping[str, Array]) -> Lin
 
 def layers_linear(
     dense: Mapping[str, Array], biases: Mapping[str, Array], layers: Mapping[str, Layer]
-) -> Linear:
+) -> StageLinear:
     """Return what a stage calls in the compressed network; layers not compressed yet are dense."""
     plain, frozen = dense_linear(dense, biases), {}
 
@@ -187,7 +187,7 @@ def layers_linear(
 
 
 def groups_of(
-    stage: Stage, state: State, dense: Mapping[str, Array], biases: Mapping[str, Array]
+    stage: Stage, state: StageState, dense: Mapping[str, Array], biases: Mapping[str, Array]
 ) -> list[list[str]]:
     """Return the names of a stage in the order of their calls, those with one input together."""
     plain, groups, last = dense_linear(dense, biases), [], None
@@ -213,7 +213,7 @@ def groups_of(
 
 
 def read_inputs(
-    stage: Stage, state: State, names: Collection[str], through: Linear
+    stage: Stage, state: StageState, names: Collection[str], through: StageLinear
 ) -> dict[str, Read]:
     """Run a stage until layers of one group have been called; return what they read there."""
     seen: dict[str, Read] = {}
@@ -245,7 +245,7 @@ def file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else f"%{ord(c):x}" for c in name)
 
 
-def iterate(batches: Batches) -> Iterator[State]:
+def iterate(batches: Batches) -> Iterator[StageState]:
     """Return an iterator over batches that are an iterable or a callable."""
     return iter(batches() if callable(batches) else batches)
 
@@ -267,8 +267,8 @@ def remove_states(home: Path) -> None:
 
 
 def layer_by_layer(
-    net: Network, batches: Iterable[State], path: Callable[[int, int], Path]
-) -> Iterator[tuple[int, int, State]]:
+    net: Network, batches: Iterable[StageState], path: Callable[[int, int], Path]
+) -> Iterator[tuple[int, int, StageState]]:
     """Run a network layer by layer, all batches through a layer before the next.
 
     Dense weights of one layer and the state of one batch are in memory.
@@ -343,11 +343,11 @@ class States:
         if not self.count:
             raise ValueError("batches must hold at least one batch, got none")
 
-    def first(self) -> State:
+    def first(self) -> StageState:
         """Return the dense network's state of the first batch."""
         return next(iter(self))[0]
 
-    def __iter__(self) -> Iterator[tuple[State, State]]:
+    def __iter__(self) -> Iterator[tuple[StageState, StageState]]:
         if self.stage == 0:
             if self.both and self.compressed_batches is not None:
                 yield from zip(iterate(self.batches), iterate(self.compressed_batches), strict=True)
@@ -363,7 +363,7 @@ class States:
         home = (self.dense_folder or self.folder) if kind == "dense" else self.folder
         return home / f"{self.stage if stage is None else stage}-{at}-{kind}.npy"
 
-    def advance(self, stage: Stage, dense: Linear, compressed: Linear) -> None:
+    def advance(self, stage: Stage, dense: StageLinear, compressed: StageLinear) -> None:
         """Replace every state by what a stage makes of it.
 
         Raises
@@ -384,7 +384,7 @@ class States:
                     self._path(at, "dense").unlink()
         self.stage += 1
 
-    def _put(self, path: Path, state: State) -> None:
+    def _put(self, path: Path, state: StageState) -> None:
         """Write a state of the dense network, or compare it with the one that was kept."""
         if self.dense_folder is None:
             save_state(path, state)
@@ -408,7 +408,7 @@ def _alike(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
     )
 
 
-def _named(state: State) -> dict[str, Array]:
+def _named(state: StageState) -> dict[str, Array]:
     """Return the arrays of a state by names that tell of which kind it is."""
     if isinstance(state, dict):
         named = {f"key {name}": value for name, value in state.items()}
@@ -419,7 +419,7 @@ def _named(state: State) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in named.items()}
 
 
-def save_state(path: Path, state: State) -> None:
+def save_state(path: Path, state: StageState) -> None:
     """Write a state to a file; not atomically, for a temporary folder."""
     arrays = {
         name: as_real(array, f"a state's {name}", "hold numbers")
@@ -431,7 +431,7 @@ def save_state(path: Path, state: State) -> None:
             np.save(file, array, allow_pickle=False)
 
 
-def load_state(path: Path) -> State:
+def load_state(path: Path) -> StageState:
     """Return a state as `save_state` wrote it."""
     with open(path, "rb") as file:
         names = np.load(file, allow_pickle=False)
