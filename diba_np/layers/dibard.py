@@ -28,7 +28,7 @@ from diba_np.training.samples import Samples, Source, open_samples
 
 Array = NDArray[Any]
 
-METHODS = ("als", "lbfgs", "adam")
+RETUNE_METHODS = ("als", "lbfgs", "adam")
 
 # With few samples the diagonals stay near their start: as if each were known beforehand to this
 # share of its size. `stay` is then at least the square of its inverse over the samples.
@@ -145,8 +145,8 @@ def retune(
     score, name = _check_loss(loss)
     squared = loss == "mse"  # a callable of that name may be another thing
     chosen = method or ("als" if squared else "adam")
-    if chosen not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {chosen!r}")
+    if chosen not in RETUNE_METHODS:
+        raise ValueError(f"method must be one of {', '.join(RETUNE_METHODS)}, got {chosen!r}")
     if chosen == "als" and not squared:
         raise ValueError(f'method="als" is for loss="mse", got loss="{name}"')
     if schedule not in SCHEDULES:

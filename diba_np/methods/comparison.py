@@ -16,6 +16,7 @@ from diba_np.checks import as_matrix, as_samples, check_count
 from diba_np.machine.process_pool import ProcessPool
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.matrix.quality import snr_db
+from diba_np.methods import LABELS
 from diba_np.methods.dbf import dbf
 from diba_np.methods.fitting import check_problem
 from diba_np.search.factorization import factorize
@@ -40,8 +41,6 @@ def _fit_dbf(A: ArrayLike, bits: float, inputs: ArrayLike | None, seed: int) -> 
 
 # label -> fit(A, bits, inputs, seed) of the methods that make a DiBAFactors; our own first
 _OWN: dict[str, Callable[..., Any]] = {"diba": _fit_diba, "dbf": _fit_dbf}
-
-METHODS = methods.LABELS
 
 
 @dataclasses.dataclass
@@ -104,7 +103,7 @@ def compare(
     bits : float or sequence of float
         Budgets in bits per weight; everything a method stores counts.
     methods : "all" or iterable of str
-        Labels of `METHODS`.
+        Labels of `diba_np.methods.LABELS`.
     inputs : (N, n) array_like, optional
         Cached inputs, one sample a row. The methods are fitted on the first three quarters,
         `output_snr` is taken on the rest.
@@ -135,7 +134,7 @@ def compare(
     if not rates:
         raise ValueError("bits must hold at least one rate, got none")
     if isinstance(methods, str):
-        methods = METHODS if methods == "all" else (methods,)
+        methods = LABELS if methods == "all" else (methods,)
     try:
         methods = tuple(methods)
     except TypeError:
@@ -143,9 +142,9 @@ def compare(
         raise TypeError(f'methods must be "all" or labels of methods, got {kind}') from None
     if not methods:
         raise ValueError("methods must hold at least one label, got none")
-    unknown = [label for label in methods if label not in METHODS]
+    unknown = [label for label in methods if label not in LABELS]
     if unknown:
-        raise ValueError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
+        raise ValueError(f"methods must be among {', '.join(LABELS)}, got {unknown[0]!r}")
     jobs = check_count(jobs, "jobs")
     check_count(seed, "seed", least=0)
     for rate in rates:

@@ -15,7 +15,7 @@ from diba_np.networks.distillation import distil
 from diba_np.networks.network import Network
 
 ALPHA = 1e-3  # weight of MESA's block differences
-METHODS = (*LATENT, "mesa")
+CODE_TRAINED = (*LATENT, "mesa")
 
 
 def distil_with_codes(

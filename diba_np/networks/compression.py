@@ -25,7 +25,7 @@ from diba_np.search.options import EFFORTS
 Array = NDArray[Any]
 
 # those whose matrices a layer can hold and train
-METHODS = (*LAYERS, "random")
+NETWORK_METHODS = (*LAYERS, "random")
 
 # tokens of a batch: what the way back keeps of all layers is the largest thing in memory
 _BATCH = 512
@@ -152,8 +152,10 @@ def compress(
     """
     if not isinstance(net, Network):
         raise TypeError(f"net must be a Network, as networks.load gives it, got {type(net)}")
-    if method not in (*METHODS, BEST):
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, {BEST}, got {method!r}")
+    if method not in (*NETWORK_METHODS, BEST):
+        raise ValueError(
+            f"method must be one of {', '.join(NETWORK_METHODS)}, {BEST}, got {method!r}"
+        )
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
     bits, rate = check_number(bits, "bits", above=0.0), check_number(rate, "rate", above=0.0)

@@ -24,8 +24,7 @@ from diba_np.methods.fitting import too_small
 from diba_np.methods.weighted import BEST
 from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import Calibration, iterate_batches
-from diba_np.networks.code_training import METHODS as CODED
-from diba_np.networks.code_training import distil_with_codes
+from diba_np.networks.code_training import CODE_TRAINED, distil_with_codes
 from diba_np.networks.distillation import distil
 from diba_np.networks.identity import network_digest
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
@@ -192,7 +191,7 @@ class CompressionRun:
             "teacher_digest": self.network_digest,
             "callback": lambda facts: self.events.tell("training", **facts),
         }
-        if codes and self.settings.method in CODED:
+        if codes and self.settings.method in CODE_TRAINED:
             return distil_with_codes(small, self.net, rows, bits, **options)
         return distil(small, self.net, rows, **options)
 

@@ -15,7 +15,7 @@ from diba_np import load
 from diba_np.cli.main import EXAMPLES, build_parser, main
 from diba_np.cli.parser import SHELLS, completion
 from diba_np.layers import dibard
-from diba_np.methods import comparison
+from diba_np.methods import LABELS
 from diba_np.models.plan import ALLOCATIONS
 from diba_np.models.run import METHODS
 from diba_np.networks import compression
@@ -95,15 +95,15 @@ def test_choices_are_those_of_the_functions():
     known = {
         ("model", "--allocation"): ALLOCATIONS,
         ("retune", "--loss"): tuple(LOSSES),
-        ("retune", "--method"): dibard.METHODS,
+        ("retune", "--method"): dibard.RETUNE_METHODS,
         ("retune", "--schedule"): SCHEDULES,
     }
     for (name, option), choices in known.items():
         assert commands[name].options()[option].choices == choices
-    assert commands["compare"].options()["--methods"].choices == ("all", *comparison.METHODS)
+    assert commands["compare"].options()["--methods"].choices == ("all", *LABELS)
     methods = commands["model"].options()["--method"].choices
     assert methods[: len(METHODS)] == METHODS
-    assert sorted(methods) == sorted({*METHODS, *compression.METHODS})
+    assert sorted(methods) == sorted({*METHODS, *compression.NETWORK_METHODS})
 
 
 def test_completion_names_every_subcommand_and_option():

@@ -9,7 +9,8 @@ import pytest
 
 from diba_np import factorize, methods
 from diba_np.cli.main import main
-from diba_np.methods.comparison import METHODS, Row, compare, format_table, recommend
+from diba_np.methods import LABELS
+from diba_np.methods.comparison import Row, compare, format_table, recommend
 from diba_np.methods.dbf import dbf
 
 SOME = ("sign", "rtn", "svd16", "qswd")
@@ -25,7 +26,7 @@ def problem():
 def test_a_row_for_every_method(problem):
     A, X = problem
     rows = compare(A, bits=1.5, inputs=X)
-    assert [row.method for row in rows] == list(METHODS)
+    assert [row.method for row in rows] == list(LABELS)
     for row in rows:
         assert not row.error, row.error
         assert 0 < row.bits_per_weight <= 1.5 + 1e-9
