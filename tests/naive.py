@@ -52,22 +52,22 @@ def tile_columns(bits):
     return tile_rows(bits.T)
 
 
-def mix(bits, alpha, scale_in, scale_out, x):
-    """``scale_out * ((B - alpha) (scale_in * x))`` in float64, entry by entry."""
+def mix(bits, shift, scale_in, scale_out, x):
+    """``scale_out * ((B - shift) (scale_in * x))`` in float64, entry by entry."""
     out = np.zeros(len(bits))
     for i, row in enumerate(bits.tolist()):
         for bit, scale, value in zip(row, scale_in.tolist(), x.tolist(), strict=True):
-            out[i] += float(scale_out[i]) * (bit - alpha) * scale * value
+            out[i] += float(scale_out[i]) * (bit - shift) * scale * value
     return out
 
 
-def product(b1, b2, d1, d2, d3, alpha, x):
-    """``d1 * ((B1 - alpha) (d2 * ((B2 - alpha) (d3 * x))))`` in float64."""
-    return mix(b1, alpha, np.ones(len(d2)), d1, mix(b2, alpha, d3, d2, x))
+def product(b1, b2, d1, d2, d3, shift, x):
+    """``d1 * ((B1 - shift) (d2 * ((B2 - shift) (d3 * x))))`` in float64."""
+    return mix(b1, shift, np.ones(len(d2)), d1, mix(b2, shift, d3, d2, x))
 
 
 def stack(matrices, bias, added, x):
-    """`product` of every (b1, b2, d1, d2, d3, alpha), one below the other, plus what is added."""
+    """`product` of every (b1, b2, d1, d2, d3, shift), one below the other, plus what is added."""
     parts = [product(*chain, x) for chain in matrices]
     return np.concatenate(parts) + bias + added
 
@@ -78,17 +78,17 @@ product_avx2_rounded = product
 product_avx512 = product_avx2 = product_int16 = product_portable = product
 
 
-def product_columns(b1, b2, d1, d2, d3, alpha, X):
+def product_columns(b1, b2, d1, d2, d3, shift, X):
     """`product` of every column."""
-    return np.stack([product(b1, b2, d1, d2, d3, alpha, x) for x in X.T], axis=1)
+    return np.stack([product(b1, b2, d1, d2, d3, shift, x) for x in X.T], axis=1)
 
 
 product_columns_avx512 = product_columns
 
 
-def product_terms(terms, alpha, x):
+def product_terms(terms, shift, x):
     """The sum of `product` over terms (b1, b2, d1, d2, d3)."""
-    return np.sum([product(*t, alpha, x) for t in terms], axis=0)
+    return np.sum([product(*t, shift, x) for t in terms], axis=0)
 
 
 product_terms_avx512 = product_terms_avx2 = product_terms_neon = product_terms_portable = (
@@ -96,9 +96,9 @@ product_terms_avx512 = product_terms_avx2 = product_terms_neon = product_terms_p
 )
 
 
-def product_terms_columns(terms, alpha, X):
+def product_terms_columns(terms, shift, X):
     """`product_terms` of every column."""
-    return np.stack([product_terms(terms, alpha, x) for x in X.T], axis=1)
+    return np.stack([product_terms(terms, shift, x) for x in X.T], axis=1)
 
 
 product_terms_columns_avx512 = product_terms_columns

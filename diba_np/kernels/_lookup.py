@@ -57,24 +57,24 @@ def scaled(x, scale, n_units):
 
 
 @njit(fastmath=False)
-def finish(sums, first, alpha, total, scale, before, out):
-    """Write ``out[first + i] = scale * (sums[i] - alpha * total) + before``.
+def finish(sums, first, shift, total, scale, before, out):
+    """Write ``out[first + i] = scale * (sums[i] - shift * total) + before``.
 
     The difference is left in `sums`, where it can be seen whether it is finite.
     """
     # 0 * total would be NaN where the total, which no row asked for, overflows
-    shift = alpha * total if alpha != 0 else alpha
+    offset = shift * total if shift != 0 else shift
     # slices: with offsets in the indices the loops would not be vectorized
     last = min(first + sums.size, scale.size)
     part, scale = out[first:last], scale[first:last]
     if before.size:
         before = before[first:last]
         for i in range(part.size):
-            sums[i] -= shift
+            sums[i] -= offset
             part[i] = scale[i] * sums[i] + before[i]
     else:
         for i in range(part.size):
-            sums[i] -= shift
+            sums[i] -= offset
             part[i] = scale[i] * sums[i]
 
 

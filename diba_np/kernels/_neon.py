@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._words import UNIT, joined, moved, write_tables  # _words.py 5789a9b3958a
+from diba_np.kernels._words import UNIT, joined, moved, write_tables  # _words.py 81254ded4302
 
 BITS = 5  # inputs of a float32 table; three tables a unit
 FLOAT_UNIT = 3 * 32 * 4  # bytes of a unit's tables

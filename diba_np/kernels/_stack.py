@@ -2,7 +2,7 @@
 
 A row of the plan (int64) is one factorization or linear trellis, `COLUMNS` entries: addresses of
 tiles, sizes, and offsets into the workspace, in float32. The workspace holds everything of type
-float32, each part from a cache line on and filled up to one with zeros: diagonals, shifts and
+float32, each part from a cache line on and filled up to one with zeros: diagonals, offsets and
 biases first, which stay as they are, then what kernels write. Compiled into the kernels of other
 files, which carry a digest of this one, as of ``_ir.py``.
 """
@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size  # _lookup.py 92f08b48c13c
-from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 372b8b8428c4
+from diba_np.kernels._lookup import block_size  # _lookup.py baa33a2a7297
+from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 2ab30e42ec6b
 from diba_np.kernels.few_columns import few_columns  # few_columns.py 5db1757169ac
 from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
 from diba_np.kernels.hadamard import rotate_vector  # hadamard.py 17a9c8cba5f8
@@ -25,7 +25,7 @@ from diba_np.kernels.hadamard import rotate_vector  # hadamard.py 17a9c8cba5f8
 # of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
 TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape
 TILES_2, N_TILES_2, N_UNITS_2 = 3, 4, 5  # of B1
-D3, D2, D1, ALPHA, BIAS = 6, 7, 8, 9, 10  # in the workspace; BIAS is -1 if there is none
+D3, D2, D1, SHIFT, BIAS = 6, 7, 8, 9, 10  # in the workspace; BIAS is -1 if there is none
 K, ROWS, OUT = 11, 12, 13  # sizes; the first row in `out`
 ADDS = 14  # 1: the result is added to that of the row before, of another term of the same matrix
 INPUTS, TABLES, TOTALS = 15, 16, 17  # in the workspace, the same for all
@@ -49,8 +49,8 @@ def _make_finish(n_addends):
     """Return an intrinsic that ends a stage for whole cache lines of rows."""
 
     @intrinsic
-    def finish_lines(typingctx, sums, scale, shift, first, second, n_lines, target):
-        """Write ``scale * (sums - shift)`` plus the addends that there are; addresses.
+    def finish_lines(typingctx, sums, scale, offset, first, second, n_lines, target):
+        """Write ``scale * (sums - offset)`` plus the addends that there are; addresses.
 
         Returns 0, or NaN where a sum is not finite. What is added may lie at the target.
         """
@@ -60,8 +60,8 @@ def _make_finish(n_addends):
         )
 
         def codegen(context, builder, signature, args):
-            sums, scale, shift, first, second, n_lines, target = args
-            shifts = _ir.broadcast(builder, shift, _LINE)
+            sums, scale, offset, first, second, n_lines, target = args
+            offsets = _ir.broadcast(builder, offset, _LINE)
             zero = _ir.splat_constant(_LINE, 0.0)
 
             def body(i, carried):
@@ -72,7 +72,7 @@ def _make_finish(n_addends):
 
                 value = line(sums)
                 check = builder.fadd(carried[0], builder.fmul(zero, value))
-                value = builder.fmul(line(scale), builder.fsub(value, shifts))
+                value = builder.fmul(line(scale), builder.fsub(value, offsets))
                 for addend in (first, second)[:n_addends]:
                     value = builder.fadd(value, line(addend))
                 _ir.store(builder, value, builder.add(target, here), 4)
@@ -93,13 +93,13 @@ def _total(builder, line):
 
 
 @intrinsic
-def _zero_if_finite(typingctx, sums, shift, n_pairs):
-    """Return 0, or NaN if ``sums - shift`` is not finite on some pairs of cache lines."""
+def _zero_if_finite(typingctx, sums, offset, n_pairs):
+    """Return 0, or NaN if ``sums - offset`` is not finite on some pairs of cache lines."""
     signature = types.float32(types.intp, types.float32, types.intp)
 
     def codegen(context, builder, signature, args):
-        sums, shift, n_pairs = args
-        shifts = _ir.broadcast(builder, shift, _LINE)
+        sums, offset, n_pairs = args
+        offsets = _ir.broadcast(builder, offset, _LINE)
         zero = _ir.splat_constant(_LINE, 0.0)
 
         def body(i, carried):
@@ -109,7 +109,7 @@ def _zero_if_finite(typingctx, sums, shift, n_pairs):
                 for h in range(2)
             ]
             return [
-                builder.fadd(total, builder.fmul(zero, builder.fsub(line, shifts)))
+                builder.fadd(total, builder.fmul(zero, builder.fsub(line, offsets)))
                 for total, line in zip(carried, lines, strict=True)
             ]
 
@@ -120,13 +120,13 @@ def _zero_if_finite(typingctx, sums, shift, n_pairs):
 
 
 @intrinsic
-def _zero_if_finite_scaled(typingctx, sums, scale, shift, factor, n_lines):
-    """Return 0, or NaN if ``factor * scale * (sums - shift)`` is not finite on some lines."""
+def _zero_if_finite_scaled(typingctx, sums, scale, offset, factor, n_lines):
+    """Return 0, or NaN if ``factor * scale * (sums - offset)`` is not finite on some lines."""
     signature = types.float32(types.intp, types.intp, types.float32, types.float32, types.intp)
 
     def codegen(context, builder, signature, args):
-        sums, scale, shift, factor, n_lines = args
-        shifts, factors = (_ir.broadcast(builder, value, _LINE) for value in (shift, factor))
+        sums, scale, offset, factor, n_lines = args
+        offsets, factors = (_ir.broadcast(builder, value, _LINE) for value in (offset, factor))
         zero = _ir.splat_constant(_LINE, 0.0)
 
         def body(i, carried):
@@ -134,7 +134,7 @@ def _zero_if_finite_scaled(typingctx, sums, scale, shift, factor, n_lines):
             value, scales = (
                 _ir.load(builder, builder.add(start, here), _LINE, 4) for start in (sums, scale)
             )
-            value = builder.fmul(factors, builder.fmul(scales, builder.fsub(value, shifts)))
+            value = builder.fmul(factors, builder.fmul(scales, builder.fsub(value, offsets)))
             return [builder.fadd(carried[0], builder.fmul(zero, value))]
 
         (check,) = _ir.counted_loop(builder, n_lines, [zero], body)
@@ -205,36 +205,36 @@ def start_first_stages(x, plan, first, after, work):
 
 @njit(fastmath=False)
 def finish_first_stage(row, total, work):
-    """Write ``d2 * (sums - alpha * total)``; return a number that is finite if all of these are.
+    """Write ``d2 * (sums - shift * total)``; return a number that is finite if all of these are.
 
     Write zeros to the second sums.
     """
-    alpha = work[row[ALPHA]]
+    shift = work[row[SHIFT]]
     # 0 * total would be NaN where the total, which no row asked for, overflows
-    shift = alpha * total if alpha != 0 else alpha
+    offset = shift * total if shift != 0 else shift
     start = work.ctypes.data
     sums, scale, inner = start + 4 * row[SUMS_1], start + 4 * row[D2], start + 4 * row[INNER]
-    check = _finish(sums, scale, shift, sums, sums, (row[K] + LANES - 1) // LANES, inner)
+    check = _finish(sums, scale, offset, sums, sums, (row[K] + LANES - 1) // LANES, inner)
     work[row[SUMS_2] :][: 32 * row[N_TILES_2]] = 0
     return total + check
 
 
 @njit(fastmath=False)
 def finish_second_stage(row, total, work):
-    """Return a number that is finite if the inputs' total is, and ``sums - alpha * total``.
+    """Return a number that is finite if the inputs' total is, and ``sums - shift * total``.
 
     And, of several terms, if the results are that will be added up, in whatever order.
     """
-    alpha = work[row[ALPHA]]
-    shift = alpha * total if alpha != 0 else alpha
+    shift = work[row[SHIFT]]
+    offset = shift * total if shift != 0 else shift
     if row[N_TERMS] == 1:
-        return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], shift, row[N_TILES_2])
+        return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], offset, row[N_TILES_2])
     factor = np.float32(row[N_TERMS])
     n_lines = (row[ROWS] + LANES - 1) // LANES
     return total + _zero_if_finite_scaled(
         work.ctypes.data + 4 * row[SUMS_2],
         work.ctypes.data + 4 * row[D1],
-        shift,
+        offset,
         factor,
         n_lines,
     )
@@ -242,11 +242,11 @@ def finish_second_stage(row, total, work):
 
 @njit(fastmath=False)
 def write_results(plan, work, added, out):
-    """Write ``d1 * (sums - alpha * total) + bias + added`` of every factorization."""
+    """Write ``d1 * (sums - shift * total) + bias + added`` of every factorization."""
     for i in range(plan.shape[0]):
         row = plan[i]
-        alpha = work[row[ALPHA]]
-        shift = alpha * work[row[TOTALS] + i] if alpha != 0 else alpha
+        shift = work[row[SHIFT]]
+        offset = shift * work[row[TOTALS] + i] if shift != 0 else shift
         rest = out if row[ADDS] else added
         whole, first = row[ROWS] // LANES, row[OUT]
         start = work.ctypes.data
@@ -254,15 +254,15 @@ def write_results(plan, work, added, out):
         sums, scale, bias = start + 4 * row[SUMS_2], start + 4 * row[D1], start + 4 * row[BIAS]
         addend = rest.ctypes.data + 4 * first
         if row[BIAS] < 0 and rest.size == 0:
-            _finish(sums, scale, shift, sums, sums, whole, target)
+            _finish(sums, scale, offset, sums, sums, whole, target)
         elif row[BIAS] < 0:
-            _finish_adding(sums, scale, shift, addend, sums, whole, target)
+            _finish_adding(sums, scale, offset, addend, sums, whole, target)
         elif rest.size == 0:
-            _finish_adding(sums, scale, shift, bias, sums, whole, target)
+            _finish_adding(sums, scale, offset, bias, sums, whole, target)
         else:
-            _finish_adding_both(sums, scale, shift, bias, addend, whole, target)
+            _finish_adding_both(sums, scale, offset, bias, addend, whole, target)
         for j in range(LANES * whole, row[ROWS]):
-            value = work[row[D1] + j] * (work[row[SUMS_2] + j] - shift)
+            value = work[row[D1] + j] * (work[row[SUMS_2] + j] - offset)
             if row[BIAS] >= 0:
                 value += work[row[BIAS] + j]
             if rest.size:

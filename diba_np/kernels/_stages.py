@@ -19,14 +19,14 @@ import numpy as np
 
 from diba_np.kernels._barrier import arrive, barrier, take  # _barrier.py eaafea187351
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 92f08b48c13c
+from diba_np.kernels._lookup import (  # _lookup.py baa33a2a7297
     block_size,
     finish,
     padded,
     scaled,
     zero_if_finite,
 )
-from diba_np.kernels._terms import (  # _terms.py dae9825aeaeb
+from diba_np.kernels._terms import (  # _terms.py eb4c554a8480
     first_tiles,
     second_tiles,
     term_inner,
@@ -40,7 +40,7 @@ def make_mix_part(build, mix, unit_floats):
     """Return the function that does some tiles' rows; a unit's tables take `unit_floats` floats."""
 
     @njit(fastmath=False, cached=False)
-    def mix_part(inputs, tiles, start, stop, alpha, scale, before, out):
+    def mix_part(inputs, tiles, start, stop, shift, scale, before, out):
         """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`.
 
         It is NaN where a row's sum is not finite.
@@ -57,7 +57,7 @@ def make_mix_part(build, mix, unit_floats):
             total += build(inputs.ctypes.data + 60 * u, width, table)
             first = tiles.ctypes.data + 64 * (n_units * start + u)
             mix(first, stop - start, 64 * n_units, table, width, sums.ctypes.data)
-        finish(sums, 32 * start, alpha, total, scale, before, out)
+        finish(sums, 32 * start, shift, total, scale, before, out)
         return total + zero_if_finite(sums)
 
     return mix_part
@@ -79,19 +79,19 @@ def make_stages(mix_part):
     """Return (product, piece): both stages at once, and for one of several threads."""
 
     @njit(fastmath=False, cached=False)
-    def product(x, d3, tiles2, d2, tiles1, d1, alpha, out):
+    def product(x, d3, tiles2, d2, tiles1, d1, shift, out):
         """Do what ``lookup_simd.product_avx512`` does."""
         inputs = scaled(x, d3, tiles2.shape[1])
         none = inputs[:0]
         if tiles1.shape[0] == 0:
-            return mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, out)
+            return mix_part(inputs, tiles2, 0, tiles2.shape[0], shift, d2, none, out)
         z = padded(d2.size, tiles1.shape[1], x.dtype)
-        total = mix_part(inputs, tiles2, 0, tiles2.shape[0], alpha, d2, none, z)
-        total += mix_part(z, tiles1, 0, tiles1.shape[0], alpha, d1, none, out)
+        total = mix_part(inputs, tiles2, 0, tiles2.shape[0], shift, d2, none, z)
+        total += mix_part(z, tiles1, 0, tiles1.shape[0], shift, d1, none, out)
         return total
 
     @njit(fastmath=False, cached=False)
-    def piece(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+    def piece(p, shared, tiles2, d2, tiles1, d1, shift, n_parts, out):
         """Do piece `p` of the first stage and, once all are done, pieces of the second.
 
         Of all pieces' totals the first, and NaN where another is not finite, is what `product`
@@ -101,12 +101,12 @@ def make_stages(mix_part):
         none = inputs[:0]
         n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
         start, stop = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts
-        totals[p] = mix_part(inputs, tiles2, start, stop, alpha, d2, none, z)
+        totals[p] = mix_part(inputs, tiles2, start, stop, shift, d2, none, z)
         if n_tiles1 > 0 and arrive(counters, n_parts):
             q = take(counters)
             while q < n_parts:
                 start, stop = n_tiles1 * q // n_parts, n_tiles1 * (q + 1) // n_parts
-                totals[q] += mix_part(z, tiles1, start, stop, alpha, d1, none, out)
+                totals[q] += mix_part(z, tiles1, start, stop, shift, d1, none, out)
                 q = take(counters)
 
     return product, piece
@@ -126,7 +126,7 @@ def make_term_stages(mix_part):
     """Return (product, piece) of a sum of several factorizations, as `make_stages` of one."""
 
     @njit(fastmath=False, cached=False)
-    def first_stages(inputs, tiles2, p, n_parts, alpha, d2, starts, z):
+    def first_stages(inputs, tiles2, p, n_parts, shift, d2, starts, z):
         """Do a piece of the first stage of every term; return the sum of the inputs, or NaN."""
         none = np.empty(0, dtype=inputs.dtype)
         total = zero_if_finite(none)
@@ -134,11 +134,11 @@ def make_term_stages(mix_part):
             tiles = first_tiles(tiles2, starts, t)
             start, stop = len(tiles) * p // n_parts, len(tiles) * (p + 1) // n_parts
             scale, part = d2[starts[t, 0] : starts[t + 1, 0]], z[starts[t, 3] : starts[t + 1, 3]]
-            total += mix_part(inputs[t], tiles, start, stop, alpha, scale, none, part)
+            total += mix_part(inputs[t], tiles, start, stop, shift, scale, none, part)
         return total
 
     @njit(fastmath=False, cached=False)
-    def second_stages(z, tiles1, p, n_parts, alpha, d1, starts, out):
+    def second_stages(z, tiles1, p, n_parts, shift, d1, starts, out):
         """Do a piece of the second stage of every term, each added to those before it.
 
         Returns the sum of `z`, or NaN where a row's sum is not finite, with its scale or without.
@@ -150,27 +150,27 @@ def make_term_stages(mix_part):
             tiles = second_tiles(tiles1, starts, t)
             start, stop = len(tiles) * p // n_parts, len(tiles) * (p + 1) // n_parts
             part = z[starts[t, 3] : starts[t + 1, 3]]
-            total += mix_part(part, tiles, start, stop, alpha, d1[t], before, out)
+            total += mix_part(part, tiles, start, stop, shift, d1[t], before, out)
             before = out
         return total + zero_if_finite(out[32 * start : 32 * stop])
 
     @njit(fastmath=False, cached=False)
-    def product(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out):
+    def product(x, d3, tiles2, d2, tiles1, d1, starts, shift, out):
         """Do what ``lookup_simd.product_terms_avx512`` does."""
         inputs = term_inputs(x, d3, tiles2.shape[1])
         z = term_inner(starts, x.dtype)
-        total = first_stages(inputs, tiles2, 0, 1, alpha, d2, starts, z)
-        return total + second_stages(z, tiles1, 0, 1, alpha, d1, starts, out)
+        total = first_stages(inputs, tiles2, 0, 1, shift, d2, starts, z)
+        return total + second_stages(z, tiles1, 0, 1, shift, d1, starts, out)
 
     @njit(fastmath=False, cached=False)
-    def piece(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+    def piece(p, shared, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
         """Do piece `p` of all first stages and, once all are done, pieces of the second."""
         inputs, z, totals, counters = shared
-        totals[p] = first_stages(inputs, tiles2, p, n_parts, alpha, d2, starts, z)
+        totals[p] = first_stages(inputs, tiles2, p, n_parts, shift, d2, starts, z)
         if arrive(counters, n_parts):
             q = take(counters)
             while q < n_parts:
-                totals[q] += second_stages(z, tiles1, q, n_parts, alpha, d1, starts, out)
+                totals[q] += second_stages(z, tiles1, q, n_parts, shift, d1, starts, out)
                 q = take(counters)
 
     return product, piece
@@ -212,12 +212,12 @@ def make_rounded_stages(measured, mix_part, multiple):
     whole, start = _make_rounded_start(measured, multiple)
 
     @njit(fastmath=False, cached=False)
-    def product(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, out):
+    def product(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, out):
         """Do what ``lookup_int16.product_int16`` does."""
         none, zero = np.empty(0, dtype=np.float32), np.float32(0.0)
         inputs = scaled(x, d3, whole(tiles2.shape[1]))
         step, total, rough = measured(inputs, x.size)
-        centre = np.float32(np.float32(0.5) - alpha)
+        centre = np.float32(np.float32(0.5) - shift)
         c = np.float32(centre * total)
         if tiles1.shape[0] == 0:
             mix_part(inputs, step, tiles2, 0, tiles2.shape[0], c, zero, none, d2, out)
@@ -230,12 +230,12 @@ def make_rounded_stages(measured, mix_part, multiple):
         return total + inner, np.sqrt(rough * rough + rough1 * rough1)
 
     @njit(fastmath=False, cached=False)
-    def piece(p, shared, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
+    def piece(p, shared, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out):
         """Do piece `p` of the first stage and, once all are done, pieces of the second."""
         inputs, w, measures, counters = shared
         step, total = measures[0], measures[1]
         none, zero = np.empty(0, dtype=np.float32), np.float32(0.0)
-        centre = np.float32(np.float32(0.5) - alpha)
+        centre = np.float32(np.float32(0.5) - shift)
         c = np.float32(centre * total)
         n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
         first, last = n_tiles2 * p // n_parts, n_tiles2 * (p + 1) // n_parts

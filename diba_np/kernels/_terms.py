@@ -1,6 +1,6 @@
 """What products of several terms share: each term's inputs, and room for what lies between.
 
-A sum of T terms ``D1_t (B1_t - alpha) D2_t (B2_t - alpha) D3_t`` is handed to a kernel as ``d3``
+A sum of T terms ``D1_t (B1_t - shift) D2_t (B2_t - shift) D3_t`` is handed to a kernel as ``d3``
 (T, n), ``d2`` (k,) and ``d1`` (T, m) with k the sum of all k_t, the tiles of all B2_t one after the
 other (their rows are whole tiles of each term), those of all B1_t likewise but flat, (units, 16),
 for their rows are of unequal length, and ``starts`` (T + 1, 4) int64: where each term begins in d2,

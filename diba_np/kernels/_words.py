@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 92f08b48c13c
+from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py baa33a2a7297
 
 GROUPS = (4, 4, 4, 3)  # inputs of the tables of a unit
 UNIT = len(GROUPS) * 2 * 16  # bytes of a unit's tables

@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import cache_lines  # _lookup.py 92f08b48c13c
-from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py dae9825aeaeb
+from diba_np.kernels._lookup import cache_lines  # _lookup.py baa33a2a7297
+from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py eb4c554a8480
 
 BLOCK_UNITS = 5  # units whose tables are built at a time: 30 KiB
 # panels done at a time, in all threads together: more would leave the last-level cache
@@ -77,9 +77,9 @@ def _look_up_unit(builder, bits, tables, unit_offset, carried):
         table = _ir.offset(builder, tables, unit_offset + g * 32 * 64)
         for half in range(2):
             # (bits >> (5 g + 16 half) & 31) * 64
-            shift = 5 * g + 16 * half - 6
-            moved = builder.lshr if shift > 0 else builder.shl
-            entry = builder.and_(moved(bits, ir.Constant(_ir.I32, abs(shift))), entry_mask)
+            places = 5 * g + 16 * half - 6
+            moved = builder.lshr if places > 0 else builder.shl
+            entry = builder.and_(moved(bits, ir.Constant(_ir.I32, abs(places))), entry_mask)
             entry = builder.add(table, builder.zext(entry, _ir.I64))
             carried[half] = builder.fadd(carried[half], _ir.load(builder, entry, vector, 64))
     return carried
@@ -222,8 +222,8 @@ def _scatter(panels, scale, start, stop, out, first, totals):
 
 
 @njit(fastmath=False)
-def _mix_panel(panel, tiles, start, stop, alpha, sums):
-    """Write ``(B - alpha) panel`` to the rows of `sums` of the tiles ``start ... stop - 1``."""
+def _mix_panel(panel, tiles, start, stop, shift, sums):
+    """Write ``(B - shift) panel`` to the rows of `sums` of the tiles ``start ... stop - 1``."""
     n_units = tiles.shape[1]
     block = min(n_units, BLOCK_UNITS)
     memory = cache_lines(1, 96 * block + 1, panel)[0]
@@ -243,10 +243,10 @@ def _mix_panel(panel, tiles, start, stop, alpha, sums):
                 _mix_tile_block(tile, ahead, memory.ctypes.data, units, target, zero)
             else:
                 _mix_tile(tile, ahead, memory.ctypes.data, units, target, zero)
-    if alpha != 0:  # 0 * total would be NaN where the total, which no row asked for, overflows
+    if shift != 0:  # 0 * total would be NaN where the total, which no row asked for, overflows
         for i in range(32 * start, 32 * stop):
             for c in range(sums.shape[1]):
-                sums[i, c] -= alpha * totals[c]
+                sums[i, c] -= shift * totals[c]
 
 
 @njit(fastmath=False)
@@ -268,11 +268,11 @@ def _inner_rows(tiles2, tiles1):
 
 
 @njit(fastmath=False)
-def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_columns(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Multiply a DiBA factorization, or one packed matrix, by a matrix.
 
-    ``Z = D2 (B2 - alpha) D3 X``, then ``out = D1 (B1 - alpha) Z``. With `tiles1` of no tiles
-    only the first stage runs: ``out = D2 (B2 - alpha) D3 X``. All floats are float32, or all
+    ``Z = D2 (B2 - shift) D3 X``, then ``out = D1 (B1 - shift) Z``. With `tiles1` of no tiles
+    only the first stage runs: ``out = D2 (B2 - shift) D3 X``. All floats are float32, or all
     are float64. Columns are done by whole cache lines (16 float32, 8 float64).
 
     Parameters
@@ -284,7 +284,7 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     d2 : (k,)
     tiles1 : (ceil(m / 32), ceil(k / 15), 16) uint32, C-order, or no tiles at all
     d1 : (m,)
-    alpha : scalar of the same type
+    shift : scalar of the same type
     n_parts : int
         Ignored here; in the parallel twin the number of threads to plan for.
     out : (m, b) or (k, b), C-order, overwritten up to the same column
@@ -312,20 +312,20 @@ def product_columns(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
         inner = cache_lines(n_panels, _inner_rows(tiles2, tiles1), x)
         _gather(x, first, d3, 0, panels.shape[1], panels, totals)
         for p in range(n_panels):
-            _mix_panel(panels[p], tiles2, 0, n_tiles2, alpha, inner[p])
+            _mix_panel(panels[p], tiles2, 0, n_tiles2, shift, inner[p])
         if n_tiles1 == 0:
             _scatter(inner, d2, 0, 32 * n_tiles2, out, first, totals)
         else:
             results = cache_lines(n_panels, 32 * n_tiles1, x)
             for p in range(n_panels):
                 _scale_rows(d2, 0, inner.shape[1], inner[p], totals)
-                _mix_panel(inner[p], tiles1, 0, n_tiles1, alpha, results[p])
+                _mix_panel(inner[p], tiles1, 0, n_tiles1, shift, results[p])
             _scatter(results, d1, 0, 32 * n_tiles1, out, first, totals)
     return totals.sum()
 
 
 @njit(fastmath=False, parallel=True)
-def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_columns_par(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what `product_columns` does, cut into panels of columns and, if these are few, rows."""
     lanes = 64 // x.itemsize
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
@@ -345,7 +345,7 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
         for item in numba.prange(n_panels * pieces):
             p, piece = item // pieces, item % pieces
             start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
-            _mix_panel(panels[p], tiles2, start, stop, alpha, inner[p])
+            _mix_panel(panels[p], tiles2, start, stop, shift, inner[p])
             if n_tiles1:
                 last = inner.shape[1] if piece == pieces - 1 else 32 * stop
                 _scale_rows(d2, 32 * start, last, inner[p], totals[item])
@@ -353,7 +353,7 @@ def product_columns_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
             for item in numba.prange(n_panels * pieces):
                 p, piece = item // pieces, item % pieces
                 start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
-                _mix_panel(inner[p], tiles1, start, stop, alpha, results[p])
+                _mix_panel(inner[p], tiles1, start, stop, shift, results[p])
         for part in numba.prange(n_parts):
             if n_tiles1:
                 start, stop = 32 * n_tiles1 * part // n_parts, 32 * n_tiles1 * (part + 1) // n_parts
@@ -389,10 +389,10 @@ def _ones(size, like):
 
 
 @njit(fastmath=False)
-def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Multiply a sum of several DiBA factorizations by a matrix.
 
-    ``out = sum_t D1_t (B1_t - alpha) D2_t (B2_t - alpha) D3_t X``; all floats are float32,
+    ``out = sum_t D1_t (B1_t - shift) D2_t (B2_t - shift) D3_t X``; all floats are float32,
     or all are float64. Columns are done by whole cache lines.
 
     Parameters
@@ -401,7 +401,7 @@ def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts,
         Columns past the last whole line are left out.
     d3, tiles2, d2, tiles1, d1, starts
         Those of all terms, see ``kernels/_terms.py``.
-    alpha : scalar of the same type
+    shift : scalar of the same type
     n_parts : int
         Ignored here; in the parallel twin the number of threads to plan for.
     out : (m, b), C-order, overwritten up to the same column
@@ -433,16 +433,16 @@ def product_terms_columns(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts,
             scale = d2[starts[t, 0] : starts[t + 1, 0]]
             _gather(x, first, d3[t], 0, panels.shape[1], panels, totals)
             for p in range(n_panels):
-                _mix_panel(panels[p], tiles, 0, len(tiles), alpha, inner[p])
+                _mix_panel(panels[p], tiles, 0, len(tiles), shift, inner[p])
                 _scale_rows(scale, 0, _inner_rows(tiles, others), inner[p], totals)
-                _mix_panel(inner[p], others, 0, n_tiles1, alpha, result)
+                _mix_panel(inner[p], others, 0, n_tiles1, shift, result)
                 _add_rows(result, d1[t], 0, 32 * n_tiles1, t == 0, sums[p])
         _scatter(sums, ones, 0, 32 * n_tiles1, out, first, totals)
     return totals.sum()
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_columns_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_columns_par(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what `product_terms_columns` does, cut as `product_columns_par`, term after term."""
     lanes, n_tiles1 = 64 // x.itemsize, -(-out.shape[0] // 32)
     chunk = lanes * n_parts * max(1, CHUNK_PANELS // n_parts)
@@ -467,13 +467,13 @@ def product_terms_columns_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_pa
             for item in numba.prange(n_panels * pieces):
                 p, piece = item // pieces, item % pieces
                 start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
-                _mix_panel(panels[p], tiles, start, stop, alpha, inner[p])
+                _mix_panel(panels[p], tiles, start, stop, shift, inner[p])
                 last = n_rows if piece == pieces - 1 else 32 * stop
                 _scale_rows(scale, 32 * start, last, inner[p], totals[item])
             for item in numba.prange(n_panels * pieces):
                 p, piece = item // pieces, item % pieces
                 start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
-                _mix_panel(inner[p], others, start, stop, alpha, results[p])
+                _mix_panel(inner[p], others, start, stop, shift, results[p])
                 _add_rows(results[p], d1[t], 32 * start, 32 * stop, t == 0, sums[p])
         for part in numba.prange(n_parts):
             start, stop = 32 * n_tiles1 * part // n_parts, 32 * n_tiles1 * (part + 1) // n_parts

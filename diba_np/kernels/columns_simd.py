@@ -15,14 +15,14 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import (  # _lookup.py 92f08b48c13c
+from diba_np.kernels._lookup import (  # _lookup.py baa33a2a7297
     block_size,
     cache_lines,
     finish,
     zero_if_finite,
 )
 from diba_np.kernels._permute import AVX512  # _permute.py 843d2749a41a
-from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py dae9825aeaeb
+from diba_np.kernels._terms import first_tiles, second_tiles  # _terms.py eb4c554a8480
 
 # units whose tables are built at a time, 24 KiB for four columns; the same for fewer, so that the
 # totals of the inputs come out the same
@@ -150,7 +150,7 @@ def _scatter(columns, n_columns, start, stop, out, first):
 
 
 @njit(fastmath=False)
-def _mix_part(columns, tiles, start, stop, alpha, scale, out):
+def _mix_part(columns, tiles, start, stop, shift, scale, out):
     """Do the output rows of the tiles ``start ... stop - 1`` for 2 to 4 columns.
 
     Returns 0, or NaN where the inputs or a row's sum are not finite.
@@ -183,7 +183,7 @@ def _mix_part(columns, tiles, start, stop, alpha, scale, out):
     total = zero_if_finite(totals)
     for c in range(n_columns):
         rows = sums[c, : 32 * (stop - start)]
-        finish(rows, 32 * start, alpha, totals[c], scale, totals[:0], out[c])
+        finish(rows, 32 * start, shift, totals[c], scale, totals[:0], out[c])
         total += zero_if_finite(rows)
     return total
 
@@ -209,7 +209,7 @@ def _plan(n_columns, n_parts):
 
 
 @njit(fastmath=False)
-def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what ``columns.product_columns`` does, in float32, for any number of columns from 2 on.
 
     Returns
@@ -220,7 +220,7 @@ def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     Notes
     -----
     Time k (m + n) b / 110 cycles (Zen 5); extra memory 4 (n + k + m) min(b, `CHUNK_COLUMNS`) bytes,
-    and 24 KiB and 16 max(k, m) bytes a thread. If `alpha` is 0 every column has the bits that
+    and 24 KiB and 16 max(k, m) bytes a thread. If `shift` is 0 every column has the bits that
     ``lookup_simd.product_avx512`` gives. The `_par` twin's `out` is bitwise equal. naive:
     ``tests/naive.py::product_columns_avx512``.
     """
@@ -238,15 +238,15 @@ def product_columns_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
         groups = -(-n_columns // 4)
         for g in range(groups):
             a, b = n_columns * g // groups, n_columns * (g + 1) // groups
-            total += _mix_part(columns[a:b], tiles2, 0, n_tiles2, alpha, d2, inner[a:b])
+            total += _mix_part(columns[a:b], tiles2, 0, n_tiles2, shift, d2, inner[a:b])
             if n_tiles1:
-                total += _mix_part(inner[a:b], tiles1, 0, n_tiles1, alpha, d1, results[a:b])
+                total += _mix_part(inner[a:b], tiles1, 0, n_tiles1, shift, d1, results[a:b])
         _scatter(results, n_columns, 0, -(-out.shape[0] // 16), out, first)
     return total
 
 
 @njit(fastmath=False, parallel=True)
-def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what `product_columns_avx512` does, cut into columns and, if these are few, rows."""
     n_tiles2, n_tiles1 = tiles2.shape[0], tiles1.shape[0]
     total = np.float32(0.0)
@@ -268,15 +268,15 @@ def product_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, ou
             g, piece = item // pieces, item % pieces
             a, b = n_columns * g // groups, n_columns * (g + 1) // groups
             start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
-            totals[item] = _mix_part(columns[a:b], tiles2, start, stop, alpha, d2, inner[a:b])
+            totals[item] = _mix_part(columns[a:b], tiles2, start, stop, shift, d2, inner[a:b])
             if n_tiles1 and pieces == 1:
-                totals[item] += _mix_part(inner[a:b], tiles1, 0, n_tiles1, alpha, d1, results[a:b])
+                totals[item] += _mix_part(inner[a:b], tiles1, 0, n_tiles1, shift, d1, results[a:b])
         if n_tiles1 and pieces > 1:
             for item in numba.prange(groups * pieces):
                 g, piece = item // pieces, item % pieces
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
                 start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
-                totals[item] += _mix_part(inner[a:b], tiles1, start, stop, alpha, d1, results[a:b])
+                totals[item] += _mix_part(inner[a:b], tiles1, start, stop, shift, d1, results[a:b])
         for p in numba.prange(n_parts):
             blocks = -(-out.shape[0] // 16)
             start, stop = blocks * p // n_parts, blocks * (p + 1) // n_parts
@@ -298,7 +298,7 @@ def _add_columns(part, n_columns, start, stop, first, sums):
 
 
 @njit(fastmath=False)
-def product_terms_columns_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_columns_avx512(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what ``columns.product_terms_columns`` does, in float32, for 2 columns and more.
 
     Returns
@@ -329,8 +329,8 @@ def product_terms_columns_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n
             _gather(x, first, n_columns, d3[t], 0, columns.shape[1] // 16, columns)
             for g in range(groups):
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
-                total += _mix_part(columns[a:b], tiles, 0, len(tiles), alpha, scale, inner[a:b])
-                total += _mix_part(inner[a:b], others, 0, n_tiles1, alpha, d1[t], results[a:b])
+                total += _mix_part(columns[a:b], tiles, 0, len(tiles), shift, scale, inner[a:b])
+                total += _mix_part(inner[a:b], others, 0, n_tiles1, shift, d1[t], results[a:b])
             _add_columns(results, n_columns, 0, m, t == 0, sums)
         _scatter(sums, n_columns, 0, -(-m // 16), out, first)
         total += _zero_if_finite_columns(sums, n_columns, 0, m)
@@ -347,7 +347,7 @@ def _zero_if_finite_columns(columns, n_columns, start, stop):
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what `product_terms_columns_avx512` does, cut as `product_columns_avx512_par`."""
     m, n_tiles1 = out.shape[0], -(-out.shape[0] // 32)
     total = np.float32(0.0)
@@ -373,13 +373,13 @@ def product_terms_columns_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alph
                 g, piece = item // pieces, item % pieces
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
                 start, stop = n_tiles2 * piece // pieces, n_tiles2 * (piece + 1) // pieces
-                totals[item] = _mix_part(columns[a:b], tiles, start, stop, alpha, scale, inner[a:b])
+                totals[item] = _mix_part(columns[a:b], tiles, start, stop, shift, scale, inner[a:b])
             for item in numba.prange(groups * pieces):
                 g, piece = item // pieces, item % pieces
                 a, b = n_columns * g // groups, n_columns * (g + 1) // groups
                 start, stop = n_tiles1 * piece // pieces, n_tiles1 * (piece + 1) // pieces
                 totals[item] += _mix_part(
-                    inner[a:b], others, start, stop, alpha, d1[t], results[a:b]
+                    inner[a:b], others, start, stop, shift, d1[t], results[a:b]
                 )
                 rows, last = 32 * start, min(32 * stop, m)
                 _add_columns(results[a:b], b - a, rows, last, t == 0, sums[a:b])

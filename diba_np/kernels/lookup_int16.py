@@ -17,8 +17,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py 92f08b48c13c
-from diba_np.kernels._stages import make_rounded_stages  # _stages.py 372b8b8428c4
+from diba_np.kernels._lookup import block_size, finish_rounded  # _lookup.py baa33a2a7297
+from diba_np.kernels._stages import make_rounded_stages  # _stages.py 2ab30e42ec6b
 
 BLOCK_UNITS = 32  # units whose tables are built at a time: 6 KiB; even, for whole pairs
 PAIR = 30  # columns of two units
@@ -246,20 +246,20 @@ _product, _start, _piece, _end = make_rounded_stages(_measured, _mix_part, 2)  #
 
 
 @njit(fastmath=False)
-def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
+def product_int16(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out):
     """Multiply a DiBA factorization, or one packed matrix, by a vector, in 16-bit tables.
 
     As ``lookup_simd.product_avx512``, in the split form that keeps offsets out of the tables: with
-    ``s = sum(d3 * x)``, ``c = (1/2 - alpha) s`` and ``w = d2 * ((B2 - 1/2) (d3 * x))`` the inner
-    vector is ``z = w + c d2``, and ``(B1 - alpha) z = (B1 - 1/2) w + (1/2 - alpha) sum(w)
-    + c (B1 - alpha) d2``.
+    ``s = sum(d3 * x)``, ``c = (1/2 - shift) s`` and ``w = d2 * ((B2 - 1/2) (d3 * x))`` the inner
+    vector is ``z = w + c d2``, and ``(B1 - shift) z = (B1 - 1/2) w + (1/2 - shift) sum(w)
+    + c (B1 - shift) d2``.
 
     Parameters
     ----------
-    x, d3, tiles2, d2, tiles1, d1, alpha
+    x, d3, tiles2, d2, tiles1, d1, shift
         As in ``lookup_simd.product_avx512``. At most 1 900 000 columns a stage (32-bit sums).
     mixed_d2 : (m,) float32, or (0,) if `tiles1` has no tiles
-        ``(B1 - alpha) d2``, which does not depend on x.
+        ``(B1 - shift) d2``, which does not depend on x.
     n_parts : int
         Ignored here; in the parallel twin the number of pieces that the rows are cut into.
     out : (m,) or (k,) float32, overwritten
@@ -277,13 +277,13 @@ def product_int16(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
     Time k (m + n) / 75 cycles, extra memory O(k) and 6 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_int16``.
     """
-    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, out)
+    return _product(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_int16_par(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
+def product_int16_par(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out):
     """Do what `product_int16` does, the output rows cut into `n_parts` pieces for the threads."""
     shared = _start(x, d3, tiles2, d2, tiles1, out)
     for p in numba.prange(n_parts):
-        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out)
+        _piece(p, shared, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out)
     return _end(shared, tiles1)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numba
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 92f08b48c13c
-from diba_np.kernels._neon import (  # _neon.py fec8faeab6f2
+from diba_np.kernels._lookup import zero_if_finite  # _lookup.py baa33a2a7297
+from diba_np.kernels._neon import (  # _neon.py e34cfe472e47
     build_float_tables_neon,
     build_word_tables_neon,
     mix_neon,
     mix_word_tile_neon,
 )
-from diba_np.kernels._stages import (  # _stages.py 372b8b8428c4
+from diba_np.kernels._stages import (  # _stages.py 2ab30e42ec6b
     make_mix_part,
     make_rounded_stages,
     make_stages,
@@ -25,7 +25,7 @@ from diba_np.kernels._stages import (  # _stages.py 372b8b8428c4
     start_pieces,
     start_term_pieces,
 )
-from diba_np.kernels._words import (  # _words.py 5789a9b3958a
+from diba_np.kernels._words import (  # _words.py 81254ded4302
     make_mix_part_words,
     measured_words,
 )
@@ -36,7 +36,7 @@ _terms, _terms_piece = make_term_stages(_mix_part)
 
 
 @njit(fastmath=False)
-def product_neon(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_neon(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what ``lookup_simd.product_avx512`` does, with NEON and 5 inputs a look-up.
 
     Notes
@@ -44,34 +44,34 @@ def product_neon(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     Time k (m + n) / 13 cycles (estimated for Apple's M1), extra memory O(k) and 12 KiB a thread.
     The `_par` twin is bitwise equal. naive: ``tests/naive.py::product_neon``.
     """
-    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, out)
+    return _product(x, d3, tiles2, d2, tiles1, d1, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_neon_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_neon_par(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what `product_neon` does, the output rows cut into `n_parts` pieces for the threads."""
     shared = start_pieces(x, d3, tiles2, d2, tiles1, n_parts, out)
     for p in numba.prange(n_parts):
-        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out)
+        _piece(p, shared, tiles2, d2, tiles1, d1, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_terms_neon(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_neon(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what ``lookup_simd.product_terms_avx512`` does, with NEON.
 
     naive: ``tests/naive.py::product_terms_neon``.
     """
-    return _terms(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out)
+    return _terms(x, d3, tiles2, d2, tiles1, d1, starts, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_neon_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_neon_par(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what `product_terms_neon` does, the output rows cut into `n_parts` pieces."""
     shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        _terms_piece(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out)
+        _terms_piece(p, shared, tiles2, d2, tiles1, d1, starts, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
@@ -82,7 +82,7 @@ _product_rounded, _start_rounded, _piece_rounded, _end_rounded = make_rounded_st
 
 
 @njit(fastmath=False)
-def product_neon_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
+def product_neon_rounded(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out):
     """Do what ``lookup_int16.product_int16`` does, in tables of bytes for 4 inputs.
 
     At most 980 000 columns a stage (32-bit sums).
@@ -92,13 +92,13 @@ def product_neon_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts
     Time k (m + n) / 28 cycles (estimated for Apple's M1), extra memory O(k) and 9 KiB a thread. The
     `_par` twin is bitwise equal. naive: ``tests/naive.py::product_neon_rounded``.
     """
-    return _product_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, out)
+    return _product_rounded(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_neon_rounded_par(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
+def product_neon_rounded_par(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out):
     """Do what `product_neon_rounded` does, the output rows cut into `n_parts` pieces."""
     shared = _start_rounded(x, d3, tiles2, d2, tiles1, out)
     for p in numba.prange(n_parts):
-        _piece_rounded(p, shared, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out)
+        _piece_rounded(p, shared, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out)
     return _end_rounded(shared, tiles1)

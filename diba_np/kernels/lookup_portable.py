@@ -11,8 +11,8 @@ import numba
 import numpy as np
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py 92f08b48c13c
-from diba_np.kernels._stages import (  # _stages.py 372b8b8428c4
+from diba_np.kernels._lookup import finish, zero_if_finite  # _lookup.py baa33a2a7297
+from diba_np.kernels._stages import (  # _stages.py 2ab30e42ec6b
     make_stages,
     make_term_stages,
     start_pieces,
@@ -44,7 +44,7 @@ def _build_tables(inputs, first_unit, n_units, tables):
 
 
 @njit(fastmath=False)
-def _mix_part(inputs, tiles, start, stop, alpha, scale, before, out):
+def _mix_part(inputs, tiles, start, stop, shift, scale, before, out):
     """Do the output rows of the tiles ``start ... stop - 1``; return the sum of `inputs`.
 
     It is NaN where a row's sum is not finite.
@@ -78,7 +78,7 @@ def _mix_part(inputs, tiles, start, stop, alpha, scale, before, out):
                 sums[t - start, 0, lane] = a
                 sums[t - start, 1, lane] = b
     results = sums.reshape(-1)
-    finish(results, 32 * start, alpha, total, scale, before, out)
+    finish(results, 32 * start, shift, total, scale, before, out)
     return total + zero_if_finite(results)
 
 
@@ -87,7 +87,7 @@ _terms, _terms_piece = make_term_stages(_mix_part)
 
 
 @njit(fastmath=False)
-def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_portable(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what ``lookup_simd.product_avx512`` does, on any CPU; all floats float32, or all float64.
 
     Notes
@@ -95,33 +95,33 @@ def product_portable(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     Time k (m + n) / 10 cycles, extra memory O(k) and 18 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_portable``.
     """
-    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, out)
+    return _product(x, d3, tiles2, d2, tiles1, d1, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_portable_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_portable_par(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what `product_portable` does, the output rows cut into `n_parts` pieces for threads."""
     shared = start_pieces(x, d3, tiles2, d2, tiles1, n_parts, out)
     for p in numba.prange(n_parts):
-        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out)
+        _piece(p, shared, tiles2, d2, tiles1, d1, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_terms_portable(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_portable(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what ``lookup_simd.product_terms_avx512`` does, on any CPU, in float32 or float64.
 
     naive: ``tests/naive.py::product_terms_portable``.
     """
-    return _terms(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out)
+    return _terms(x, d3, tiles2, d2, tiles1, d1, starts, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_portable_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_portable_par(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what `product_terms_portable` does, the output rows cut into `n_parts` pieces."""
     shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        _terms_piece(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out)
+        _terms_piece(p, shared, tiles2, d2, tiles1, d1, starts, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numba
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._lookup import zero_if_finite  # _lookup.py 92f08b48c13c
+from diba_np.kernels._lookup import zero_if_finite  # _lookup.py baa33a2a7297
 from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     build_avx2,
     build_avx512,
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stages import (  # _stages.py 372b8b8428c4
+from diba_np.kernels._stages import (  # _stages.py 2ab30e42ec6b
     make_mix_part,
     make_stages,
     make_term_stages,
@@ -34,11 +34,11 @@ _terms_avx2, _terms_piece_avx2 = make_term_stages(_mix_part_avx2)
 
 
 @njit(fastmath=False)
-def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_avx512(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Multiply a DiBA factorization, or one packed matrix, by a vector.
 
-    ``z = d2 * ((B2 - alpha) (d3 * x))``, then ``out = d1 * ((B1 - alpha) z)``. With `tiles1`
-    of no tiles only the first stage runs: ``out = d2 * ((B2 - alpha) (d3 * x))``.
+    ``z = d2 * ((B2 - shift) (d3 * x))``, then ``out = d1 * ((B1 - shift) z)``. With `tiles1`
+    of no tiles only the first stage runs: ``out = d2 * ((B2 - shift) (d3 * x))``.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     d2 : (k,) float32
     tiles1 : (ceil(m / 32), ceil(k / 15), 16) uint32, C-order, or no tiles at all
     d1 : (m,) float32
-    alpha : float32
+    shift : float32
     n_parts : int
         Ignored here; in the parallel twin the number of pieces that the rows are cut into.
     out : (m,) or (k,) float32, overwritten
@@ -62,43 +62,43 @@ def product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
     Time k (m + n) / 44 cycles, extra memory O(k) and 12 KiB a thread. The `_par` twin is bitwise
     equal. naive: ``tests/naive.py::product_avx512``.
     """
-    return _product_avx512(x, d3, tiles2, d2, tiles1, d1, alpha, out)
+    return _product_avx512(x, d3, tiles2, d2, tiles1, d1, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_avx512_par(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what `product_avx512` does, the output rows cut into `n_parts` pieces for the threads."""
     shared = start_pieces(x, d3, tiles2, d2, tiles1, n_parts, out)
     for p in numba.prange(n_parts):
-        _piece_avx512(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out)
+        _piece_avx512(p, shared, tiles2, d2, tiles1, d1, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_avx2(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what `product_avx512` does, with AVX2 alone and 3 inputs a look-up.
 
     naive: ``tests/naive.py::product_avx2``.
     """
-    return _product_avx2(x, d3, tiles2, d2, tiles1, d1, alpha, out)
+    return _product_avx2(x, d3, tiles2, d2, tiles1, d1, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, alpha, n_parts, out):
+def product_avx2_par(x, d3, tiles2, d2, tiles1, d1, shift, n_parts, out):
     """Do what `product_avx2` does, the output rows cut into `n_parts` pieces for the threads."""
     shared = start_pieces(x, d3, tiles2, d2, tiles1, n_parts, out)
     for p in numba.prange(n_parts):
-        _piece_avx2(p, shared, tiles2, d2, tiles1, d1, alpha, n_parts, out)
+        _piece_avx2(p, shared, tiles2, d2, tiles1, d1, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Multiply a sum of several DiBA factorizations by a vector.
 
-    ``out = sum_t d1_t * ((B1_t - alpha) (d2_t * ((B2_t - alpha) (d3_t * x))))``, the terms
+    ``out = sum_t d1_t * ((B1_t - shift) (d2_t * ((B2_t - shift) (d3_t * x))))``, the terms
     added in their order.
 
     Parameters
@@ -106,7 +106,7 @@ def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, 
     x : (n,) float32
     d3, tiles2, d2, tiles1, d1, starts
         Those of all terms, see ``kernels/_terms.py``.
-    alpha : float32
+    shift : float32
     n_parts : int
         Ignored here; in the parallel twin the number of pieces that the rows are cut into.
     out : (m,) float32, overwritten
@@ -121,33 +121,33 @@ def product_terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, 
     Time as of `product_avx512` with k the sum of all terms, and the tables of x once for each. The
     `_par` twin is bitwise equal. naive: ``tests/naive.py::product_terms_avx512``.
     """
-    return _terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out)
+    return _terms_avx512(x, d3, tiles2, d2, tiles1, d1, starts, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_avx512_par(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what `product_terms_avx512` does, the output rows cut into `n_parts` pieces."""
     shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        _terms_piece_avx512(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out)
+        _terms_piece_avx512(p, shared, tiles2, d2, tiles1, d1, starts, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)
 
 
 @njit(fastmath=False)
-def product_terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what ``lookup_simd.product_terms_avx512`` does, with AVX2 alone.
 
     naive: ``tests/naive.py::product_terms_avx2``.
     """
-    return _terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, alpha, out)
+    return _terms_avx2(x, d3, tiles2, d2, tiles1, d1, starts, shift, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_terms_avx2_par(x, d3, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out):
+def product_terms_avx2_par(x, d3, tiles2, d2, tiles1, d1, starts, shift, n_parts, out):
     """Do what `product_terms_avx2` does, the output rows cut into `n_parts` pieces."""
     shared = start_term_pieces(x, d3, tiles2, starts, n_parts)
     for p in numba.prange(n_parts):
-        _terms_piece_avx2(p, shared, tiles2, d2, tiles1, d1, starts, alpha, n_parts, out)
+        _terms_piece_avx2(p, shared, tiles2, d2, tiles1, d1, starts, shift, n_parts, out)
     totals = shared[2]
     return totals[0] + zero_if_finite(totals)

@@ -15,8 +15,8 @@ from numba.extending import intrinsic
 
 from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
-from diba_np.kernels._stages import make_rounded_stages  # _stages.py 372b8b8428c4
-from diba_np.kernels._words import (  # _words.py 5789a9b3958a
+from diba_np.kernels._stages import make_rounded_stages  # _stages.py 2ab30e42ec6b
+from diba_np.kernels._words import (  # _words.py 81254ded4302
     UNIT,
     make_mix_part_words,
     measured_words,
@@ -130,7 +130,7 @@ _product, _start, _piece, _end = make_rounded_stages(
 
 
 @njit(fastmath=False)
-def product_avx2_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
+def product_avx2_rounded(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out):
     """Do what ``lookup_int16.product_int16`` does, in tables of bytes for 4 inputs.
 
     At most 980 000 columns a stage (32-bit sums).
@@ -140,13 +140,13 @@ def product_avx2_rounded(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts
     Time k (m + n) / 40 cycles (Zen 3), extra memory O(k) and 9 KiB a thread. The `_par` twin is
     bitwise equal. naive: ``tests/naive.py::product_avx2_rounded``.
     """
-    return _product(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, out)
+    return _product(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, out)
 
 
 @njit(fastmath=False, parallel=True)
-def product_avx2_rounded_par(x, d3, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out):
+def product_avx2_rounded_par(x, d3, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out):
     """Do what `product_avx2_rounded` does, the output rows cut into `n_parts` pieces."""
     shared = _start(x, d3, tiles2, d2, tiles1, out)
     for p in numba.prange(n_parts):
-        _piece(p, shared, tiles2, d2, tiles1, d1, alpha, mixed_d2, n_parts, out)
+        _piece(p, shared, tiles2, d2, tiles1, d1, shift, mixed_d2, n_parts, out)
     return _end(shared, tiles1)

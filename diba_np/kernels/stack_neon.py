@@ -6,8 +6,8 @@ As ``lookup_neon.product_neon`` does one, to the last bit; the rest as in ``stac
 from __future__ import annotations
 
 from diba_np.kernels._jit import njit
-from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py fec8faeab6f2
-from diba_np.kernels._stack import make_stack  # _stack.py 16a2049a5f50
+from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py e34cfe472e47
+from diba_np.kernels._stack import make_stack  # _stack.py ee0a19cde7d4
 
 _stack = make_stack(build_float_tables_neon, mix_neon)
 

@@ -16,7 +16,7 @@ from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stack import make_stack  # _stack.py 16a2049a5f50
+from diba_np.kernels._stack import make_stack  # _stack.py ee0a19cde7d4
 
 _stack_avx512 = make_stack(build_avx512, mix_avx512)
 _stack_avx2 = make_stack(build_avx2, mix_avx2)
@@ -26,8 +26,8 @@ _stack_avx2 = make_stack(build_avx2, mix_avx2)
 def stack_avx512(x, plan, work, added, out):
     """Multiply several packed matrices by one vector, and add to the results.
 
-    Each factorization as ``lookup_simd.product_avx512``: ``out[rows] = d1 * ((B1 - alpha) z) +
-    bias + added`` with ``z = d2 * ((B2 - alpha) (d3 * x))``; of a linear trellis what
+    Each factorization as ``lookup_simd.product_avx512``: ``out[rows] = d1 * ((B1 - shift) z) +
+    bias + added`` with ``z = d2 * ((B2 - shift) (d3 * x))``; of a linear trellis what
     ``filters.filter_sums`` makes of z, with both sides rotated where they are.
 
     Parameters

@@ -311,7 +311,7 @@ class DiBALinear(Layer):
                 self._mixing[term, f"{own}.T", True] = values
             else:
                 turned = bits.T if side.endswith(".T") else bits
-                self._mixing[term, side, False] = Product(turned, alpha=self.factors.shift)
+                self._mixing[term, side, False] = Product(turned, shift=self.factors.shift)
         mixing = self._mixing[term, side, unpack]
         if unpack:
             product: Array = samples @ mixing

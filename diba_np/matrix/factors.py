@@ -417,7 +417,7 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
             tiles1 = joined_tiles([term.b1 for term in self._terms])
             return SumProduct([term._product for term in self._terms], tiles2, tiles1)
         return Product(
-            self.b2, self.b1, d_in=self.d3, d_mid=self.d2, d_out=self.d1, alpha=self.shift
+            self.b2, self.b1, d_in=self.d3, d_mid=self.d2, d_out=self.d1, shift=self.shift
         )
 
     def _adjoint(self) -> DiBAFactors:

@@ -316,11 +316,11 @@ class _Part:
 
     @functools.cached_property
     def _forward(self) -> Product:
-        return Product(self._bits, d_in=self._d3, alpha=0.5)
+        return Product(self._bits, d_in=self._d3, shift=0.5)
 
     @functools.cached_property
     def _backward(self) -> Product:
-        return Product(self._bits.T, d_out=self._d3, alpha=0.5)
+        return Product(self._bits.T, d_out=self._d3, shift=0.5)
 
     def multiply(self, x: Array, out: Array, more: bool) -> float:
         """Write the product with x (n, N) to out (m, N), or add it; return the sum of `out`."""
@@ -365,7 +365,7 @@ class _Part:
             d_in=np.ones(self._width) if self._d3 is None else self._d3,
             d_mid=np.ones(self.mode.bits * self.steps),
             d_out=np.ones(m),
-            alpha=0.5,
+            shift=0.5,
             start=start,
             bias=bias,
             filter=Filter(taps, scales, few, turn_in, turn_out),

@@ -50,7 +50,7 @@ class Filter(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """One chain ``D_out (B1 - alpha) D_mid (B2 - alpha) D_in`` of a plan.
+    """One chain ``D_out (B1 - shift) D_mid (B2 - shift) D_in`` of a plan.
 
     Neighbours with the same `start` are terms of one matrix: their results are added.
     """
@@ -60,7 +60,7 @@ class Chain(NamedTuple):
     d_in: ArrayLike
     d_mid: ArrayLike
     d_out: ArrayLike
-    alpha: float
+    shift: float
     start: int  # the first row of the result
     bias: ArrayLike | None = None  # (m,), of the first term
     filter: Filter | None = None  # then `tiles1` has no units
@@ -98,7 +98,7 @@ class Plan:
             row[_stack.N_TILES_2], row[_stack.N_UNITS_2] = chain.tiles1.shape[:2]
             row[_stack.D3], row[_stack.D2] = self._constant(d_in), self._constant(d_mid)
             row[_stack.D1] = self._constant(d_out)
-            row[_stack.ALPHA] = self._constant(np.array([chain.alpha], np.float32))
+            row[_stack.SHIFT] = self._constant(np.array([chain.shift], np.float32))
             row[_stack.BIAS] = -1
             if chain.bias is not None:
                 row[_stack.BIAS] = self._constant(np.asarray(chain.bias, np.float32))

@@ -1,6 +1,6 @@
 """Products with packed 0/1 matrices: which kernel runs, on how many threads, for which operand.
 
-`Product` is one chain ``D_out (B1 - alpha) D_mid (B2 - alpha) D_in``, or half of it with one packed
+`Product` is one chain ``D_out (B1 - shift) D_mid (B2 - shift) D_in``, or half of it with one packed
 matrix, applied to vectors and matrices. The arithmetic is in ``kernels/``, the tiled copies of the
 bits are `PackedBits.tiles`.
 """
@@ -125,9 +125,9 @@ def transposed(array: NDArray[Any]) -> Real:
 
 
 class Product:
-    """The map ``x -> d_out * ((B1 - alpha) (d_mid * ((B2 - alpha) (d_in * x))))``.
+    """The map ``x -> d_out * ((B1 - shift) (d_mid * ((B2 - shift) (d_in * x))))``.
 
-    Without `second` it is ``x -> d_out * ((B2 - alpha) (d_in * x))``.
+    Without `second` it is ``x -> d_out * ((B2 - shift) (d_in * x))``.
 
     Parameters
     ----------
@@ -137,8 +137,8 @@ class Product:
         B1.
     d_in, d_mid, d_out : vectors, optional
         All ones by default; `d_mid` only with `second`.
-    alpha : float, default 0.0
-        A bit b stands for ``b - alpha``.
+    shift : float, default 0.0
+        A bit b stands for ``b - shift``.
     path : {"portable", "avx2", "avx512", "neon"}, optional
         By default `kernel_path`.
 
@@ -168,14 +168,14 @@ class Product:
         d_in: ArrayLike | None = None,
         d_mid: ArrayLike | None = None,
         d_out: ArrayLike | None = None,
-        alpha: float = 0.0,
+        shift: float = 0.0,
         path: str | None = None,
     ) -> None:
         self._bits = (first,) if second is None else (first, second)
         self.shape = (self._bits[-1].shape[0], first.shape[1])
         self.weights: int = sum(bits.shape[0] * bits.shape[1] for bits in self._bits)
         self._inputs = sum(bits.shape[1] for bits in self._bits)
-        self.alpha = alpha
+        self.shift = shift
         self._path = kernel_path() if path is None else path
         self._vector_path = vector_path() if path is None else path
         # kernels scale by d2 after the first stage and by d1 after the second
@@ -200,15 +200,15 @@ class Product:
 
     def _chains(self) -> list[Chain]:
         """Return what a plan holds of this."""
-        d3, tiles2, d2, tiles1, d1, alpha = self._prepared(_SINGLE)
-        return [Chain(tiles2, tiles1, d3, d2, d1, alpha, 0)]
+        d3, tiles2, d2, tiles1, d1, shift = self._prepared(_SINGLE)
+        return [Chain(tiles2, tiles1, d3, d2, d1, shift, 0)]
 
     @functools.cached_property
     def _plan(self) -> Plan:
         return Plan(self._chains())
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-        """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, alpha)."""
+        """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, shift)."""
         if dtype not in self._arguments:
             d3, d2, d1 = (
                 np.ones(size, dtype) if scale is None else np.array(scale, dtype, order="C")
@@ -217,16 +217,16 @@ class Product:
             tiles = [bits.tiles for bits in self._bits]
             if len(tiles) == 1:
                 tiles.append(np.empty((0, 0, 16), np.uint32))
-            alpha = dtype.type(self.alpha)
-            self._arguments[dtype] = (d3, tiles[0], d2, tiles[1], d1, alpha)
+            shift = dtype.type(self.shift)
+            self._arguments[dtype] = (d3, tiles[0], d2, tiles[1], d1, shift)
         return self._arguments[dtype]
 
     @functools.cached_property
     def _mixed_d2(self) -> Real:
-        """``(B1 - alpha) d2`` as float32; empty with one packed matrix."""
+        """``(B1 - shift) d2`` as float32; empty with one packed matrix."""
         if len(self._bits) == 1:
             return np.empty(0, np.float32)
-        mixing = Product(self._bits[1], alpha=self.alpha, path=self._path)
+        mixing = Product(self._bits[1], shift=self.shift, path=self._path)
         return mixing.vector(self._prepared(_SINGLE)[2])
 
     @functools.cached_property

@@ -1,6 +1,6 @@
 """Products with a sum of several chains, each with diagonals of its own: one kernel for all.
 
-`SumProduct` is ``sum_t D_out,t (B1_t - alpha) D_mid,t (B2_t - alpha) D_in,t``; the bits of all
+`SumProduct` is ``sum_t D_out,t (B1_t - shift) D_mid,t (B2_t - shift) D_in,t``; the bits of all
 terms lie in one piece of memory, and one call of a kernel goes over all of them.
 """
 
@@ -31,14 +31,14 @@ _VECTOR_KERNELS: dict[str, Kernels] = {
 
 
 class SumProduct(Product):
-    """The sum of several maps ``x -> d_out * ((B1 - alpha) (d_mid * ((B2 - alpha) (d_in * x))))``.
+    """The sum of several maps ``x -> d_out * ((B1 - shift) (d_mid * ((B2 - shift) (d_in * x))))``.
 
     Everything but the constructor is that of `Product`.
 
     Parameters
     ----------
     parts : sequence of Product
-        At least one, each of two packed matrices; one shape, alpha and path.
+        At least one, each of two packed matrices; one shape, shift and path.
     tiles2, tiles1 : (units, 16) uint32
         The tiles of all first, and of all second packed matrices, one after the other in one piece.
 
@@ -56,10 +56,10 @@ class SumProduct(Product):
 
     def __init__(self, parts: Sequence[Product], tiles2: Tiles, tiles1: Tiles) -> None:
         self._terms = tuple(parts)
-        kinds = {(part.shape, float(part.alpha), part._path, len(part._bits)) for part in parts}
+        kinds = {(part.shape, float(part.shift), part._path, len(part._bits)) for part in parts}
         if len(kinds) != 1 or next(iter(kinds))[-1] != 2:
-            raise ValueError("the terms of a product must be chains of one shape, alpha and path")
-        self.shape, self.alpha, self._path = parts[0].shape, parts[0].alpha, parts[0]._path
+            raise ValueError("the terms of a product must be chains of one shape, shift and path")
+        self.shape, self.shift, self._path = parts[0].shape, parts[0].shift, parts[0]._path
         self._vector_path = parts[0]._vector_path
         self.weights = sum(part.weights for part in parts)
         self._inputs = sum(part._inputs for part in parts)
@@ -83,7 +83,7 @@ class SumProduct(Product):
         return _VECTOR_KERNELS[self._vector_path if dtype == np.float32 else "portable"]
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-        """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, alpha)."""
+        """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, shift)."""
         if dtype not in self._arguments:
             d3, d2, d1 = zip(*(part._scales for part in self._terms), strict=True)
 
@@ -97,7 +97,7 @@ class SumProduct(Product):
                 self._flat[1],
                 np.array(values(d1), dtype, order="C"),
                 self._starts,
-                dtype.type(self.alpha),
+                dtype.type(self.shift),
             )
         return self._arguments[dtype]
 

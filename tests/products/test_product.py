@@ -108,18 +108,18 @@ def operator(m, n, k, seed, shift=0.0):
     return DiBAFactors(d1, b1, d2, b2, d3, shift)
 
 
-def arguments(b1, b2, d1, d2, d3, alpha, dtype):
+def arguments(b1, b2, d1, d2, d3, shift, dtype):
     """What a kernel takes between x and n_parts; b1 None leaves the second stage out."""
     tiles1 = np.empty((0, 0, 16), np.uint32) if b1 is None else PackedBits(b1).tiles
     d3, d2, d1 = (v.astype(dtype) for v in (d3, d2, d1))
-    return d3, PackedBits(b2).tiles, d2, tiles1, d1, dtype(alpha)
+    return d3, PackedBits(b2).tiles, d2, tiles1, d1, dtype(shift)
 
 
-def size_of_terms(b1, b2, d1, d2, d3, alpha, X):
+def size_of_terms(b1, b2, d1, d2, d3, shift, X):
     """What the rounding errors of a product scale with: the sum of all terms' magnitudes."""
-    # alpha times the sum of all inputs is taken off every row, whatever its bits
-    left = np.abs(d1.astype(float))[:, None] * (b1 + abs(alpha))
-    right = np.abs(d2.astype(float))[:, None] * (b2 + abs(alpha)) * np.abs(d3.astype(float))
+    # shift times the sum of all inputs is taken off every row, whatever its bits
+    left = np.abs(d1.astype(float))[:, None] * (b1 + abs(shift))
+    right = np.abs(d2.astype(float))[:, None] * (b2 + abs(shift)) * np.abs(d3.astype(float))
     return (left @ right) @ np.abs(X)
 
 
@@ -160,18 +160,18 @@ def test_tiles_equal_naive(bits):
 @settings(max_examples=15)
 @given(SIZES, SIZES, SIZES, st.sampled_from([0.0, 0.5, 0.25]), st.integers(0, 2**31))
 @pytest.mark.parametrize(("kernel", "dtype"), VECTOR_KERNELS)
-def test_vector_kernel_equals_naive(kernel, dtype, m, n, k, alpha, seed):
+def test_vector_kernel_equals_naive(kernel, dtype, m, n, k, shift, seed):
     halves = problem(m, n, k, seed)
     x = np.random.default_rng(seed).normal(size=n).astype(dtype)
-    found = run_all(kernel, x, arguments(*halves, alpha, dtype), m)
-    exact = getattr(naive, kernel.__name__)(*halves, alpha, x)
-    size = size_of_terms(*halves, alpha, x[:, None])[:, 0]
+    found = run_all(kernel, x, arguments(*halves, shift, dtype), m)
+    exact = getattr(naive, kernel.__name__)(*halves, shift, x)
+    size = size_of_terms(*halves, shift, x[:, None])[:, 0]
     assert (np.abs(found - exact) <= 8 * np.finfo(dtype).eps * size).all()
     # the first stage alone
     _, b2, d1, d2, d3 = halves
-    half = run_all(kernel, x, arguments(None, b2, d1, d2, d3, alpha, dtype), k)
-    exact = naive.mix(b2, alpha, d3, d2, x)
-    size = np.abs(d2) * ((b2 + alpha) @ np.abs(d3 * x))
+    half = run_all(kernel, x, arguments(None, b2, d1, d2, d3, shift, dtype), k)
+    exact = naive.mix(b2, shift, d3, d2, x)
+    size = np.abs(d2) * ((b2 + shift) @ np.abs(d3 * x))
     assert (np.abs(half - exact) <= 8 * np.finfo(dtype).eps * size).all()
 
 
@@ -185,40 +185,40 @@ def test_vector_kernel_equals_naive(kernel, dtype, m, n, k, alpha, seed):
     st.integers(0, 2**31),
 )
 @pytest.mark.parametrize(("kernel", "dtype"), MATRIX_KERNELS)
-def test_matrix_kernel_equals_naive(kernel, dtype, m, n, k, b, alpha, seed):
+def test_matrix_kernel_equals_naive(kernel, dtype, m, n, k, b, shift, seed):
     halves = problem(m, n, k, seed)
     lanes = 64 // np.dtype(dtype).itemsize
     lines = b // lanes * lanes  # whole cache lines only
     if kernel is columns_simd.product_columns_avx512:
         lines = b = max(b, 2)
     X = np.random.default_rng(seed).normal(size=(n, b)).astype(dtype)
-    found = run_all(kernel, X, arguments(*halves, alpha, dtype), (m, b))
+    found = run_all(kernel, X, arguments(*halves, shift, dtype), (m, b))
     assert np.isnan(found[:, lines:]).all()
     _, b2, d1, d2, d3 = halves
-    half = run_all(kernel, X, arguments(None, b2, d1, d2, d3, alpha, dtype), (k, b))
+    half = run_all(kernel, X, arguments(None, b2, d1, d2, d3, shift, dtype), (k, b))
     chosen = sorted({0, seed % max(1, lines), lines - 1} & set(range(lines)))
     if chosen:
         X = X[:, chosen]
-        exact = getattr(naive, kernel.__name__)(*halves, alpha, X)
-        size = size_of_terms(*halves, alpha, X)
+        exact = getattr(naive, kernel.__name__)(*halves, shift, X)
+        size = size_of_terms(*halves, shift, X)
         assert (np.abs(found[:, chosen] - exact) <= 8 * np.finfo(dtype).eps * size).all()
-        exact = np.stack([naive.mix(b2, alpha, d3, d2, x) for x in X.T], axis=1)
-        size = np.abs(d2)[:, None] * ((b2 + alpha) @ np.abs(d3[:, None] * X))
+        exact = np.stack([naive.mix(b2, shift, d3, d2, x) for x in X.T], axis=1)
+        size = np.abs(d2)[:, None] * ((b2 + shift) @ np.abs(d3[:, None] * X))
         assert (np.abs(half[:, chosen] - exact) <= 8 * np.finfo(dtype).eps * size).all()
 
 
 @settings(max_examples=15)
 @given(SIZES, SIZES, SIZES, st.sampled_from([0.0, 0.5, 0.25]), st.integers(0, 2**31))
 @pytest.mark.parametrize("kernel", ROUNDED_KERNELS)
-def test_rounded_kernel_is_within_its_steps_of_naive(kernel, m, n, k, alpha, seed):
+def test_rounded_kernel_is_within_its_steps_of_naive(kernel, m, n, k, shift, seed):
     halves = problem(m, n, k, seed)
     b1, b2, d1, d2, d3 = halves
     x = np.random.default_rng(seed).normal(size=n).astype(np.float32)
     x[seed % n] *= 10
-    mixed = naive.mix(b1, alpha, np.ones(k), np.ones(m), d2).astype(np.float32)
-    given_ = (*arguments(*halves, alpha, np.float32), mixed)
+    mixed = naive.mix(b1, shift, np.ones(k), np.ones(m), d2).astype(np.float32)
+    given_ = (*arguments(*halves, shift, np.float32), mixed)
     found = run_all(kernel, x, given_, m)
-    exact = getattr(naive, kernel.__name__)(*halves, alpha, x)
+    exact = getattr(naive, kernel.__name__)(*halves, shift, x)
 
     def most(values):  # half a step for each group of inputs
         size = 30 if kernel is lookup_int16.product_int16 else 15
@@ -254,21 +254,21 @@ def test_any_number_of_columns(path, dtype, shape):
     b1, b2, d1, d2, d3 = problem(m, n, k, m + n + k)
     rng = np.random.default_rng(k)
     first, second = PackedBits(b2), PackedBits(b1)
-    for alpha in (0.0, 0.5):
-        f = Product(first, second, d_in=d3, d_mid=d2, d_out=d1, alpha=alpha, path=path)
-        g = Product(second.T, first.T, d_in=d1, d_mid=d2, d_out=d3, alpha=alpha, path=path)
-        A = naive.dense_fast(d1, b1, d2, b2, d3, alpha)
+    for shift in (0.0, 0.5):
+        f = Product(first, second, d_in=d3, d_mid=d2, d_out=d1, shift=shift, path=path)
+        g = Product(second.T, first.T, d_in=d1, d_mid=d2, d_out=d3, shift=shift, path=path)
+        A = naive.dense_fast(d1, b1, d2, b2, d3, shift)
         for b in (1, 2, 5, 12, 16, 19, 40):
             X, Y = rng.normal(size=(n, b)).astype(dtype), rng.normal(size=(m, b)).astype(dtype)
-            size = size_of_terms(b1, b2, d1, d2, d3, alpha, X)
+            size = size_of_terms(b1, b2, d1, d2, d3, shift, X)
             found = f.matrix(X)
             assert (np.abs(found - A @ X) <= 8 * np.finfo(dtype).eps * size).all()
             for rows in (X.T, np.ascontiguousarray(X.T)):
                 np.testing.assert_array_equal(f.rows(rows), found.T)
-            size = size_of_terms(b2.T, b1.T, d3, d2, d1, alpha, Y)
+            size = size_of_terms(b2.T, b1.T, d3, d2, d1, shift, Y)
             assert (np.abs(g.matrix(Y) - A.T @ Y) <= 8 * np.finfo(dtype).eps * size).all()
         np.testing.assert_array_equal(f.vector(X[:, 0]), f.matrix(X[:, :1])[:, 0])
-        if path == "avx512" and dtype == np.float32 and alpha == 0:  # the same sums in registers
+        if path == "avx512" and dtype == np.float32 and shift == 0:  # the same sums in registers
             few = f.matrix(X[:, :5])
             for column, x in zip(few.T, X[:, :5].T, strict=True):
                 np.testing.assert_array_equal(column, f.vector(x))
@@ -278,7 +278,7 @@ def test_any_number_of_columns(path, dtype, shape):
 def test_the_same_result_for_any_number_of_threads(path, b, rng):
     words = [rng.integers(0, 2**64, size, np.uint64) for size in ((1024, 24), (1536, 16))]
     first, second = PackedBits.from_words(words[0], 1536), PackedBits.from_words(words[1], 1024)
-    f = Product(first, second, path=path, alpha=0.25)
+    f = Product(first, second, path=path, shift=0.25)
     x = rng.normal(size=(1536,) if b is None else (1536, b)).astype(np.float32)
     for apply in (f.vector, f.vector_rounded) if b is None else (f.matrix,):
         results = []
@@ -324,14 +324,14 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_nan_and_infinity_reach_the_result_as_in_the_dense_product(path, bad, alpha, rng):
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_nan_and_infinity_reach_the_result_as_in_the_dense_product(path, bad, shift, rng):
     b1, b2, d1, d2, d3 = problem(40, 50, 70, 3)
     d1, d2, d3 = (np.rint(4 * d + 9) for d in (d1, d2, d3))  # the dense matrix is exact
     b1[3] = 0
     b2[:, 7] = 0
-    f = Product(PackedBits(b2), PackedBits(b1), d_in=d3, d_mid=d2, d_out=d1, alpha=alpha, path=path)
-    A = naive.dense_fast(d1, b1, d2, b2, d3, alpha)
+    f = Product(PackedBits(b2), PackedBits(b1), d_in=d3, d_mid=d2, d_out=d1, shift=shift, path=path)
+    A = naive.dense_fast(d1, b1, d2, b2, d3, shift)
     X = rng.normal(size=(50, 20))
     for at, value in bad.items():
         X[at, 4] = X[at, 19] = value
@@ -359,12 +359,12 @@ def test_huge_inputs_do_not_reach_rows_that_leave_them_out(path, rng):
         np.testing.assert_allclose(y[7], bits[7] @ x.astype(float), rtol=1e-5)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_sums_that_overflow_on_the_way_come_out_right(path, alpha):
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_sums_that_overflow_on_the_way_come_out_right(path, shift):
     bits, ones = np.array([[1, 0, 0], [0, 0, 1], [1, 1, 1]]), np.ones(3)
-    f = Product(PackedBits(bits), PackedBits(np.eye(3)), d_out=ones / 8, alpha=alpha, path=path)
+    f = Product(PackedBits(bits), PackedBits(np.eye(3)), d_out=ones / 8, shift=shift, path=path)
     x = np.array([3e38, 3e38, 1e38], np.float32)
-    exact = (np.eye(3) - alpha) @ ((bits - alpha) @ x.astype(float)) / 8
+    exact = (np.eye(3) - shift) @ ((bits - shift) @ x.astype(float)) / 8
     np.testing.assert_allclose(f.vector(x), exact, rtol=1e-6)
     np.testing.assert_allclose(f.vector_rounded(x), exact, rtol=1e-6)
     for b in (1, 17):
@@ -376,7 +376,7 @@ def test_sums_that_overflow_on_the_way_come_out_right(path, alpha):
 def test_a_sum_that_overflows_when_it_is_shifted_comes_out_right(path):
     # sums and total of the second stage are 3e38 and -3e38, which float32 holds, 4.5e38 it does not
     bits, ones = PackedBits(np.eye(3)), np.ones(3)
-    f = Product(bits, bits, d_mid=1e10 * ones, d_out=1e-10 * ones, alpha=0.5, path=path)
+    f = Product(bits, bits, d_mid=1e10 * ones, d_out=1e-10 * ones, shift=0.5, path=path)
     x = np.array([6e28, 0, 0], np.float32)
     exact = (np.eye(3) - 0.5) @ ((np.eye(3) - 0.5) @ x.astype(float))
     np.testing.assert_allclose(f.vector(x), exact, rtol=1e-6)

@@ -53,23 +53,23 @@ def terms_of(m, n, sizes, seed):
     ]
 
 
-def sum_product(terms, alpha, path=None):
+def sum_product(terms, shift, path=None):
     packed = [(PackedBits(b2), PackedBits(b1)) for b1, b2, *_ in terms]
     parts = [
-        Product(first, second, d_in=d3, d_mid=d2, d_out=d1, alpha=alpha, path=path)
+        Product(first, second, d_in=d3, d_mid=d2, d_out=d1, shift=shift, path=path)
         for (first, second), (_, _, d1, d2, d3) in zip(packed, terms, strict=True)
     ]
     tiles2, tiles1 = (joined_tiles([pair[i] for pair in packed]) for i in (0, 1))
     return SumProduct(parts, tiles2, tiles1)
 
 
-def dense_and_size(terms, alpha):
+def dense_and_size(terms, shift):
     """The float64 matrix, and of each entry the magnitudes that were added up."""
     m, n = terms[0][0].shape[0], terms[0][1].shape[1]
     exact, size = np.zeros((m, n)), np.zeros((m, n))
     for b1, b2, d1, d2, d3 in terms:
-        exact += naive.dense_fast(d1, b1, d2, b2, d3, alpha)
-        left, right = np.abs(d1)[:, None] * (b1 + alpha), np.abs(d2)[:, None] * (b2 + alpha)
+        exact += naive.dense_fast(d1, b1, d2, b2, d3, shift)
+        left, right = np.abs(d1)[:, None] * (b1 + shift), np.abs(d2)[:, None] * (b2 + shift)
         size += left @ (right * np.abs(d3))
     return exact, size
 
@@ -78,9 +78,9 @@ def dense_and_size(terms, alpha):
 @given(SIZES, SIZES, st.lists(SIZES, min_size=1, max_size=4), st.integers(2, 40),
        st.sampled_from([0.0, 0.5, 0.25]), st.integers(0, 2**31))  # fmt: skip
 @pytest.mark.parametrize(("kernel", "twin", "dtype"), KERNELS)
-def test_kernels_equal_naive(kernel, twin, dtype, m, n, sizes, b, alpha, seed):
+def test_kernels_equal_naive(kernel, twin, dtype, m, n, sizes, b, shift, seed):
     terms = terms_of(m, n, sizes, seed)
-    given_ = sum_product(terms, alpha)._prepared(np.dtype(dtype))
+    given_ = sum_product(terms, shift)._prepared(np.dtype(dtype))
     rng = np.random.default_rng(seed)
     matrix = "columns" in kernel.__name__
     x = rng.normal(size=(n, b) if matrix else n).astype(dtype)
@@ -92,8 +92,8 @@ def test_kernels_equal_naive(kernel, twin, dtype, m, n, sizes, b, alpha, seed):
         assert np.isfinite(total) or matrix
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
-    exact = getattr(naive, kernel.__name__)(terms, alpha, x)
-    size = dense_and_size(terms, alpha)[1] @ np.abs(x)
+    exact = getattr(naive, kernel.__name__)(terms, shift, x)
+    size = dense_and_size(terms, shift)[1] @ np.abs(x)
     done = slice(None)
     if kernel is columns.product_terms_columns:  # whole cache lines only
         lanes = 64 // np.dtype(dtype).itemsize
@@ -184,7 +184,7 @@ def test_tiles_in_one_piece_are_those_of_each(rng):
 def test_terms_must_fit_each_other():
     one, other = terms_of(5, 6, (3,), 0) + terms_of(5, 6, (4,), 1)
     parts = [sum_product([term], 0.0)._terms[0] for term in (one, other)]
-    with pytest.raises(ValueError, match="one shape, alpha and path"):
+    with pytest.raises(ValueError, match="one shape, shift and path"):
         SumProduct([parts[0], Product(PackedBits(one[1]))], None, None)
-    with pytest.raises(ValueError, match="one shape, alpha and path"):
+    with pytest.raises(ValueError, match="one shape, shift and path"):
         SumProduct([], None, None)

@@ -53,7 +53,7 @@ def product_on(path, f, x):
     if path == "portable":
         return f @ x
     parts = [
-        Product(t.b2, t.b1, d_in=t.d3, d_mid=t.d2, d_out=t.d1, alpha=t.shift, path=path)
+        Product(t.b2, t.b1, d_in=t.d3, d_mid=t.d2, d_out=t.d1, shift=t.shift, path=path)
         for t in f.terms
     ]
     product = parts[0]
