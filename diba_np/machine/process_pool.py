@@ -202,7 +202,7 @@ class ProcessPool:
         killed = Counter[int]()  # how often processes were, by the call
         complete = False
         try:
-            while len(self._workers) < self.count:
+            while len(self._workers) < min(self.count, len(items)):
                 self._workers.append(self._start())
             while waiting or busy:
                 for worker in self._workers:

@@ -176,6 +176,7 @@ def scan(
     tasks: list[Task] = []
     omitted: list[Omitted] = []
     seen: dict[tuple[Any, ...], str] = {}  # what makes two arrays one -> name of the first
+    sharing: dict[str, list[str]] = {}  # that -> all names of the array
     for entry in entries:
         counted = _chosen(entry.name, include, exclude)
         array, why = _readable(entry, counted)
@@ -200,13 +201,23 @@ def scan(
         if reason:
             continue
         grams.check_shape(entry.name, array.shape)
+        sharing.setdefault(first, []).append(entry.name)
+        weight = _weight_of(sharing[first], weights)
         if first != entry.name:
-            if not grams.share(first, entry.name):
+            shared = grams.share(first, entry.name)
+            if not shared and weight == _weight_of(sharing[first][:-1], weights):
                 continue
             tasks = [task for task in tasks if task.name != first]
-        weight = next((w for glob, w in weights.items() if fnmatchcase(first, glob)), 1.0)
         tasks += _tasks(first, A, array.shape, weight, grams, relative)
     return Scan(matrices, [replace(task, number=i) for i, task in enumerate(tasks)], omitted)
+
+
+def _weight_of(names: Sequence[str], weights: Mapping[str, float]) -> float:
+    """Return the largest weight of an array's names, each by the first pattern that it matches."""
+    given = (
+        next((w for glob, w in weights.items() if fnmatchcase(name, glob)), None) for name in names
+    )
+    return max((weight for weight in given if weight is not None), default=1.0)
 
 
 def _readable(entry: Entry, counted: bool) -> tuple[NDArray[Any] | None, str]:
@@ -239,7 +250,7 @@ def _tasks(
     energies = squares
     if name in grams.given:
         energies = [_energy(A[a:b], grams.of(name, a, shape)) for a, b in parts]
-    if name in grams.nothing:
+    if name in grams.nothing and not relative:  # relative errors have no unit
         weight *= grams.unit
     unit = weight * (A.size / (sum(energies) or 1.0) if relative else 1.0)
     return [

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from diba_np.checks import check_count, check_number
 from diba_np.files.parts import Parts
 from diba_np.layers.registry import LAYERS
+from diba_np.machine.processors import processors
 from diba_np.methods.weighted import BEST
 from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import calibration
@@ -106,7 +107,7 @@ def compress(
     taught : int, optional
         Tokens that DiBARD reads in an epoch, rows drawn from all; by default all.
     jobs : int, default 1
-        Processes that fit the layers of a group side by side.
+        Processes that fit the layers of a group side by side, no more than there are processors.
     threads : int or None, default 1
         Of each fit.
     executor : concurrent.futures.Executor, optional
@@ -119,7 +120,8 @@ def compress(
         Show progress on standard error.
     callback : callable, optional
         Called with a dict for each matrix: ``event`` "matrix", ``name``, ``bits_per_weight``,
-        ``output_snr_db``, ``bits_so_far`` and ``left`` (seconds, about); and for each ten steps of
+        ``output_snr_db``, ``bits_so_far`` and ``left`` (seconds, about; None of
+        what an earlier call finished); and for each ten steps of
         DiBARD: ``event`` "training", ``step``, ``steps``, ``divergence``, ``hidden``.
     seed : int, default 0
 
@@ -181,10 +183,10 @@ def compress(
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as space:
-        home = Path(space) if folder is None else Path(folder)
+        home = Path(space) if folder is None else Path(folder).resolve()
         events = Events(progress, None, callback)
         try:
-            runner = Runner(jobs, threads or 1, executor)
+            runner = Runner(min(jobs, processors()), threads or 1, executor)
             training = Training(epochs, rate, codes, rows.drawn(taught, seed + 1))
             run = CompressionRun(
                 net, names, rows, settings, home, events, runner, threads, training

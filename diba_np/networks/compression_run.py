@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from diba_np.models.executors import Events, Runner
 from diba_np.networks.calibration import Calibration, iterate_batches
 from diba_np.networks.code_training import CODE_TRAINED, distil_with_codes
 from diba_np.networks.distillation import distil
+from diba_np.networks.finished_layers import FinishedLayers
 from diba_np.networks.identity import network_digest
 from diba_np.networks.importance import KeptImportance, bounded_weights, importance
 from diba_np.networks.layerwise import compress_layers
@@ -127,6 +129,7 @@ class CompressionRun:
             name: net.layers[name].shape for name in self.tables
         } | {name: (len(A), A.shape[1]) for name, A in self.weights.items()}
         self.stored = self.counted = self.done = 0
+        self.resumed: set[str] = set()  # matrices that an earlier run finished
 
     @cached_property
     def network_digest(self) -> str:
@@ -167,7 +170,9 @@ class CompressionRun:
         matters = self._importance() if self.settings.activations else None
         bits = self._shares(matters)
         fit = replace(self.fit, bits=bits, outputs=matters)
-        self.events.expect(sum(map(_work, self.shapes.values())))
+        self.resumed = {name for name in self.shapes if self._is_kept(name)}
+        missing = self.shapes.keys() - self.resumed
+        self.events.expect(sum(_work(self.shapes[name]) for name in missing))
         replaced = {name: self._table(name, fit) for name in self.tables}
         small = self.net.replaced(replaced)
         if matters is not None:
@@ -175,8 +180,12 @@ class CompressionRun:
         else:
             for name in self.names:
                 replaced[name] = self._alone(name, fit)
-        small = self.net.replaced(replaced)
-        return self._trained(small, bits) if self.training.epochs else small
+        if not self.training.epochs:
+            return self.net.replaced(replaced)
+        # what was compressed before is the teacher's: the student trains copies
+        before = self.net.compressed
+        own = {name: deepcopy(before[name]) for name in before if name not in replaced}
+        return self._trained(self.net.replaced(own | replaced), bits)
 
     def _trained(self, small: Network, bits: dict[str, float]) -> Network:
         """Return the network after DiBARD."""
@@ -285,6 +294,20 @@ class CompressionRun:
 
     # -- matrices ----------------------------------------------------------------------------------
 
+    def _table_path(self, name: str) -> Path:
+        return self.home / f"table-{self.tables.index(name)}.h5"
+
+    def _alone_path(self, name: str) -> Path:
+        return self.home / "alone" / f"{self.names.index(name)}.h5"
+
+    def _is_kept(self, name: str) -> bool:
+        """Tell whether an earlier run finished a matrix."""
+        if name in self.tables:
+            return self._table_path(name).exists()
+        if self.settings.activations:
+            return FinishedLayers(self.home / "layers").has(name)
+        return self._alone_path(name).exists()
+
     def _table(self, name: str, fit: Fit) -> Layer:
         """Return the table of tokens or the head, fitted to what it reads and gives."""
         layer: Any = self.net.layers[name]
@@ -296,14 +319,12 @@ class CompressionRun:
                 gram, weights = table_moments(self.net, name, A, self.fitted, self.home)
             return replace(fit, outputs=None, rows=weights, looked_up=True)(name, A, gram)
 
-        return self._kept(self.home / f"table-{self.tables.index(name)}.h5", name, A, fitted)
+        return self._kept(self._table_path(name), name, A, fitted)
 
     def _alone(self, name: str, fit: Fit) -> Layer:
         """Return a layer fitted to its weights alone."""
-        folder = self.home / "alone"
-        folder.mkdir(exist_ok=True)
-        A = self.net.weights[name]
-        path = folder / f"{self.names.index(name)}.h5"
+        A, path = self.net.weights[name], self._alone_path(name)
+        path.parent.mkdir(exist_ok=True)
         return self._kept(path, name, A, lambda: fit(name, A, None))
 
     def _kept(self, path: Path, name: str, A: Array, fitted: Callable[[], Any]) -> Layer:
@@ -371,7 +392,12 @@ class CompressionRun:
                 scratch=self.home,
                 callback=self._tell,
             )
-        return dict(found.layers)
+        if net.dtype == np.float32:
+            return dict(found.layers)
+        return {
+            name: as_layer(layer.to_matrix(), layer.parameters["bias"], net.dtype, name)
+            for name, layer in found.layers.items()
+        }
 
     def _tell(self, facts: Mapping[str, Any], made: Any = None) -> None:
         """Report a matrix that is finished."""
@@ -381,7 +407,8 @@ class CompressionRun:
         self.done += 1
         self.stored += rate * size
         self.counted += size
-        left = self.events.advance(_work(shape))
+        name = facts["name"]
+        left = None if name in self.resumed else self.events.advance(_work(shape))
         report = dict(facts) | {"bits_per_weight": rate, "bits_so_far": self.stored / self.counted}
         self.events.tell("matrix", **report, left=left)
         decibels = facts["output_snr_db"] if facts["output_snr_db"] is not None else facts["snr_db"]

@@ -88,7 +88,7 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
     if net.tokenizer is not None:
         texts["tokenizer.json"] = text = net.tokenizer.text
         if text and TOKENIZER_CONFIG not in net.beside:
-            most = c.positions or c.source.get("max_position_embeddings")
+            most = c.most_tokens or c.source.get("max_position_embeddings")
             texts[TOKENIZER_CONFIG] = made_tokenizer_config(text, c.source, most)
     texts |= net.beside
     tensors = dict(_dense_tensors(net))

@@ -62,6 +62,10 @@ class FinishedLayers:
             layers.append((name, part))
         return layers
 
+    def has(self, name: str) -> bool:
+        """Tell whether a layer is there."""
+        return self.folder is not None and self._paths(name)[1].is_file()
+
     def read(self, name: str, A: Array) -> tuple[Layer, dict[str, Any]] | None:
         """Return a finished layer and its report; None if it is not there.
 
@@ -70,11 +74,9 @@ class FinishedLayers:
         ValueError
             What is there was made of other weights than A.
         """
-        if self.folder is None:
+        if not self.has(name):
             return None
         matrix, rest = self._paths(name)
-        if not rest.is_file():
-            return None
         with np.load(rest, allow_pickle=False) as file:
             bias, report = file["bias"], json.loads(str(file["report"]))
         if report.pop("sha256") != digest(A):

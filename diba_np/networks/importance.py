@@ -300,9 +300,22 @@ class KeptImportance:
             return [arrays[str(at)] for at in range(len(arrays.files) - 2)]
 
     def outputs(self, name: str) -> Array | None:
-        """Return the weights of the outputs; None of a matrix that is not of the trunk."""
-        if name not in self._numbers or not self._path(name).exists():
+        """Return the weights of the outputs; None of a matrix that is not of the trunk.
+
+        Raises
+        ------
+        FileNotFoundError
+            This process does not see the folder.
+        """
+        if name not in self._numbers:
             return None
+        if not self._path(name).exists():
+            if self.complete:  # of a matrix that is never called nothing was found
+                return None
+            raise FileNotFoundError(
+                f"{self.folder}: not seen by this process; executor= needs a folder that its "
+                "processes see"
+            )
         with np.load(self._path(name), allow_pickle=False) as arrays:
             found: Array = arrays["outputs"]
             return found

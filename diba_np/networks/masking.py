@@ -26,7 +26,9 @@ def mask_token(net: Network) -> int:
     ValueError
         The network has no tokenizer, or that has no mask.
     """
-    tokenizer = net.need_tokenizer()
+    tokenizer = net.tokenizer
+    if tokenizer is None:
+        raise ValueError("masked tokens need a tokenizer with a mask, the network has no tokenizer")
     hidden = tokenizer.id_of(tokenizer.mask) if tokenizer.mask else None
     if hidden is None:
         raise ValueError("masked tokens need a tokenizer with a mask, this one has none")

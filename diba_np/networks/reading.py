@@ -25,7 +25,7 @@ from diba_np.networks.encoder import Encoder
 from diba_np.networks.file import NetworkFile
 from diba_np.networks.kind import SENTENCES, check_head, read_config
 from diba_np.networks.network import Network
-from diba_np.networks.tensors import Held, Tensor, Tensors
+from diba_np.networks.tensors import QUANTIZED, Held, Tensor, Tensors
 from diba_np.networks.tokenizer import gguf_tokenizer, read_tokenizer
 from diba_np.sources.entry import Entry, read_json
 from diba_np.sources.gguf import read_metadata
@@ -34,6 +34,7 @@ from diba_np.sources.opening import open_source
 CONFIG = "config.json"
 
 _TEMPLATE = "tokenizer.chat_template"  # of a GGUF file
+_MODELOPT = "hf_quant_config.json"  # beside the configuration
 
 Array = NDArray[Any]
 
@@ -103,13 +104,7 @@ def load(
         config |= _beside(path, config)
         if kind is not None:
             config["model_type"] = kind
-        quantized = config.get("quantization_config")
-        if quantized:
-            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-            raise FormatError(
-                f"{path / CONFIG}: the weights are quantized already ({method}), and their codes "
-                "are not read; bring the network as it was before"
-            )
+        _check_not_quantized(path, config)
         tensors = {entry.name: FromEntry(entry) for entry in open_source(path)}
         tokenizer, texts = read_tokenizer(path), read_beside(path)
     elif path.suffix.lower() == ".gguf":
@@ -126,6 +121,20 @@ def load(
     net = build(config, tensors, tokenizer=tokenizer, dtype=dtype, label=str(path))
     net.beside = texts
     return net
+
+
+def _check_not_quantized(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse weights that are codes of some other method."""
+    named = [config.get(name) for name in ("quantization_config", "compression_config")]
+    settings = next(filter(None, named), None)
+    place, method = folder / CONFIG, settings
+    if settings is None and (folder / _MODELOPT).exists():
+        place, settings = folder / _MODELOPT, read_json(folder / _MODELOPT)
+        method = settings.get("producer", "ModelOpt")
+    elif isinstance(settings, dict):
+        method = settings.get("quant_method")
+    if settings is not None:
+        raise FormatError(f"{place}: {QUANTIZED.format(method)}")
 
 
 def _beside(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

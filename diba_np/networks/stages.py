@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -251,6 +252,7 @@ def iterate(batches: Batches) -> Iterator[StageState]:
 
 
 _PREFIX = "states-"  # of temporary folders
+_TEMPORARY = re.compile(_PREFIX + "[a-z0-9_]{8}")
 
 
 @contextmanager
@@ -263,7 +265,10 @@ def states_folder(home: Path | None) -> Iterator[Path]:
 def remove_states(home: Path) -> None:
     """Remove what processes that were killed left of such folders in `home`."""
     for path in home.glob(f"{_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        # of the names that tempfile gives, and with nothing but states in it
+        if _TEMPORARY.fullmatch(path.name) and path.is_dir():
+            if all(".npy" in each.name for each in path.iterdir()):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def layer_by_layer(

@@ -17,6 +17,13 @@ Array = NDArray[Any]
 # places of linear layers within a layer of the network, in the order in which they are called
 LINEAR = ("joined", "query", "key", "value", "mix", "gate", "inner", "outer")
 NORMS = ("mix_norm", "outer_norm")
+
+# endings of tensors beside codes that other software made of a matrix
+_OF_CODES = ("weight_scale", "weight_scale_inv", "weight_packed", "qweight", "SCB", "scales")
+QUANTIZED = (
+    "the weights are quantized already ({}), and their codes are not read; bring the network as it "
+    "was before"
+)
 # heads: layers beside those of the trunk
 HEADS = ("masked_dense", "pooler", "classifier")
 
@@ -153,11 +160,16 @@ class Tensors:
         if place == "places" and expected is not None:
             beside = sum(part in self.kind.tensors for part in ("first", "second"))
             expected = (1, expected[1] + beside, expected[2])
+        for end in _OF_CODES:
+            if f"{name}.{end}" in self.tensors:
+                of_codes = f"{name}.{end}"
+                raise FormatError(f"{self.label}: {QUANTIZED.format(of_codes)}")
         full = next((n for n in (f"{name}.weight", name) if n in self.tensors), None)
         if place == "masked_bias":
             full = f"{name}.bias"
-        if full is None or expected is None:
+        if expected is None or (full is None and (place == "head" or name in self.compressed)):
             return
+        full = full or f"{name}.weight"
         if full not in self.tensors:
             raise FormatError(f"{self.label}: tensor {full}: found none, expected it")
         shape = tuple(self.tensors[full].shape)
@@ -168,6 +180,20 @@ class Tensors:
             wanted = expected[::-1] if place in self._transposed else expected
             raise FormatError(
                 f"{self.label}: tensor {full}: found shape {shape}, expected {wanted}"
+            )
+        self._check_bias(place, f"{name}.bias", expected)
+
+    def _check_bias(self, place: str, full: str, expected: tuple[int, ...]) -> None:
+        """Compare the bias of a norm, which needs one, or of a linear layer, if it has one."""
+        is_norm = place.endswith("_norm")
+        if full not in self.tensors:
+            if is_norm and not self.kind.rms:
+                raise FormatError(f"{self.label}: tensor {full}: found none, expected it")
+            return
+        shape = tuple(self.tensors[full].shape)
+        if (is_norm or place in LINEAR) and shape != expected[:1]:
+            raise FormatError(
+                f"{self.label}: tensor {full}: found shape {shape}, expected {expected[:1]}"
             )
 
     def unread(self) -> list[str]:

@@ -52,6 +52,13 @@ def test_threads_that_start_processes_take_turns_with_the_environment(monkeypatc
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
+def test_no_more_processes_start_than_there_are_calls():
+    many = ProcessPool(8, 1)
+    assert len(list(many.run(square, [3], lambda x: (x,)))) == 1
+    assert len(multiprocessing.active_children()) == 1
+    many.end()
+
+
 class Unreadable(Exception):
     def __init__(self, first, second):
         super().__init__(first)

@@ -283,6 +283,28 @@ def test_errors_relative_to_each_matrix(rng):
     assert made.bits_per_weight <= 2.0
 
 
+def test_relative_errors_know_no_units_of_gram_matrices(rng):
+    A = rng.normal(size=(40, 40))
+    arrays, how = {"a": A, "b": A[::-1]}, {"bits": 2.0, "jobs": 1, "threads": 1, "effort": "fast"}
+    for unit in (1e4, 1e-4):
+        with pytest.warns(UserWarning, match="'b'"):
+            made = dn.factorize_model(
+                arrays, grams={"a": unit * np.eye(40), "b": np.zeros((40, 40))},
+                allocation="relative", **how,
+            )  # fmt: skip
+        assert made["a"].bits_per_weight == pytest.approx(made["b"].bits_per_weight, abs=0.2)
+
+
+def test_either_name_of_an_array_may_have_its_weight(rng):
+    A, B = rng.normal(size=(2, 40, 40))
+    how = {"bits": 2.0, "jobs": 1, "threads": 1, "effort": "fast", "scale_bits": 16}
+    rates = []
+    for name in "at":
+        made = dn.factorize_model({"a": A, "t": A, "b": B}, weights={name: 1e3}, **how)
+        rates.append([made[each].bits_per_weight for each in "atb"])
+    assert rates[0] == rates[1] and rates[0][0] > rates[0][2] + 1
+
+
 def test_uniform_gives_the_same_rate():
     tasks = [task(0, (100, 100), 1.0), task(1, (300, 50), 5.0)]
     shares = allocate(tasks, None, 25_000)

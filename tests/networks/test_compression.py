@@ -110,6 +110,24 @@ def test_the_dense_network_stays_as_it_is(shallow, stages):
     assert np.array_equal(shallow.logits(rows(2)), decoder(num_hidden_layers=1).logits(rows(2)))
 
 
+def test_what_was_compressed_before_is_not_trained(shallow):
+    some = networks.compress(shallow, rows(8), bits=4.0, method="rtn", include=["*self_attn*"])
+    logits, held = some.logits(rows(2)), arrays(some)
+    rest = networks.compress(some, rows(8), bits=4.0, method="rtn", include=["*mlp*"], epochs=2)
+    assert np.array_equal(some.logits(rows(2)), logits)
+    now = arrays(some)
+    assert all(np.array_equal(now[name], value) for name, value in held.items())
+    assert set(some.compressed) < set(rest.compressed)
+
+
+def test_float64_stays_float64(tmp_path):
+    net = network("llama", dtype=np.float64, **(SIZES | {"num_hidden_layers": 1}))
+    for _ in range(2):  # the second time from the folder
+        small = networks.compress(net, rows(8), bits=4.0, method="rtn", epochs=0, folder=tmp_path)
+        assert {layer.dtype for layer in small.compressed.values()} == {np.dtype(np.float64)}
+        assert small.hidden(rows(2))[-1].dtype == np.float64
+
+
 def test_no_layer_gets_a_bias_that_it_had_not(stages):
     assert all(not layer.parameters["bias"].any() for layer in stages[-1].compressed.values())
 
@@ -139,7 +157,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(shallow, stages, tmp_pat
     assert same(networks.compress(shallow, rows(FITTED), **told, **options), stages[-1])
     assert seen[0]["step"] == 20  # what came before was taken over
     # what is finished is only read
-    assert same(networks.compress(shallow, rows(FITTED), **options), stages[-1])
+    told = []
+    assert same(
+        networks.compress(shallow, rows(FITTED), callback=told.append, **options), stages[-1]
+    )
+    assert {facts["left"] for facts in told if facts["event"] == "matrix"} == {None}
 
 
 def test_states_that_a_killed_run_left_are_removed(shallow, tmp_path):
@@ -150,10 +172,16 @@ def test_states_that_a_killed_run_left_are_removed(shallow, tmp_path):
     left = []
     for home in (tmp_path, teacher):
         with states_folder(home) as space:
-            left.append(home / f"{space.name}-left")
+            left.append(space)
         left[-1].mkdir()
         (left[-1] / "0-0.npy").touch()
-    (tmp_path / "mine").mkdir()
+    for mine in (
+        "mine",
+        "states-2024",
+        "states-mine_too",
+    ):  # the last is a name that tempfile gives
+        (tmp_path / mine).mkdir()
+        (tmp_path / mine / "notes.txt").touch()
     before = set(tmp_path.rglob("*"))
     networks.compress(shallow, rows(4), **options)
     assert set(tmp_path.rglob("*")) == before - {*left, *(path / "0-0.npy" for path in left)}
@@ -337,7 +365,6 @@ def test_importance_is_the_same_after_a_file(dense, tmp_path):
     found = dict(importance(dense, calibration(dense, rows(6)), scratch=tmp_path))
     kept = KeptImportance(tmp_path / "kept", list(dense.weights))
     assert not kept.complete
-    assert kept.outputs(next(iter(dense.weights))) is None
     for name, each in found.items():
         kept.write(name, each)
     kept.finish()
@@ -576,6 +603,15 @@ def test_released_layers_are_read_again():
         assert mine.layers.held()
     assert not mine.layers.held()
     assert np.array_equal(mine.logits(ids), before)
+
+
+def test_a_process_that_does_not_see_the_folder_says_so(dense, tmp_path):
+    kept = KeptImportance(tmp_path / "kept", ["a", "b"])
+    with pytest.raises(FileNotFoundError, match="needs a folder that its processes see"):
+        kept.outputs("a")
+    assert kept.outputs("c") is None
+    kept.finish()
+    assert kept.outputs("a") is None  # never called
 
 
 @pytest.mark.parametrize("feedback", [True, False])

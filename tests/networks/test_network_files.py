@@ -421,6 +421,47 @@ def test_codes_of_another_quantization_are_not_taken_for_weights(tmp_path):
         networks.load(tmp_path / "net")
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.json", '"compression_config": {"quant_method": "w8a8"}', r"already \(w8a8\)"),
+        ("hf_quant_config.json", '"producer": "modelopt"', r"already \(modelopt\)"),
+    ],
+)
+def test_other_places_that_tell_of_codes(tmp_path, file, text, words):
+    folder_of(tmp_path / "net", "llama")
+    given = json.loads(f"{{{text}}}") | (config_of("llama") if file == "config.json" else {})
+    (tmp_path / "net" / file).write_text(json.dumps(given))
+    with pytest.raises(dn.FormatError, match=words):
+        networks.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shape", "words"),
+    [
+        ("llama", "model.layers.0.mlp.up_proj.weight_scale", (1,), "quantized already"),
+        ("gpt2", "transformer.ln_f.bias", None, r"ln_f\.bias: found none, expected it"),
+        ("gpt2", "transformer.h.0.attn.c_proj.weight", None, r"c_proj\.weight: found none"),
+        ("gpt2", "transformer.ln_f.bias", (3,), r"ln_f\.bias: found shape \(3,\), expected"),
+        (
+            "gpt2",
+            "transformer.h.0.mlp.c_fc.bias",
+            (3,),
+            r"c_fc\.bias: found shape \(3,\), expected",
+        ),
+    ],
+)
+def test_parts_of_a_layer_that_are_not_there_or_of_another_shape(kind, name, shape, words):
+    tensors = tensors_of(kind)
+    name = next((n for n in tensors if n in (name, name.removeprefix("transformer."))), name)
+    if shape is None:
+        del tensors[name]
+    else:
+        tensors[name] = np.ones(shape, np.float32)
+    with pytest.raises(dn.FormatError, match=words):
+        networks.build(config_of(kind), tensors)
+
+
 def test_old_names_of_norms_and_prefixes():
     config, tensors = config_of("bert"), tensors_of("bert")
     renamed = {

@@ -291,6 +291,8 @@ def test_classes_of_rows_of_tokens_are_judged_without_their_padding():
         TypeError, match="masked tokens are judged on texts=; leave inputs= and labels= out"
     ):
         evaluate(small(MASKED), rows, labels=labels)
+    with pytest.raises(ValueError, match=r"tokenizer with a mask, the network has no tokenizer"):
+        evaluate(small(MASKED), rows)
 
 
 def test_standard_errors_take_the_targets_of_a_row_together():
