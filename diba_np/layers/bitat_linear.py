@@ -146,7 +146,7 @@ class BiTATLinear(Layer):
             np.add.at(self.gradients["scales"], flat, np.einsum("ij,ij->i", own, signs))
             np.add.at(self.gradients["signs"], flat, inward(own * scales, p["signs"][flat], BOUND))
 
-        return rows.reshape(*np.shape(ids), -1), back
+        return rows.reshape(*np.shape(ids), self.shape[1]), back
 
     def refit(self, data: Moments) -> None:
         """Set the scales to their least-squares values on moments, and the bias by the means.

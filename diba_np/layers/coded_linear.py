@@ -107,7 +107,7 @@ class CodedLinear(Layer):
                 sums = np.add.reduceat(pulled, self._starts, axis=1)
                 np.add.at(self.gradients["scales"], flat, sums)
 
-        return rows.reshape(*np.shape(ids), -1), back
+        return rows.reshape(*np.shape(ids), self.shape[1]), back
 
     def refit(self, data: Moments) -> None:
         """Set the scales to their least-squares values on moments, and the bias by the means.

@@ -64,6 +64,9 @@ class DiagonalFit:
         if not math.isfinite(before):
             raise ValueError(f"the loss must be finite at the start, got {before:g}")
         self.scale = abs(before) or 1.0
+        # what float32 sums of gradients are held against, a power of two: it changes no digit
+        self.power = round(math.log2(self.scale))
+        self.step = 2.0**self.power
         self.weight = stay * self.scale
         self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
         self.units |= {name: root_mean_square(self.start[name]) for name in self.diagonals}
@@ -270,11 +273,14 @@ class DiagonalFit:
         bias, start = layer.parameters["bias"], self.start["bias"]
         held = self.units.get("bias")
         weight = self.weight / (bias.size * held**2) if held else 0.0
+        power = int(np.frexp(unit)[1])
 
         def objective(flat: Array) -> tuple[float, Array]:
             bias[...] = flat * unit
             away = bias - start
-            value, slope = weight * float(away @ away), 2.0 * weight * away
+            near = np.ldexp(away, -power)  # whose square float32 holds
+            value = weight * math.ldexp(float(near @ near), 2 * power)
+            slope = 2.0 * weight * away
             for x, y in self.samples.fitted():
                 part, gradient = self.evaluate(x, y, layer)
                 share = len(x) / self.samples.fit_count
@@ -285,9 +291,12 @@ class DiagonalFit:
         return _lbfgs(objective, bias / unit, _BIAS_STEPS) * unit
 
     def add_gradient(self, x: Array, y: Array, share: float = 1.0) -> float:
-        """Add `share` times the gradient of the mean loss of some samples; return that share."""
+        """Add `share` times the gradient of the mean loss of some samples; return that share.
+
+        The layer's gradients are in units of `step`.
+        """
         value, gradient = self.evaluate(x, y)
-        self.layer.backward(share * gradient)
+        self.layer.backward(np.ldexp(share * gradient, -self.power))
         return value * share
 
     def add_distance_gradient(self) -> float:
@@ -296,7 +305,7 @@ class DiagonalFit:
             return 0.0
         for name, unit in self.units.items():
             start = self.start[name]
-            scale = 2.0 * self.weight / (start.size * unit**2)
+            scale = 2.0 * self.weight / (start.size * unit**2 * self.step)
             self.layer.gradients[name] += scale * (self.layer.parameters[name] - start)
         return self.distance()
 
@@ -335,7 +344,7 @@ class _Scaled:
 
     def gradients(self) -> dict[str, Array]:
         """Return the gradients of the layer as those with respect to the values."""
-        own, scale = self.fit.layer.gradients, self.fit.scale
+        own, scale = self.fit.layer.gradients, self.fit.scale / self.fit.step
         return {name: own[name] * np.float64(unit / scale) for name, unit in self.units.items()}
 
 

@@ -6,6 +6,7 @@ Y.-J. Hsu et al., "On Minimizing Diagonal Block-wise Differences for Neural Netw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -18,6 +19,7 @@ from diba_np.methods.fitting import to_half
 from diba_np.methods.mesa import MESA, block_layout, block_orders
 from diba_np.methods.mesa_layer import difference_penalty, kmeans, nearest
 from diba_np.training.moments import Moments, ridge_of
+from diba_np.training.optimisers import root_mean_square
 
 Array = NDArray[Any]
 
@@ -170,11 +172,14 @@ class MESALinear(Layer):
         )
 
     def _shared(self, wide: Array, levels: int, deltas: bool) -> MESALinear:
+        # a power of two changes no digit of what 16 bits hold
+        unit = 2.0 ** round(math.log2(root_mean_square(wide) or 1.0))
+        wide = wide / unit
         centroids = to_half(kmeans(wide, min(levels, wide.size)))
         centroids = np.unique(centroids)  # some may have become equal in 16 bits
         codes = nearest(wide, centroids.astype(np.float64))
         several = deltas and len(codes) > 1
-        matrix = MESA(self.shape, codes, centroids, several, self.matrix.order, "auto")
+        matrix = MESA(self.shape, codes, centroids, several, self.matrix.order, "auto", unit)
         return MESALinear(matrix, self.parameters["bias"], self.dtype)
 
     def penalise(self, weight: float) -> float:
@@ -202,7 +207,7 @@ class MESALinear(Layer):
     def _put(self, parts: Array, size: int, where: Array) -> Array:
         """Return (N, size) zeros with parts (count, N, width) in the columns `where`."""
         whole = np.zeros((parts.shape[1], size), self.dtype)
-        whole[:, where.ravel()] = parts.transpose(1, 0, 2).reshape(parts.shape[1], -1)
+        whole[:, where.ravel()] = parts.transpose(1, 0, 2).reshape(parts.shape[1], where.size)
         return whole
 
     def _product(self, taken: Array, values: Array) -> Array:
@@ -248,7 +253,7 @@ class MESALinear(Layer):
             np.add.at(pulled, (block, row), gradient.reshape(rows.shape)[at])
             self._pull(pulled)
 
-        return rows.reshape(*np.shape(ids), -1), back
+        return rows.reshape(*np.shape(ids), self.shape[1]), back
 
     def refit(self, data: Moments) -> None:
         """Set blocks or centroids to their least-squares values on moments, the bias by the means.

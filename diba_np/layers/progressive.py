@@ -30,6 +30,8 @@ Array = NDArray[Any]
 Fit = Callable[[str, Array, Array], CompressedMatrix]
 Batches = Callable[[int], Iterable[Array]]
 
+_LEAST = 2.0**-24  # the smallest number above 0 in 16 bits
+
 
 def train_progressively(
     dense: Chain,
@@ -208,7 +210,10 @@ def _compressed(
     A = dense.to_matrix().to_dense().astype(np.float64)
     thresholds, size = np.zeros(A.shape[1]), 1.0
     if one_bit:
-        thresholds, size = one_bit_inputs(z)  # after a ReLU not negative: it can go
+        thresholds, size = one_bit_inputs(z)
+        # so that a ReLU before it can go: its zeros lie under their threshold as negative sums do
+        rectified = z.min(axis=0) >= 0
+        thresholds[rectified] = np.maximum(thresholds[rectified], _LEAST)
         z = np.where(z >= thresholds, size, -size)
     data = _moments(dense, x, z)
     mean = float(np.trace(data.xx)) / len(data.xx) or 1.0

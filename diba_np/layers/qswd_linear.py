@@ -132,7 +132,7 @@ class QSWDLinear(Layer):
         def back(gradient: Array) -> None:
             whole = np.zeros_like(weights)
             flat = np.asarray(ids, np.intp).reshape(-1)
-            np.add.at(whole, flat, gradient.reshape(len(flat), -1))
+            np.add.at(whole, flat, gradient.reshape(len(flat), self.shape[1]))
             self._pull(whole, parts)
 
         return weights[np.asarray(ids, np.intp)], back

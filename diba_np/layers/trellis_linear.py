@@ -161,7 +161,7 @@ class TrellisLinear(Layer):
             rows = rows + self._low.rows(flat).T.astype(self.dtype)
 
         def back(gradient: Array) -> None:
-            g = np.ascontiguousarray(gradient.reshape(len(flat), -1).T)
+            g = np.ascontiguousarray(gradient.reshape(len(flat), self.shape[1]).T)
             g = g if inputs is None else inputs.apply(g)
             if "d3" in self.gradients:
                 self.gradients["d3"] += np.einsum("ij,ij->i", g, e)
@@ -175,7 +175,7 @@ class TrellisLinear(Layer):
             elif "gain" in self.gradients:
                 self.gradients["gain"] += np.vdot(pulled, values)
 
-        return np.ascontiguousarray(rows.T).reshape(*np.shape(ids), -1), back
+        return np.ascontiguousarray(rows.T).reshape(*np.shape(ids), self.shape[1]), back
 
     def refit(self, data: Moments) -> None:
         """Set the scales to their least-squares values on moments, and the bias by the means.

@@ -115,7 +115,7 @@ class BQQ(CompressedMatrix):
             terms -= 1
         total = _total_rank(problem, terms)
         if total < 1:
-            raise too_small("bqq", bits, m + n + 14 + _overhead(1), problem.shape)
+            raise too_small("bqq", bits, cls.least_bits(problem.shape), problem.shape)
         # more ranks than entries gain nothing
         total = min(total, 4 * min(m, n) * terms)
         ranks = [total // terms + (at < total % terms) for at in range(terms)]
@@ -183,6 +183,11 @@ class BQQ(CompressedMatrix):
             "constants": self.constants.astype("<f4"),
         }
         return {"terms": len(self.ranks)}, arrays
+
+    @classmethod
+    def least_bits(cls, shape: tuple[int, int]) -> int:
+        """Return the bits of one term of rank one."""
+        return sum(shape) + 14 + _overhead(1)
 
     @classmethod
     def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:

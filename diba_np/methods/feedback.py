@@ -7,6 +7,7 @@ spread over those still to come through the Cholesky factor of the inverse Gram 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
@@ -35,7 +36,12 @@ def output_error(E: Array, H: Array) -> float:
 
 
 def sequential_rounding(
-    W: Array, H: Array, order: Array, quantize: Callable[[int, Array], Array], block: int = 128
+    W: Array,
+    H: Array,
+    order: Array,
+    quantize: Callable[[int, Array], Array],
+    block: int = 128,
+    first: int = 0,
 ) -> Array:
     """Round the columns of W one by one in `order`, spreading each error onward.
 
@@ -50,6 +56,8 @@ def sequential_rounding(
         column, (m,).
     block : int
         Columns between two BLAS-3 updates.
+    first : int
+        Position at which a block begins in any case.
 
     Returns
     -------
@@ -64,8 +72,7 @@ def sequential_rounding(
     U = inverse_cholesky(H[np.ix_(order, order)])
     work = W[:, order].T.copy()  # one row per column of W: contiguous
     rounded = np.empty_like(work)
-    for start in range(0, n, block):
-        stop = min(start + block, n)
+    for start, stop in pairwise([*range(0, first, block), *range(first, n, block), n]):
         errors = np.empty((stop - start, W.shape[0]))
         for i in range(start, stop):
             rounded[i] = quantize(i, work[i:stop])

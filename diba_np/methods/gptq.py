@@ -104,6 +104,7 @@ class GPTQ(UniformRounding):
             codes[:, j] = nearest_codes(rest[0] / np.where(full > 0, full, 1.0), table)
             return table[codes[:, j]] * full
 
-        # a block boundary inside a group would hide its last columns from the scale
-        sequential_rounding(problem.W, H, order, quantize, block=max(128, group))
+        # a block's end inside a group would hide its last columns from the scale
+        block = group * max(1, 128 // group) if group else 128
+        sequential_rounding(problem.W, H, order, quantize, block, dropped)
         return cls(problem.shape, codes, levels, group, scales, kept, table)

@@ -341,7 +341,7 @@ class _Part:
         filter_back(y.reshape(-1), taps, scales, N, sums)
         if N == 1:
             return self._backward.vector(sums.ravel())[:, None]
-        return self._backward.matrix(sums.reshape(-1, N))
+        return self._backward.matrix(sums.reshape(mode.bits * self.steps, N))
 
     @property
     def packed_weights(self) -> int:

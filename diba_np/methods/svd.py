@@ -83,9 +83,7 @@ class TruncatedSVD(CompressedMatrix):
         problem = check_problem(A, bits, inputs, seed)
         m, n = problem.shape
         U, s, Vt = dense_svd(problem.W, full_matrices=False)
-        costs = {16: 16 * (m + n), 8: component_bits(m, n)}
-        if width is not None:
-            costs = {width: costs[width]}
+        costs = _costs(m, n, width)
         best, best_error = None, np.inf
         for w, cost in costs.items():
             rank = min(problem.budget // cost, s.size)
@@ -99,12 +97,18 @@ class TruncatedSVD(CompressedMatrix):
             if error < best_error:
                 best, best_error = candidate, error
         if best is None:
-            raise too_small("svd", bits, min(costs.values()), problem.shape)
+            raise too_small("svd", bits, cls.least_bits(problem.shape, width), problem.shape)
         best.scale = problem.scale
         best.record = problem.record(
             rank=best.u.shape[1], width=16 if best.u.dtype.kind == "f" else 8
         )
         return best
+
+    @classmethod
+    def least_bits(cls, shape: tuple[int, int], width: int | None = None) -> int:
+        """Return the bits of one triplet, of entries of a width where it is given."""
+        costs = _costs(*shape, width)
+        return min(costs.values())
 
     def _factors(self) -> tuple[Array, Array]:
         u, v = self.u.astype(np.float32), self.v.astype(np.float32)
@@ -151,6 +155,12 @@ class TruncatedSVD(CompressedMatrix):
         v = take(arrays, "v", kind, n * rank).reshape(n, rank)
         u_scale, v_scale = (take(arrays, name, "<f2", n_scales) for name in ("u_scale", "v_scale"))
         return cls((m, n), u, v, u_scale, v_scale, attrs["scale"])
+
+
+def _costs(m: int, n: int, width: int | None) -> dict[int, int]:
+    """Return the bits of a triplet by the width of its entries, of all widths or one."""
+    costs = {16: 16 * (m + n), 8: component_bits(m, n)}
+    return costs if width is None else {width: costs[width]}
 
 
 def _round(factor: Array, width: int) -> tuple[Array, Array]:

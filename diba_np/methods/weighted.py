@@ -193,8 +193,9 @@ def least_bits(method: str, shape: tuple[int, int], how: FitOptions, weighed: bo
     if method == "diba":
         given = SearchOptions(scale_bits=how.search.get("scale_bits", how.scale_bits))
         return least_of_diba(shape, given.scales_for("bits"))
-    cls: Any = get(method)[0]
-    more = _trellis_options(how) | {"weighed": weighed} if method in FITS else {}
+    cls, more = get(method)
+    if method in FITS:
+        more = _trellis_options(how) | {"weighed": weighed}
     return int(cls.least_bits(shape, **more))
 
 

@@ -72,7 +72,8 @@ def test_a_chain_is_trained_coded_and_retrained():
         assert layer.coded and len(layer.matrix.centroids) == 16
         # as stored: sixteen bits a centroid, and the matrix gives what the layer gives
         np.testing.assert_array_equal(
-            layer.parameters["centroids"], layer.matrix.centroids.astype(np.float32)
+            layer.parameters["centroids"],
+            layer.matrix.centroids.astype(np.float32) * np.float32(layer.matrix.scale),
         )
         x = np.eye(layer.shape[1], dtype=np.float32)
         np.testing.assert_allclose(

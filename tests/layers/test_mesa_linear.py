@@ -49,6 +49,19 @@ def test_gradients_equal_central_differences(rng, order, levels):
             assert gradient[at] == pytest.approx(sum(around), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-8, 1e7])
+def test_values_that_are_shared_know_no_units(rng, unit):
+    state = rng.bit_generator.state
+    found = []
+    for scale in (1.0, unit):
+        rng.bit_generator.state = state
+        whole = layer_of(rng)
+        whole.parameters["blocks"] *= scale
+        shared = whole.quantized(8).to_matrix().to_dense() / scale
+        found.append(shared)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-2, atol=1e-2 * np.abs(found[0]).max())
+
+
 def plain_penalty(layer):
     """Mean squared distance of neighbouring blocks; of codes there is none."""
     if layer.coded:

@@ -99,6 +99,22 @@ def test_layers_that_read_signs(problem, tmp_path):
     assert error(dense, chain, X) < 0.5 * spread
 
 
+def test_units_that_are_never_on_have_the_sign_that_they_are_read_with(problem):
+    dense, X = problem
+    dead = Chain.of_dense(
+        {name: layer.weight.copy() for name, layer in dense.layers.items()},
+        {name: layer.parameters["bias"].copy() for name, layer in dense.layers.items()},
+    )
+    dead.layers["l0"].parameters["bias"][::2] = -1e3
+    chain = train_progressively(
+        dead, X, bitat, names=["l1"], one_bit=["l1"], loss="mse", epochs=0, last_epochs=0
+    )
+    before = dead.layers["l0"](X)
+    layer = chain.layers["l1"]
+    # what the chain hands over, its ReLU left out, and what was fitted to
+    np.testing.assert_array_equal(layer(before), layer(np.maximum(before, 0.0)))
+
+
 def test_the_gradient_passes_a_layer_that_reads_signs_without_a_relu(problem):
     dense, X = problem
     chain = train_progressively(

@@ -29,6 +29,17 @@ def test_a_layer_multiplies_like_its_matrix_and_adds_the_bias(method, rng):
     assert stored.storage_bits() == matrix.storage_bits()
 
 
+@pytest.mark.parametrize("method", ["rtn", "sign", "mesa", "qswd", "linear-trellis", "bitat"])
+def test_no_samples_and_no_rows_give_none(method, rng):
+    layer = as_layer(fit(method, rng.normal(size=(40, 32)), 3.0), np.ones(40))
+    assert layer.forward(np.zeros((0, 32))).shape == (0, 40)
+    assert layer.backward(np.zeros((0, 40))).shape == (0, 32)
+    rows, back = layer.lookup(np.zeros((2, 0), int))
+    assert rows.shape == (2, 0, 32)
+    back(rows)
+    assert not any(gradient.any() for gradient in layer.gradients.values())
+
+
 @pytest.mark.parametrize("matrix", [np.ones((3, 3)), None, fit("svd8", np.eye(40), 2.0)])
 def test_other_matrices_are_refused(matrix):
     with pytest.raises(TypeError, match="matrix must be a matrix of one of the methods diba, sign"):

@@ -122,7 +122,21 @@ def test_best_takes_the_method_that_the_bits_pay_for(rng):
 @pytest.mark.parametrize("gram", [False, True])
 @pytest.mark.parametrize(
     "method",
-    ["diba", "random", "sign", "rtn", "nf", "gptq", "bitat", "qswd", "linear-trellis", "best"],
+    [
+        "diba",
+        "random",
+        "sign",
+        "rtn",
+        "nf",
+        "gptq",
+        "bitat",
+        "bqq",
+        "svd8",
+        "svd16",
+        "qswd",
+        "linear-trellis",
+        "best",
+    ],
 )
 def test_the_least_bits_are_those_of_the_smallest_fit(method, gram, rng):
     A, H = rng.normal(size=(33, 17)), np.cov(rng.normal(size=(17, 60))) if gram else None
