@@ -93,7 +93,9 @@ class Solver:
         if not self._terms or (k < len(self._terms) and how.terms == "auto"):
             return self._single(k)
         simple = rank_one(target, how.shift)
-        if decibels(target.energy, squared_error(target, simple)) >= _EXACT_DB:
+        # widths that are left open will be such that hold it
+        error = squared_error(target, simple) if self._auto else self._stored_error(simple)
+        if decibels(target.energy, error) >= _EXACT_DB:
             return self._alone(k)
         try:
             sizes = self._sizes(k, self._terms)
@@ -177,11 +179,11 @@ class Solver:
             )
         if start is not None:
             return run.journal.stage("polish", lambda: self._polished(start))
-        simple = rank_one(target, how.shift)
-        floor = squared_error(target, simple)
+        simple = widened(rank_one(target, how.shift), k)
+        floor = self._stored_error(simple)
         if decibels(target.energy, floor) >= _EXACT_DB:
             run.step("rank one", 1, 1, k, floor / (target.energy or 1.0))
-            return Outcome(widened(simple, k), sweeps=1, converged=True)
+            return Outcome(simple, sweeps=1, converged=True)
         capped = how.max_sweeps is not None
         best = self._relaxed(k, how.iterations(target.is_coupled), 0 if capped else how.work.uneven)
         also = EFFORTS.get(how.work.also)
@@ -191,9 +193,15 @@ class Solver:
             if squared_error(target, other.state) < squared_error(target, best.state):
                 best = other
             best = replace(best, sweeps=sweeps)
-        if floor < squared_error(target, best.state):
-            best = replace(best, state=widened(simple, k))
+        if floor < self._stored_error(best.state):
+            best = replace(best, state=simple)
         return best
+
+    def _stored_error(self, state: State) -> float:
+        """Return the squared error of a state once its diagonals are what a file holds."""
+        stored = state.copy()
+        round_diagonals(self.target, stored, self.scale_bits)
+        return squared_error(self.target, stored)
 
     def _polished(self, state: State) -> Outcome:
         how = self.how

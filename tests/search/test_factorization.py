@@ -198,6 +198,23 @@ def test_matrices_that_the_format_holds_exactly(kind):
     assert factorize(KINDS[kind], k=4).snr(KINDS[kind]) >= 60.0
 
 
+def test_of_rank_one_with_codes_a_search_goes_on_where_rounding_costs_more(rng):
+    outer = np.outer(rng.normal(size=40), rng.normal(size=30))
+    A = outer + 1e-4 * rng.normal(size=outer.shape)
+    how = {"k": 30, "scale_bits": (4, 3, 4), "effort": "fast"}
+    assert factorize(A, **how).snr(A) > 25.0  # the rank-one fit with these codes is at 18 dB
+    assert factorize(outer, **how).snr(outer) > 25.0
+    f = factorize(outer, **how, terms=2)
+    assert len(f.terms) == 2 and f.snr(outer) > 25.0
+
+
+def test_the_rank_one_fit_is_what_a_search_falls_back_on(rng):
+    A = np.outer(rng.normal(size=40), rng.normal(size=30)) + 0.1 * rng.normal(size=(40, 30))
+    s = np.linalg.svd(A, compute_uv=False)
+    best = 10 * np.log10(np.sum(s**2) / np.sum(s[1:] ** 2))
+    assert factorize(A, k=2, scale_bits=32).snr(A) > best - 0.05
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_takes_degenerate_matrices_too(kind):
     f = factorize(KINDS[kind], k=4, solver="greedy")
