@@ -36,6 +36,8 @@ def round_diagonals(
 ) -> None:
     """Round the diagonals to what a file holds; d2 is solved again for the rounded d1 and d3.
 
+    Components that are switched off, of a zero in d2, stay so.
+
     Parameters
     ----------
     target : Target
@@ -45,22 +47,24 @@ def round_diagonals(
     columns : (n,) float64, optional
         16 bits: what d3 is multiplied with in the target; the file holds it without.
     """
+    lit = np.flatnonzero(state.d2)
+    on = lit if 0 < len(lit) < len(state.d2) else None
     if isinstance(scale_bits, tuple):
         if state.grids is None:
-            fit_grids(target, state, scale_bits)
+            fit_grids(target, state, scale_bits, on)
         return
     normalise(state)
     if scale_bits == SINGLE:
         state.d1 = state.d1.astype(np.float32).astype(np.float64)
         state.d3 = state.d3.astype(np.float32).astype(np.float64)
-        update_d2(target, state)
+        update_d2(target, state, on)
         state.d2 = (state.d2 * target.unit).astype(np.float32).astype(np.float64) / target.unit
         return
     up1, up3 = 2.0 ** half_shift(state.d1), 2.0 ** half_shift(state.d3 / columns)
     state.d1 = round_half(state.d1 * up1).astype(np.float64)
     state.d3 = round_half(state.d3 * up3 / columns).astype(np.float64) * columns
     state.d2 = state.d2 / (up1 * up3)
-    update_d2(target, state)
+    update_d2(target, state, on)
     d2 = state.d2 * target.unit
     state.d2 = round_half(d2, half_scale(d2)).astype(np.float64) / target.unit
 

@@ -191,13 +191,17 @@ def d2_equations(target: Target, state: State) -> tuple[Floats, Floats]:
     return normal, right
 
 
-def update_d2(target: Target, state: State) -> float:
+def update_d2(target: Target, state: State, on: NDArray[np.intp] | None = None) -> float:
     """Set d2 to its least-squares value; return the squared error, in units of the target.
 
     On a grid a good grid point is taken instead. The old d2 stays if the new one is worse. Costs a
-    (k, k) solve beside `d2_equations`.
+    (k, k) solve beside `d2_equations`. `on` are the components to solve for, all by default; those
+    left out must be zero.
     """
     normal, right = d2_equations(target, state)
+    old = state.d2
+    if on is not None:
+        normal, right, old = normal[np.ix_(on, on)], right[on], old[on]
 
     def error(d2: Floats) -> float:
         return float(target.energy - 2.0 * (d2 @ right) + d2 @ (normal @ d2))
@@ -210,18 +214,24 @@ def update_d2(target: Target, state: State) -> float:
         ridged[np.diag_indices_from(ridged)] += np.maximum(_RIDGE * own, least)
         solved = np.asarray(np.linalg.solve(ridged, right), np.float64)
     else:
-        solved = round_diagonal(normal, right, state.d2, state.grids[1].values / target.unit)
-    before, after = error(state.d2), error(solved)
+        solved = round_diagonal(normal, right, old, state.grids[1].values / target.unit)
+    before, after = error(old), error(solved)
     if np.isfinite(after) and after <= before:
-        state.d2 = solved
+        if on is None:
+            state.d2 = solved
+        else:
+            state.d2 = np.zeros_like(state.d2)
+            state.d2[on] = solved
         return max(after, 0.0)
     return max(before, 0.0)
 
 
-def fit_grids(target: Target, state: State, widths: Widths) -> float:
+def fit_grids(
+    target: Target, state: State, widths: Widths, on: NDArray[np.intp] | None = None
+) -> float:
     """Fit a grid to each diagonal and round to it, those that follow solved again.
 
-    Returns the squared error, in units of the target.
+    Returns the squared error, in units of the target. `on` is as for `update_d2`.
     """
     normalise(state)
     state.grids = None
@@ -234,13 +244,13 @@ def fit_grids(target: Target, state: State, widths: Widths) -> float:
         grid = fit_grid(side.scales, np.maximum(weights, 0.0), widths[2 * side.axis])
         side.scales[:] = grid.round(side.scales)
         fitted.append(grid)
-    update_d2(target, state)
+    update_d2(target, state, on)
     normal, _ = d2_equations(target, state)
     middle = fit_grid(state.d2 * target.unit, np.diag(normal), widths[1])
     state.grids = (fitted[0], middle, fitted[1])
     # what is off the grid must not win against what is on it
     state.d2 = middle.round(state.d2 * target.unit).astype(np.float64) / target.unit
-    return update_d2(target, state)
+    return update_d2(target, state, on)
 
 
 def sort_components(target: Target, state: State) -> None:

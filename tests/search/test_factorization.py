@@ -208,6 +208,14 @@ def test_of_rank_one_with_codes_a_search_goes_on_where_rounding_costs_more(rng):
     assert len(f.terms) == 2 and f.snr(outer) > 25.0
 
 
+@pytest.mark.parametrize("scale_bits", [32, 8])
+def test_the_first_component_of_a_rank_one_fit_is_all_of_it(scale_bits):
+    A = np.outer(np.where(np.arange(40) < 5, -1.25, 2.5), np.ones(30))  # codes hold it
+    f = factorize(A, k=20, scale_bits=scale_bits)
+    assert np.count_nonzero(f.d2) == 1
+    assert f.truncate(1).snr(A) == f.snr(A) > 100.0
+
+
 def test_the_rank_one_fit_is_what_a_search_falls_back_on(rng):
     A = np.outer(rng.normal(size=40), rng.normal(size=30)) + 0.1 * rng.normal(size=(40, 30))
     s = np.linalg.svd(A, compute_uv=False)
