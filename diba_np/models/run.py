@@ -143,6 +143,7 @@ class ModelRun:
         grams |= dict.fromkeys(self.grams.nothing, "zero")
         return {
             **self.settings.facts(),
+            "max_sweeps": self.settings.search.max_sweeps,  # None is not the effort's own number
             "arrays": arrays,
             "weights": dict(weights),
             "grams": grams,

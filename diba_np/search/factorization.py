@@ -22,6 +22,7 @@ from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.products.cpu import has_bfloat16
 from diba_np.search.conversion import sum_of
 from diba_np.search.options import SearchOptions, takes_options
 from diba_np.search.outcome import Outcome
@@ -231,6 +232,7 @@ def factorize(
                 name: size.k if name == "k" else float(value),
                 "scale_bits": size.asked,
                 "memory map": isinstance(matrix, np.memmap),
+                "bfloat16": has_bfloat16(),
             }
             run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)

@@ -213,8 +213,11 @@ class SearchOptions:
         return self._chosen("recorded")
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the options that decide about the bits of the result."""
-        return self._chosen("decides")
+        """Return the options that decide about the bits of the result.
+
+        None for `max_sweeps` by effort: the same number, given, allows fewer of some kinds.
+        """
+        return self._chosen("decides") | {"max_sweeps": self.max_sweeps}
 
     def _chosen(self, mark: str) -> dict[str, Any]:
         used = self.as_used()

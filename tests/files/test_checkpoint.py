@@ -18,6 +18,7 @@ from diba_np.cli.main import main
 from diba_np.errors import BudgetError, FormatError
 from diba_np.files.atomic import atomic_path
 from diba_np.files.checkpoint import Checkpoint, _gather, _scatter
+from diba_np.products.cpu import has_bfloat16
 from diba_np.search.options import EFFORTS, Effort
 
 M, N = 40, 32
@@ -275,6 +276,7 @@ def test_bad_row_blocks(block_rows):
         ({"solver": "greedy"}, "effort was"),
         ({"effort": "fast"}, "effort was"),
         ({"max_sweeps": 11}, "max_sweeps was 12 and is now 11"),
+        ({"max_sweeps": None}, "max_sweeps was 12 and is now null"),
         ({"tol": 0.1}, "tol was"),
         ({"time_limit": 9.0}, "time_limit was null and is now 9.0"),
         ({"inputs": INPUTS}, "of the activations was null"),
@@ -292,7 +294,7 @@ def test_another_setting_is_refused(change, name, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_another_matrix_and_another_version_are_refused(tmp_path, monkeypatch):
+def test_another_matrix_another_cpu_and_another_version_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     with pytest.raises(Killed):
         run(matrix(), path, end_after=4, k=8)
@@ -303,6 +305,10 @@ def test_another_matrix_and_another_version_are_refused(tmp_path, monkeypatch):
     from diba_np import factorize as module
 
     factorize_module = sys.modules[module.__module__]
+    with monkeypatch.context() as other:
+        other.setattr(factorize_module, "has_bfloat16", lambda: not has_bfloat16())
+        with pytest.raises(ValueError, match="bfloat16 was"):
+            run(matrix(), path, k=8)
     monkeypatch.setattr(
         factorize_module,
         "versions",

@@ -34,6 +34,8 @@ def test_the_record_and_the_fingerprint_carry_what_they_should():
         "solver": "greedy", "effort": None, "seed": 3, "max_sweeps": 1000, "tol": 0.0,
     }  # fmt: skip
     assert used.fingerprint().keys() == set(NAMES) - {"threads"}
+    own = SearchOptions(max_sweeps=SearchOptions().sweeps)  # inputs, and uneven components, get
+    assert own.fingerprint() != SearchOptions().fingerprint()  # more where it is not given
 
 
 @pytest.mark.parametrize(
