@@ -87,7 +87,8 @@ def solve_greedy(
     if saved is None:
         done, error = 0, update_d2(target, state)
         history = [error / energy]
-        run.step("greedy", 0, max_sweeps, k, history[0])
+        if run.step("greedy", 0, max_sweeps, k, history[0]):
+            return Outcome(state, history, 0)
     else:
         done, error, history = saved["rounds"], saved["error"], list(saved["history"])
         state.take(unpack_state(saved["state"]))

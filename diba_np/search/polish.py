@@ -51,7 +51,8 @@ def polish(
     if saved is None:
         done, error = 0, squared_error(target, state)
         history = [error / energy]
-        run.step("polish", 0, effort.rounds, k, history[0])
+        if run.step("polish", 0, effort.rounds, k, history[0]):
+            return Outcome(state, history, 0)
     else:
         done, error, history = saved["rounds"], saved["error"], list(saved["history"])
         state.take(unpack_state(saved["state"]))

@@ -309,6 +309,17 @@ def test_init_is_only_improved(attention):
         factorize(A, snr=3.0, init=start)
 
 
+@pytest.mark.parametrize("solver", ["auto", "greedy"])
+@pytest.mark.filterwarnings("ignore::diba_np.ConvergenceWarning")
+def test_callback_can_end_a_stage_at_its_start(solver, rng):
+    seen = []
+    end = "greedy" if solver == "greedy" else "polish"
+    A = rng.normal(size=(20, 20))
+    f = factorize(A, k=8, solver=solver, callback=lambda s: seen.append(s) or s.phase == end)
+    assert [s.step for s in seen if s.phase == end] == [0]
+    assert f.record["stopped"] == "callback" and f.snr(A) > 0.0
+
+
 def test_callback_sees_the_steps_and_can_end_the_search(rng):
     seen = []
     with pytest.warns(ConvergenceWarning, match="ended by callback"):
