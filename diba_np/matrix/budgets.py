@@ -18,6 +18,7 @@ Numbers = Sequence[float] | NDArray[Any]
 SMALL_K = 1024  # takes seconds for a small matrix, whatever the dense one would take
 
 DENSE_BITS = 32  # the dense matrix that a storage ratio of 1 stands for is float32
+_SLACK = 1e-12  # stored bits over the entries, times the entries, may come out this share smaller
 GRID_BITS = 64  # the two float32 numbers that describe the grid of a coded diagonal
 
 
@@ -199,6 +200,18 @@ def storage_bits(m: int, n: int, k: int, scale_bits: int | tuple[int, int, int] 
     return k * (m + n) + b1 * m + b2 * k + b3 * n + grids
 
 
+def bits_within(m: int, n: int, bits_per_weight: float) -> int:
+    """Return how many stored bits a budget allows, as many as make it up exactly if any do.
+
+    Examples
+    --------
+    >>> 666 / (10 * 17) * 10 * 17, bits_within(10, 17, 666 / (10 * 17))
+    (665.9999999999999, 666)
+    """
+    budget = bits_per_weight * m * n * (1.0 + _SLACK)
+    return math.floor(budget) if math.isfinite(budget) else sys.maxsize
+
+
 def largest_k(
     m: int, n: int, bits_per_weight: float, scale_bits: int | tuple[int, int, int] = 16
 ) -> int:
@@ -210,8 +223,7 @@ def largest_k(
     (172, 4072, 187)
     """
     b1, b2, b3, grids = _widths(scale_bits)
-    budget = bits_per_weight * m * n - b1 * m - b3 * n - grids
-    return math.floor(budget / (m + n + b2)) if math.isfinite(budget) else sys.maxsize
+    return (bits_within(m, n, bits_per_weight) - b1 * m - b3 * n - grids) // (m + n + b2)
 
 
 def lower_hull(x: Numbers, y: Numbers) -> list[int]:

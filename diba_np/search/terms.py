@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 
 from diba_np.errors import BudgetError
-from diba_np.matrix.budgets import storage_bits
+from diba_np.matrix.budgets import bits_within, storage_bits
 from diba_np.matrix.diagonals import ScaleBits, Widths
 from diba_np.search.conversion import round_diagonals
 from diba_np.search.exact_steps import sort_components
@@ -169,7 +169,7 @@ def terms_within(
             widths = widths_of_terms(fewer, coupled)
         else:
             widths = [scale_bits] * fewer
-        if _least(shape, widths) <= int(bits * shape[0] * shape[1]):
+        if _least(shape, widths) <= bits_within(*shape, bits):
             return fewer
     return 1
 

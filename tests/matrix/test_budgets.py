@@ -1,5 +1,6 @@
 """Budgets: k from bits and ratio, and the search for the smallest k."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from diba_np.machine import processors
 from diba_np.matrix import budgets
+from diba_np.search.terms import terms_within
 
 
 @given(st.integers(1, 300), st.floats(0.0, 3.0), st.integers(0, 100))
@@ -35,6 +37,14 @@ def test_exactly_one_budget():
         budgets.chosen({"k": None, "ratio": None})
     with pytest.raises(TypeError, match="got k=1, bits=2"):
         budgets.chosen({"k": 1, "bits": 2})
+
+
+@pytest.mark.parametrize("scale_bits", [16, (4, 3, 4)])
+def test_the_bits_of_a_factorization_are_a_budget_for_it(scale_bits):
+    for m, n, k in itertools.product(range(2, 60, 3), range(2, 60, 3), (1, 2, 5)):
+        stored = budgets.storage_bits(m, n, k, scale_bits)
+        assert budgets.largest_k(m, n, stored / (m * n), scale_bits) == k
+        assert terms_within(2, 2 * stored / (m * n), (m, n), scale_bits, False) == 2
 
 
 @pytest.mark.parametrize(

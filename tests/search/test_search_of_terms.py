@@ -291,6 +291,13 @@ def test_rank_one_takes_coded_diagonals_where_the_bits_hold_no_finer(stored, rng
     assert f.snr(A) > 15.0
 
 
+def test_the_bits_of_two_terms_are_a_budget_for_them(rng):
+    A = rng.normal(size=(10, 17))
+    how = {"terms": 2, "scale_bits": 3, **QUICK}
+    f = factorize(A, k=4, **how)
+    assert factorize(A, bits=f.bits_per_weight, **how).k == 4
+
+
 @pytest.mark.parametrize("A", [np.ones((60, 50)), np.zeros((60, 50))])
 def test_matrices_of_rank_one_need_one_term(A):
     f = factorize(A, bits=3.0, scale_bits="auto", terms=2, **QUICK)
