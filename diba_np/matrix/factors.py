@@ -424,7 +424,7 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
         """Return the transpose ``D3 B2^T D2 B1^T D1``, itself a factorization; made once."""
         if self._flipped is None and self._terms:
             turned = [term._adjoint() for term in self._terms]
-            self._flipped = DiBAFactors.from_terms(turned, self.record)
+            self._flipped = DiBAFactors.from_terms(turned, _turned(self.record))
             self._flipped._flipped = self
         if self._flipped is None:
             self._flipped = DiBAFactors(
@@ -434,7 +434,7 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
                 self.b1.T,
                 self.d1,
                 self.shift,
-                self.record,
+                _turned(self.record),
                 grids=None if self.grids is None else self.grids[::-1],
             )
             self._flipped._flipped = self
@@ -461,3 +461,12 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
             f"DiBAFactors({m} x {n}, k={self.k}{terms}{shift}, "
             f"{self.bits_per_weight:.4g} bits per weight)"
         )
+
+
+_SIDES = {"zero_rows": "zero_columns", "zero_columns": "zero_rows"}
+
+
+def _turned(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what the record of a matrix tells of its transpose: not of its source and inputs."""
+    of_one = ("source", "activations", "output_snr_db")
+    return {_SIDES.get(name, name): value for name, value in record.items() if name not in of_one}

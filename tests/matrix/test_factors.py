@@ -215,6 +215,16 @@ def test_immutable(rng):
     mine[0] = 2
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_record_of_the_transpose_is_of_another_matrix(count):
+    record = {"source": {"sha256": "0"}, "activations": {}, "output_snr_db": 9.0, "snr_db": 7.0}
+    record |= {"zero_rows": 2, "zero_columns": 5}
+    one = DiBAFactors([1.0, 2.0], [[1], [1]], [3.0], [[1, 0]], [1.0, 1.0], 0.0, record)
+    f = DiBAFactors.from_terms([one] * count, record)
+    assert f.T.record == {"snr_db": 7.0, "zero_rows": 5, "zero_columns": 2}
+    assert f.T.T.record == record
+
+
 @pytest.mark.parametrize("scale_bits", [16, 32, (5, 4, 5)])
 def test_truncate_keeps_the_components_that_matter_most(rng, scale_bits):
     A = rng.normal(size=(40, 30))
