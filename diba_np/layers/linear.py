@@ -23,6 +23,7 @@ from diba_np.matrix.diagonals import (
     warn_of_zeros,
 )
 from diba_np.matrix.factors import DiBAFactors
+from diba_np.matrix.quality import without_figures
 from diba_np.matrix.terms import diagonal_names
 from diba_np.products.product import Product
 from diba_np.training.moments import LeastSquares, Moments
@@ -404,25 +405,32 @@ class DiBALinear(Layer):
         return DiBALinear(self.to_factors(), dtype=self.dtype, unpack=self._unpack)
 
     def to_matrix(self) -> DiBAFactors:
-        """Return the factorization with the present diagonals, rounded to 16 bits, without bias."""
+        """Return the factorization with the present diagonals, rounded to 16 bits, without bias.
+
+        Where one has moved the record keeps no figures of the start.
+        """
         f, p = self.factors, self.parameters
-        terms = [
-            _rounded_term(term, {name: p[own] for name, own in names.items()})
-            for term, names in zip(f.terms, self._names, strict=True)
-        ]
-        return DiBAFactors.from_terms(terms, f.record)
+        now = [{name: p[own] for name, own in names.items()} for names in self._names]
+        moved = any(map(_moved, f.terms, now))
+        record = without_figures(f.record, "retune") | {"retuned": True} if moved else f.record
+        return DiBAFactors.from_terms(map(_rounded_term, f.terms, now), record)
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
         """Return the factorization with the present diagonals, rounded to 16 bits, and bias.
 
         Where the start's diagonals are codes of a few bits these are too: on its grids if they have
         not moved, on new ones of the same widths if they have. A bias of zeros is left out. The
-        record is that of the start unless another is given.
+        record is that of `to_matrix` unless another is given.
         """
         bias, stored = self.parameters["bias"], self.to_matrix()
         if record is not None:
             stored = stored.with_record(record)
         return stored.with_bias(bias.astype(np.float32) if bias.any() else None)
+
+
+def _moved(f: DiBAFactors, d: dict[str, Array]) -> bool:
+    """Tell whether diagonals are others than those of a term."""
+    return any(not np.array_equal(d[name], getattr(f, name)) for name in DIAGONALS)
 
 
 def _rounded_term(f: DiBAFactors, d: dict[str, Array]) -> DiBAFactors:
@@ -433,7 +441,7 @@ def _rounded_term(f: DiBAFactors, d: dict[str, Array]) -> DiBAFactors:
     elif grids is None:
         d1, d2, d3 = half_diagonals(d["d1"], d["d2"], d["d3"])
     else:
-        if any(not np.array_equal(d[name], getattr(f, name)) for name in DIAGONALS):
+        if _moved(f, d):
             g1, g2, g3 = (
                 fit_grid(d[name], np.ones(d[name].size), grid.bits)
                 for name, grid in zip(DIAGONALS, grids, strict=True)

@@ -386,7 +386,7 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
                 left -= size
                 b1, b2 = f.b1.to_dense()[:, :size], f.b2.to_dense()[:size]
                 parts.append(DiBAFactors(f.d1, b1, f.d2[:size], b2, f.d3, f.shift, grids=f.grids))
-        record = without_figures(self.record, "stages") | {"truncated_from": self.k}
+        record = without_figures(self.record, "stages", "retune") | {"truncated_from": self.k}
         coarse = DiBAFactors.from_terms(parts, record)
         if A is not None:
             coarse = resolve(ADAPTATION)(coarse, A)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import factors, sums
 
 from diba_np import DiBAFactors, DiBALinear, factorize
+from diba_np.matrix.quality import without_figures
 
 SMALL = st.integers(1, 7)
 
@@ -64,11 +65,13 @@ def test_to_factors_keeps_the_bits_and_carries_the_bias(rng):
     f = factorize(rng.normal(size=(6, 5)), k=3)
     layer = DiBALinear(f)
     assert layer.to_factors().bias is None
+    assert layer.to_factors().record == f.record
     layer.parameters["bias"][:] = 0.25
     layer.parameters["d1"] *= 3
     g = layer.to_factors()
     assert g.b1 == f.b1
     assert g.scale_bits == 16
+    assert g.record == without_figures(f.record) | {"retuned": True}
     np.testing.assert_array_equal(g.bias, np.full(6, 0.25, np.float32))
     np.testing.assert_allclose(g.to_dense(), 3 * f.to_dense(), rtol=2e-3)
     np.testing.assert_array_equal(DiBALinear(g).parameters["bias"], g.bias)
