@@ -282,7 +282,7 @@ def _write_rows(
 
     def write(path: Path) -> None:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        reserve(path, path.stat().st_size, output)
+        reserve(path, path.stat().st_size, path)
         fill(array)
         array.flush()
 

@@ -243,7 +243,7 @@ def emit(
 
 def write_file(output: Path, write: Callable[[Path], Any]) -> int:
     """Write a file atomically, or its bytes to standard output; return their number."""
-    from diba_np.files.atomic import atomic_path
+    from diba_np.files.atomic import atomic_path, naming_temporary, temporary_file
 
     if output != STANDARD_OUTPUT:
         with atomic_path(output) as temporary:
@@ -251,11 +251,10 @@ def write_file(output: Path, write: Callable[[Path], Any]) -> int:
             size = temporary.stat().st_size
         return size
     import shutil
-    import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / "output"
-        write(temporary)
+    with temporary_file() as temporary:
+        with naming_temporary(temporary):
+            write(temporary)
         sys.stdout.flush()
         with temporary.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)

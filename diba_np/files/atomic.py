@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from diba_np.machine.processes import is_running
@@ -209,14 +209,29 @@ def _named(error: OSError, path: PathLike) -> OSError:
 
 
 @contextmanager
-def naming(path: PathLike) -> Iterator[None]:
-    """Name a file in the errors of what is written to it while it is open."""
+def naming(path: PathLike, temporary: PathLike | None = None) -> Iterator[None]:
+    """Name a file in the errors of what is written to it, or to what stands for it meanwhile."""
     try:
         yield
     except OSError as error:
-        if _names_no_file(error):
+        stands = temporary is not None and error.filename == str(temporary)
+        if stands or _names_no_file(error):
             raise _named(error, path) from error
         raise
+
+
+@contextmanager
+def temporary_file() -> Iterator[Path]:
+    """Give the path of an empty file for bytes that then go to a stream; removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "stream"
+        temporary.touch()
+        yield temporary
+
+
+def naming_temporary(temporary: Path) -> AbstractContextManager[None]:
+    """Name the system's temporary folder in the errors of what is written to a file in it."""
+    return naming(f"temporary folder {tempfile.gettempdir()} (TMPDIR names another)", temporary)
 
 
 @contextmanager
@@ -246,17 +261,14 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     old = _status(final)
     temporary = _create(final, old)
     try:
-        yield temporary
-        _flush(temporary)
-        if old is not None:
-            _keep_attributes(final, old, temporary)
-        _replace(temporary, final)
-        with suppress(OSError):  # not every file system lets a folder be flushed
-            _flush(final.parent)
-    except OSError as error:
-        if _names_no_file(error) or error.filename == str(temporary):
-            raise _named(error, final) from error
-        raise
+        with naming(final, temporary):
+            yield temporary
+            _flush(temporary)
+            if old is not None:
+                _keep_attributes(final, old, temporary)
+            _replace(temporary, final)
+            with suppress(OSError):  # not every file system lets a folder be flushed
+                _flush(final.parent)
     finally:
         _remove(temporary)
     if old is not None and old.st_nlink > 1:
@@ -299,10 +311,9 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
 @contextmanager
 def _streamed(path: Path) -> Iterator[Path]:
     """Give a temporary path whose finished bytes are then written to a pipe or a device."""
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / "stream"
-        temporary.touch()
-        yield temporary
+    with temporary_file() as temporary:
+        with naming_temporary(temporary):
+            yield temporary
         try:
             with temporary.open("rb") as source, path.open("wb", buffering=0) as target:
                 shutil.copyfileobj(source, target)

@@ -31,7 +31,7 @@ class FileLock:
     BlockingIOError
         Another holds the lock.
     OSError
-        The file cannot be made.
+        The file cannot be made, or its file system has no locks.
     """
 
     def __init__(self, path: Path, wait: float = 0.0, needed: bool = True) -> None:
@@ -50,10 +50,10 @@ class FileLock:
             except (BlockingIOError, PermissionError):  # the second on Windows
                 self.close()
                 return False
-            except OSError:
+            except OSError as error:
                 if needed:
                     self.close()
-                    raise
+                    raise OSError(error.errno, error.strerror, str(self.path)) from error
             if self._is_current():
                 return True
             self.close()  # removed by its holder just now

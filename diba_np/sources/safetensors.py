@@ -234,7 +234,7 @@ def write_safetensors(path: PathLike, arrays: Mapping[str, Writing]) -> int:
     text += b" " * (-len(text) % 8)
     size = 8 + len(text) + end
     with atomic_path(path) as temporary:
-        reserve(temporary, size, path)
+        reserve(temporary, size, temporary)
         with temporary.open("r+b") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:

@@ -17,6 +17,7 @@ import pytest
 import diba_np as dn
 from diba_np.cli.main import main
 from diba_np.cli.output import in_options, shown
+from diba_np.files import lock
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,29 @@ def test_a_system_that_starts_no_process_is_no_fault_of_standard_output(
     assert main(command) == 1
     err = capsys.readouterr().err
     assert "Resource temporarily unavailable" in err and "standard output" not in err
+
+
+def test_a_full_temporary_folder_is_no_fault_of_a_stream(folder, tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    os.mkfifo(tmp_path / "pipe")
+    for output in ("-", str(tmp_path / "pipe")):
+        assert main(["reconstruct", str(folder / "A.h5"), "-o", output]) == 1
+        err = capfd.readouterr().err
+        assert err.startswith("diba-np: error: temporary folder ")
+        assert "(TMPDIR names another): No space left on device" in err
+
+
+def test_a_file_system_without_locks_is_no_fault_of_standard_output(
+    folder, tmp_path, monkeypatch, capsys
+):
+    def no_locks(handle):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock, "_lock", no_locks)
+    words = ["model", str(folder / "A.npy"), "--bits", "4", "-o", str(tmp_path / "m.h5")]
+    assert main(words) == 1
+    path = tmp_path / "m.h5.parts" / "lock"
+    assert capsys.readouterr().err == f"diba-np: error: {path}: No locks available\n"

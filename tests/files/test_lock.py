@@ -66,8 +66,9 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(module, "_lock", no_locks)
-    with pytest.raises(OSError, match="No locks available"):
+    with pytest.raises(OSError, match="No locks available") as raised:
         FileLock(tmp_path / "lock")
+    assert raised.value.filename == str(tmp_path / "lock")  # no fault of standard output
     FileLock(tmp_path / "lock", needed=False).close()
 
 
