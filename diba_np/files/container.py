@@ -47,6 +47,8 @@ _UNREADABLE = (
 # what an operating system tells that has nothing to do with a file's contents
 _OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE)
 
+_HELD = (errno.EAGAIN, errno.EWOULDBLOCK)  # what it tells of another's lock
+
 # dataset -> (entries, dtype)
 Layout = dict[str, tuple[int, np.dtype[Any]]]
 
@@ -190,6 +192,12 @@ def _dense(path: Path) -> str:
 def _pass_on(path: Path, error: Exception) -> None:
     """Raise OSError where it is not the file's contents that are wrong."""
     text = str(error)
+    number = re.search(r"unable to lock file, errno = (\d+)", text)
+    if number and int(number[1]) not in _HELD:
+        raise OSError(
+            f"{path}: cannot be locked ({os.strerror(int(number[1]))}), its file system may have "
+            "no locks; HDF5_USE_FILE_LOCKING=FALSE in the environment does without"
+        ) from error
     if "unable to lock file" in text or "already open for" in text:
         hint = ""
         if "consistency flags" in text:
@@ -199,9 +207,9 @@ def _pass_on(path: Path, error: Exception) -> None:
         ) from error
     if isinstance(error, OSError) and error.filename is not None:
         raise error  # not of HDF5
-    number = getattr(error, "errno", None)
-    if number in _OF_THE_SYSTEM:
-        raise OSError(number, os.strerror(number), str(path)) from error
+    code = getattr(error, "errno", None)
+    if code in _OF_THE_SYSTEM:
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def member(place: h5py.Group, name: str) -> Any:

@@ -1,7 +1,9 @@
 """Groups in other people's HDF5 files: all else is as it was, or a refusal says why."""
 
+import errno
 import os
 import warnings
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -202,6 +204,20 @@ def test_a_file_that_is_in_use_is_an_error_of_the_system(factors, tmp_path):
         factors.save(path, group="two")  # in this very process
     with h5py.File(path, "r"):
         factors.save(path, group="two")
+
+
+def test_a_file_system_without_locks_is_no_file_in_use(factors, tmp_path, monkeypatch):
+    factors.save(tmp_path / "a.h5")
+    said = "[Errno {0}] Unable to open file (unable to lock file, errno = {0}, error message = '')"
+
+    for number, words in (
+        (errno.ENOLCK, r"a\.h5: cannot be locked .*; HDF5_USE_FILE_LOCKING=FALSE"),
+        (errno.EAGAIN, r"a\.h5: is in use"),
+    ):
+        error = OSError(number, said.format(number))
+        monkeypatch.setattr(h5py, "File", mock.Mock(side_effect=error))
+        with pytest.raises(OSError, match=words):
+            dn.load(tmp_path / "a.h5")
 
 
 def test_too_many_open_files_is_no_fault_of_the_file(factors, tmp_path):
