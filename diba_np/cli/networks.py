@@ -99,13 +99,21 @@ def _lines(path: str) -> list[str]:
     return [line.strip() for line in _text(path).removesuffix("\n").split("\n")]
 
 
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise CommandError("standard input is closed; name a file, or pipe a text in")
+    return sys.stdin.buffer.read()
+
+
 def _text(path: str) -> str:
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
+        # as text, standard input has the terminal's encoding and another handling of errors
+        text = (_standard_input() if path == "-" else Path(path).read_bytes()).decode("utf-8")
     except FileNotFoundError as error:
         raise CommandError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise CommandError(f"{path}: not readable as UTF-8 ({error.reason})") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
     text = text.removeprefix("\ufeff")  # a byte order mark is no text
     if not text.strip():
         raise CommandError(f"{path}: holds no text")

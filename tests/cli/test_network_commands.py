@@ -1,14 +1,17 @@
 """The commands of whole networks, on small random ones."""
 
+import io
 import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from diba_np import networks
+from diba_np.cli import networks as cli_networks
 from diba_np.cli import verification
 from diba_np.cli.main import main
 from diba_np.files.parts import Parts
@@ -105,6 +108,25 @@ def test_generate_streams_and_reports(small, capsys):
     assert out == f"a b{written}\n"
     assert main(["generate", small, "a b", "--tokens", "5", "--json"]) == 0
     assert told(capsys)["generated"] == written
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("größe 漢\r\n".encode(), None),
+        (b"a \xff", "-: not readable as UTF-8"),
+        (None, "standard input is closed"),
+    ],
+)
+def test_standard_input_is_utf8_whatever_the_terminal_is(given, said, monkeypatch, capsys):
+    seen = []
+    net = SimpleNamespace(generate=lambda text, *_, **__: seen.append(text) or text)
+    monkeypatch.setattr(cli_networks, "load_network", lambda path: net)
+    terminal = {"encoding": "latin-1", "errors": "surrogateescape"}
+    stdin = None if given is None else io.TextIOWrapper(io.BytesIO(given), **terminal)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["generate", "net", "-", "--json"]) == (0 if said is None else 1)
+    assert said in capsys.readouterr().err if said else seen == ["größe 漢"]
 
 
 def test_generate_refuses_an_encoder_before_it_writes(tmp_path, capsys):
