@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from diba_np.checks import check_number
 from diba_np.errors import FormatError
-from diba_np.files.atomic import PathLike, atomic_path, remove_leftovers
+from diba_np.files.atomic import PathLike, atomic_path, remove_leftovers, target_of
 from diba_np.files.fingerprint import as_stored, differences
 
 FORMAT = "diba_np checkpoint"
@@ -62,6 +62,7 @@ class Checkpoint:
             raise FileNotFoundError(f"{self.path.parent}: no such folder")
         if not os.access(self.path.parent, os.W_OK):
             raise PermissionError(f"{self.path.parent}: cannot be written to")
+        self.path = target_of(self.path)  # a link stays, what it leads to is written and removed
         self._fingerprint: dict[str, Any] = {}
         self._written = time.monotonic()
 

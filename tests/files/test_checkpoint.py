@@ -386,6 +386,19 @@ def test_a_disk_that_fails_is_a_warning(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_stays_and_what_it_leads_to_is_removed(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    link, state = tmp_path / "a.ckpt", tmp_path / "scratch" / "state"
+    link.symlink_to(state)
+    for _ in range(2):  # to no file yet; to one that is there
+        keeper = Checkpoint(link)
+        keeper.open({})
+        keeper.write({})
+        assert link.is_symlink() and state.is_file()
+    keeper.remove()
+    assert link.is_symlink() and list(state.parent.iterdir()) == []
+
+
 def test_trees_come_back_as_they_were(tmp_path):
     keeper = Checkpoint(tmp_path / "a")
     keeper.open({"a": (1, 2)})
