@@ -81,8 +81,8 @@ def table(
     options: dict[str, Any],
     seeds: int,
     names: list[str],
-    q: int = Q,
-    alpha: float = ALPHA,
+    q: int,
+    alpha: float,
 ) -> None:
     """Print accuracy, drop from the dense network of the same seed, bits and compression."""
     both = zip(parts["fit"], parts["validation"], strict=True)
@@ -97,7 +97,7 @@ def table(
     )
     print("|---|---|---|---|---|---|---|")
     dense = [None] * seeds
-    reference = np.zeros(seeds)
+    reference = None  # nothing is lost against a dense network that was not asked for
     for name in names:
         steps = DENSE if name in ("FC", "FC+Q+H", "DeepC") else BLOCK
         made, started = [], time.process_time()
@@ -110,13 +110,13 @@ def table(
         accuracy = 100 * np.array([one.accuracy for one in made])
         reference = accuracy if name == "FC" else reference
         seconds = (time.process_time() - started) / seeds
-        columns = [accuracy, reference - accuracy]
-        columns += [np.array([one.average_bits for one in made])]
+        lost = "" if reference is None else spread(reference - accuracy, 2)
+        columns = [np.array([one.average_bits for one in made])]
         columns += [np.array([one.compression for one in made])]
         columns += [np.array([huffman_rate(one) for one in made])]
-        digits = (2, 2, 2, 1, 1)
+        digits = (2, 1, 1)
         cells = " | ".join(spread(c, d) for c, d in zip(columns, digits, strict=True))
-        print(f"| {name} | {cells} | {seconds:.0f} |", flush=True)
+        print(f"| {name} | {spread(accuracy, 2)} | {lost} | {cells} | {seconds:.0f} |", flush=True)
 
 
 def spread(values: np.ndarray, digits: int) -> str:
@@ -145,20 +145,29 @@ def alphas(parts: dict[str, Digits], options: dict[str, Any], tried: tuple[float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
+    parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, help="of the table")
     parser.add_argument("--epochs", type=int, default=100, help="of training")
     parser.add_argument("--retrain", type=int, default=15, help="epochs with shared weights")
-    parser.add_argument("--q", type=int, default=Q, help="of MESA: 2^q values are shared")
-    parser.add_argument("--alpha", type=float, default=ALPHA, help="of its block differences")
-    parser.add_argument("--select", action="store_true", help="the validation runs")
-    parser.add_argument("--alphas", action="store_true", help="the entropies")
+    parser.add_argument("--q", type=int, help=f"of the table's MESA: 2^q values, by default {Q}")
+    parser.add_argument("--alpha", type=float, help=f"of its block differences, {ALPHA} by default")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--select", action="store_true", help="the validation runs")
+    instead.add_argument("--alphas", action="store_true", help="the entropies")
     parser.add_argument("--smoke", action="store_true", help="drawn digits, two epochs")
     args = parser.parse_args()
+    given = [name for name in ("pipelines", "q", "alpha") if getattr(args, name) is not None]
+    if given and (args.select or args.alphas):
+        parser.error(f"--{given[0]} is of the table; leave it out, or --select and --alphas")
+    of_table = (
+        args.pipelines or list(PIPELINES),
+        Q if args.q is None else args.q,
+        ALPHA if args.alpha is None else args.alpha,
+    )
     parts = split(drawn_digits(400) if args.smoke else load_digits())
     options: dict[str, Any] = {"epochs": args.epochs, "retrain": args.retrain, "coder": "auto"}
     if args.smoke:
         options |= {"epochs": 1, "retrain": 1}
-        table(parts, options, 2, args.pipelines)
+        table(parts, options, 2, *of_table)
         alphas(parts, options, (1.0,))
         return 0
     options["augment"] = functools.partial(shift, share=1.0)  # the same for every pipeline
@@ -167,7 +176,7 @@ def main() -> int:
     elif args.alphas:
         alphas(parts, options, (0.0, 0.01, 0.1, 1.0))
     else:
-        table(parts, options, args.seeds, args.pipelines, args.q, args.alpha)
+        table(parts, options, args.seeds, *of_table)
     return 0
 
 

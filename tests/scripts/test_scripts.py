@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,22 @@ def test_bench_data_smoke():
     assert row["bits_per_weight"] <= 1.0
     assert row["snr 0/1"] > 3
     assert row["k"] == 108
+
+
+def test_points_are_lost_against_a_dense_network_only(monkeypatch, capsys):
+    import study_mesa
+    from mesa_pipelines import Outcome
+
+    made = Outcome("MESA", 0.75, SimpleNamespace(weights=[np.ones((4, 4))]), [], kept=16, bits=64)
+    monkeypatch.setattr(study_mesa, "run_pipeline", lambda *_, **__: made)
+    parts = dict.fromkeys(("fit", "validation", "test"), (np.ones((2, 3)), np.ones(2)))
+    for names, lost in ((["MESA"], ""), (["FC", "MESA"], "0.00")):
+        study_mesa.table(parts, {}, 1, names, study_mesa.Q, study_mesa.ALPHA)
+        assert f"\n| MESA | 75.00 | {lost} | 4.00 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["study_mesa.py", "--alphas", "--q", "5"])
+    with pytest.raises(SystemExit):
+        study_mesa.main()
+    assert "--q is of the table" in capsys.readouterr().err
 
 
 def test_study_mesa_smoke():
