@@ -219,7 +219,7 @@ def main() -> int:
     rows = []
     for ratio in args.ratios:
         for method in args.methods:
-            kept = results.path.with_suffix("") / f"{method} {ratio}"
+            kept = results.path.with_suffix("") / f"{method} {ratio} {args.effort}"
             row = results.get(
                 f"{method} 1/{ratio}",
                 lambda: measure(network, parts, method, 32 / ratio, args, options, images, kept),  # noqa: B023

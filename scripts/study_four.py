@@ -77,7 +77,8 @@ def measured(cell: Cell, folder: Path, epochs: int, dense_epochs: int, smoke: bo
     network, method, bits, seed = cell
     images = _images(smoke)
     chosen = (fd.SMALL if smoke else fd.NETWORKS)[network]
-    path, temperature = folder / f"{network}-{seed}.npz", fd.METHODS[method].temperature
+    path = folder / f"{network}-{seed}-{dense_epochs}-epochs.npz"  # of others it is another one
+    temperature = fd.METHODS[method].temperature
     dense = fd.dense_of(chosen, images, seed, dense_epochs, path, temperature)
     row = fd.measure(chosen, images, dense, method, bits, epochs)
     row["dense"] = dense.accuracy({}, fd.parts_of(chosen, images)["test"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -68,6 +69,42 @@ def test_points_are_lost_against_a_dense_network_only(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         study_mesa.main()
     assert "--q is of the table" in capsys.readouterr().err
+
+
+def test_what_studies_keep_is_of_its_settings(tmp_path, monkeypatch):
+    """Files of other settings are not taken for those that are asked for."""
+    import digits
+    import study_digits
+    import study_four
+
+    places = []
+
+    def placed(*arguments):
+        places.extend(path for path in arguments if isinstance(path, Path))
+        return {}
+
+    class Asked(Exception):
+        pass
+
+    def dense_of(*arguments):
+        placed(*arguments)
+        raise Asked
+
+    monkeypatch.setattr(study_four, "_images", lambda smoke: None)
+    monkeypatch.setattr(study_four.fd, "dense_of", dense_of)
+    for epochs in (3, 4):
+        with pytest.raises(Asked):
+            study_four.measured(("MLP", "DiBA", 1.0, 0), tmp_path, 1, epochs, True)
+    for name in ("Classifier", "show"):
+        monkeypatch.setattr(study_digits, name, mock.Mock())
+    monkeypatch.setattr(study_digits, "dense_mlp", lambda *_: None)
+    monkeypatch.setattr(study_digits, "load_digits", lambda: digits.drawn_digits(50))
+    monkeypatch.setattr(study_digits, "measure", placed)
+    for effort in ("fast", "best"):
+        words = f"study --ratios 8 --methods DiBA --effort {effort} --folder {tmp_path}"
+        monkeypatch.setattr(sys, "argv", words.split())
+        study_digits.main()
+    assert len(set(places)) == len(places) == 4
 
 
 def test_study_mesa_smoke():
