@@ -107,6 +107,15 @@ def test_what_studies_keep_is_of_its_settings(tmp_path, monkeypatch):
     assert len(set(places)) == len(places) == 4
 
 
+def test_times_of_a_study_count_its_jobs():
+    import study_language
+
+    before = study_language.seconds_of_all()
+    busy = "import time\nwhile time.process_time() < 0.2: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert study_language.seconds_of_all() - before >= 0.18  # whole ticks of 0.01
+
+
 def test_study_mesa_smoke():
     told = run_script("study_mesa.py", "--smoke")
     for name in ("FC", "FC+Q+H", "DeepC", "MPDC", "M+Q+H", "MESA"):
