@@ -44,13 +44,7 @@ MOST_ROWS = 1536  # larger matrices are cut into row blocks
 EFFORTS = ("fast", "balanced", "best")
 
 # what the results depend on; a cached run of other code is not used
-SOURCES = (
-    "search/*.py",
-    "kernels/flips*.py",
-    "kernels/magnitudes.py",
-    "kernels/codes.py",
-    "scales.py",
-)
+SOURCES = ("search/*.py", "kernels/*.py", "matrix/*.py", "methods/dbf.py", "machine/*.py")
 
 Matrices = Iterator[tuple[str, np.ndarray]]
 
@@ -119,8 +113,12 @@ def svd(A: np.ndarray, bits: float) -> float:
 def code_version() -> str:
     """Return eight digits that change with the code of the solver."""
     package = Path(diba_np.__file__).parent
-    files = sorted(p for pattern in SOURCES for p in package.glob(pattern))
-    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:8]
+    found = {pattern: sorted(package.glob(pattern)) for pattern in SOURCES}
+    for pattern, files in found.items():
+        if not files:
+            raise FileNotFoundError(f"{package / pattern}: no such file; SOURCES is out of date")
+    read = (path.read_bytes() for files in found.values() for path in files)
+    return hashlib.sha256(b"".join(read)).hexdigest()[:8]
 
 
 class Runs:
@@ -191,7 +189,8 @@ def warm_up() -> None:
     """Compile, so that no run pays for it."""
     A = np.random.default_rng(0).standard_normal((40, 40))
     dbf(A, k=10, outer=3, threads=1)
-    factorize(A, k=10, effort="fast", scale_bits="auto", threads=1)
+    for gram in (None, drawn_gram(40)):
+        factorize(A, k=10, gram=gram, effort="fast", scale_bits="auto", threads=1)
 
 
 # -- tables ----------------------------------------------------------------------------------------

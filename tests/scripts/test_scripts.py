@@ -169,6 +169,17 @@ def test_bench_terms_smoke():
     assert "| 40² | 2 | " in out
 
 
+def test_the_solvers_sources_are_there(monkeypatch):
+    import bench_solver
+
+    before = bench_solver.code_version()
+    monkeypatch.setattr(bench_solver, "SOURCES", (*bench_solver.SOURCES, "methods/rounding.py"))
+    assert bench_solver.code_version() != before
+    monkeypatch.setattr(bench_solver, "SOURCES", ("search/*.py", "gone/*.py"))
+    with pytest.raises(FileNotFoundError, match="SOURCES is out of date"):
+        bench_solver.code_version()
+
+
 def test_bench_solver_smoke():
     out = run_script("bench_solver.py", "--smoke")
     assert "| Gaussian | 48 × 40 | 2 |" in out
