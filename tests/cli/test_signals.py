@@ -11,6 +11,15 @@ import pytest
 
 from diba_np.cli.signals import Terminated, interruptible
 
+
+@pytest.fixture(autouse=True)
+def ctrl_c_counts():
+    """A shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 
 

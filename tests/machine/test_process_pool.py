@@ -133,12 +133,13 @@ def test_calls_that_fail_may_be_results_and_what_calls_share_is_sent_once():
 
 
 CODE = """
-import os, time
+import os, signal, time
 from diba_np.machine.process_pool import ProcessPool
 
 def sleep(): os.write(1, f"{os.getpid()}\\n".encode()); time.sleep(60)  # one write a line
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
     list(ProcessPool(2, 1).run(sleep, [0, 1], lambda item: ()))
 """
 
@@ -212,6 +213,8 @@ def test_processes_end_with_their_parent_and_say_nothing(tmp_path, number):
         process.kill()
     _, err = process.communicate(timeout=60)  # the children hold the pipes too
     assert err.count("Traceback") == (number == signal.SIGINT)
+    end = time.monotonic() + 60
     for child in children:
         while os.path.exists(f"/proc/{child}"):
+            assert time.monotonic() < end
             time.sleep(0.01)
