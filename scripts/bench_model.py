@@ -158,8 +158,10 @@ def show(report: dict[str, Any]) -> None:
             f"{row['search_seconds']:.0f} | {row['file_bytes']} bytes, "
             f"1/{row['dense_bytes'] / row['file_bytes']:.1f} |"
         )
-    if len(totals) == 2:
-        print(f"\nshared: error lower by {100 * (1 - totals['shared'] / totals['uniform']):.1f} %")
+    first, *others = totals or ("",)
+    for name in others:
+        less = 100 * (1 - totals[name] / totals[first])
+        print(f"\n{name}: error lower by {less:.1f} % than {first}")
     if runs:
         print("\n| matrices | " + " | ".join(f"{name}: bits, SNR" for name in runs) + " |")
         print("|---" * (1 + len(runs)) + "|")
