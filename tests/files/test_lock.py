@@ -61,6 +61,22 @@ def test_a_file_removed_by_its_holder_is_made_again(tmp_path):
         assert path.exists()
 
 
+def test_a_file_removed_between_opening_and_locking_is_made_again(tmp_path, monkeypatch):
+    path, calls, lock = tmp_path / "lock", [], module._lock
+
+    def removed_first(handle):
+        if not calls:
+            path.unlink()
+        calls.append(handle)
+        lock(handle)
+
+    monkeypatch.setattr(module, "_lock", removed_first)
+    with FileLock(path):
+        assert path.exists() and len(calls) == 2
+        with pytest.raises(BlockingIOError):
+            FileLock(path)
+
+
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def no_locks(handle):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -45,7 +45,8 @@ def test_threads_that_start_processes_take_turns_with_the_environment(monkeypatc
         starting = threading.Thread(target=lambda: workers.append(process_pool._Worker(1, ())))
         workers = []
         starting.start()
-        starting.join(0.1)
+        starting.join(0.5)
+        assert starting.is_alive() and not workers  # it waits
         assert os.environ["OMP_NUM_THREADS"] == "7"
     starting.join()
     workers[0].end()

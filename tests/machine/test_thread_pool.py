@@ -98,6 +98,8 @@ def test_settings_are_restored_also_after_an_error():
         "    set_threads(2)\n"
         "try:\n"
         "    with ThreadPool(1):\n"
+        "        with ThreadPool(1):\n"  # whose end restores nothing yet
+        "            pass\n"
         "        inside = [get() for _, get in blas]\n"
         "        raise KeyError\n"
         "except KeyError:\n"

@@ -260,6 +260,14 @@ def test_a_training_of_other_arguments_is_refused(shallow, stages, tmp_path):
         )
 
 
+def test_a_student_that_training_makes_worse_stays_as_it_was(shallow):
+    how = {"bits": 4.0, "method": "rtn", "activations": False, "epochs": 0}
+    small = networks.compress(shallow, rows(8), **how)
+    data = calibration(shallow, rows(8), tokens=48)
+    out = distil(small.replaced({}), shallow, data, epochs=1, rate=0.5)
+    np.testing.assert_array_equal(out.logits(rows(4)), small.logits(rows(4)))
+
+
 def test_a_training_that_diverges_says_what_to_do(stages, shallow):
     data = calibration(shallow, rows(8), tokens=48)
     with pytest.raises(Diverged, match=r"^step 1 of .*: the loss is nan; .* a smaller learning"):

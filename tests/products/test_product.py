@@ -289,6 +289,27 @@ def test_the_same_result_for_any_number_of_threads(path, b, rng):
         np.testing.assert_array_equal(*results)
 
 
+def test_a_parallel_kernel_that_was_held_up_is_left_alone_for_a_while(monkeypatch):
+    backoff, calls = _Backoff(), []
+
+    def one(x, parts, out):
+        calls.append(("one", parts))
+
+    def many(x, parts, out):
+        calls.append(("many", parts))
+
+    many.overloads = {}
+    monkeypatch.setattr(parallel, "_backoff", backoff)
+    operands = ((one, many), 2, 0.0, np.ones(1), (), np.ones(1))
+    parallel.run_kernel(*operands)
+    monkeypatch.setattr(_Backoff, "HELD_UP", 0.0)  # every call is
+    parallel.run_kernel(*operands)
+    assert backoff.until > -math.inf
+    backoff.until = math.inf
+    parallel.run_kernel(*operands)
+    assert calls == [("many", 2), ("many", 2), ("one", 1)]
+
+
 def test_operands_of_any_layout(rng):
     f = operator(20, 30, 33, 0)
     A = naive.dense_fast(f.d1, f.b1.to_dense(), f.d2, f.b2.to_dense(), f.d3, 0.0)
