@@ -20,6 +20,7 @@ from diba_np.files.atomic import atomic_path
 from diba_np.files.checkpoint import Checkpoint, _gather, _scatter
 from diba_np.products.cpu import has_bfloat16
 from diba_np.search.options import EFFORTS, Effort
+from diba_np.search.progress import Run
 
 M, N = 40, 32
 
@@ -181,6 +182,20 @@ def test_finished_state_stays_until_the_caller_removes_it(tmp_path):
     assert len(calls) == 0
     keeper.remove()
     assert not keeper.path.exists()
+
+
+def test_a_finished_state_tells_why_it_was_ended(tmp_path):
+    how = {"k": 8, "threads": 1, "callback": lambda seen: seen.step == 3}
+    for _ in range(2):
+        with pytest.warns(ConvergenceWarning, match="ended by callback"):
+            f = factorize(matrix(), checkpoint=Checkpoint(tmp_path / "a.ckpt"), **how)
+        assert f.record["stopped"] == "callback"
+
+
+def test_the_seconds_of_earlier_runs_may_use_the_time_up():
+    later = Run(time_limit=10.0)
+    later.set_clock({"seconds": 11.0, "stopped": ""})
+    assert later.step("polish", 1, 2, 3) and later.stopped == "time_limit"
 
 
 def test_seconds_of_all_runs_count_for_the_time_limit(tmp_path):

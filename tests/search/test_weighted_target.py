@@ -385,6 +385,18 @@ def test_few_rows_and_dead_channels_are_told(rng):
         factorize(A, k=3, gram=np.diag([0.0, 1, 1, 1, 1, 1]), max_sweeps=5)
 
 
+def test_correlations_are_shrunk_by_the_share_that_the_rows_ask_for(rng):
+    rows, n = 40, 6
+    X = rng.normal(size=(rows, n)) @ rng.normal(size=(n, n))
+    H = X.T @ X / rows
+    H /= np.diag(H).mean()
+    share = n / (2 * rows)
+    expected = (1 - share) * H + (share + 1e-4) * np.diag(np.diag(H))
+    with ThreadPool(1) as pool:
+        weights = gram.as_weights(X, None, None, (3, n), pool)
+    np.testing.assert_allclose(weights.regularised(), expected, rtol=1e-12)
+
+
 def test_one_row_and_one_channel(rng):
     A, X = rng.normal(size=(8, 6)), np.ones((1, 6))
     with pytest.warns(UserWarning, match="1 rows for 6"):
