@@ -179,11 +179,11 @@ class Solver:
             )
         if start is not None:
             return run.journal.stage("polish", lambda: self._polished(start))
-        simple = widened(rank_one(target, how.shift), k)
+        simple = rank_one(target, how.shift)
         floor = self._stored_error(simple)
         if decibels(target.energy, floor) >= _EXACT_DB:
             run.step("rank one", 1, 1, k, floor / (target.energy or 1.0))
-            return Outcome(simple, sweeps=1, converged=True)
+            return Outcome(widened(simple, k), sweeps=1, converged=True)
         capped = how.max_sweeps is not None
         best = self._relaxed(k, how.iterations(target.is_coupled), 0 if capped else how.work.uneven)
         also = EFFORTS.get(how.work.also)
@@ -193,12 +193,14 @@ class Solver:
             if squared_error(target, other.state) < squared_error(target, best.state):
                 best = other
             best = replace(best, sweeps=sweeps)
-        if floor < self._stored_error(best.state):
-            best = replace(best, state=simple)
+        if floor < squared_error(target, best.state):  # which lies on its grids, if it has some
+            best = replace(best, state=widened(simple, k))
         return best
 
     def _stored_error(self, state: State) -> float:
-        """Return the squared error of a state once its diagonals are what a file holds."""
+        """Return the squared error of a state once its diagonals are codes, if they are to be."""
+        if self.widths is None:  # floats of 16 bits hold 70 dB
+            return squared_error(self.target, state)
         stored = state.copy()
         round_diagonals(self.target, stored, self.scale_bits)
         return squared_error(self.target, stored)
