@@ -373,9 +373,8 @@ def test_a_warning_is_a_note_on_standard_error(here, capsys):
     status, out, err = run(capsys, "factorize", "A.npy", *args)
     assert status == 0
     assert json.loads(out)["converged"] is False
-    assert err == (
-        "diba-np: note: the greedy solver was ended by max_sweeps=1 before its own end condition\n"
-    )
+    why = "the greedy solver was ended by --max-sweeps 1 before its own end condition"
+    assert err == f"diba-np: note: {why}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -39,7 +39,7 @@ def test_decoders_are_judged_by_the_next_token(kind):
 
 def test_encoders_are_judged_by_masked_tokens():
     net = network("bert", dtype=np.float32)
-    with pytest.raises(ValueError, match="texts need a tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer with a mask, the network has no tokenizer"):
         evaluate(net, ROWS)
     net.tokenizer = words()
     found = evaluate(net, ["a b c d e f g", "h i", "j"], against=packed(net))
