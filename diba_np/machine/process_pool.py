@@ -47,9 +47,8 @@ def _main_left_out() -> Iterator[None]:
     A spawned process imports the script that spawns it, which then has to stand under
     ``if __name__ == "__main__":``; what processes call here is in modules of this package.
     """
-    with (
-        _main
-    ):  # what is changed inside of the process, its environment too, is one thread's at a time
+    # what is changed inside of the process, its environment too, is one thread's at a time
+    with _main:
         script = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         try:

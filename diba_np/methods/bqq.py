@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _TERM_BITS = 1.25
 
 _CONSTANTS = 3  # of a term; one more for all
+_PADDING = 14  # bits at most that fill up the last bytes of zeros and ones
 
 # of the relaxation: first penalty, ridge, share of the new point
 _FIRST, _RIDGE, _THETA = 0.2, 0.03, 0.8
@@ -187,7 +188,7 @@ class BQQ(CompressedMatrix):
     @classmethod
     def least_bits(cls, shape: tuple[int, int]) -> int:
         """Return the bits of one term of rank one."""
-        return sum(shape) + 14 + _overhead(1)
+        return sum(shape) + _PADDING + _overhead(1)
 
     @classmethod
     def from_datasets(cls, attrs: dict[str, Any], arrays: dict[str, Array]) -> Self:
@@ -232,7 +233,7 @@ def _overhead(terms: int) -> int:
 
 def _total_rank(problem: Problem, terms: int) -> int:
     """Return how many columns of Y and rows of Z the budget holds."""
-    return int((problem.budget - _overhead(terms) - 14) // sum(problem.shape))
+    return int((problem.budget - _overhead(terms) - _PADDING) // sum(problem.shape))
 
 
 def _value(Y: Array, Z: Array, r: float, s: float, t: float) -> Array:

@@ -14,6 +14,7 @@ from diba_np.arrays import largest_magnitude
 from diba_np.checks import as_matrix, as_samples, check_count, check_magnitude, check_number
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array, CompressedMatrix
+from diba_np.matrix.budgets import bits_within
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,7 +38,7 @@ class Problem:
     def __init__(self, W: Array, scale: float, bits: float, X: Array | None, seed: int) -> None:
         self.W, self.scale, self.bits, self.X, self.seed = W, scale, bits, X, seed
         self.shape = W.shape
-        self.budget = int(np.floor(bits * W.size * (1 + 1e-12)))
+        self.budget = bits_within(W.shape[0], W.shape[1], bits)
         self.rng = np.random.default_rng(seed)
         self._start = time.perf_counter()
 

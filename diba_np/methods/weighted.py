@@ -14,7 +14,7 @@ import numpy as np
 
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array, CompressedMatrix
-from diba_np.matrix.budgets import storage_bits
+from diba_np.matrix.budgets import bits_within, storage_bits
 from diba_np.methods import METHODS, get
 from diba_np.methods import fit as fit_method
 from diba_np.methods.random_bits import random_factors
@@ -161,7 +161,7 @@ def fit_weighted(
         affordable = {
             one: error
             for one, error in reached.items()
-            if least_bits(one, (m, n), how, gram is not None) <= bits * m * n * (1 + 1e-12)
+            if least_bits(one, (m, n), how, gram is not None) <= bits_within(m, n, bits)
         }
         return best_of(nearest(affordable or reached), A, bits, gram, outputs, how)
     if method in FITS:

@@ -23,6 +23,7 @@ from diba_np.files.parts import Parts
 from diba_np.machine.versions import versions
 from diba_np.matrix import quality
 from diba_np.matrix.base import CompressedMatrix
+from diba_np.matrix.budgets import bits_within
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.files import load
 from diba_np.matrix.row_blocks import stack
@@ -160,7 +161,7 @@ class ModelRun:
 
     def _budget(self, size: int, kept_bits: int) -> int:
         """Return the bits for the matrices; BudgetError where they do not pay for one component."""
-        budget = math.floor(self.settings.bits * size) - kept_bits
+        budget = bits_within(1, size, self.settings.bits) - kept_bits
         try:
             self._shares(None, budget)
         except BudgetError as error:
