@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -160,7 +161,10 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
         for name, grid in zip(("d1", "d2", "d3"), self.grids or (), strict=False):
             if not np.array_equal(grid.round(getattr(self, name)), getattr(self, name)):
                 raise ValueError(f"{name} must consist of levels of its grid, {grid}")
+        # the transpose made of this is held, what this is the transpose of is not: no circle
+        # keeps either alive
         self._flipped: DiBAFactors | None = None
+        self._source: weakref.ref[DiBAFactors] | None = None
         super().__init__((m, n), record=record)
 
     @classmethod
@@ -217,7 +221,7 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
         whole._terms = single
         whole.shift = single[0].shift
         whole.bias = None if bias is None else single_vector(bias, "bias", shape[0])
-        whole._flipped = None
+        whole._flipped = whole._source = None
         CompressedMatrix.__init__(whole, shape, record=record)
         return whole
 
@@ -337,7 +341,7 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
         With the transpose, once it was used.
         """
         held = 0
-        for half in (self, self._flipped):
+        for half in (self, self._flipped or self._turned_from()):
             if half is not None:
                 for f in half.terms:
                     held += sum(part.nbytes for part in (f.d1, f.d2, f.d3, f.b1, f.b2))
@@ -420,25 +424,26 @@ class DiBAFactors(PackedOperator, CompressedMatrix):
             self.b2, self.b1, d_in=self.d3, d_mid=self.d2, d_out=self.d1, shift=self.shift
         )
 
+    def _turned_from(self) -> DiBAFactors | None:
+        """Return what this is the transpose of, if that is in use."""
+        return None if self._source is None else self._source()
+
     def _adjoint(self) -> DiBAFactors:
         """Return the transpose ``D3 B2^T D2 B1^T D1``, itself a factorization; made once."""
-        if self._flipped is None and self._terms:
-            turned = [term._adjoint() for term in self._terms]
-            self._flipped = DiBAFactors.from_terms(turned, _turned(self.record))
-            self._flipped._flipped = self
-        if self._flipped is None:
-            self._flipped = DiBAFactors(
-                self.d3,
-                self.b2.T,
-                self.d2,
-                self.b1.T,
-                self.d1,
-                self.shift,
-                _turned(self.record),
-                grids=None if self.grids is None else self.grids[::-1],
-            )
-            self._flipped._flipped = self
-        return self._flipped
+        turned = self._flipped or self._turned_from()
+        if turned is None:
+            turned = self._turn()
+            turned._source = weakref.ref(self)
+            self._flipped = turned
+        return turned
+
+    def _turn(self) -> DiBAFactors:
+        record = _turned(self.record)
+        if self._terms:
+            return DiBAFactors.from_terms([term._adjoint() for term in self._terms], record)
+        halves = (self.d3, self.b2.T, self.d2, self.b1.T, self.d1)
+        grids = None if self.grids is None else self.grids[::-1]
+        return DiBAFactors(*halves, self.shift, record, grids=grids)
 
     _transpose = _adjoint
 

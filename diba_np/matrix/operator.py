@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,17 +36,6 @@ def as_operand(X: ArrayLike) -> Array:
     return X.astype(float_type(X.dtype), copy=False)
 
 
-def _along_last(apply: Callable[[Array], Array], x: Array, n: int) -> Array:
-    """Apply a map on (n, N) arrays to the last axis of `x` (..., n), or to a column (n, 1)."""
-    x = as_operand(x)
-    if x.ndim == 1:
-        return apply(x[:, None])[:, 0]
-    if x.shape[-1] != n and x.shape == (n, 1):
-        return apply(x)
-    flat = x.reshape(-1, n)
-    return np.ascontiguousarray(apply(flat.T).T).reshape(*x.shape[:-1], -1)
-
-
 def along_stack(apply: Callable[[Array], Array], X: Array) -> Array:
     """Apply a map on (n, N) arrays to each matrix of X (..., n, N), all of them at once."""
     if X.ndim < 3:
@@ -65,11 +54,6 @@ def is_plain(x: Any, n: int) -> bool:
     Such products do without scipy's checks, which take longer than a small product.
     """
     return type(x) is np.ndarray and x.dtype in _PLAIN and x.ndim in (1, 2) and len(x) == n
-
-
-def _multiplied(apply: Callable[[Array], Array], x: Array) -> Array:
-    """Apply a map on (n, N) arrays to a vector or a matrix."""
-    return apply(x[:, None])[:, 0] if x.ndim == 1 else apply(x)
 
 
 def with_total(y: Array) -> tuple[Array, float]:
@@ -111,10 +95,17 @@ def _index(index: Any) -> Any:
 
 
 class Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
-    """A linear operator that can be written out, whole or in parts: NumPy's matrix where asked."""
+    """A linear operator that can be written out, whole or in parts: NumPy's matrix where asked.
+
+    A subclass has `to_dense`, and `_map` for products.
+    """
 
     def to_dense(self) -> Array:
         """Return the matrix as (m, n) float32."""
+        raise NotImplementedError
+
+    def _map(self, X: Array) -> Array:
+        """Return ``A_hat @ X`` for X of shape (n, N), of real or complex numbers."""
         raise NotImplementedError
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -192,6 +183,11 @@ class Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
         axes = [part for part in parts if part is not None and part is not Ellipsis]
         if len(parts) == len(axes) == 1 and np.ndim(axes[0]) < 2:
             return self.rows(axes[0])
+        if len(axes) < 3 and all(
+            isinstance(axis, (int, np.integer, slice)) and not isinstance(axis, bool)
+            for axis in axes
+        ):
+            return self._block(index, parts, axes)
         # the numbers of the rows and of the columns that stand in the result
         at_row = np.broadcast_to(np.arange(m)[:, None], (m, n))[index]
         at_column = np.broadcast_to(np.arange(n), (m, n))[index]
@@ -209,22 +205,75 @@ class Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
             flat[at] = block[row_of[at] - part.start, column_of[at]]
         return out if isinstance(at_row, np.ndarray) else out[()]
 
+    def _block(self, index: Any, parts: tuple[Any, ...], axes: Sequence[Any]) -> Any:
+        """Return the entries at an index of one or two slices or ints, with None and Ellipsis."""
+        own = [*axes, *[slice(None)] * (2 - len(axes))]
+        if len(axes) == 1 and Ellipsis in parts[: parts.index(axes[0])]:
+            own.reverse()
+        like = np.broadcast_to(np.float32(0), self.shape)[index]  # its shape, and errors
+        rows, columns = (
+            np.atleast_1d(np.arange(s)[a]) for s, a in zip(self.shape, own, strict=True)
+        )
+        out = np.empty((len(rows), len(columns)), np.float32)
+        if out.size:
+            expand = self.row_expander(columns)
+            for part in row_blocks(out.shape):
+                out[part] = expand(rows[part])
+        out = out.reshape(like.shape)
+        return out if isinstance(like, np.ndarray) else out[()]
+
+    def _matmat(self, X: Array) -> Array:
+        """Return ``A_hat @ X`` for X (..., n, N)."""
+        return along_stack(self._map, as_operand(X))
+
+    def _matvec(self, x: Array) -> Array:
+        """Return ``A_hat x`` for x (..., n), one vector along the last axis, or a column (n, 1)."""
+        x, (m, n) = as_operand(x), self.shape
+        if x.ndim == 1:
+            return self._map(x[:, None])[:, 0]
+        if x.shape[-1] != n and x.shape == (n, 1):
+            return self._map(x)
+        return np.ascontiguousarray(self._map(x.reshape(-1, n).T).T).reshape(*x.shape[:-1], m)
+
+    def __matmul__(self, x: Any) -> Any:
+        if is_plain(x, self.shape[1]):
+            return self._map(x[:, None])[:, 0] if x.ndim == 1 else self._map(x)
+        return super().__matmul__(x)
+
     def __rmatmul__(self, x: Any) -> Any:
         if type(x) is np.ndarray and is_plain(x.T, self.shape[0]):
             return self.T @ x if x.ndim == 1 else (self.T @ x.T).T
+        if getattr(x, "ndim", 0) > 2 and x.shape[-1] == self.shape[0]:
+            return np.swapaxes(self.T.dot(np.swapaxes(x, -1, -2)), -1, -2)
         return super().__rmatmul__(x)
 
     # what scipy turns into plain arrays before it comes to a product
     def dot(self, x: Any) -> Any:
-        """Return the product with a vector, a matrix or an operator, as scipy has it."""
+        """Return the product with a vector, a matrix, a stack of matrices or an operator."""
         check_dense(x, "the operand")
+        if getattr(x, "ndim", 0) > 2 and x.shape[-2] == self.shape[1]:  # before SciPy 1.18 refused
+            return self._matmat(x)
         return super().dot(x)
 
     def matvec(self, x: ArrayLike) -> Any:
-        """Return the product with a vector (n,) or (n, 1), as scipy has it."""
-        if is_plain(x, self.shape[1]) and np.ndim(x) == 1:  # as iterative solvers ask
+        """Multiply with a vector, or with many along leading axes.
+
+        Parameters
+        ----------
+        x : (n,), (n, 1) or (..., n) array_like
+
+        Returns
+        -------
+        (m,), (m, 1) or (..., m) ndarray
+        """
+        n = self.shape[1]
+        if is_plain(x, n) and np.ndim(x) == 1:  # as iterative solvers ask
             return self @ x
         check_dense(x, "the operand")
+        if np.shape(x) == (n, 1):  # scipy takes no column for a vector from 1.20 on
+            return self.matmat(x)
+        if np.ndim(x) > 1 and np.shape(x)[-1] == n:  # nor, before 1.18, many vectors
+            return self._matvec(np.asanyarray(x))
         return super().matvec(x)
 
     def matmat(self, X: ArrayLike) -> Any:
@@ -233,16 +282,12 @@ class Expandable(LinearOperator):  # type: ignore[misc]  # scipy ships no types
         return super().matmat(X)
 
     def rmatvec(self, x: ArrayLike) -> Any:
-        """Return the product of the transpose with a vector (m,) or (m, 1), as scipy has it."""
-        if is_plain(x, self.shape[0]) and np.ndim(x) == 1:
-            return self.T @ x
-        check_dense(x, "the operand")
-        return super().rmatvec(x)
+        """Multiply the transpose with a vector (m,), a column, or many vectors; see `matvec`."""
+        return self.T.matvec(x)
 
     def rmatmat(self, X: ArrayLike) -> Any:
-        """Return the product of the transpose with a matrix (m, N), as scipy has it."""
-        check_dense(X, "the operand")
-        return super().rmatmat(X)
+        """Return the product of the transpose with a matrix (m, N)."""
+        return self.T.matmat(X)
 
     def snr(self, A: ArrayLike) -> float:
         """Return ``10 log10(|A|_F^2 / |A - A_hat|_F^2)`` in dB."""
@@ -272,16 +317,8 @@ class Operator(Expandable):
         result: Array = self._dense().T @ Y
         return result
 
-    def _matvec(self, x: Array) -> Array:
-        return _along_last(self._apply, x, self.shape[1])
-
-    def _matmat(self, X: Array) -> Array:
-        return along_stack(self._apply, as_operand(X))
-
-    def __matmul__(self, x: Any) -> Any:
-        if is_plain(x, self.shape[1]):
-            return _multiplied(self._apply, x)
-        return super().__matmul__(x)
+    def _map(self, X: Array) -> Array:
+        return self._apply(X)
 
     def _adjoint(self) -> LinearOperator:
         return Adjoint(self)
@@ -300,16 +337,8 @@ class Adjoint(Expandable):
         """Return the transpose as (n, m) float32."""
         return np.ascontiguousarray(self.parent.to_dense().T)
 
-    def _matvec(self, x: Array) -> Array:
-        return _along_last(self.parent._apply_transposed, x, self.shape[1])
-
-    def _matmat(self, X: Array) -> Array:
-        return along_stack(self.parent._apply_transposed, as_operand(X))
-
-    def __matmul__(self, x: Any) -> Any:
-        if is_plain(x, self.shape[1]):
-            return _multiplied(self.parent._apply_transposed, x)
-        return super().__matmul__(x)
+    def _map(self, X: Array) -> Array:
+        return self.parent._apply_transposed(X)
 
     def _adjoint(self) -> LinearOperator:
         return self.parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,11 +58,12 @@ class PackedBits:
     np.True_
     """
 
-    __slots__ = ("_tiles", "_transpose", "_words", "shape")
+    __slots__ = ("__weakref__", "_tiles", "_transpose", "_words", "shape")
 
     _words: NDArray[np.uint64] | None  # None: a transpose whose words nobody asked for yet
     _tiles: NDArray[np.uint32] | None
-    _transpose: PackedBits | None
+    # what this was turned from is held, what was turned from this is not: no circle keeps either
+    _transpose: PackedBits | weakref.ref[PackedBits] | None
     shape: tuple[int, int]
 
     def __init__(self, bits: ArrayLike | PackedBits) -> None:
@@ -184,14 +186,17 @@ class PackedBits:
 
     @property
     def T(self) -> PackedBits:
-        """The transpose, packed; made once and kept, its words only when they are asked for."""
-        if self._transpose is None:
+        """The transpose, packed; one object while it is in use, its words made when asked for."""
+        other = self._transpose
+        if isinstance(other, weakref.ref):
+            other = other()
+        if other is None:
             other = PackedBits.__new__(PackedBits)
             other.shape = self.shape[::-1]
             other._words = other._tiles = None
             other._transpose = self
-            self._transpose = other
-        return self._transpose
+            self._transpose = weakref.ref(other)
+        return other
 
     def transpose(self) -> PackedBits:
         """Return the transpose, packed; the same object as `T`."""

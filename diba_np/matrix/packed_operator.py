@@ -49,24 +49,6 @@ class PackedOperator(Operator):
             return self._product.vector(x) if x.ndim == 1 else self._product.matrix(x)
         return super().__matmul__(x)
 
-    def matvec(self, x: ArrayLike) -> NDArray[Any]:
-        """Multiply with a vector, or with many along leading axes.
-
-        Parameters
-        ----------
-        x : (n,), (n, 1) or (..., n) array_like
-
-        Returns
-        -------
-        (m,), (m, 1) or (..., m) ndarray
-        """
-        n = self.shape[1]
-        if np.ndim(x) > 1 and np.shape(x)[-1] == n and np.shape(x) != (n, 1):
-            check_dense(x, "the operand")
-            return self._matvec(np.asanyarray(x))
-        result: NDArray[Any] = super().matvec(x)
-        return result
-
     def matvec_rounded(self, x: ArrayLike) -> NDArray[np.float32]:
         """Multiply with a vector in 16-bit tables: up to 1.6 (AVX2: 2.2) times as fast, not exact.
 

@@ -56,30 +56,35 @@ class RowBlocks(CompressedMatrix):
 
     def row_expander(self, columns: RowIndex = slice(None)) -> Callable[[RowIndex], Array]:
         """Return a function from a slice or vector of rows to those of the matrix, float32."""
-        starts, expanders = self.starts, [block.row_expander(columns) for block in self.blocks]
+        starts = self.starts
         width = len(np.arange(self.shape[1])[columns])
+        held: dict[int, Callable[[RowIndex], Array]] = {}  # of the blocks of the last rows
 
         def rows(wanted: RowIndex) -> Array:
             index = np.arange(self.shape[0])[wanted]
+            block_of = np.searchsorted(starts, index, side="right") - 1
+            needed = np.unique(block_of).tolist()
+            for i in held.keys() - set(needed):
+                del held[i]
             out = np.empty((len(index), width), np.float32)
-            for expand, start, stop in zip(expanders, starts[:-1], starts[1:], strict=True):
-                mine = np.flatnonzero((start <= index) & (index < stop))
-                if mine.size:
-                    out[mine] = expand(index[mine] - start)
+            for i in needed:
+                if i not in held:
+                    held[i] = self.blocks[i].row_expander(columns)
+                mine = np.flatnonzero(block_of == i)
+                out[mine] = held[i](index[mine] - starts[i])
             return out
 
         return rows
 
     def _apply(self, X: Array) -> Array:
-        return np.concatenate([block.matmat(X) for block in self.blocks])
+        return np.concatenate([block @ X for block in self.blocks])
 
     def _apply_transposed(self, Y: Array) -> Array:
         starts = self.starts
-        parts = [
-            block.T.matmat(Y[start:stop])
-            for block, start, stop in zip(self.blocks, starts[:-1], starts[1:], strict=True)
-        ]
-        result: Array = np.sum(parts, axis=0, dtype=parts[0].dtype)
+        total = self.blocks[0].T @ Y[: starts[1]]
+        for block, start, stop in zip(self.blocks[1:], starts[1:-1], starts[2:], strict=True):
+            total += block.T @ Y[start:stop]
+        result: Array = total
         return result
 
     def storage_breakdown(self) -> dict[str, int]:

@@ -209,7 +209,8 @@ class Product:
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the kernels' constant arguments: (d3, tiles2, d2, tiles1, d1, shift)."""
-        if dtype not in self._arguments:
+        prepared = self._arguments.get(dtype)  # once: another thread may make this `forget`
+        if prepared is None:
             d3, d2, d1 = (
                 np.ones(size, dtype) if scale is None else np.array(scale, dtype, order="C")
                 for scale, size in self._scales
@@ -218,8 +219,14 @@ class Product:
             if len(tiles) == 1:
                 tiles.append(np.empty((0, 0, 16), np.uint32))
             shift = dtype.type(self.shift)
-            self._arguments[dtype] = (d3, tiles[0], d2, tiles[1], d1, shift)
-        return self._arguments[dtype]
+            prepared = self._arguments[dtype] = (d3, tiles[0], d2, tiles[1], d1, shift)
+        return prepared
+
+    def forget(self) -> None:
+        """Let go of what was made of the bits' tiles; it is made again when it is asked for."""
+        self._arguments.clear()
+        for name in ("_plan", "_rounded_arguments"):
+            self.__dict__.pop(name, None)
 
     @functools.cached_property
     def _mixed_d2(self) -> Real:

@@ -65,8 +65,9 @@ def _packed_weights(f: Any) -> float:
 class Stack:
     """Several packed matrices with the same input, one below the other, as one operator.
 
-    ``stack(x)`` is the concatenation of ``f @ x`` for every f, to the last bit, in one compiled
-    call: what a token of a network needs of its query, key and value matrices, or of gate and up.
+    ``stack(x)`` is the concatenation of ``f @ x`` for every f in one compiled call: what a token
+    of a network needs of its query, key and value matrices, or of gate and up. It is so to the last
+    bit where there is neither a bias nor ``added=``; with them to the last but one or two.
 
     Parameters
     ----------

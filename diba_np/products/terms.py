@@ -56,6 +56,8 @@ class SumProduct(Product):
 
     def __init__(self, parts: Sequence[Product], tiles2: Tiles, tiles1: Tiles) -> None:
         self._terms = tuple(parts)
+        for part in parts:
+            part.forget()  # the tiles that it has multiplied with are no longer those of its bits
         kinds = {(part.shape, float(part.shift), part._path, len(part._bits)) for part in parts}
         if len(kinds) != 1 or next(iter(kinds))[-1] != 2:
             raise ValueError("the terms of a product must be chains of one shape, shift and path")
@@ -84,13 +86,14 @@ class SumProduct(Product):
 
     def _prepared(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
         """Return the constant arguments: (d3, tiles2, d2, tiles1, d1, starts, shift)."""
-        if dtype not in self._arguments:
+        prepared = self._arguments.get(dtype)
+        if prepared is None:
             d3, d2, d1 = zip(*(part._scales for part in self._terms), strict=True)
 
             def values(scales: tuple[Any, ...]) -> list[Any]:
                 return [np.ones(n) if scale is None else scale for scale, n in scales]
 
-            self._arguments[dtype] = (
+            prepared = self._arguments[dtype] = (
                 np.array(values(d3), dtype, order="C"),
                 self._flat[0],
                 np.concatenate(values(d2)).astype(dtype),
@@ -99,7 +102,7 @@ class SumProduct(Product):
                 self._starts,
                 dtype.type(self.shift),
             )
-        return self._arguments[dtype]
+        return prepared
 
     @property
     def nbytes(self) -> int:

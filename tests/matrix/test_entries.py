@@ -1,5 +1,7 @@
 """Entries, rows and blocks of a compressed matrix, as NumPy takes them; dtypes of operands."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,6 +77,33 @@ def test_any_index_of_numpy(f, data):
     same(f[pair], f.to_dense()[pair])
 
 
+def test_a_block_takes_the_room_of_two(rng):
+    b1, b2 = rng.integers(0, 2, (400, 9)), rng.integers(0, 2, (9, 300))
+    f = DiBAFactors(np.ones(400), b1, np.ones(9), b2, np.ones(300))
+    assert peak(lambda: f[...]) < 2.5 * 4 * 400 * 300  # indices alone were 8 times the block
+    assert peak(lambda: f[:, 100:]) < 2.5 * 4 * 400 * 200
+
+
+def test_blocks_of_rows_expand_what_is_asked(rng):
+    b2, ones = rng.integers(0, 2, (30, 2000)), np.ones(2000)
+    blocks = [DiBAFactors(np.ones(4), np.ones((4, 30)), ones[:30], b2, ones) for _ in range(20)]
+    stacked, one = RowBlocks(blocks), peak(lambda: blocks[0][1])
+    assert peak(lambda: stacked[5]) < 1.5 * one
+    product = stacked.T @ np.ones(80)
+    assert peak(lambda: stacked.T @ np.ones(80)) < 10 * product.nbytes  # of 20 parts
+    np.testing.assert_allclose(product, stacked.to_dense().T @ np.ones(80), rtol=1e-12)
+
+
+def peak(call):
+    """Return the most bytes that a call holds at once, what it makes once left out."""
+    call()
+    tracemalloc.start()
+    call()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
 def test_every_method_and_blocks_of_rows_take_them(f, rng):
     dense = f.to_dense()
     stacked = RowBlocks([f, f])
@@ -132,6 +161,21 @@ def test_other_operands_are_refused(f, kind):
         x = np.zeros(operator.shape[1], kind)
         with pytest.raises(TypeError, match="the operand must hold real numbers, got dtype"):
             operator @ x
+
+
+def test_columns_none_and_many_vectors_of_every_operator(f, rng):
+    for operator in operators(f):
+        n, dense = operator.shape[1], operator.to_dense()
+        for shape in ((n,), (n, 1), (0, n), (2, 0, n), (2, 3, n), (n, n)):
+            x = rng.normal(size=shape)
+            column = shape == (n, 1)
+            expected = dense @ x if column else x @ dense.T
+            for y in (operator.matvec(x), operator.T.rmatvec(x)):
+                assert y.shape == expected.shape
+                np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+        x = rng.normal(size=(2, n, 3))
+        for y in (operator @ x, np.swapaxes(np.swapaxes(x, 1, 2) @ operator.T, 1, 2)):
+            np.testing.assert_allclose(y, dense @ x, rtol=1e-4, atol=1e-4)
 
 
 # -- an operator among scipy's ---------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """DiBAFactors: the operator agrees with the dense matrix it stands for."""
 
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 
 import naive
 import numpy as np
@@ -337,3 +339,24 @@ def test_bad_row_indices_are_index_errors(rng, index):
     f = factorize(rng.normal(size=(9, 7)), k=5)
     with pytest.raises(IndexError):
         f[index]
+
+
+def test_a_factorization_that_is_dropped_is_freed_at_once(rng):
+    """A circle would hold its arrays until Python looks for circles, and it counts objects."""
+    f = DiBAFactors(np.ones(4), rng.integers(0, 2, (4, 3)), np.ones(3), np.eye(3, 5), np.ones(5))
+    whole = DiBAFactors.from_terms([f, f])
+    for made in (f, whole):
+        assert made.T.T is made
+        assert made.T is made.T
+        np.testing.assert_array_equal(made.T @ np.ones(4), made.to_dense().sum(axis=0))
+    alone = whole.T
+    gone = [weakref.ref(f), weakref.ref(f.b1), weakref.ref(whole), weakref.ref(f.T)]
+    gc.disable()
+    try:
+        del made, whole
+        np.testing.assert_array_equal(alone.T.to_dense(), 2 * f.to_dense())
+        assert alone.T.T is alone
+        del f, alone
+        assert [reference() for reference in gone] == [None] * 4
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from pathlib import Path
 
 import h5py
@@ -113,7 +114,11 @@ def test_bits_of_every_term_count(two):
     assert_same(f.with_bias(np.ones(23)).with_bias(None), f)
     assert repr(f).startswith("DiBAFactors(23 x 17, k=21 in 2 terms, ")
     before = f.nbytes
+    for term in f.terms:  # whose own tiles are let go when the sum lays out its
+        term @ np.ones(17, np.float32)
+    tiles = [weakref.ref(bits.tiles) for term in f.terms for bits in (term.b1, term.b2)]
     f @ np.ones(17, np.float32)
+    assert [reference() for reference in tiles] == [None] * 4
     assert f.nbytes > before + sum(t.b1.tiles.nbytes + t.b2.tiles.nbytes for t in f.terms)
     held = f.nbytes
     for term in f.terms:  # the tiles are those of the sum

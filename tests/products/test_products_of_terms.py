@@ -173,10 +173,11 @@ def test_the_same_result_for_any_number_of_threads(path, b, rng):
 def test_tiles_in_one_piece_are_those_of_each(rng):
     parts = [PackedBits(rng.integers(0, 2, shape)) for shape in ((40, 31), (7, 90), (33, 15))]
     first = parts[0].tiles.copy()
-    flat = joined_tiles([*parts, parts[1].T])
+    parts.append(parts[1].T)
+    flat = joined_tiles(parts)
     assert flat.ctypes.data % 64 == 0
     np.testing.assert_array_equal(parts[0].tiles, first)
-    for part in (*parts, parts[1].T):
+    for part in parts:
         np.testing.assert_array_equal(part.tiles, naive.tile_rows(part.to_dense()))
         assert np.shares_memory(part.tiles, flat)
 
