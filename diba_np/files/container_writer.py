@@ -197,24 +197,31 @@ def write_container(
 
 def _check_group_is_free(final: Path, group: str, arrays: Iterable[str]) -> None:
     """Complain unless a group can be written without a change to anything else of the file."""
-    with open_file(final) as file:
-        place: h5py.Group = file
-        parts = [part for part in group.split("/") if part]
-        for end, part in enumerate(parts, start=1):
-            name = "/".join(parts[:end])
-            link = place.get(part, getlink=True) if part in place or _is_link(place, part) else None
-            if link is None:
-                return
-            if not isinstance(link, h5py.HardLink):
-                raise FormatError(f"{final}: {name}: found a link, expected a group")
-            item = place[part]
-            if not isinstance(item, h5py.Group):
-                raise ValueError(
-                    f"group {group!r}: {name!r} is an array of another factorization, "
-                    "or of another program; name another group"
-                )
-            place = item
-        _check_ours(group, place, arrays)
+    with open_file(final) as file:  # in which a ValueError would be one of HDF5
+        trouble = _in_the_way(final, file, group, arrays)
+    if trouble:
+        raise ValueError(f"group {group!r}{trouble}")
+
+
+def _in_the_way(final: Path, file: h5py.File, group: str, arrays: Iterable[str]) -> str:
+    """Return why a group cannot be written; empty if it can."""
+    place: h5py.Group = file
+    parts = [part for part in group.split("/") if part]
+    for end, part in enumerate(parts, start=1):
+        name = "/".join(parts[:end])
+        link = place.get(part, getlink=True) if part in place or _is_link(place, part) else None
+        if link is None:
+            return ""
+        if not isinstance(link, h5py.HardLink):
+            raise FormatError(f"{final}: {name}: found a link, expected a group")
+        item = place[part]
+        if not isinstance(item, h5py.Group):
+            return (
+                f": {name!r} is an array of another factorization, or of another program; "
+                "name another group"
+            )
+        place = item
+    return _of_others(place, arrays)
 
 
 def _is_link(place: h5py.Group, part: str) -> bool:
@@ -222,25 +229,20 @@ def _is_link(place: h5py.Group, part: str) -> bool:
     return bool(place.id.links.exists(part.encode()))
 
 
-def _check_ours(group: str, place: h5py.Group, arrays: Iterable[str]) -> None:
-    """Complain about a group that holds more than a factorization and groups below it."""
+def _of_others(place: h5py.Group, arrays: Iterable[str]) -> str:
+    """Return what a group holds beside a factorization and groups below it; empty if nothing."""
     ours = place.attrs.get("format") == FORMAT
     for name in place:
         inside = member(place, name)
         if isinstance(inside, h5py.Group):
             if name in arrays:
-                raise ValueError(
-                    f"group {group!r}: its array {name!r} is a group of the file already"
-                )
+                return f": its array {name!r} is a group of the file already"
         elif not ours or not isinstance(inside, h5py.Dataset):
-            raise ValueError(
-                f"group {group!r} holds {name!r} of another program; name another group"
-            )
+            return f" holds {name!r} of another program; name another group"
     if len(place.attrs) and not ours:
-        raise ValueError(
-            f"group {group!r} holds attributes of another program, the first "
-            f"{next(iter(place.attrs))!r}; name another group"
-        )
+        first = next(iter(place.attrs))
+        return f" holds attributes of another program, the first {first!r}; name another group"
+    return ""
 
 
 def _emptied(file: h5py.File, group: str) -> h5py.Group:

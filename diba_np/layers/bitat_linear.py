@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.layers.straight_through import check_weight, inward
+from diba_np.matrix.quality import retuned
 from diba_np.methods.binary_bitat import BinaryBiTAT, SignProduct
 from diba_np.methods.bitat import BiTAT
-from diba_np.methods.fitting import to_half
+from diba_np.methods.fitting import half_of
 from diba_np.training.moments import RIDGE, Moments
 
 Array = NDArray[Any]
@@ -80,7 +81,7 @@ class BiTATLinear(Layer):
         signs *= np.clip(size, _LEAST, BOUND)
         own = {"signs": signs, "scales": scales, "bias": check_bias(bias, m)}
         if isinstance(matrix, BinaryBiTAT):
-            own["thresholds"] = matrix.thresholds.astype(np.float64)
+            own["thresholds"] = matrix.sides()
             own["input_scale"] = np.array([matrix.input_scale])
         super().__init__((m, n), {name: np.array(a, kind) for name, a in own.items()}, kind)
         self.matrix = matrix
@@ -176,22 +177,14 @@ class BiTATLinear(Layer):
         """Return the matrix with the present signs and scales, these rounded to 16 bits."""
         f, p = self.matrix, self.parameters
         codes = (p["signs"] >= 0).astype(np.uint8)
-        scales, scale = _half_of(2.0 * p["scales"].astype(np.float64), f.scales[:, 0], f.scale)
+        scales, scale = half_of(2.0 * p["scales"].astype(np.float64), f.scale, f.scales[:, 0])
         same = np.array_equal(codes, f.codes) and np.array_equal(scales, f.scales[:, 0])
-        record = f.record if same else {**f.record, "retuned": True}
+        record = f.record if same else retuned(f.record)
         made = type(f)(
             f.shape, codes, f.levels, f.group, scales[:, None], f.kept, f.table, scale, record
         )
         if isinstance(made, BinaryBiTAT):
-            made.thresholds = to_half(p["thresholds"])
+            own = p["thresholds"].astype(np.float64)
+            made.thresholds, made.threshold_unit = half_of(own, f.threshold_unit, f.thresholds)
             made.input_scale = float(p["input_scale"][0])
         return made
-
-
-def _half_of(values: Array, before: Array, scale: float) -> tuple[Array, float]:
-    """Return numbers as float16 times a factor: the one before where they have not moved."""
-    same = to_half(values / scale)
-    if np.array_equal(same, before):
-        return same, scale
-    size = float(np.sqrt(np.mean(values**2))) or 1.0
-    return to_half(values / size), size

@@ -85,6 +85,8 @@ def train_blocks(
     if (levels is None) == (bits is None):
         raise TypeError("exactly one of levels and bits must be given")
     for name, layer in layers.items():
+        if isinstance(bits, Mapping) and name not in bits:
+            raise KeyError(f"bits has no {name!r}, which is one of the layers")
         if layer.coded:
             layers[name] = layer.uncoded()
     history: list[float] = []

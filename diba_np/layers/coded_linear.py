@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.layers.linear import Layer, check_bias, check_float
-from diba_np.methods.fitting import to_half
+from diba_np.matrix.quality import retuned
+from diba_np.methods.fitting import half_of
 from diba_np.methods.scalar import ScalarQuantized, group_index, group_starts
 from diba_np.training.moments import Moments, ridge_of
 
@@ -136,9 +137,7 @@ class CodedLinear(Layer):
     def to_matrix(self) -> ScalarQuantized:
         """Return the coded matrix with the present scales, rounded to 16 bits."""
         f = self.coded
-        scales = to_half(self.parameters["scales"].astype(np.float64) / f.scale)
+        scales, scale = half_of(self.parameters["scales"].astype(np.float64), f.scale, f.scales)
         moved = not np.array_equal(scales, f.scales)
-        record = {**f.record, "retuned": True} if moved else f.record
-        return type(f)(
-            f.shape, f.codes, f.levels, f.group, scales, f.kept, f.table, f.scale, record
-        )
+        record = retuned(f.record) if moved else f.record
+        return type(f)(f.shape, f.codes, f.levels, f.group, scales, f.kept, f.table, scale, record)

@@ -23,7 +23,7 @@ from diba_np.matrix.diagonals import (
     warn_of_zeros,
 )
 from diba_np.matrix.factors import DiBAFactors
-from diba_np.matrix.quality import without_figures
+from diba_np.matrix.quality import retuned
 from diba_np.matrix.terms import diagonal_names
 from diba_np.products.product import Product
 from diba_np.training.moments import LeastSquares, Moments
@@ -369,6 +369,8 @@ class DiBALinear(Layer):
         Cost: ``2 k n`` flops a row on unpacked bits where there are few, else a packed product.
         """
         p, flat = self.parameters, np.asarray(ids, np.intp).reshape(-1)
+        if not flat.size:
+            return np.zeros((*np.shape(ids), self.shape[1]), self.dtype), lambda gradient: None
         parts = []
         for i, (term, d) in enumerate(zip(self.factors.terms, self._names, strict=True)):
             rows = term.b1[flat].to_dense().astype(self.dtype)
@@ -411,9 +413,13 @@ class DiBALinear(Layer):
         """
         f, p = self.factors, self.parameters
         now = [{name: p[own] for name, own in names.items()} for names in self._names]
-        moved = any(map(_moved, f.terms, now))
-        record = without_figures(f.record, "retune") | {"retuned": True} if moved else f.record
-        return DiBAFactors.from_terms(map(_rounded_term, f.terms, now), record)
+        made = list(map(_rounded_term, f.terms, now))
+        moved = any(
+            not np.array_equal(getattr(term, name), getattr(other, name))
+            for term, other in zip(f.terms, made, strict=True)
+            for name in DIAGONALS
+        )
+        return DiBAFactors.from_terms(made, retuned(f.record) if moved else f.record)
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
         """Return the factorization with the present diagonals, rounded to 16 bits, and bias.

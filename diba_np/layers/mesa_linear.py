@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.checks import as_matrix, check_count, check_number
 from diba_np.layers.linear import Layer, check_bias, check_float
-from diba_np.methods.fitting import to_half
+from diba_np.matrix.quality import retuned
+from diba_np.methods.fitting import half_of, to_half
 from diba_np.methods.mesa import MESA, block_layout, block_orders
 from diba_np.methods.mesa_layer import difference_penalty, kmeans, nearest
 from diba_np.training.moments import Moments, ridge_of
@@ -298,14 +299,14 @@ class MESALinear(Layer):
         if not self.coded:
             blocks = self.parameters["blocks"].astype(np.float32)
             return MESA(f.shape, blocks, None, False, f.order)
-        present = to_half(self.parameters["centroids"].astype(np.float64) / f.scale)
-        before = f.centroids
+        centroids, before = self.parameters["centroids"].astype(np.float64), f.centroids
+        present, scale = half_of(centroids, f.scale, before)
         if before is not None and np.array_equal(present, before):
             return f
         centroids, renamed = np.unique(present, return_inverse=True)
-        record = {**f.record, "retuned": True}
+        record = retuned(f.record) | {"levels": len(centroids)}
         codes = renamed.ravel()[f.blocks]
-        return MESA(f.shape, codes, centroids, f.deltas, f.order, f.coder, f.scale, record)
+        return MESA(f.shape, codes, centroids, f.deltas, f.order, f.coder, scale, record)
 
     def rounded(self) -> MESALinear:
         """Return a new layer as it is after storing: centroids rounded to 16 bits."""

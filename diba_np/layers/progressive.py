@@ -5,6 +5,7 @@ The order of BiTAT (arXiv 2207.01394), for any method that `as_layer` has a laye
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.matrix.base import CompressedMatrix
 from diba_np.methods.binary_bitat import BinaryBiTAT, one_bit_inputs
-from diba_np.methods.fitting import check_fitted
+from diba_np.methods.fitting import check_fitted, half_of
 from diba_np.training.losses import LOSSES, Loss
 from diba_np.training.moments import Moments, moments
 from diba_np.training.optimisers import Diverged, minimise
@@ -213,7 +214,9 @@ def _compressed(
         thresholds, size = one_bit_inputs(z)
         # so that a ReLU before it can go: its zeros lie under their threshold as negative sums do
         rectified = z.min(axis=0) >= 0
-        thresholds[rectified] = np.maximum(thresholds[rectified], _LEAST)
+        thresholds[rectified] = np.maximum(
+            thresholds[rectified], half_of(thresholds, 1.0)[1] * _LEAST
+        )
         z = np.where(z >= thresholds, size, -size)
     data = _moments(dense, x, z)
     mean = float(np.trace(data.xx)) / len(data.xx) or 1.0
@@ -267,10 +270,11 @@ class _Training:
 
         def step(x: Array) -> float:
             value, gradient = self.loss(chain.forward(x), self.aim(x))
-            chain.backward(gradient)
-            return float(value)
+            chain.backward(np.ldexp(gradient, -power))
+            return math.ldexp(float(value), -power)
 
         before = best = judge()
+        power = 0 if self.as_probabilities else math.frexp(before)[1]
         kept = {name: value.copy() for name, value in parameters.items()}
 
         def ended(epoch: int, mean: float) -> None:

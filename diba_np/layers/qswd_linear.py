@@ -11,7 +11,8 @@ from scipy.sparse import csr_matrix
 
 from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.layers.straight_through import check_weight, inward, rounded_codes
-from diba_np.methods.fitting import to_half
+from diba_np.matrix.quality import retuned
+from diba_np.methods.fitting import half_of
 from diba_np.methods.qswd import QSWD
 from diba_np.methods.qswd_fit import cut, pursue
 from diba_np.training.moments import Moments, ridge_of
@@ -170,14 +171,11 @@ class QSWDLinear(Layer):
         f = self.matrix
         codes, sets, values = self._projected()
         scales = self.parameters["scales"].astype(np.float64)
-        half, top = to_half(scales / f.scale), f.scale
-        if not np.array_equal(half, f.c_scale):
-            top = float(np.abs(scales).max()) or 1.0
-            half = to_half(scales / top)
+        half, top = half_of(scales, f.scale, f.c_scale)
         same = np.array_equal(half, f.c_scale) and np.array_equal(codes, f.c)
         # slots of a support may stand in any order
         same = same and (self._sparse(sets, values) != self._sparse(f.sets, f.values)).nnz == 0
-        record = f.record if same else {**f.record, "retuned": True}
+        record = f.record if same else retuned(f.record)
         return QSWD(f.setting, codes, half, sets, values, top, record)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diba_np.layers.linear import Layer, check_bias, check_float
 from diba_np.matrix.diagonals import LogGrid, fit_grid
+from diba_np.matrix.quality import retuned
 from diba_np.methods.linear_trellis import LinearTrellis, Values
 from diba_np.methods.trellis_fit import scales_of, turned, turned_back
 from diba_np.training.moments import RIDGE, Moments, ridge_of
@@ -236,4 +237,4 @@ class TrellisLinear(Layer):
         if "gain" in self.parameters:
             scale = float(self.parameters["gain"][0])
         coded = dataclasses.replace(f.coded, **changed)  # type: ignore[arg-type]
-        return type(f)(f.shape, coded, f.seed, scale, {**f.record, "retuned": True})
+        return type(f)(f.shape, coded, f.seed, scale, retuned(f.record))

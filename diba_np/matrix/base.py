@@ -21,6 +21,7 @@ from diba_np.matrix.budgets import DENSE_BITS
 from diba_np.matrix.factors_format import PLAIN_VERSION
 from diba_np.matrix.files import load
 from diba_np.matrix.operator import Operator
+from diba_np.matrix.quality import retuned
 from diba_np.matrix.small_floats import narrowed
 
 if TYPE_CHECKING:
@@ -194,7 +195,9 @@ class CompressedMatrix(Operator):
             result = cls.from_datasets(contents.attributes, contents.arrays)
         except (LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
             raise FormatError(f"{contents.label}: inconsistent contents: {error}") from error
-        result.record = contents.record
+        # earlier states kept the figures of what a layer had changed
+        trained = "retuned" in contents.record
+        result.record = retuned(contents.record) if trained else contents.record
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:

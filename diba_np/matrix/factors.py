@@ -473,5 +473,5 @@ _SIDES = {"zero_rows": "zero_columns", "zero_columns": "zero_rows"}
 
 def _turned(record: dict[str, Any]) -> dict[str, Any]:
     """Return what the record of a matrix tells of its transpose: not of its source and inputs."""
-    of_one = ("source", "activations", "output_snr_db")
+    of_one = ("source", "activations", "output_snr_db", "retune")
     return {_SIDES.get(name, name): value for name, value in record.items() if name not in of_one}

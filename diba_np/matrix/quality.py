@@ -18,12 +18,18 @@ FIGURES = (
     "zero_columns",
     "objective_history",
     "improving_flips_left",
+    "loss",
 )
 
 
 def without_figures(record: dict[str, Any], *also: str) -> dict[str, Any]:
     """Return a record without its `FIGURES`, and without other entries by name."""
     return {name: value for name, value in record.items() if name not in (*FIGURES, *also)}
+
+
+def retuned(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a matrix whose numbers were trained: no figures of what they were."""
+    return without_figures(record, "retune") | {"retuned": True}
 
 
 def _as_real(A: ArrayLike, name: str) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from diba_np.checks import as_samples
 from diba_np.kernels.signs import multiply_signs, pack_sides
 from diba_np.matrix.base import Array, take
 from diba_np.methods.bitat import BiTAT
-from diba_np.methods.fitting import check_problem, to_half, too_small
+from diba_np.methods.fitting import check_problem, half_of, too_small
 from diba_np.methods.scalar import ScalarQuantized
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def one_bit_inputs(X: Array) -> tuple[Array, float]:
     Thresholds are the means, and the scale is the mean distance from them: with ``b = sign(x - t)``
     it is that of least squares for ``x - t ~ scale b``.
     """
-    thresholds = to_half(X.mean(axis=0, dtype=np.float64)).astype(np.float64)
+    halves, unit = half_of(X.mean(axis=0, dtype=np.float64), 1.0)
+    thresholds = halves.astype(np.float64) * unit
     return thresholds, float(np.mean(np.abs(X - thresholds))) or 1.0
 
 
@@ -104,12 +105,15 @@ class BinaryBiTAT(BiTAT):
     dataset_kinds: ClassVar[dict[str, str]] = {
         **ScalarQuantized.dataset_kinds,
         "thresholds": "scales",
+        "unit_thresholds": "scales",
     }
+    optional_datasets: ClassVar[frozenset[str]] = frozenset({"thresholds", "unit_thresholds"})
 
     def __init__(
         self, *parts: Any, thresholds: Array | None = None, input_scale: float = 1.0, **named: Any
     ) -> None:
         super().__init__(*parts, **named)
+        self.threshold_unit = 1.0
         size = self.codes.shape[1]
         self.thresholds = np.zeros(size, "<f2") if thresholds is None else thresholds
         self.input_scale = float(input_scale)
@@ -184,15 +188,20 @@ class BinaryBiTAT(BiTAT):
         made = cls(
             f.shape, f.codes, f.levels, f.group, f.scales, f.kept, f.table, f.scale, f.record
         )
-        made.thresholds, made.input_scale = to_half(given[f.kept]), float(input_scale)
+        made.thresholds, made.threshold_unit = half_of(given[f.kept], 1.0)
+        made.input_scale = float(input_scale)
         return made
+
+    def sides(self) -> Array:
+        """Return the thresholds (nk,), float64."""
+        return self.thresholds.astype(np.float64) * self.threshold_unit
 
     def product(self, bias: ArrayLike | None = None) -> SignProduct:
         """Return what computes `outputs` with a bias, packed once."""
         size = 0.5 * self.input_scale * self.scale  # the table holds halves
         return SignProduct(
             self.codes,
-            self.thresholds,
+            self.sides(),
             size * self.scales[:, 0].astype(np.float64),
             np.zeros(self.shape[0]) if bias is None else bias,
         )
@@ -208,7 +217,11 @@ class BinaryBiTAT(BiTAT):
         """Return ``(attrs, arrays)``; see `CompressedMatrix.to_datasets`."""
         attrs, arrays = super().to_datasets()
         attrs["input_scale"] = self.input_scale
-        arrays["thresholds"] = self.thresholds
+        if self.threshold_unit == 1.0:
+            arrays["thresholds"] = self.thresholds
+        else:  # another name: what knows no units finds none
+            attrs["threshold_unit"] = self.threshold_unit
+            arrays["unit_thresholds"] = self.thresholds
         return attrs, arrays
 
     @classmethod
@@ -218,8 +231,10 @@ class BinaryBiTAT(BiTAT):
         size = float(attrs["input_scale"])
         if not np.isfinite(size):
             raise ValueError(f"input_scale must be finite, found {size}")
-        made.thresholds, made.input_scale = (
-            take(arrays, "thresholds", "<f2", made.codes.shape[1]),
-            size,
-        )
+        name = "thresholds" if "thresholds" in arrays else "unit_thresholds"
+        made.thresholds = take(arrays, name, "<f2", made.codes.shape[1])
+        made.threshold_unit = 1.0 if name == "thresholds" else float(attrs["threshold_unit"])
+        if not 0 < made.threshold_unit < np.inf:
+            raise ValueError(f"threshold_unit must be finite, found {made.threshold_unit}")
+        made.input_scale = size
         return made

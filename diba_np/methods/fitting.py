@@ -128,3 +128,18 @@ def gram(X: Array | None, n: int, ridge: float = 0.01, weights: Array | None = N
 def to_half(values: ArrayLike) -> Array:
     """Round to float16, clipped to its finite range."""
     return np.clip(values, -65504.0, 65504.0).astype("<f2")
+
+
+def half_of(values: Array, unit: float, before: Array | None = None) -> tuple[Array, float]:
+    """Return numbers as float16, and their unit.
+
+    It is the given one where they are in it what they were `before`, or where float16 holds the
+    largest well; else that times a power of two.
+    """
+    halves = to_half(values / unit)
+    largest = float(np.abs(values).max(initial=0.0)) / unit
+    same = before is not None and np.array_equal(halves, before)
+    if same or not largest or 2.0**-4 <= largest <= 2.0**15:
+        return halves, unit
+    unit *= 2.0 ** int(np.frexp(largest)[1])
+    return to_half(values / unit), unit

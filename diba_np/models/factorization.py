@@ -18,7 +18,7 @@ from diba_np.files.atomic import as_path, is_stream, target_of
 from diba_np.files.parts import Parts
 from diba_np.machine.processors import processors, resolve_threads
 from diba_np.models.executors import Events, Runner, dask_executor
-from diba_np.models.file import ModelFactors
+from diba_np.models.file import ModelFactors, is_model
 from diba_np.models.grams import Grams
 from diba_np.models.plan import (
     Scan,
@@ -230,8 +230,18 @@ def _check_written(written: Mapping[str, Path | None], read: Mapping[str, Any]) 
         for what, source in read.items():
             if not isinstance(source, (str, os.PathLike)):
                 continue
-            if place.exists() and Path(source).exists() and place.samefile(source):
+            if not place.exists() or not Path(source).exists():
+                continue
+            if place.samefile(source):
                 raise ValueError(f"{name} must not be the {what}, got {path}")
+            inside = Path(source).is_dir() and place.resolve().is_relative_to(
+                Path(source).resolve()
+            )
+            if name == "output" and inside and not is_model(place):
+                raise ValueError(
+                    f"output is in the folder that is read and may be a part of it, got {path}; "
+                    "name another file, or delete this one"
+                )
 
 
 def _patterns(value: Sequence[str]) -> list[str]:

@@ -131,6 +131,7 @@ class ModelRun:
         self.made: dict[int, CompressedMatrix] = {}  # where there are no parts
         # of each task that is done: record and bits a weight
         self.reached: dict[int, tuple[dict[str, Any], float]] = {}
+        self._last: tuple[str, NDArray[Any]] | None = None  # the array read last, by name
         self.bits = 0
         self.started = time.monotonic()
 
@@ -152,8 +153,11 @@ class ModelRun:
 
     def rows(self, task: Task) -> NDArray[Any]:
         """Return what a task factorizes."""
+        if self._last is None or self._last[0] != task.name:  # its blocks follow each other
+            self._last = None
+            self._last = task.name, matrix_view(self.entries[task.name].read())
         # a plain array, as a process gets it: the sums over a memory map are cut otherwise
-        return np.asarray(matrix_view(self.entries[task.name].read())[task.start : task.stop])
+        return np.asarray(self._last[1][task.start : task.stop])
 
     def gram(self, task: Task) -> NDArray[Any] | None:
         """Return the Gram matrix of what a task's rows read, if there is one."""
@@ -251,17 +255,30 @@ class ModelRun:
             )
 
         missing = [task for task in self.tasks if task.number not in planned]
-        for task, curves in runner.run(sample_curves, missing, arguments):
-            planned[task.number] = curves
-            errors = least([*curves.values()]).errors
-            self.events.tell("curve", name=task.name, row=task.start, errors=errors)
-            self.events.show(0, len(self.tasks), f"planning {len(planned)} of {len(self.tasks)}")
-        if self.parts is not None and missing:
-            points = [
-                [number, {method: [c.rates, c.errors] for method, c in curves.items()}]
-                for number, curves in sorted(planned.items())
-            ]
-            self.parts.write("curves", points)
+        kept, written = len(planned), time.monotonic()
+
+        def keep() -> None:
+            nonlocal kept, written
+            if self.parts is not None and len(planned) > kept:
+                points = [
+                    [number, {method: [c.rates, c.errors] for method, c in curves.items()}]
+                    for number, curves in sorted(planned.items())
+                ]
+                self.parts.write("curves", points)
+            kept, written = len(planned), time.monotonic()
+
+        try:
+            for task, curves in runner.run(sample_curves, missing, arguments):
+                planned[task.number] = curves
+                errors = least([*curves.values()]).errors
+                self.events.tell("curve", name=task.name, row=task.start, errors=errors)
+                text = f"planning {len(planned)} of {len(self.tasks)}"
+                self.events.show(0, len(self.tasks), text)
+                if time.monotonic() - written > CHECKPOINT_EVERY:
+                    keep()
+        finally:  # also where it is interrupted
+            keep()
+            self._last = None
         return [planned[task.number] for task in self.tasks]
 
     def _solve(

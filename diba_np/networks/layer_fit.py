@@ -28,7 +28,7 @@ from diba_np.training.moments import LinearMoments, Moments, TargetMoments
 Array = NDArray[Any]
 
 _NONE = np.empty((0, 0))  # moments that are forgotten
-_ROUNDING = 1e-6  # share of the inputs' squares that sums of float32 leave about equal means
+_ROUNDING = 1e-12  # share of the inputs' squares that rounding leaves about equal inputs
 Compressed = CompressedMatrix  # of a method that `diba_np.layers.registry` has a layer for
 Fit = Callable[[str, Array, Array], Compressed]
 
@@ -74,18 +74,19 @@ class LayerSums:
         self.inputs += _squared(x, w)
         self.moved += _squared(x - z, w)
         m, n = self._A.shape
-        if missing is None and m >= n:
+        if missing is None and m >= n and not self.targets.count:
             self._reads = self._reads or LinearMoments(n)
             self._reads.add(z, x, w)
             return
+        self.finish()
         y = x @ self._A.T.astype(x.dtype, copy=False)
         self.targets.add(z, y if missing is None else y + missing, w)
         self.outputs += _squared(y, w)
 
     def finish(self) -> None:
-        """Make targets of what was summed of inputs alone; once, after all rows."""
+        """Make targets of what was summed of inputs alone."""
         if self._reads is not None:
-            self.outputs += self._reads.add_to(self.targets, self._A)
+            self.outputs += self._reads.give_to(self.targets, self._A)
             self._reads = None  # as large as what is kept
 
 

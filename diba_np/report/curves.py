@@ -77,7 +77,7 @@ def plot_comparison(
     right = max(max(points) for points in curves.values())
     top = max(max(points.values()) for points in curves.values())
     bottom = min(0.0, *(min(points.values()) for points in curves.values()))
-    limit = max(top, bottom + 1e-9) * 1.06
+    limit = top + 0.06 * max(top - bottom, 1e-9)
     axes.set_ylim(bottom, limit)
     axes.set_xlim(0, 1.22 * right)
     if quality == "snr":

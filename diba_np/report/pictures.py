@@ -145,7 +145,8 @@ def _heat(
 
 def _matrix_panel(matrix: CompressedMatrix) -> Panel:
     values = cell_means(matrix.shape, matrix.row_expander())
-    largest = float(np.quantile(np.abs(values), 0.995)) or 1.0
+    sizes = np.abs(values)
+    largest = float(np.quantile(sizes, 0.995)) or float(sizes.max()) or 1.0
     m, n = matrix.shape
     shared = "" if max(m, n) <= _CELLS else "; a cell is the mean of its entries"
     return Panel(

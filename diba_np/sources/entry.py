@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -160,6 +161,24 @@ def mapped(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> NDArra
     if 0 in shape:
         return np.zeros(shape, value_type(dtype))
     return of_words(np.memmap(path, word_type(dtype), "r", start, shape), dtype)
+
+
+def member_bytes(path: Path, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
+    """Return a member of an archive, its checksum tested; a map where it is stored as it is."""
+    if member.compress_type != zipfile.ZIP_STORED or not member.file_size:
+        with zipfile.ZipFile(path) as archive:
+            return np.frombuffer(archive.read(member), np.uint8)
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        head = file.read(30)  # the local header; its names end with the lengths of what follows
+    if len(head) < 30 or head[:4] != b"PK\x03\x04":
+        raise ValueError(f"member {member.filename} is not where the archive says")
+    extra = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    start = member.header_offset + 30 + extra
+    words: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", start, (member.file_size,))
+    if zlib.crc32(words) != member.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {member.filename!r}")
+    return words
 
 
 def unique_json(text: bytes | str, label: str) -> Any:

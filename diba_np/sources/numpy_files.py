@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ from diba_np.sources.entry import (
     Entry,
     as_format_error,
     check_unique,
+    member_bytes,
     of_steady_file,
     of_words,
     steady,
@@ -27,29 +29,31 @@ from diba_np.sources.entry import (
     unfit_reason,
 )
 
+_LONGEST_HEADER = 1 << 17  # bytes of a .npy
+
 _PICKLED = "it holds Python objects, which are never loaded; leave it out by its name (exclude)"
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read the magic bytes and the header of a .npy."""
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Read the magic bytes and the header of a .npy; the last is whether columns come first."""
     magic = file.read(6)
     if magic != b"\x93NUMPY":
         raise ValueError(f"it begins with {magic!r} instead of b'\\x93NUMPY'")
     major, _ = file.read(2)
     if major == 1:
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     elif major == 2:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     else:  # NumPy writes these for records whose names are not in Latin-1
-        shape, dtype = (), np.dtype("V1")
-    return tuple(shape), np.dtype(dtype)
+        shape, dtype, fortran = (), np.dtype("V1"), False
+    return tuple(shape), np.dtype(dtype), bool(fortran)
 
 
 def _entry(name: str, label: str, open_file: Callable[[], BinaryIO], read: Any) -> Entry:
     """Return the entry of a .npy; what is wrong with its header is told when it is read."""
     try:
         with as_format_error(label, ".npy"), open_file() as file:
-            shape, dtype = _header(file)
+            shape, dtype, _ = _header(file)
     except (FormatError, OSError):
         return Entry(name, read)
     unfit = "" if dtype.hasobject else unfit_reason(dtype)
@@ -81,7 +85,7 @@ def npy_of_bytes(data: bytes, label: str) -> NDArray[Any]:
     """Return the array of a .npy that came through a pipe; FormatError if it is none, or cut."""
     with as_format_error(label, ".npy"):
         file = io.BytesIO(data)
-        shape, dtype = _header(file)
+        shape, dtype, _ = _header(file)
         if dtype.hasobject:
             raise ValueError(_PICKLED)
         size, held = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
@@ -101,27 +105,23 @@ def open_npy(path: Path) -> list[Entry]:
 def open_npz(path: Path) -> list[Entry]:
     """Return the arrays of an archive of .npy; ValueError of the parts of a sparse matrix."""
     with as_format_error(str(path), ".npz"), zipfile.ZipFile(path) as archive:
-        members = [name for name in archive.namelist() if name.endswith(".npy")]
-    _check_dense(path, members)
-    with as_format_error(str(path), ".npz"), zipfile.ZipFile(path) as archive:
+        members = [each for each in archive.infolist() if each.filename.endswith(".npy")]
         entries = []
         for member in members:
-            label = f"{path}:{member}"
-            read = _member_reader(path, member, label)
-
-            def opened(member: str = member) -> BinaryIO:
-                return archive.open(member)  # type: ignore[return-value]
-
-            entries.append(_entry(member.removesuffix(".npy"), label, opened, read))
+            label = f"{path}:{member.filename}"
+            opened: Any = partial(archive.open, member)
+            name = member.filename.removesuffix(".npy")
+            entries.append(_entry(name, label, opened, _member_reader(path, member, label)))
+    _check_dense(path, {entry.name: entry for entry in entries})
     return check_unique(entries, str(path))
 
 
-def _check_dense(path: Path, members: Collection[str]) -> None:
+def _check_dense(path: Path, entries: Mapping[str, Entry]) -> None:
     """Refuse what `scipy.sparse.save_npz` writes, whose arrays are no weights by themselves."""
-    if not {"format.npy", "shape.npy", "data.npy"}.issubset(members):
+    if not {"format", "shape", "data"} <= entries.keys():
         return
     try:
-        kind = _member_reader(path, "format.npy", f"{path}:format.npy")()
+        kind = entries["format"].read()
     except FormatError:  # told when it is read, unless it is left out
         return
     name = kind.item() if kind.ndim == 0 else None
@@ -133,18 +133,20 @@ def _check_dense(path: Path, members: Collection[str]) -> None:
         )
 
 
-def _member_reader(path: Path, member: str, label: str) -> Callable[[], NDArray[Any]]:
+def _member_reader(path: Path, member: zipfile.ZipInfo, label: str) -> Callable[[], NDArray[Any]]:
     def read() -> NDArray[Any]:
-        with as_format_error(label, ".npy"), zipfile.ZipFile(path) as archive:
-            size = archive.getinfo(member).file_size
-            with archive.open(member) as file:
-                shape, dtype = _header(file)  # type: ignore[arg-type]
-                if dtype.hasobject:
-                    raise ValueError(_PICKLED)
-                if math.prod(shape) * dtype.itemsize > size:
-                    raise ValueError(f"{size} bytes for {shape} of {dtype}")
-            with archive.open(member) as file:
-                return in_float64(np.lib.format.read_array(file, allow_pickle=False))
+        with as_format_error(label, ".npy"):
+            words = member_bytes(path, member)
+            file = io.BytesIO(words[:_LONGEST_HEADER].tobytes())
+            shape, dtype, fortran = _header(file)
+            if dtype.hasobject:
+                raise ValueError(_PICKLED)
+            values = words[file.tell() :]
+            size = math.prod(shape) * dtype.itemsize
+            if size > values.size:
+                raise ValueError(f"{values.size} bytes for {shape} of {dtype}")
+            order: Any = "F" if fortran else "C"
+            return in_float64(np.ndarray(shape, dtype, values[:size].data, order=order))
 
     return read
 

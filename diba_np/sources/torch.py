@@ -24,6 +24,7 @@ from diba_np.sources.entry import (
     Entry,
     as_format_error,
     check_unique,
+    member_bytes,
     of_steady_file,
     of_words,
     unfit_reason,
@@ -231,33 +232,17 @@ def _open_zip(path: Path) -> list[Entry]:
             raise ValueError("its numbers are not little-endian")
         unpickler = _TensorsOnly(io.BytesIO(archive.read(heads[0])))
         tensors = list(_flat(unpickler.load()))
+        members = {}
         for storage in unpickler.storages.values():
-            member = archive.getinfo(f"{folder}data/{storage.key}")
+            members[storage.key] = member = archive.getinfo(f"{folder}data/{storage.key}")
             size = storage.count * word_type(storage.dtype).itemsize
             if member.file_size < size:
                 raise ValueError(f"storage {storage.key} has {member.file_size} bytes, not {size}")
 
     def reader(storage: _Storage) -> Callable[[], NDArray[np.uint8]]:
-        return lambda: _member_bytes(path, f"{folder}data/{storage.key}")
+        return lambda: member_bytes(path, members[storage.key])
 
     return [_entry(path, name, tensor, reader(tensor.storage)) for name, tensor in tensors]
-
-
-def _member_bytes(path: Path, name: str) -> NDArray[np.uint8]:
-    """Return a member of an archive, through a map where it is stored as it is."""
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(name)
-        if member.compress_type != zipfile.ZIP_STORED or not member.file_size:
-            return np.frombuffer(archive.read(name), np.uint8)
-    with path.open("rb") as file:
-        file.seek(member.header_offset)
-        head = file.read(30)  # the local header; its names end with the lengths of what follows
-        if len(head) < 30 or head[:4] != b"PK\x03\x04":
-            raise ValueError(f"member {name} is not where the archive says")
-        extra = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-    start = member.header_offset + 30 + extra
-    words: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", start, (member.file_size,))
-    return words
 
 
 def _open_stream(path: Path) -> list[Entry]:

@@ -73,24 +73,38 @@ def moments(pairs: Iterable[tuple[Array, Array]], centred: bool, offset: Array) 
 class TargetMoments:
     """Weighted second moments of what a layer reads (z) and of what it should give (t).
 
-    Inputs are taken with a constant 1 behind them, so that means and biases need no care.
+    Sums are about two origins, by default the means of the first samples: squares in float32 of
+    inputs that hardly change would leave nothing of their changes. Inputs are taken with a constant
+    1 behind them, so that means and biases need no care.
 
     Parameters
     ----------
     m, n : int
         Outputs and inputs of the layer.
+
+    Attributes
+    ----------
+    zz, tz, tt : (n + 1, n + 1) and (m, n + 1) float64, float
+        The sums.
+    z0, t0 : (n,) and (m,) float64
+        The origins.
+    count : int
+        Samples.
     """
 
     def __init__(self, m: int, n: int) -> None:
         self.zz, self.tz, self.tt = np.zeros((n + 1, n + 1)), np.zeros((m, n + 1)), 0.0
-        self.count = 0  # rows
+        self.z0, self.t0 = np.zeros(n), np.zeros(m)
+        self.count = 0
 
     def add(self, z: Array, t: Array, weights: Array | None = None) -> None:
         """Add samples (N, n) and (N, m), each as much as its weight (N,).
 
         Products of float32 samples are float32, about twice as fast; sums of calls are float64.
         """
-        Z, T = _with_ones(z, t)
+        if not self.count:
+            self.z0, self.t0 = _origin(z), _origin(t)
+        Z, T = _with_ones(z, self.z0, t, self.t0)
         # the product of an array with its own transpose is half the work
         root = Z if weights is None else Z * np.sqrt(weights)[:, None].astype(Z.dtype)
         self.zz += root.T @ root
@@ -103,24 +117,25 @@ class TargetMoments:
         """Return the `Moments`, about the means or not."""
         total = self.zz[-1, -1]
         z_mean, t_mean = self.zz[:-1, -1] / total, self.tz[:, -1] / total
-        if not centred:
-            z_mean, t_mean = np.zeros_like(z_mean), np.zeros_like(t_mean)
         zz = self.zz + self.zz.T  # some BLAS round both halves apart
         zz /= 2 * total
         xx, yx = np.outer(z_mean, z_mean), self.tz[:, :-1] / total
         np.subtract(zz[:-1, :-1], xx, out=xx)
+        del zz  # wide layers have no room for it
         yx -= np.outer(t_mean, z_mean)
-        return Moments(
-            xx,
-            yx,
-            self.tt / total - float(t_mean @ t_mean),
-            z_mean,
-            t_mean,
-        )
+        yy = self.tt / total - float(t_mean @ t_mean)
+        z_mean, t_mean = self.z0 + z_mean, self.t0 + t_mean
+        if centred:
+            return Moments(xx, yx, yy, z_mean, t_mean)
+        xx += np.outer(z_mean, z_mean)
+        yx += np.outer(t_mean, z_mean)
+        yy += float(t_mean @ t_mean)
+        return Moments(xx, yx, yy, np.zeros_like(z_mean), np.zeros_like(t_mean))
 
     def noise(self, A_hat: Array, bias: Array) -> float:
         """Return ``|T - Z A_hat^T - bias|^2``, weighted and summed over the samples."""
-        b = np.concatenate([A_hat, bias[:, None]], axis=1).astype(np.float64)
+        wide = A_hat.astype(np.float64)
+        b = np.concatenate([wide, (bias + wide @ self.z0 - self.t0)[:, None]], axis=1)
         noise = self.tt - 2.0 * float(np.vdot(b, self.tz)) + float(np.vdot(b @ self.zz, b))
         return max(noise, 0.0)
 
@@ -129,7 +144,7 @@ class LinearMoments:
     """Weighted second moments of two inputs of a linear map: x, and z in whose place it is fitted.
 
     They give the `TargetMoments` of z and ``A x`` without a product with A for each sample: the
-    cheaper way unless A has fewer rows than columns.
+    cheaper way unless A has fewer rows than columns. Sums are about the means of the first samples.
 
     Parameters
     ----------
@@ -138,11 +153,14 @@ class LinearMoments:
 
     def __init__(self, n: int) -> None:
         self.zz, self.xz, self.xx = np.zeros((n + 1, n + 1)), np.zeros((n, n + 1)), np.zeros((n, n))
+        self.z0, self.x0 = np.zeros(n), np.zeros(n)
         self.count = 0  # rows
 
     def add(self, z: Array, x: Array, weights: Array | None = None) -> None:
         """Add samples (N, n) of both, each as much as its weight (N,), as `TargetMoments.add`."""
-        Z, X = _with_ones(z, x)
+        if not self.count:
+            self.z0, self.x0 = _origin(z), _origin(x)
+        Z, X = _with_ones(z, self.z0, x, self.x0)
         if weights is not None:
             root = np.sqrt(weights)[:, None].astype(Z.dtype)
             Z, X = Z * root, X * root
@@ -151,22 +169,31 @@ class LinearMoments:
         self.xx += X.T @ X
         self.count += len(Z)
 
-    def add_to(self, targets: TargetMoments, A: Array) -> float:
-        """Add the moments of z and of ``A x``, A (m, n), to others; return the squares of A x."""
+    def give_to(self, targets: TargetMoments, A: Array) -> float:
+        """Make those of z and of ``A x``, A (m, n), of empty ones; return the squares of A x."""
+        if targets.count:
+            raise ValueError("targets must hold no samples: their sums are about another origin")
         wide = A.astype(np.float64, copy=False)
+        at = wide @ self.x0
+        moved = wide @ self.xz
         squares = float(np.vdot(wide @ self.xx, wide))
-        targets.zz += self.zz
-        targets.tz += wide @ self.xz
-        targets.tt += squares
-        targets.count += self.count
-        return squares
+        targets.zz, targets.tz, targets.tt = self.zz, moved, squares
+        targets.z0, targets.t0, targets.count = self.z0, at, self.count
+        return squares + float(at @ (2.0 * moved[:, -1] + self.zz[-1, -1] * at))
 
 
-def _with_ones(z: Array, t: Array) -> tuple[Array, Array]:
-    """Return z with a constant 1 behind it, and t, in float32 if both are."""
+def _origin(samples: Array) -> Array:
+    """Return the means over samples (N, n) as numbers of their type, in float64."""
+    mean = samples.mean(axis=0, dtype=np.float64) if len(samples) else np.zeros(samples.shape[1])
+    return mean.astype(samples.dtype).astype(np.float64)
+
+
+def _with_ones(z: Array, z0: Array, t: Array, t0: Array) -> tuple[Array, Array]:
+    """Return ``z - z0`` with a constant 1 behind it, and ``t - t0``, in float32 if both are."""
     kind: Any = np.float32 if z.dtype == t.dtype == np.float32 else np.float64
-    ones = np.ones((len(z), 1))
-    return np.concatenate([z, ones], axis=1, dtype=kind), t.astype(kind, copy=False)
+    Z = np.ones((len(z), z.shape[1] + 1), kind)
+    np.subtract(z, z0.astype(kind), out=Z[:, :-1])
+    return Z, np.subtract(t, t0.astype(kind), dtype=kind)
 
 
 class LeastSquares:

@@ -173,8 +173,9 @@ def test_what_is_of_another_program_is_never_replaced(factors, tmp_path, group, 
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1.0
     before = path.read_bytes(), (tmp_path / "other.h5").read_bytes()
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as raised:
         factors.save(path, group=group)
+    assert type(raised.value) is error  # a sound file is not called unreadable
     assert (path.read_bytes(), (tmp_path / "other.h5").read_bytes()) == before
 
 

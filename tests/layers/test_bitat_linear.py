@@ -166,6 +166,22 @@ def test_a_matrix_that_reads_signs_counts_its_thresholds_and_keeps_its_budget(rn
     assert not white.thresholds.any() and white.input_scale == 1.0
 
 
+@pytest.mark.parametrize("power", [-30, 0, 20])
+def test_the_unit_of_what_is_read_by_its_signs_matters_to_nothing(rng, tmp_path, power):
+    A, X = rng.normal(size=(20, 32)), rng.normal(size=(200, 32)) + 1.5
+    X[:, 0] *= 1e-3
+    usual, made = BinaryBiTAT.fit(A, 32.0, X), BinaryBiTAT.fit(A, 32.0, np.ldexp(X, power))
+    assert usual.storage_bits() == made.storage_bits()
+    expected = usual.outputs(X)
+    np.testing.assert_allclose(np.ldexp(made.outputs(np.ldexp(X, power)), -power), expected)
+    made.save(tmp_path / "a.h5")
+    layer = BiTATLinear(load(tmp_path / "a.h5"), None, np.float64)
+    np.testing.assert_allclose(np.ldexp(layer(np.ldexp(X, power)), -power), expected, rtol=1e-5)
+    layer.parameters["thresholds"] *= 2.0**40  # further than one unit reaches
+    moved = layer.to_matrix()
+    np.testing.assert_allclose(moved.sides(), 2.0**40 * made.sides(), rtol=1e-3)
+
+
 @pytest.mark.parametrize("one_bit", [False, True])
 def test_refit_leaves_no_better_scale_or_bias(rng, one_bit):
     A, matrix = binarized(rng, one_bit)

@@ -131,6 +131,19 @@ def test_the_gradient_passes_a_layer_that_reads_signs_without_a_relu(problem):
     assert (middle[g != 0] < 0).any()
 
 
+def test_the_unit_of_the_outputs_matters_to_no_training(problem):
+    dense, X = problem
+    weights = {name: layer.weight.copy() for name, layer in dense.layers.items()}
+    biases = {name: layer.parameters["bias"].copy() for name, layer in dense.layers.items()}
+    weights["l2"] *= 2.0**-12
+    biases["l2"] *= 2.0**-12
+    small = Chain.of_dense(weights, biases)
+    options = {"names": ["l0"], "loss": "mse", "epochs": 3, "last_epochs": 0}
+    made = [train_progressively(each, X[:400], bitat, **options) for each in (dense, small)]
+    for name, values in made[0].layers["l0"].parameters.items():
+        np.testing.assert_allclose(made[1].layers["l0"].parameters[name], values, rtol=1e-4)
+
+
 def test_any_method_that_has_a_layer(problem):
     dense, X = problem
     chain = train_progressively(

@@ -1,5 +1,6 @@
 """Whole models: one budget, names kept, the same bits by every road, errors in one sentence."""
 
+import dataclasses
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from diba_np.methods import METHODS, fit
 from diba_np.models.file import ModelFactors, is_model, open_model
 from diba_np.models.plan import Curve, Task, allocate, least, sample_curves
 from diba_np.models.shapes import row_parts
+from diba_np.sources.opening import open_source
 
 NAMES = ["a/b", "a", "ü ñ 漢", "", ".", "%2F", "a%2Fb", "x\x00y", "/", "a/b1", "..", "lone \ud800"]
 
@@ -771,9 +773,52 @@ def test_what_is_read_is_not_written_to(tmp_path, rng):
         with pytest.raises(ValueError, match=r"must not be the (source|grams)|must be two files"):
             dn.factorize_model(source, bits=3, grams=grams, jobs=1, **wrong)
     assert (source.read_bytes(), grams.read_bytes()) == before
+    # nor is a part of a folder; a model that lies in it is ours
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["a"] = np.eye(20)
+    before = (folder / "a.h5").read_bytes()
+    with pytest.raises(ValueError, match="output is in the folder that is read and may be a part"):
+        dn.factorize_model(folder, bits=3, jobs=1, output=folder / "a.h5")
+    assert (folder / "a.h5").read_bytes() == before
+    output = folder / "made.h5"
+    dn.factorize_model(folder, bits=3, jobs=1, output=output, effort="fast")
+    with pytest.raises((ValueError, FormatError)) as raised:  # two arrays a then, no overwriting
+        dn.factorize_model(folder, bits=3, jobs=1, output=output, effort="fast")
+    assert "folder that is read" not in str(raised.value)
     for name in ("output", "json_log"):
         with pytest.raises(TypeError, match=f"{name} must be a path, got bytes"):
             dn.factorize_model(source, bits=3, **{name: b"o.h5"})
+
+
+def test_experts_of_one_array_read_it_once_and_an_interruption_keeps_the_curves(
+    tmp_path, rng, monkeypatch
+):
+    np.savez(tmp_path / "m.npz", a=rng.normal(size=(6, 20, 24)), b=rng.normal(size=(20, 24)))
+    reads, sampled = [], []
+
+    def counted(source):
+        return [
+            dataclasses.replace(entry, read=lambda entry=entry: reads.append(1) or entry.read())
+            for entry in open_source(source)
+        ]
+
+    def interrupted(*args):
+        sampled.append(1)
+        if len(sampled) == 4:
+            raise KeyboardInterrupt
+        return sample_curves(*args)
+
+    monkeypatch.setattr("diba_np.models.factorization.open_source", counted)
+    monkeypatch.setattr("diba_np.models.run.sample_curves", interrupted)
+    options = {"bits": 3, "jobs": 1, "effort": "fast", "output": tmp_path / "m.h5"}
+    with pytest.raises(KeyboardInterrupt):
+        dn.factorize_model(tmp_path / "m.npz", **options)
+    reads.clear()
+    dn.factorize_model(tmp_path / "m.npz", **options)
+    assert len(sampled) == 4 + (7 - 3)
+    assert len(reads) <= 2 + 2 + 2 + 2  # what they are, their curves, the fits, the judging
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

@@ -9,6 +9,7 @@ import pytest
 
 import diba_np as dn
 from diba_np.layers.linear import DiBALinear
+from diba_np.matrix.quality import decibels
 from diba_np.methods import fit as fit_baseline
 from diba_np.methods.random_bits import random_factors
 from diba_np.models.executors import Runner
@@ -408,11 +409,42 @@ def test_moments_of_two_inputs_give_those_of_the_targets(rng, kind, weighted):
         some = None if w is None else w[rows]
         straight.add(z[rows], x[rows] @ A.T.astype(kind), some)
         inputs.add(z[rows], x[rows], some)
-    squares = inputs.add_to(targets, A)
+    squares = inputs.give_to(targets, A)
     near = {"rtol": 1e-4 if kind == np.float32 else 1e-11, "atol": 1e-5}
-    for name in ("zz", "tz", "tt", "count"):
-        np.testing.assert_allclose(getattr(targets, name), getattr(straight, name), **near)
-    assert squares == targets.tt
+    for centred in (False, True):
+        told, expected = targets.moments(centred), straight.moments(centred)
+        for name in ("xx", "yx", "yy", "x_mean", "y_mean"):
+            np.testing.assert_allclose(getattr(told, name), getattr(expected, name), **near)
+    y = x @ A.T
+    weighed = np.ones(40) if w is None else w
+    assert squares == pytest.approx(weighed @ np.square(y).sum(axis=1), rel=1e-5)
+    A_hat, bias = rng.normal(size=A.shape), rng.normal(size=7)
+    noise = weighed @ np.square(y - z @ A_hat.T - bias).sum(axis=1)
+    assert targets.noise(A_hat, bias) == pytest.approx(noise, rel=1e-5)
+    with pytest.raises(ValueError, match="targets must hold no samples"):
+        inputs.give_to(targets, A)
+
+
+@pytest.mark.parametrize("shape", [(24, 12), (12, 24)])
+def test_an_input_that_hardly_changes_spoils_nothing(rng, shape):
+    """Squares of it in float32 left no positive Gram matrix, and outputs of other numbers."""
+    A = rng.normal(size=shape).astype(np.float32)
+    x = rng.normal(size=(6, 100, shape[1])).astype(np.float32)
+
+    def rounded(name, target, gram):
+        return fit_baseline("rtn", target, 4.0, inputs=np.linalg.cholesky(gram).T)
+
+    reached = []
+    for level in (0.0, 100.3, 3000.7):
+        x[..., 5] = level
+        stages = [lambda state, linear: linear("a", state)]
+        bias = {"a": np.zeros(len(A))}
+        layer = compress_layers(stages, {"a": A}, list(x), rounded, biases=bias).layers["a"]
+        rows = x.reshape(-1, shape[1]).astype(np.float64)
+        exact, A_hat = rows @ A.T.astype(np.float64), layer.to_matrix().to_dense()
+        noise = rows @ A_hat.T.astype(np.float64) + layer.parameters["bias"] - exact
+        reached.append(decibels(exact.var(axis=0).sum(), np.square(noise).sum(axis=1).mean()))
+    assert min(reached) > reached[0] - 0.5
 
 
 def test_a_fit_has_little_of_wide_inputs_beside_it():

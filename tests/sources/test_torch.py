@@ -36,6 +36,14 @@ def test_strided_tensors(path):
     np.testing.assert_array_equal(read(path.parent)["w"], [[1, 3, 5], [2, 4, 6]])
 
 
+def test_numbers_are_those_of_the_checksum(path):
+    data = bytearray(torch_zip(state(), {"0": SEVEN}))
+    data[data.index(SEVEN) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="Bad CRC-32 for file 'model/data/0'"):
+        read(path)
+
+
 def test_nested_containers_types_and_parameters(path):
     words = np.array([0x3F80, 0xC000], "<u2")
     codes = np.array([0x38, 0xFE], "u1")
