@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +25,9 @@ from diba_np.matrix import budgets
 from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.products.cpu import has_bfloat16
-from diba_np.search.conversion import sum_of
+from diba_np.search.conversion import round_diagonals, sum_of
+from diba_np.search.exact_steps import squared_error
+from diba_np.search.leading import Leading, leading_terms
 from diba_np.search.options import SearchOptions, takes_options
 from diba_np.search.outcome import Outcome
 from diba_np.search.pilot import choose_widths
@@ -237,28 +241,25 @@ def factorize(
             run.journal.keep_in(keeper, keeper.open(_fingerprint(settings, init, source, weights)))
         target = Target(matrix, pool) if weights is None else WeightedTarget(matrix, pool, weights)
         check_largest(target.largest, "A")
-        count = more = 1
+        plans = [Leading(target)]
+        open_to_terms = size.auto and name != "k" and how.terms == "auto"
+        if open_to_terms and not how.greedy and init is None:
+            plans = _plans(target, how, size, goal, run)
         if how.terms not in ("auto", 1) and init is not None:
             raise ValueError(f"terms must be 1 with init=, got {how.terms}")
-        if not how.greedy and init is None:
-            count, more = _counts(how, size, target)
-        if size.auto and count == 1:
-            size.choose_widths(target, how)
         if init is not None:
             _check_init_size(init, shape, size.k, how.shift)
-        search = Solver(target, how, size.scales, init, run)
-        if count > 1:
-            search.set_terms(count, size.auto, name, value, more)
+
+        tried: list[tuple[Outcome, ScaleBits]] = []
         try:
-            outcome = run.journal.stage(
-                "search",
-                lambda: search.at(size.k) if goal is None else search.reaching(goal),
-            )
+            for plan in plans:
+                if not (tried and run.stopped):
+                    tried.append(_search(target, plan, how, size, init, run))
         finally:
             run.close()
-        if count > 1 and size.auto and not (outcome.others or outcome.state.grids):
-            size.scales = HALF  # a single term was better, and no code fine enough for it
-        outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, size.scales))
+        outcome, scales = min(tried, key=lambda one: squared_error(target, *one[0].terms))
+        outcome = replace(outcome, sweeps=sum(one.sweeps for one, _ in tried))
+        outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, scales))
         lost = Lost(shape)
         reached = snr_facts(target, *outcome.terms, lost=lost) | lost.counts()
     source = {"sha256": source.get("sha256") or digest(matrix), **source}
@@ -269,6 +270,64 @@ def factorize(
     elif keeper is not None:
         keeper.remove()
     return sum_of(outcome.terms, target.unit, record)
+
+
+def _plans(
+    target: Target, how: SearchOptions, size: _Size, goal: float | None, run: Run
+) -> list[Leading]:
+    """Return the leading terms to begin with; none too where it is in doubt which is better."""
+    leading = leading_terms(
+        target,
+        how.shift,
+        size.stored(),
+        math.inf if goal is None else goal,
+        least_bits(target.shape, "auto"),
+    )
+    if leading.is_doubtful and goal is None and not run.time_limit:
+        return [leading, Leading(target)]
+    return [leading]
+
+
+def _search(
+    target: Target,
+    leading: Leading,
+    how: SearchOptions,
+    size: _Size,
+    init: DiBAFactors | None,
+    run: Run,
+) -> tuple[Outcome, ScaleBits]:
+    """Search for what leading terms leave over.
+
+    Returns
+    -------
+    outcome : Outcome
+        All terms, in units of `target`; of several each on what is stored.
+    scale_bits : int or (int, int, int)
+        What a single term is to be rounded to.
+    """
+    if leading.enough:
+        run.step("rank one", 1, 1, len(leading.states), 10 ** (-leading.reached / 10))
+        return leading.outcome(), leading.widths[0]
+    rest, size = leading.rest, size.less(leading.bits, leading.reached)
+    count = more = 1
+    if not how.greedy and init is None:
+        count, more = _counts(how, size, rest)
+    if size.auto and count == 1:
+        size.choose_widths(rest, how)
+    solver = Solver(rest, how, size.scales, init, run, leading)
+    if count > 1:
+        solver.set_terms(count, size.auto, size.name, size.value, more)
+    outcome = run.journal.stage(
+        "search",
+        lambda: solver.at(size.k) if size.k else solver.reaching(float(size.value)),
+    )
+    if count > 1 and size.auto and not (outcome.others or outcome.state.grids):
+        size.scales = HALF  # a single term was better, and no code fine enough for it
+    if leading.states:
+        if not outcome.others:
+            round_diagonals(rest, outcome.state, size.scales)
+        outcome = leading.followed_by(outcome, target)
+    return outcome, size.scales
 
 
 class _Size:
@@ -303,6 +362,22 @@ class _Size:
         self.scales: ScaleBits = USUAL_WIDTHS if isinstance(asked, str) else asked
         self.k = 0 if goal is not None else self._first_k()
         self.near = self.k or budgets.usual_k(goal or 0.0, shape)
+
+    def stored(self) -> float:
+        """Return how many bits may be stored; infinitely many for an SNR or a k."""
+        if self.name not in ("bits", "ratio"):
+            return math.inf
+        rate = float(self.value) * (budgets.DENSE_BITS if self.name == "ratio" else 1)
+        return budgets.bits_within(*self.shape, rate)
+
+    def less(self, stored: int, reached: float) -> _Size:
+        """Return what is left of the budget after terms of so many bits that reach so many dB."""
+        if not stored:
+            return copy.copy(self)
+        if self.name == "snr":
+            return _Size("snr", self.value, self.shape, self.asked, float(self.value) - reached)
+        left = (self.stored() - stored) / math.prod(self.shape)
+        return _Size("bits", left, self.shape, self.asked, None)
 
     def _largest_k(self, scales: ScaleBits) -> int:
         return budgets.intermediate_dimension(self.name, self.value, self.shape, scales)

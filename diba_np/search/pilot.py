@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 _SIDE = 384  # rows and columns of the part
 _ITERATIONS = 30
-_SLOPE = 4.5  # dB that a bit per weight buys
+SLOPE = 4.5  # dB that a bit per weight buys
 _PILOTS = 2
 _EXACT = 1e-12  # share of the energy left over under which a fit is exact
 _HEADROOM = 0.7  # a full search leaves about this share of the pilot's error
@@ -61,9 +61,9 @@ def estimate_k(target: Target, goal: float, shift: float, seed: int) -> tuple[in
     part = part_of(target)
     at = budgets.usual_k(goal, target.shape) * (m + n) / (m * n)
     if part.energy == 0:
-        return 1, _SLOPE
+        return 1, SLOPE
     points: list[tuple[float, float]] = []
-    slope = _SLOPE
+    slope = SLOPE
     for _ in range(_PILOTS):
         state = _pilot(part, at, shift, seed)
         error = max(_HEADROOM_SNR * squared_error(part, state), _EXACT * part.energy)
@@ -102,23 +102,23 @@ def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:
 
     def cost(added: float, bits: int, size: int) -> float:
         """Return dB lost to the added error and to the bits."""
-        return 10 * float(np.log10(1 + added / floor)) + _SLOPE * bits * size / (m * n)
+        return 10 * float(np.log10(1 + added / floor)) + SLOPE * bits * size / (m * n)
 
     def best(losses: dict[int, float], size: int) -> tuple[float, int]:
         return min((cost(loss, bits, size), bits) for bits, loss in losses.items())
 
     choices = [
-        best(_row_losses(part, state.left), m),
+        best(row_losses(part, state.left), m),
         best(_d2_losses(part, state), k),
-        best(_row_losses(part, state.right), n),
+        best(row_losses(part, state.right), n),
     ]
-    coded = sum(c for c, _ in choices) + _SLOPE * 3 * GRID_BITS / (m * n)
-    if coded > _SLOPE * HALF * (m + k + n) / (m * n):
+    coded = sum(c for c, _ in choices) + SLOPE * 3 * GRID_BITS / (m * n)
+    if coded > SLOPE * HALF * (m + k + n) / (m * n):
         return HALF
     return (choices[0][1], choices[1][1], choices[2][1])
 
 
-def _row_losses(target: Target, side: Side) -> dict[int, float]:
+def row_losses(target: Target, side: Side) -> dict[int, float]:
     """Return the squared error that rounding d1 or d3 adds, by code width."""
     scales, values = side.scales, side.values()
     gram, _ = normal_equations(target, side)

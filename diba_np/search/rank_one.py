@@ -9,6 +9,8 @@ from diba_np.search.target import Target
 
 _POWER_STEPS = 30
 
+EXACT_DB = 130.0  # a fit this good is exact to the rounding of the matrix's own floats
+
 
 def rank_one(target: Target, shift: float) -> State:
     """Put the leading singular pair into d1, d3 and one component of equal bits: k is 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,20 +19,18 @@ from diba_np.matrix.quality import decibels
 from diba_np.search.conversion import round_diagonals, state_of
 from diba_np.search.exact_steps import sort_components, squared_error
 from diba_np.search.greedy import settle, solve_greedy
+from diba_np.search.leading import Leading
 from diba_np.search.options import EFFORTS, SearchOptions
 from diba_np.search.outcome import Outcome
 from diba_np.search.pilot import choose_widths, estimate_k
 from diba_np.search.polish import polish
 from diba_np.search.progress import Run
-from diba_np.search.rank_one import rank_one, widened
+from diba_np.search.rank_one import EXACT_DB, rank_one, widened
 from diba_np.search.stages import relax_staged
 from diba_np.search.state import State
 from diba_np.search.target import Target
 from diba_np.search.terms import finish_terms, search_terms, sum_within, term_sizes, widths_of_terms
 from diba_np.search.weighted_target import reached_db
-
-# a rank-one fit this good needs no search for bits
-_EXACT_DB = 100.0
 
 # components a term under which one term may be better, by 7 dB at 24x24 and 8 bits, 0.7 dB at 96x96
 # and 3 bits; and where inputs couple the columns, 0.1 dB at 128x128 and 4 bits
@@ -50,6 +49,8 @@ class Solver:
     init : DiBAFactors or None
         Where to start.
     run : Run
+    leading : Leading, optional
+        The terms that leave the target over.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Solver:
         scale_bits: ScaleBits,
         init: DiBAFactors | None,
         run: Run,
+        leading: Leading | None = None,
     ) -> None:
         self.target, self.how, self.init, self.run = target, how, init, run
+        self._before = leading.reached if leading else 0.0  # dB, of a goal
+        self._known = leading.simple if leading else None
         self._given = scale_bits
         self._take(scale_bits)
         self._terms: list[ScaleBits] = []  # bits of the diagonals of each, where there are several
@@ -81,6 +85,11 @@ class Solver:
         )
         self._auto, self._budget = auto, (name, value)
 
+    @functools.cached_property
+    def _simple(self) -> State:
+        """The rank-one fit."""
+        return self._known or rank_one(self.target, self.how.shift)
+
     def _take(self, scale_bits: ScaleBits) -> None:
         """Search for a single term with diagonals of these bits from now on."""
         self.scale_bits = scale_bits
@@ -92,10 +101,10 @@ class Solver:
         target, how = self.target, self.how
         if not self._terms or (k < len(self._terms) and how.terms == "auto"):
             return self._single(k)
-        simple = rank_one(target, how.shift)
+        simple = self._simple
         # widths that are left open will be such that hold it
         error = squared_error(target, simple) if self._auto else self._stored_error(simple)
-        if decibels(target.energy, error) >= _EXACT_DB:
+        if decibels(target.energy, error) >= EXACT_DB:
             return self._alone(k)
         try:
             sizes = self._sizes(k, self._terms)
@@ -179,9 +188,9 @@ class Solver:
             )
         if start is not None:
             return run.journal.stage("polish", lambda: self._polished(start))
-        simple = rank_one(target, how.shift)
+        simple = self._simple
         floor = self._stored_error(simple)
-        if decibels(target.energy, floor) >= _EXACT_DB:
+        if decibels(target.energy, floor) >= EXACT_DB:
             run.step("rank one", 1, 1, k, floor / (target.energy or 1.0))
             return Outcome(widened(simple, k), sweeps=1, converged=True)
         capped = how.max_sweeps is not None
@@ -246,15 +255,18 @@ class Solver:
             best[k] = self.run.journal.stage(f"k={k}", lambda: rounded(k))
             if self.run.stopped:
                 raise _Ended
-            return reached_db(self.target, *best[k].terms)
+            return self._before + reached_db(self.target, *best[k].terms)
 
         shape, how = self.target.shape, self.how
-        first, slope = estimate_k(self.target, goal, how.shift, how.seed)
+        first, slope = estimate_k(self.target, goal - self._before, how.shift, how.seed)
         least = self._least()
         try:
             return best[budgets.smallest_k(reach, goal, shape, first, slope, least)]
         except _Ended:
-            reached = {k: reached_db(self.target, *outcome.terms) for k, outcome in best.items()}
+            reached = {
+                k: self._before + reached_db(self.target, *outcome.terms)
+                for k, outcome in best.items()
+            }
             enough = [k for k in best if reached[k] >= goal]
             return best[min(enough) if enough else max(best, key=lambda k: reached[k])]
 

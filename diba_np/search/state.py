@@ -143,3 +143,8 @@ def normalise(state: State) -> None:
         if mean > 0:
             np.divide(side.scales, mean, out=side.scales)
             state.d2 = state.d2 * mean
+
+
+def in_unit(state: State, unit: float, other: float) -> State:
+    """Return a state of a target of one unit as one of the same matrix in another."""
+    return state if unit == other else replace(state, d2=state.d2 * (unit / other))

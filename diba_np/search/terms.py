@@ -31,7 +31,7 @@ from diba_np.search.outcome import Outcome
 from diba_np.search.polish import polish
 from diba_np.search.progress import Run
 from diba_np.search.stages import relax_part, rest_of
-from diba_np.search.state import State
+from diba_np.search.state import State, in_unit
 from diba_np.search.target import Target
 
 # bits a weight from which terms pay: of square matrices, and how it rises with the sides' ratio
@@ -174,11 +174,6 @@ def terms_within(
     return 1
 
 
-def _in_units(state: State, unit: float, other: float) -> State:
-    """Return a state of a target of one unit as one of the same matrix in another."""
-    return state if unit == other else replace(state, d2=state.d2 * (unit / other))
-
-
 class TermSum:
     """The terms found so far, each a state in units of the target."""
 
@@ -221,14 +216,14 @@ class TermSum:
         else:
             later = run.journal.stage("polish", lambda: self.fit(rest, outcome.state, term))
             outcome = outcome.followed_by(later)
-        self.states.append(_in_units(outcome.state, rest.unit, self.target.unit))
+        self.states.append(in_unit(outcome.state, rest.unit, self.target.unit))
         return outcome
 
     def again(self, term: int, rest: Target) -> Outcome:
         """Polish a term on the matrix less all the others."""
-        state = _in_units(self.states[term], self.target.unit, rest.unit)
+        state = in_unit(self.states[term], self.target.unit, rest.unit)
         outcome = self.run.journal.stage("polish", lambda: self.fit(rest, state, term))
-        self.states[term] = _in_units(outcome.state, rest.unit, self.target.unit)
+        self.states[term] = in_unit(outcome.state, rest.unit, self.target.unit)
         return outcome
 
 
@@ -308,17 +303,17 @@ def finish_terms(target: Target, outcome: Outcome, run: Run) -> Outcome:
         term = step % len(states)
         others = [s for i, s in enumerate(states) if i != term]
         rest = rest_of(target, *others)
-        state = _in_units(states[term], target.unit, rest.unit)
+        state = in_unit(states[term], target.unit, rest.unit)
         before = state.copy()
         ended = run.journal.stage("settle", partial(_settled, rest, state, run))
         state = ended.state
         same = np.array_equal(before.b1, state.b1) and np.array_equal(before.b2, state.b2)
         clean = clean + 1 if same and ended.settled else 0
         settled = clean == len(states)
-        states[term] = _in_units(state, rest.unit, target.unit)
+        states[term] = in_unit(state, rest.unit, target.unit)
     for term in range(len(states)):
         rest = rest_of(target, *(s for i, s in enumerate(states) if i != term))
-        state = _in_units(states[term], target.unit, rest.unit)
+        state = in_unit(states[term], target.unit, rest.unit)
         sort_components(rest, state)
-        states[term] = _in_units(state, rest.unit, target.unit)
+        states[term] = in_unit(state, rest.unit, target.unit)
     return replace(outcome, state=states[0], others=states[1:], settled=settled)

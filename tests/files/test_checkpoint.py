@@ -82,6 +82,7 @@ CASES = {
     "stages": {"k": 64, "max_sweeps": 6, "scale_bits": 5},
     "stages of inputs": {"k": 64, "inputs": INPUTS, "max_sweeps": 4},
     "terms": {"bits": 6.0, "terms": 2, "scale_bits": "auto", "max_sweeps": 6},
+    "leading terms, and none": {"bits": 3.0, "max_sweeps": 6},
     "terms of inputs": {"k": 64, "terms": 2, "inputs": INPUTS, "max_sweeps": 4, "scale_bits": 5},
     "greedy inputs": {"k": 8, "inputs": INPUTS, "solver": "greedy"},
 }
@@ -89,7 +90,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_ended_at_any_step_and_resumed_gives_the_same(case, tmp_path, rng):
-    A, options = matrix(), CASES[case]
+    A, options = matrix() + 2.0 * case.startswith("leading"), CASES[case]
     path = tmp_path / "run.ckpt"
     whole, steps = run(A, **options)
     done = 0
@@ -134,10 +135,16 @@ def test_a_longer_and_a_second_search_are_resumed(effort, tmp_path, monkeypatch)
         assert contents(made) == contents(whole)
 
 
+def of_uneven_components():
+    """Return a matrix whose components fall, but none is a term of its own."""
+    U, s, Vt = np.linalg.svd(matrix(shape=(128, 32)).cumsum(axis=0).cumsum(axis=1), False)
+    s[0] = 1.2 * s[1]
+    return (U * s) @ Vt
+
+
 def test_a_search_for_more_terms_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setitem(EFFORTS, "fast", Effort(4, 1, 50, 20, 4))
-    A = matrix(shape=(128, 32)).cumsum(axis=0).cumsum(axis=1)  # uneven components: two terms, three
-    options = {"bits": 4.0, "effort": "fast"}
+    A, options = of_uneven_components(), {"bits": 4.0, "effort": "fast"}  # two terms, then three
     whole, steps = run(A, **options)
     assert len(whole.terms) == 3 and whole.bits_per_weight <= 4.0
     assert len(run(A, time_limit=1e3, **options)[0].terms) < 3  # these alone share a limit
@@ -148,7 +155,7 @@ def test_a_search_for_more_terms_is_resumed(tmp_path, monkeypatch):
 
 
 def test_an_error_of_a_callback_is_passed_on_whatever_its_kind():
-    A, steps = matrix(shape=(128, 32)).cumsum(axis=0).cumsum(axis=1), []
+    A, steps = of_uneven_components(), []
 
     def callback(state):
         steps.append(state.k)

@@ -244,7 +244,7 @@ def test_a_search_that_is_ended_returns_the_terms_begun(uneven):
 
     def end(state):
         seen.append(state.phase)
-        return len(seen) > 40
+        return len(seen) > 10
 
     with pytest.warns(ConvergenceWarning, match="ended by callback"):
         f = factorize(uneven, bits=3.0, terms="auto", callback=end, **QUICK)
