@@ -90,6 +90,10 @@ def kinds(n: int = 256) -> Matrices:
     yield "image", image - 50 * (abs(x - 0.3) < 0.1) + 5 * rng.standard_normal((n, n))
     rows, columns = (np.exp(1.5 * rng.standard_normal(s)) for s in ((n, 1), n))
     yield "scaled rows and columns", rng.standard_normal((n, n)) * rows * columns
+    yield "mean 5", 5 + rng.standard_normal((n, n))
+    outlier = rng.standard_normal((n, n))
+    outlier[n // 3, n // 5] = 1e4
+    yield "one entry of 10,000", outlier
 
 
 # -- methods ---------------------------------------------------------------------------------------

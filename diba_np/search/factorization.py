@@ -252,9 +252,8 @@ def factorize(
 
         tried: list[tuple[Outcome, ScaleBits]] = []
         try:
-            for plan in plans:
-                if not (tried and run.stopped):
-                    tried.append(_search(target, plan, how, size, init, run))
+            while plans and not (tried and run.stopped):
+                tried.append(_search(target, plans.pop(0), how, size, init, run))
         finally:
             run.close()
         outcome, scales = min(tried, key=lambda one: squared_error(target, *one[0].terms))

@@ -117,6 +117,10 @@ class Target:
             N = make(rows)
             yield rows, part, N, N
 
+    def weigh_rows(self, N: NDArray[Any]) -> NDArray[Any]:
+        """Return ``W N`` for N (m, k) with the weights W of the outputs; here N itself."""
+        return N
+
     def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
         """Return ``H N`` for N (n, k) with the Gram matrix H of the inputs; here N itself."""
         return N

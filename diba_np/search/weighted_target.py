@@ -149,6 +149,11 @@ class WeightedTarget(Target):
         for rows, part in self.blocks(np.float64):
             yield rows, part, whole[rows], weighed[rows]
 
+    def weigh_rows(self, N: NDArray[Any]) -> NDArray[Any]:
+        if self.W is not None:
+            return self.pool.matmul(self.W, N)
+        return N if self.w is None else N * self.w[:, None]
+
     def weigh_columns(self, N: NDArray[Any]) -> NDArray[Any]:
         return N if self.H is None else self.pool.matmul(self.H, N)
 
