@@ -6,6 +6,7 @@ channels, configuration.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -113,13 +114,11 @@ def config_of(metadata: Mapping[str, Any], names: Sequence[str], label: str) -> 
 
 
 def name_of(name: str) -> str:
-    """Return the name of a tensor in the Hugging Face layout; the same if GGUF has no such."""
-    *inside, place, end = name.split(".")
-    if place not in _NAMES:
-        return name
-    if inside[:1] == ["blk"] and len(inside) == 2:
-        return f"model.layers.{inside[1]}.{_NAMES[place]}.{end}"
-    return f"{_NAMES[place]}.{end}"
+    """Return the name of a tensor in the Hugging Face layout; one of GGUF's own keeps its end."""
+    block = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+    place, dot, end = (block[2] if block else name).rpartition(".")
+    place = _NAMES.get(place, place)
+    return f"model.layers.{block[1]}.{place}{dot}{end}" if block else f"{place}{dot}{end}"
 
 
 def change_of(name: str, config: Mapping[str, Any]) -> Callable[[Array], Array]:

@@ -278,12 +278,14 @@ def build(
     ValueError
         The kind of network is unknown.
     FormatError
-        Settings or tensors are missing or contradict each other.
+        Settings or tensors are missing or contradict each other; a part of a layer, or a whole
+        layer, is stored that the network would be without.
 
     Warns
     -----
     UserWarning
-        A head of its own is read, which the configuration says is the table of tokens.
+        A head of its own is read, which the configuration says is the table of tokens; something
+        is stored beside the layers that the network would be without.
     """
     settings = read_config(config, f"{label}: config")
     held = {name: t if hasattr(t, "read") else Held(t) for name, t in tensors.items()}
@@ -300,6 +302,7 @@ def build(
     has_head = net.head_name is not None or net.tensors.find("classifier") is not None
     if has_head or net.tensors.unread():
         check_head(settings, f"{label}: config")
+    found.check_unread()
     return net
 
 

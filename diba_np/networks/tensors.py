@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -24,8 +26,18 @@ QUANTIZED = (
     "the weights are quantized already ({}), and their codes are not read; bring the network as it "
     "was before"
 )
-# heads: layers beside those of the trunk
-HEADS = ("masked_dense", "pooler", "classifier")
+# heads: layers beside those of the trunk; a summary is read by other software alone
+HEADS = ("masked_dense", "pooler", "classifier", "summary")
+# tensors that hold nothing of their own: positions, masks, angles
+_BUFFERS = re.compile(
+    r"(^|\.)(inv_freq|position_ids|token_type_ids|cos_cached|sin_cached|attn_rot_embd\.weight"
+    r"|attn\.(bias|masked_bias))$"
+)
+# of pretraining, beside the head that is read
+_PAST_HEADS = ("cls.seq_relationship.",)
+# places without ".weight", and those without ".bias"
+_BARE = ("first", "second", "places")
+_UNBIASED = ("tokens", "head", "positions", "types")
 
 
 class Tensor(Protocol):
@@ -58,6 +70,7 @@ def expected_shape(place: str, config: Config) -> tuple[int, ...] | None:
         "outer": (c.width, c.inner),
         "masked_dense": (c.width, c.width),
         "pooler": (c.width, c.width),
+        "summary": (c.width, c.width),
         "masked_bias": (c.vocabulary,),
         "patches": (c.width, whole),
         "first": (1, 1, c.width),
@@ -118,8 +131,7 @@ class Tensors:
 
     def find(self, place: str, layer: int = 0) -> str | None:
         """Return the name at a place without ".weight", or None where the network has none."""
-        patterns = self.kind.tensors.get(place, ())
-        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        for pattern in self._patterns(place):
             base = pattern.format(layer)
             for name in (base, self.kind.prefix + base):
                 if any(f"{name}{end}" in self.tensors for end in ("", ".weight", ".bias")):
@@ -197,15 +209,69 @@ class Tensors:
             )
 
     def unread(self) -> list[str]:
-        """Return the full names of matrices that no place of the network takes."""
-        taken = {self.find(place) for place in self.kind.tensors} | self.names.keys()
-        return [
-            name
-            for name, tensor in self.tensors.items()
-            if name.endswith(".weight")
-            and len(tensor.shape) > 1
-            and name.removesuffix(".weight") not in taken
-        ]
+        """Return the full names of tensors that no place takes, but for known buffers."""
+        taken = {name for place in self.kind.tensors for name in self._full_names(place)}
+        return [name for name in self.tensors if name not in taken and not _BUFFERS.search(name)]
+
+    def check_unread(self) -> None:
+        """Refuse tensors that no place takes, without which this would be another network.
+
+        Raises
+        ------
+        FormatError
+            One is of a layer or of something else that is read.
+
+        Warns
+        -----
+        UserWarning
+            There are others.
+        """
+        layers = self.config.layers
+        patterns = [name for place in (*LINEAR, *NORMS) for name in self._patterns(place)]
+        starts = {re.escape(pattern.partition("{}")[0]) for pattern in patterns}
+        inside = re.compile(rf"({re.escape(self.kind.prefix)})?({'|'.join(starts)})(\d+)\.")
+        read = {self.find(place) for place in self.kind.tensors}
+        others = []
+        for name in self.unread():
+            layer = inside.match(name)
+            if layer is not None and int(layer[3]) >= layers:
+                key = self.kind.config["layers"]
+                raise FormatError(
+                    f"{self.label}: tensor {name}: found a layer of number {layer[3]}, expected "
+                    f"the last to be {layers - 1}, since {key} is {layers}; mend that"
+                )
+            if layer is not None or name.rpartition(".")[0] in read:
+                raise FormatError(
+                    f"{self.label}: tensor {name}: no place of a {self.config.kind} takes it, "
+                    "without it this would be another network; merge adapters into the weights, or "
+                    "compress the weights alone by `model` without texts"
+                )
+            if not name.removeprefix(self.kind.prefix).startswith(_PAST_HEADS):
+                others.append(name)
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            warnings.warn(
+                f"{self.label}: no place of a {self.config.kind} takes {', '.join(others[:3])}"
+                f"{more}; left out, also of what is written",
+                stacklevel=4,
+            )
+
+    def _patterns(self, place: str) -> tuple[str, ...]:
+        patterns = self.kind.tensors.get(place, ())
+        return (patterns,) if isinstance(patterns, str) else patterns
+
+    def _full_names(self, place: str) -> Iterator[str]:
+        """Yield the full names of what a place takes; of several stored for it, all of them."""
+        ends = ["" if place in _BARE else ".weight", ".bias"]
+        if place in (*_BARE, *_UNBIASED) or (place.endswith("_norm") and self.kind.rms):
+            ends.pop()
+        if place == "masked_bias":
+            ends.pop(0)
+        for pattern in self._patterns(place):
+            for i in range(self.config.layers if "{}" in pattern else 1):
+                base = pattern.format(i)
+                for name in (base, self.kind.prefix + base):
+                    yield from (name + end for end in ends)
 
     def has(self, name: str) -> bool:
         """Tell whether there is a tensor of that full name."""

@@ -371,9 +371,65 @@ def test_heads_that_would_be_lost(kind, name, head):
     with pytest.raises(ValueError, match=f"the head of a {name} is not read, only heads"):
         networks.build(config, tensors)
     # beside a head that is read, as checkpoints of pretraining have it
-    if kind == "bert":
+    if head == "cls.seq_relationship":
         both = tensors_of(kind) | {f"{head}.weight": np.ones((2, 8))}
         assert networks.build(config_of(kind, architectures=["BertForMaskedLM"]), both).head_name
+
+
+Q = "attention.self.query"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("llama", "model.layers.1.self_attn.q_norm.weight", "no place of a llama takes it, .*mer"),
+        ("qwen2", "layers.0.mlp.router.weight", "no place of a qwen2 takes it"),
+        ("llama", "model.layers.0.input_layernorm.bias", "no place of a llama takes it"),
+        ("llama", "lm_head.bias", "no place of a llama takes it"),
+        ("llama", "model.layers.2.mlp.up_proj.weight", "of number 2, .* num_hidden_layers is 2;"),
+        ("gpt2", "h.12.ln_1.bias", "of number 12, expected the last to be 1, since n_layer is 2"),
+        ("bert", f"bert.encoder.layer.0.{Q}.lora_A.weight", "merge adapters into the weights"),
+        ("distilbert", "distilbert.transformer.layer.1.ffn.lin3.bias", "no place of a distilbert"),
+        ("vit", "vit.encoder.layer.0.layer_scale1", "no place of a vit takes it"),
+    ],
+)
+def test_parts_of_another_network_are_refused(kind, name, words):
+    tensors = tensors_of(kind, "classes" if kind == "vit" else "masked") | {name: np.ones(8)}
+    with pytest.raises(dn.FormatError, match=f"tensor {name}: .*{words}"):
+        networks.build(config_of(kind), tensors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("bert", ["bert.embeddings.position_ids", "cls.seq_relationship.bias"]),
+        ("bert", ["cls.predictions.decoder.bias"]),
+        ("roberta", ["roberta.embeddings.position_ids", "lm_head.decoder.bias"]),
+        ("gpt2", ["transformer.h.0.attn.bias", "h.1.attn.masked_bias"]),
+        ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]),
+    ],
+)
+def test_what_usual_folders_hold_beside_is_left_out_in_silence(kind, names):
+    more = {name: np.ones(8) for name in names}
+    assert networks.build(config_of(kind), more | tensors_of(kind)).head_name
+
+
+@pytest.mark.parametrize("kind", ["roberta", "vit"])
+def test_a_pooler_that_other_software_alone_reads_is_kept(kind):
+    weight = np.eye(8)
+    net = networks.build(
+        config_of(kind), tensors_of(kind, "none") | {f"{kind}.pooler.dense.weight": weight}
+    )
+    assert np.array_equal(net.layers[f"{kind}.pooler.dense"].to_matrix().to_dense(), weight)
+
+
+def test_what_else_no_place_takes_is_told_once():
+    more = {f"extra.{i}.weight": np.ones(2) for i in range(5)}
+    with pytest.warns(
+        UserWarning, match=r"takes extra.0.weight, .*2.weight and 2 more; left"
+    ) as told:
+        networks.build(config_of("bert"), tensors_of("bert") | more)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(
@@ -656,6 +712,14 @@ def gguf_names():
     from diba_np.networks.gguf_layout import _NAMES
 
     return _NAMES
+
+
+def test_parts_of_gguf_layers_that_have_no_other_name_stay_in_their_layer():
+    from diba_np.networks.gguf_layout import name_of
+
+    assert name_of("blk.1.attn_q_norm.weight") == "model.layers.1.attn_q_norm.weight"
+    assert name_of("blk.11.ffn_up.bias") == "model.layers.11.mlp.up_proj.bias"
+    assert [name_of(name) for name in ("output.weight", "other")] == ["lm_head.weight", "other"]
 
 
 def test_gguf_of_another_architecture():

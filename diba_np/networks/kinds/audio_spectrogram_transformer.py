@@ -32,7 +32,7 @@ KIND = Kind(
         "stride": ("frequency_stride", 10),
     },
     tensors={
-        **vit.KIND.tensors,
+        **{place: name for place, name in vit.KIND.tensors.items() if place != "summary"},
         "second": "embeddings.distillation_token",
         "classifier_norm": "classifier.layernorm",
         "classifier": "classifier.dense",

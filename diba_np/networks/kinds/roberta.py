@@ -24,5 +24,6 @@ KIND = Kind(
         "head": "lm_head.decoder",
         "pooler": "classifier.dense",
         "classifier": "classifier.out_proj",
+        "summary": "pooler.dense",
     },
 )

@@ -48,5 +48,6 @@ KIND = Kind(
         "outer": "encoder.layer.{}.output.dense",
         "end_norm": "layernorm",
         "classifier": "classifier",
+        "summary": "pooler.dense",
     },
 )
