@@ -166,9 +166,11 @@ def smallest_k(
         else:
             low = guess
         if low == most:
+            best = max(seen, key=lambda k: seen[k])  # more components may round worse
             raise ValueError(
-                f"snr={goal:g} dB is not reached: {seen[low]:.4g} dB at k={low}, "
-                "where the dense float32 matrix takes no more bits"
+                f"snr={goal:g} dB is not reached: {seen[best]:.4g} dB at k={best} is the best of "
+                f"{len(seen)} tried up to k={low}, where the dense float32 matrix takes no more "
+                'bits; effort="best" may reach more, or scale_bits=32 where diagonals had fewer'
             )
         last = seen[guess]
         each = max(slope or 0.0, abs(goal) / (2.0 * guess), 1e-9)
