@@ -183,6 +183,7 @@ def run_factorize(args: argparse.Namespace) -> int:
     from diba_np.search.factorization import factorize
 
     keeper = Checkpoint(args.checkpoint, args.checkpoint_every) if args.checkpoint else None
+    args.keeper = keeper  # for what an interruption tells
     factors = factorize(
         matrix,
         k=args.k,

@@ -11,7 +11,6 @@ import errno
 import functools
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from diba_np._version import __version__
@@ -88,9 +87,9 @@ def build_parser() -> Parser:
 
 def _left(args: argparse.Namespace) -> str:
     """Return what a signal has left of the work."""
-    checkpoint = getattr(args, "checkpoint", None)
-    if checkpoint and Path(checkpoint).is_file():
-        return f"the same command goes on from {checkpoint}"
+    keeper = getattr(args, "keeper", None)
+    if keeper is not None and keeper.opened and keeper.path.is_file():
+        return f"the same command goes on from {args.checkpoint}"
     return "nothing written"
 
 

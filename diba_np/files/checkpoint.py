@@ -43,6 +43,11 @@ class Checkpoint:
     every : float, default 60
         Seconds, at least, between two writes; what is lost at most, beside the step under way.
 
+    Attributes
+    ----------
+    opened : bool
+        Whether what lies there, if anything does, is of the run that called `open`.
+
     Raises
     ------
     TypeError, ValueError
@@ -65,6 +70,7 @@ class Checkpoint:
         self.path = target_of(self.path)  # a link stays, what it leads to is written and removed
         self._fingerprint: dict[str, Any] = {}
         self._written = time.monotonic()
+        self.opened = False
 
     def open(self, fingerprint: dict[str, Any]) -> Any:
         """Return the state that the file holds, or None without a file.
@@ -84,6 +90,7 @@ class Checkpoint:
         self._fingerprint = as_stored(fingerprint)
         remove_leftovers(self.path)
         if not self.path.exists():
+            self.opened = True
             return None
         try:
             with zipfile.ZipFile(self.path) as archive:
@@ -100,6 +107,7 @@ class Checkpoint:
                 f"{self.path}: checkpoint version: found {about['version']}, expected {VERSION}"
             )
         self._compare(about["fingerprint"])
+        self.opened = True
         return arrays
 
     def _compare(self, recorded: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from diba_np.errors import BudgetError, FormatError
 from diba_np.files.atomic import atomic_path
 from diba_np.files.checkpoint import Checkpoint, _gather, _scatter
 from diba_np.products.cpu import has_bfloat16
+from diba_np.search import factorization
 from diba_np.search.options import EFFORTS, Effort
 from diba_np.search.progress import Run
 
@@ -469,6 +470,26 @@ def test_a_signal_keeps_the_checkpoint_and_the_old_output(number, tmp_path):
         whole = factorize(np.load(A), k=40, max_sweeps=900, threads=1)
         assert contents(load(out)) == contents(whole)
         assert {p.name for p in tmp_path.iterdir()} == {"A.npy", "A.h5"}
+
+
+@pytest.mark.parametrize(("opened", "said"), [(False, "nothing written"), (True, "the same comm")])
+def test_an_interruption_tells_of_a_checkpoint_of_this_run_alone(
+    opened, said, tmp_path, capsys, monkeypatch
+):
+    np.save(tmp_path / "A.npy", np.eye(8))
+    (tmp_path / "run.ckpt").write_bytes(b"of another run")
+
+    def interrupted(*_, checkpoint, **__):
+        if opened:
+            checkpoint.path.unlink()
+            checkpoint.open({})
+            checkpoint.write({})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(factorization, "factorize", interrupted)
+    line = ["factorize", str(tmp_path / "A.npy"), "--k", "2"]
+    assert main([*line, "--checkpoint", str(tmp_path / "run.ckpt")]) == 1
+    assert f"interrupted, {said}" in capsys.readouterr().err
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_not(tmp_path):
