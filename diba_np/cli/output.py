@@ -61,6 +61,7 @@ def in_options(text: str) -> str:
         return f"--{name.replace('_', '-')}" + (" " + value.strip('"') if value else "")
 
     text = _ARGUMENT.sub(option, text).replace("(exclude)", "(--exclude)")
+    text = text.replace(" to begin anew", ", or pass --restart")
     return text.replace("ask for a restart", "pass --restart")
 
 

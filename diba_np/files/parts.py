@@ -71,7 +71,7 @@ class Parts:
             if not restart:
                 raise ValueError(
                     f"{self._whole or self.folder} holds parts of another run "
-                    f"({', '.join(differences(kept, fingerprint))}); finish that one, "
+                    f"({', '.join(differences(kept, fingerprint))}); finish that one, or "
                     f"{self._remedy()}"
                 )
             kept = None
@@ -106,7 +106,7 @@ class Parts:
     def _remedy(self) -> str:
         if self._whole is None:
             return "delete the folder, or ask for a restart"
-        return f"or delete the folder {self._whole}"
+        return f"delete the folder {self._whole} to begin anew"
 
     def read(self, name: str) -> Any:
         """Return the value that was written under a name; None if there is nothing, or damaged."""

@@ -150,7 +150,7 @@ class CompressionRun:
         if found:
             raise ValueError(
                 f"{self.home} holds {found[0].name} of a run that it does not name; "
-                "delete the folder, or give another"
+                "give another folder, or delete this one to begin anew"
             )
 
     def remove_states(self) -> None:

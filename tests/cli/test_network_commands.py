@@ -337,6 +337,16 @@ def test_parts_of_a_run_without_texts_stay(compressing, tmp_path, capsys):
     assert parts.read("curves") == [1]
 
 
+def test_parts_of_another_run_with_texts_name_the_restart(compressing, tmp_path, capsys):
+    home = tmp_path / "out.h5.parts"
+    home.mkdir()
+    parts = Parts(home / "network", {"bits": 8})
+    parts.write("matrices", ["a"])
+    parts.close()
+    assert main(compressing) == 1
+    assert f"delete the folder {home}, or pass --restart\n" in capsys.readouterr().err
+
+
 def test_parts_of_a_run_with_texts_stay(tmp_path, capsys):
     np.savez(tmp_path / "w.npz", a=np.eye(20))
     home = tmp_path / "out.h5.parts"

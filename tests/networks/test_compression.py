@@ -219,7 +219,8 @@ def test_a_network_that_differs_in_one_part_is_another(finished, part):
 def test_stages_whose_run_is_gone_are_not_taken_over(shallow, tmp_path):
     options = {"method": "rtn", "epochs": 0, "folder": tmp_path}
     networks.compress(shallow, rows(4), bits=5.0, **options)
-    with pytest.raises(ValueError, match=re.escape(f"delete the folder {tmp_path}") + "$"):
+    words = re.escape(f"finish that one, or delete the folder {tmp_path} to begin anew")
+    with pytest.raises(ValueError, match=f"{words}$"):
         networks.compress(shallow, rows(4), bits=4.0, **options)
     shutil.rmtree(tmp_path / "network.parts")
     with pytest.raises(ValueError, match="holds importance of a run that it does not name"):
