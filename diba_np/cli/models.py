@@ -95,8 +95,9 @@ def add_model(subcommands: Any, given: Parents) -> None:
         "--texts",
         metavar="T.txt",
         help="SOURCE is a network of a known kind: fit its layers to what they read there, then "
-        "train diagonals end to end; one text for a decoder, else one a line; options of matrices "
-        "alone, of the above and of the search, are then refused",
+        "train diagonals end to end; one text for a decoder, else one a line; or token ids, images "
+        "or spectrograms, .npy; options of matrices alone, of the above and of the search, are "
+        "then refused",
     )
     add_search_options(command, *SHARED)
     command.add_argument(

@@ -49,10 +49,12 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument("network", metavar="NETWORK", help=_NETWORK)
     command.add_argument(
-        "--texts", metavar="T.txt", help="UTF-8; one text for a decoder, else one a line"
+        "--texts",
+        metavar="T.txt",
+        help="UTF-8, one text for a decoder, else one a line; or token ids, .npy",
     )
     command.add_argument(
-        "--inputs", metavar="X.npy", help="token ids, images or spectrograms, instead"
+        "--inputs", metavar="X.npy", help="instead: token ids, images or spectrograms"
     )
     command.add_argument(
         "--labels", metavar="Y.npy", help="classes, scores or labels of these or the texts"

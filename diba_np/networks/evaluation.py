@@ -46,8 +46,7 @@ def evaluate(
         Usually the dense network; for the same task, of the same vocabulary or classes. Needed
         where there is no head: vectors of texts (`Network.embed`) are compared with its.
     inputs : array_like, optional
-        In the place of texts where something is told of whole rows: token ids; images or
-        spectrograms of a network that reads these.
+        In the place of texts: token ids; images or spectrograms of a network that reads these.
     labels : (S,) or (S, outputs) array_like, optional
         The classes (int) of `texts` or `inputs`; or their scores (real numbers), which may be left
         out with `against`: (S,) of a head with one output, (S, outputs) where ``problem_type`` of
@@ -245,11 +244,12 @@ def _checked_task(
         if sum(given) != 1 or (labels is None and not bare):
             more = "; against= alone will do too" if task is SCORES else ""
             raise TypeError(f"to judge {task.name} give labels=, with texts= or inputs={more}")
-    elif given != (bool(net.config.vocabulary), not net.config.vocabulary) or labels is not None:
-        own, other = ("texts", "inputs") if net.config.vocabulary else ("inputs", "texts")
+    elif sum(given) != 1 or labels is not None:
+        own = "texts= or inputs=" if net.config.vocabulary else "inputs="
         if not any(given) and labels is None:
-            raise TypeError(f"{task.name} are judged on {own}=, which is missing")
-        raise TypeError(f"{task.name} are judged on {own}=; leave {other}= and labels= out")
+            raise TypeError(f"{task.name} are judged on {own}, which is missing")
+        rest = "give one of both" if all(given) else "leave labels= out"
+        raise TypeError(f"{task.name} are judged on {own}; {rest}")
     if task is SENTENCES and against is None:
         raise TypeError("a network without a head is judged against another: give against=")
     return task
@@ -284,8 +284,8 @@ def _rows(
     seed: int,
 ) -> Iterator[Batch]:
     """Return batches of inputs, places that are asked for, and targets."""
+    read: Any = inputs if texts is None else texts
     if task in _WHOLE_ROWS:
-        read: Any = inputs if texts is None else texts
         data: Any = net.rows_of(read, length) if net.config.vocabulary else as_arrays(read)
         if [] in (data if isinstance(data, list) else ()):
             raise ValueError(
@@ -296,9 +296,9 @@ def _rows(
         )
         return _labelled(net, data, given)
     if not net.config.vocabulary:  # vectors of arrays
-        return _labelled(net, as_arrays(inputs), None)  # type: ignore[arg-type]
+        return _labelled(net, as_arrays(read), None)
     least = 2 if task is NEXT else 1
-    rows = [row for row in net.rows_of(texts, length) if len(row) >= least]  # type: ignore[arg-type]
+    rows = [row for row in net.rows_of(read, length) if len(row) >= least]
     if not rows:
         raise ValueError(f"texts must hold a row of {least} tokens or more, got none")
     if task is SENTENCES:

@@ -32,6 +32,8 @@ def test_decoders_are_judged_by_the_next_token(kind):
     assert found["accuracy"] == pytest.approx(right / 8)
     assert found["agreement"] == pytest.approx(agreed / 8)
     assert found["kl"] == pytest.approx(divergence / 8, rel=1e-4)
+    told = [evaluate(small, np.array([[3, 4, 5]])), evaluate(small, inputs=np.array([[3, 4, 5]]))]
+    assert {one["perplexity"] for one in told} == {told[0]["perplexity"]}
     same = evaluate(dense, ROWS, against=dense)
     assert same["agreement"] == 1
     assert abs(same["kl"]) < 1e-7
@@ -46,7 +48,7 @@ def test_encoders_are_judged_by_masked_tokens():
     assert found["task"] == "masked tokens"
     assert found["targets"] == 1 + 1 + 1
     assert 0 <= found["accuracy"] <= 1 <= found["perplexity"]
-    assert evaluate(net, ROWS, seed=1)["targets"] == 4
+    assert evaluate(net, inputs=ROWS, seed=1)["targets"] == 4
 
 
 @pytest.mark.parametrize("kind", ["vit", "audio-spectrogram-transformer"])

@@ -288,7 +288,7 @@ def test_classes_of_rows_of_tokens_are_judged_without_their_padding():
     with pytest.raises(TypeError, match="give labels=, with texts= or inputs="):
         evaluate(net, rows, inputs=padded(rows)[0], labels=labels)
     with pytest.raises(
-        TypeError, match="masked tokens are judged on texts=; leave inputs= and labels= out"
+        TypeError, match="masked tokens are judged on texts= or inputs=; leave labels= out"
     ):
         evaluate(small(MASKED), rows, labels=labels)
     with pytest.raises(ValueError, match=r"tokenizer with a mask, the network has no tokenizer"):
