@@ -73,7 +73,7 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument("--top-k", type=positive(int), metavar="N", help="draw among so many")
     command.add_argument(
-        "--top-p", type=within(float, 0, 1), default=1.0, help="draw within this share"
+        "--top-p", type=positive(float, 1), default=1.0, help="draw within this share, up to 1"
     )
     command.add_argument("--seed", type=within(int, 0), default=0, help="of what is drawn")
     command.set_defaults(run=run_generate)
@@ -385,6 +385,10 @@ def run_compress(args: argparse.Namespace) -> int:
 
     output = Path(args.output)
     net = load_network(args.source)
+    if not net.config.vocabulary and not args.texts.endswith(".npy"):
+        raise CommandError(
+            f"{args.texts}: a {net.config.kind} reads no texts; give images or spectrograms, .npy"
+        )
     texts = _texts(args.texts, net)
     parts = clear_parts(args, with_texts=False)
     log = Events(log=Path(args.json_log) if args.json_log else None)

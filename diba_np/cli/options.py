@@ -11,13 +11,14 @@ from typing import Any
 from diba_np.search.options import SHARED, SearchOptions
 
 
-def positive(kind: type) -> Callable[[str], Any]:
-    """Return what parses a number above 0."""
+def positive(kind: type, most: float = sys.float_info.max) -> Callable[[str], Any]:
+    """Return what parses a number above 0, up to the most."""
 
     def parse(text: str) -> Any:
         value = kind(text)
-        if not 0 < value <= sys.float_info.max:
-            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        if not 0 < value <= most:
+            rule = "be above 0" if most == sys.float_info.max else f"lie in (0, {most:g}]"
+            raise argparse.ArgumentTypeError(f"must {rule}, got {text}")
         return value
 
     parse.__name__ = kind.__name__  # what argparse calls it in "invalid int value"

@@ -88,6 +88,8 @@ def check_most(name: str, value: Any, shape: tuple[int, int]) -> None:
         number = check_number(value, name, above=0.0)
         given, k = f"{name}={number:g}", number / limit * most
         remedy = f"{name} of at most {limit}"
+        if name == "ratio":
+            remedy += f" ({number:g} times smaller is ratio=1/{number:g})"
     if k > max(SMALL_K, most):
         raise ValueError(
             f"{given} is too large for a {m} x {n} matrix: it is more than the dense "

@@ -142,7 +142,10 @@ class NetworkFile:
         self.path = Path(path)
         self.model = open_model(path)
         if "network" not in self.model.record or CONFIG not in self.model:
-            raise FormatError(f"{path}: found a model's arrays alone, expected a network with them")
+            raise FormatError(
+                f"{path}: found a model's arrays alone, expected a network with them; compress "
+                "one with texts=, or `export` these to a folder with its config.json and tokenizer"
+            )
         config = json.loads(_inflated(self.model[CONFIG], f"{path}: {CONFIG}"))
         if not isinstance(config, dict):
             raise FormatError(f"{path}: {CONFIG}: found no object, expected one")

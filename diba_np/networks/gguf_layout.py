@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
-from diba_np.networks.kind import SENTENCES
+from diba_np.networks.kind import SENTENCES, WEIGHTS_ALONE
 from diba_np.sources.gguf import need
 
 Array = NDArray[Any]
@@ -68,8 +68,7 @@ def config_of(metadata: Mapping[str, Any], names: Sequence[str], label: str) -> 
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"{label}: general.architecture must be one of {', '.join(ARCHITECTURES)}, got "
-            f"{architecture!r}; the weights of any other network are compressed by `model` "
-            "without texts"
+            f"{architecture!r}; {WEIGHTS_ALONE}"
         )
     config: dict[str, Any] = {"model_type": architecture}
     for key, end in _SETTINGS.items():
@@ -103,7 +102,9 @@ def config_of(metadata: Mapping[str, Any], names: Sequence[str], label: str) -> 
             factor = need(metadata, f"{rope}.scaling.factor", label)
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     elif scaling != "none":
-        raise ValueError(f"{label}: rope.scaling.type must be none or linear, got {scaling!r}")
+        raise ValueError(
+            f"{label}: rope.scaling.type must be none or linear, got {scaling!r}; {WEIGHTS_ALONE}"
+        )
     pooling = metadata.get(f"{architecture}.pooling_type")
     if pooling:
         config[SENTENCES["pooling"]] = _POOLINGS.get(pooling, f"pooling_type {pooling}")

@@ -60,7 +60,7 @@ def as_ids(inputs: ArrayLike, config: Config) -> Array:
         raise ValueError(f"ids must have shape (S, T), got {ids.shape}")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= config.vocabulary:
-        wrong = low if low < 0 else high
+        wrong = low if low < 0 else f"{high}; a tokenizer that gives it disagrees with vocab_size"
         raise ValueError(f"ids must lie in [0, {config.vocabulary - 1}], got {wrong}")
     most = config.most_tokens
     if most is not None and ids.shape[1] > most:

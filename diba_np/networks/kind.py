@@ -17,6 +17,9 @@ from diba_np.errors import FormatError
 from diba_np.networks.blocks.activations import ACTIVATIONS
 from diba_np.networks.blocks.rotary import frequencies
 
+# what is left for a network that cannot be run here
+WEIGHTS_ALONE = "the weights of any network are compressed by `model` without texts"
+
 # model_type of a configuration -> module of `kinds`
 KINDS = {
     "bert": "bert",
@@ -234,8 +237,7 @@ def kind_of(name: Any) -> Kind:
     """
     if not isinstance(name, str) or name not in KINDS:
         raise ValueError(
-            f"model_type must be one of {', '.join(KINDS)}, got {name!r}; the weights of any other "
-            "network are compressed by `model` without texts"
+            f"model_type must be one of {', '.join(KINDS)}, got {name!r}; {WEIGHTS_ALONE}"
         )
     kind: Kind = import_module(f"diba_np.networks.kinds.{KINDS[name]}").KIND
     return kind
@@ -272,13 +274,13 @@ def read_config(source: Mapping[str, Any], label: str = "config.json") -> Config
     if kind.decoder and not source.get("is_causal", True):
         raise ValueError(
             f"{label}: a {source['model_type']} must look at earlier tokens alone, this one looks "
-            "at later ones too (is_causal)"
+            f"at later ones too (is_causal); {WEIGHTS_ALONE}"
         )
     if kind.settle is not None:
         try:
             fields = kind.settle(fields, source)
         except ValueError as error:
-            raise ValueError(f"{label}: {error}") from error
+            raise ValueError(f"{label}: {error}; {WEIGHTS_ALONE}") from error
     fields |= {name: source[key] for name, key in SENTENCES.items() if source.get(key) is not None}
     config = Config(kind=source["model_type"], source=dict(source), **fields)
     if kind.decoder and not all(_is_count(end, -1) for end in config.ends):  # -1 stands for none
@@ -334,14 +336,15 @@ def _checked(config: Config, label: str) -> Config:
         )
     if config.activation not in ACTIVATIONS:
         raise FormatError(
-            f"{label}: found activation {config.activation!r}, expected {', '.join(ACTIVATIONS)}"
+            f"{label}: found activation {config.activation!r}, expected {', '.join(ACTIVATIONS)}; "
+            f"{WEIGHTS_ALONE}"
         )
     width = config.head_width or config.width // config.heads
     if config.base:
         try:
             frequencies(width, config.base, config.scaling)
         except (TypeError, ValueError) as error:
-            raise FormatError(f"{label}: {error}") from error
+            raise FormatError(f"{label}: {error}; {WEIGHTS_ALONE}") from error
     # one that the table of tokens does not have: any will do, rows are masked there
     padding = config.padding if 0 <= config.padding < config.vocabulary else 0
     return dataclasses.replace(config, key_heads=key_heads, head_width=width, padding=padding)
@@ -361,5 +364,5 @@ def check_head(config: Config, label: str) -> None:
         heads = "of the next token" if decoder else "for masked tokens and classes of whole rows"
         raise ValueError(
             f"{label}: architectures: the head of a {name} is not read, only heads {heads} are; "
-            "the weights are compressed by `model` without texts"
+            f"{WEIGHTS_ALONE}"
         )

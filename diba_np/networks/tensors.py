@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.errors import FormatError
-from diba_np.networks.kind import Config, kind_of
+from diba_np.networks.kind import WEIGHTS_ALONE, Config, kind_of
 
 Array = NDArray[Any]
 
@@ -243,8 +243,8 @@ class Tensors:
             if layer is not None or name.rpartition(".")[0] in read:
                 raise FormatError(
                     f"{self.label}: tensor {name}: no place of a {self.config.kind} takes it, "
-                    "without it this would be another network; merge adapters into the weights, or "
-                    "compress the weights alone by `model` without texts"
+                    "without it this would be another network; adapters are to be merged into the "
+                    f"weights; {WEIGHTS_ALONE}"
                 )
             if not name.removeprefix(self.kind.prefix).startswith(_PAST_HEADS):
                 others.append(name)

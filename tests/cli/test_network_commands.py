@@ -274,12 +274,15 @@ def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch
                          ("--min-size", "32"), ("--allocation", "uniform"))),
         (["model", "{other}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
          "model_type must be one of bert"),
+        (["model", "{vit}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
+         "good.txt: a vit reads no texts; give images or"),
     ],
 )  # fmt: skip
 def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     folder_of(tmp_path / "net", "bert")
     folder_of(tmp_path / "scores", "bert", "score")
     folder_of(tmp_path / "bare", "bert", "")
+    folder_of(tmp_path / "vit", "vit")
     np.save(tmp_path / "ids.npy", [[3, 4, 5]])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "mamba"}')
@@ -288,7 +291,7 @@ def test_one_sentence_and_nothing_written(line, match, small, tmp_path, capsys):
     (tmp_path / "good.txt").write_text("a b c\n")
     (tmp_path / "gap.txt").write_text("a\n \nb\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    places = {name: tmp_path / name for name in ("net", "scores", "bare", "other", "out")}
+    places = {name: tmp_path / name for name in ("net", "scores", "bare", "vit", "other", "out")}
     places |= {name: tmp_path / f"{name}.txt" for name in ("blank", "latin", "good", "gap")}
     places["ids"] = tmp_path / "ids.npy"
     before = {path: path.read_bytes() for path in (tmp_path / "net").iterdir()}

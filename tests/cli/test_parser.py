@@ -63,6 +63,7 @@ def test_help_pages_show_examples_and_explain_every_argument(name, capsys):
         ("info A.h5 --quiet", "unknown option --quiet\n"),
         ("compare A.npy --bits 1 --effort fast", "unknown option --effort\n"),
         ("compare A.npy --bits 1 --methods dba", "did you mean diba?\n"),
+        ("generate A.h5 a --top-p 0", "must lie in (0, 1], got 0"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(line, words, capsys):

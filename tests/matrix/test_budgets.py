@@ -79,7 +79,7 @@ def test_budgets_beyond_the_memory(monkeypatch):
         ("k", 5000, "k of at most 1024"),
         ("k", 2**31, "k of at most 1024"),
         ("bits", 64, "bits of at most 32"),
-        ("ratio", 2.0, "ratio of at most 1"),
+        ("ratio", 2.5, r"ratio of at most 1 \(2.5 times smaller is ratio=1/2.5\)"),
     ],
 )
 def test_budgets_beyond_the_dense_matrix(name, value, remedy):

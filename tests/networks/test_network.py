@@ -155,7 +155,7 @@ def test_replaced_leaves_the_network_alone(rng):
     ("ids", "error", "match"),
     [
         ([[0.5]], TypeError, "ids must be ints"),
-        ([[0, 19]], ValueError, r"ids must lie in \[0, 18\], got 19"),
+        ([[0, 19]], ValueError, r"ids must lie in \[0, 18\], got 19; a tokenizer that"),
         ([[-1]], ValueError, "got -1"),
         (np.zeros((1, 17), int), ValueError, "at most 16 tokens, got 17"),
         (np.zeros((1, 2, 3), int), ValueError, r"shape \(S, T\)"),

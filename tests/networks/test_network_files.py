@@ -212,7 +212,9 @@ def test_files_that_are_none(tmp_path):
         networks.load(tmp_path / "f.h5")
     assert not is_network(tmp_path / "f.h5")
     dn.factorize_model({"a": np.eye(70)}, bits=2.0, output=tmp_path / "m.h5", min_size=1)
-    with pytest.raises(dn.FormatError, match="expected a network"):
+    with pytest.raises(
+        dn.FormatError, match="expected a network with them; compress one with texts="
+    ):
         networks.load(tmp_path / "m.h5")
     assert not is_network(tmp_path / "m.h5")
 
@@ -235,7 +237,11 @@ def test_unknown_kinds(change, match):
         ("bert", {"hidden_size": None}, "hidden_size: found none"),
         ("bert", {"num_attention_heads": 3}, "width 8 for 3 heads"),
         ("bert", {"num_hidden_layers": "2"}, "layers: found '2'"),
-        ("bert", {"hidden_act": "mish"}, "activation 'mish'"),
+        (
+            "bert",
+            {"hidden_act": "mish"},
+            "activation 'mish'.*; the weights of any .* without texts",
+        ),
         ("bert", {"vocab_size": 20}, r"found shape \(19, 8\), expected \(20, 8\)"),
         (
             "bert",
@@ -292,7 +298,7 @@ def test_what_a_kind_does_otherwise():
         network("qwen2", use_sliding_window=True)
     with pytest.raises(ValueError, match="root of the heads' width"):
         network("gpt2", scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(ValueError, match="rope_scaling must be"):
+    with pytest.raises(ValueError, match=r"rope_scaling must be .*'yarn'; the weights of any"):
         network("llama", rope_scaling={"rope_type": "yarn"})
     for kind in ("qwen2", "gpt2"):
         with pytest.raises(ValueError, match=rf"json: a {kind} must look at earlier .*is_causal"):
@@ -382,13 +388,17 @@ Q = "attention.self.query"
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        ("llama", "model.layers.1.self_attn.q_norm.weight", "no place of a llama takes it, .*mer"),
+        (
+            "llama",
+            "model.layers.1.self_attn.q_norm.weight",
+            "no place of a llama takes it, .* adapt",
+        ),
         ("qwen2", "layers.0.mlp.router.weight", "no place of a qwen2 takes it"),
         ("llama", "model.layers.0.input_layernorm.bias", "no place of a llama takes it"),
         ("llama", "lm_head.bias", "no place of a llama takes it"),
         ("llama", "model.layers.2.mlp.up_proj.weight", "of number 2, .* num_hidden_layers is 2;"),
         ("gpt2", "h.12.ln_1.bias", "of number 12, expected the last to be 1, since n_layer is 2"),
-        ("bert", f"bert.encoder.layer.0.{Q}.lora_A.weight", "merge adapters into the weights"),
+        ("bert", f"bert.encoder.layer.0.{Q}.lora_A.weight", "adapters are to be merged"),
         ("distilbert", "distilbert.transformer.layer.1.ffn.lin3.bias", "no place of a distilbert"),
         ("vit", "vit.encoder.layer.0.layer_scale1", "no place of a vit takes it"),
     ],
