@@ -10,7 +10,10 @@ from diba_np.networks.blocks.block import Block
 from diba_np.networks.blocks.embedding import Embedding
 from diba_np.networks.blocks.layer_norm import LayerNorm
 from diba_np.networks.blocks.rms_norm import RMSNorm
-from diba_np.networks.tensors import Tensors
+from diba_np.networks.tensors import BARE, Tensors
+
+TABLES = ("positions", "types")  # beside that of the tokens
+EMBEDDINGS = (*TABLES, *BARE)
 
 
 def head_of(tensors: Tensors) -> str | None:
@@ -37,11 +40,11 @@ def blocks_of(tensors: Tensors, dtype: DTypeLike) -> Iterator[tuple[str, Block]]
         name = tensors.find(place)
         if name is not None:
             yield _norm(tensors, name, dtype)
-    for place in ("positions", "types"):
+    for place in TABLES:
         name = tensors.find(place)
         if name is not None:
             yield name, Embedding(tensors.array(f"{name}.weight"), dtype)
-    for place in ("first", "second", "places"):
+    for place in BARE:
         name = tensors.find(place)
         if name is not None:
             yield name, Block({"": tensors.array(name)}, dtype)

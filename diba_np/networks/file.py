@@ -23,7 +23,7 @@ from diba_np.errors import FormatError
 from diba_np.files.atomic import PathLike
 from diba_np.matrix.stored_array import StoredArray
 from diba_np.models.file import Item, ModelFactors, open_model, write_model
-from diba_np.networks.assembly import tensor_name
+from diba_np.networks.assembly import EMBEDDINGS, tensor_name
 from diba_np.networks.beside import is_beside
 from diba_np.networks.tokenizer import Tokenizer
 
@@ -83,6 +83,7 @@ def save_network(net: Network, path: PathLike) -> int:
 def _contents(net: Network) -> Iterator[tuple[str, str, Any]]:
     """Yield all that is stored of a network: to which of `PARTS` it belongs, its name, a matrix."""
     layers, dense, tables, others, texts = PARTS
+    embeddings = set(map(net.tensors.find, EMBEDDINGS))
     outside, compressed = (net.token_name, net.head_name), net.compressed
     for name, layer in net.layers.items():
         part = tables if name in outside else layers if name in compressed else dense
@@ -91,8 +92,9 @@ def _contents(net: Network) -> Iterator[tuple[str, str, Any]]:
         if name not in outside and (bias.any() or net.tensors.has(f"{name}.bias")):
             yield others, f"{name}.bias", StoredArray.of(bias.astype(np.float32))
     for owner, block in net.blocks.items():
+        part = tables if owner in embeddings else others
         for what, value in block.parameters.items():
-            yield others, tensor_name(owner, what), StoredArray.of(value)
+            yield part, tensor_name(owner, what), StoredArray.of(value)
     for name, text in _texts(net).items():
         yield texts, name, _deflated(text)
 

@@ -36,7 +36,7 @@ _BUFFERS = re.compile(
 # of pretraining, beside the head that is read
 _PAST_HEADS = ("cls.seq_relationship.",)
 # places without ".weight", and those without ".bias"
-_BARE = ("first", "second", "places")
+BARE = ("first", "second", "places")
 _UNBIASED = ("tokens", "head", "positions", "types")
 
 
@@ -262,8 +262,8 @@ class Tensors:
 
     def _full_names(self, place: str) -> Iterator[str]:
         """Yield the full names of what a place takes; of several stored for it, all of them."""
-        ends = ["" if place in _BARE else ".weight", ".bias"]
-        if place in (*_BARE, *_UNBIASED) or (place.endswith("_norm") and self.kind.rms):
+        ends = ["" if place in BARE else ".weight", ".bias"]
+        if place in (*BARE, *_UNBIASED) or (place.endswith("_norm") and self.kind.rms):
             ends.pop()
         if place == "masked_bias":
             ends.pop(0)

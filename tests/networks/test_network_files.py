@@ -188,6 +188,8 @@ def test_layers_that_stay_dense_are_told_apart():
         for values in zip(*((f.storage_bits(), np.prod(f.shape)) for f in trunk), strict=True)
     )
     assert bits["layers kept dense"] == (32 * 8 * 8, 8 * 8)  # of the head
+    rows = 19 + 16 + 2  # of tokens, positions, kinds of tokens
+    assert bits["embeddings and head"] == (32 * 8 * rows, 8 * rows)
 
 
 def test_files_that_are_none(tmp_path):
