@@ -117,7 +117,9 @@ def _verify_model(args: argparse.Namespace) -> int:
         lines = [("file", f"{args.file}: intact, {len(model)} arrays checked")]
         if args.matrix:
             if network:
-                same, verdict = None, "compared by SNR alone: a network is trained"
+                same = None
+                verdict = "compared by SNR alone: a network is trained, its layers follow what they"
+                verdict += " read; `evaluate --against` tells how near it comes"
                 what = "network"
             else:
                 same, verdict = True, "the model it was made from"

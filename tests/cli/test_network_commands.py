@@ -192,7 +192,8 @@ def test_a_network_is_verified_by_its_matrices_alone(small, tmp_path, capsys):
     assert (found["ok"], found["same_source"], found["differ"]) == (True, None, [])
     assert found["snr_db"] == pytest.approx(10 * np.log10(signal / noise), abs=1e-3)
     assert main(["verify", small, str(source)]) == 0
-    assert "compared by SNR alone: a network is trained" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "compared by SNR alone: a network is trained" in out and "`evaluate --against`" in out
     other = tmp_path / "other"
     folder_of(other, "llama", intermediate_size=16)
     assert main(["verify", small, str(other)]) == 1
