@@ -128,8 +128,9 @@ def factorize(
         Relative decrease of the squared error in a round under which polishing (default 1e-5) or
         the greedy solver (default 0: only when no bit flips) ends.
     time_limit : float, optional
-        Seconds, after which the best found so far is returned. With a checkpoint the seconds of all
-        runs count, up to the last write of each.
+        Seconds, after which the search ends with the best found so far; what will be stored is
+        rounded then, which takes some more. With a checkpoint the seconds of all runs count, up to
+        the last write of each.
     threads : int, optional
         By default as many as the size is worth, of the processors that this process may use; a
         container's quota counts.

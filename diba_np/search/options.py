@@ -125,7 +125,8 @@ class SearchOptions:
     )
     time_limit: float | None = _option(
         None,
-        "return the best found so far after this long",
+        "end the search after this long with the best found so far; rounding what will be stored "
+        "and writing it take some more",
         kind=float,
         above=0.0,
         metavar="SECONDS",
