@@ -130,7 +130,7 @@ def add_export(subcommands: Any, given: Parents) -> None:
         "--output",
         metavar="OUT",
         required=True,
-        help="a folder, or a name that ends with .safetensors or .npz",
+        help="a folder; of a model's file also a name that ends with .safetensors or .npz",
     )
     command.set_defaults(run=run_export)
 
