@@ -5,8 +5,56 @@ The state after a step is the last `width` bits of the path, the newest lowest; 
 """
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
+
+_LANES = 16  # states that are compared at a time
+_I8 = ir.IntType(8)
+
+
+@intrinsic
+def _take_least(typingctx, cost, step, fan, blocks, best, choice):
+    """Write the least of `fan` costs that lie `step` bytes apart, and which it is: the first.
+
+    For `blocks` times 16 states, all arguments but the two counts addresses: of float32, and of
+    uint8 for the choice. Numba makes branches of this, half of which are mispredicted.
+    """
+    signature = types.void(*[types.intp] * 6)
+    costs, codes = _ir.vector(_ir.F32, _LANES), _ir.vector(_I8, _LANES)
+
+    def codegen(context, builder, signature, args):
+        cost, step, fan, blocks, best, choice = args
+
+        def block(i, nothing):
+            at = builder.mul(i, _ir.index(4 * _LANES))
+            first = builder.add(cost, at)
+
+            def compare(h, carried):
+                least, chosen = carried
+                h = builder.add(h, _ir.index(1))
+                other = _ir.load(builder, builder.add(first, builder.mul(h, step)), costs, 4)
+                better = builder.fcmp_ordered("<", other, least)
+                code = _ir.broadcast(builder, builder.trunc(h, _I8), codes)
+                return [
+                    builder.select(better, other, least),
+                    builder.select(better, code, chosen),
+                ]
+
+            start = [_ir.load(builder, first, costs, 4), _ir.splat_constant(codes, 0)]
+            others = builder.sub(fan, _ir.index(1))
+            least, chosen = _ir.counted_loop(builder, others, start, compare)
+            _ir.store(builder, least, builder.add(best, at), 4)
+            _ir.store(builder, chosen, builder.add(choice, builder.mul(i, _ir.index(_LANES))), 1)
+            return []
+
+        _ir.counted_loop(builder, blocks, [], block)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @njit(fastmath=False)
@@ -149,15 +197,15 @@ def viterbi(x, scale, table, bits, start, end, cost, best, choices, codes):
             _arrive(t, low, stride, x, scale, table, bits, cost, best, choice)
             continue
         # predecessors of a group of states differ in their oldest bits
-        for g in range(groups):
+        blocks = groups // _LANES
+        _take_least(cost.ctypes.data, 4 * groups, fan, blocks, best.ctypes.data, choice.ctypes.data)
+        for g in range(blocks * _LANES, groups):
             best[g] = cost[g]
             choice[g] = 0
-        for h in range(1, fan):
-            part = cost[h * groups : (h + 1) * groups]
-            for g in range(groups):
-                better = part[g] < best[g]
-                best[g] = part[g] if better else best[g]
-                choice[g] = np.uint8(h) if better else choice[g]
+            for h in range(1, fan):
+                if cost[h * groups + g] < best[g]:
+                    best[g] = cost[h * groups + g]
+                    choice[g] = np.uint8(h)
         # any common constant keeps the sums small; one that is infinite would make them NaN
         common = best[0] if best[0] < infinite else np.float32(0.0)
         _spread(best, fan, common, cost)
