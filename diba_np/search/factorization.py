@@ -95,7 +95,8 @@ def factorize(
         1.7 bits on (2.7 for sides of 4:1, unless the rows of a wide matrix, columns of a tall one,
         differ much in size; 3.3 with inputs): +1.2 dB at 384x384 and 4 bits. For smooth matrices
         and small ones, under 64 components a term (96 with inputs), it also searches for one term,
-        and keeps the better. Of a result in several terms
+        and keeps the better. At any rate a component that holds most of A, such as a mean or an
+        outlier, is a term of its own. Of a result in several terms
         ``f.terms[0].d1`` and so on are read; with ``terms=1`` always ``f.d1``.
     solver : {"auto", "greedy"}
         "greedy" is DiBA-Greedy as published. "auto" finds signs by an ADMM with a balance penalty
