@@ -179,7 +179,7 @@ def factorize(
     UserWarning
         `inputs` has fewer rows than channels, there are channels that are always zero, the
         checkpoint cannot be written, or rows or columns of A that are small beside the others are
-        lost: zero, or far too large.
+        lost: nothing of them is right.
 
     Notes
     -----

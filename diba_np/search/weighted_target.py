@@ -34,8 +34,8 @@ _FORM_ROWS = 256  # of a block of a form of all rows or columns
 # the surrogate's scale of an output whose weight is zero, beside that of a middling one
 _LEAST_SCALE = 1e-2
 
-# energy of an error beside that of its row from which on the row counts as lost: worse than zero
-_JUNK = 4.0
+# energy of an error beside that of its row from which on the row counts as lost: under 0.5 dB
+_NOTHING = 0.9
 
 # energy of a row beside the mean of all under which it can be lost for want of range
 _SMALL = 1e-3
@@ -342,7 +342,7 @@ class ScaledTarget(Target):
 
 
 class Lost:
-    """Rows and columns of a matrix that a state loses: zero, or many times what they were.
+    """Rows and columns of a matrix that a state loses: hardly anything of them is left.
 
     Attributes
     ----------
@@ -378,14 +378,14 @@ class Lost:
         parts = []
         for name, (before, after, error) in zip(("row", "column"), self.energies, strict=True):
             small = (before > 0) & (before < _SMALL * before.mean())
-            at = np.flatnonzero(small & ((after == 0) | (plain & (error > _JUNK * before))))
+            at = np.flatnonzero(small & ((after == 0) | (plain & (error > _NOTHING * before))))
             if at.size:
                 parts.append(f"{at.size} {name}{'s' * (at.size > 1)} (the first {int(at[0])})")
         if not parts:
             return None
         return (
-            f"A loses {' and '.join(parts)}, small beside the others: zero or far too large in the "
-            "result; give more bits, scale_bits=32, or an output_weight= that evens rows out"
+            f"A loses {' and '.join(parts)}, small beside the others: nothing of them is right in "
+            "the result; give more bits, scale_bits=32, or an output_weight= that evens rows out"
         )
 
 

@@ -92,6 +92,18 @@ def test_rows_that_are_lost_are_named():
     assert not f.to_dense().any(axis=1).all()
 
 
+def test_rows_of_which_next_to_nothing_is_right_are_named_too(rng):
+    A = rng.normal(size=(24, 40))
+    A[12:] *= 1e-4
+    with pytest.warns(UserWarning, match=r"A loses \d+ rows") as told:
+        f = dn.factorize(A, k=9)
+    dense = f.to_dense().astype(np.float64)
+    lost = np.square(dense - A).sum(axis=1) > 0.9 * np.square(A).sum(axis=1)
+    assert lost.any() and not lost[:12].any() and dense[lost].any(axis=1).all()
+    first = np.flatnonzero(lost)[0]
+    assert f"A loses {lost.sum()} rows (the first {first}), small" in str(told[0].message)
+
+
 def test_the_record_counts_rows_that_few_components_leave_at_zero(recwarn):
     A = np.random.default_rng(0).normal(size=(20, 15))
     f = dn.factorize(A, k=3)
