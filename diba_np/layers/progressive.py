@@ -123,15 +123,7 @@ def train_progressively(
     -----
     In memory: X, and what each layer of both chains gives for it.
     """
-    first = next(iter(dense.layers.values()))
-    samples = as_samples(X, "X", first.shape[1]).astype(first.dtype, copy=False)
-    chosen = list(dense.layers) if names is None else list(names)
-    for name in (*chosen, *one_bit):
-        if name not in dense.layers:
-            raise KeyError(f"the chain has no layer {name!r}, it has {', '.join(dense.layers)}")
-    apart = [name for name in one_bit if name not in chosen]
-    if apart:
-        raise ValueError(f"one_bit must name layers that are compressed, got {apart[0]!r}")
+    chosen = _chosen(dense, names, one_bit)
     if not callable(loss) and loss not in LOSSES:
         raise ValueError(f"loss must be a callable or one of {', '.join(LOSSES)}, got {loss!r}")
     if batches is not None and steps_per_epoch is None:
@@ -140,17 +132,7 @@ def train_progressively(
     check_count(last_epochs, "last_epochs", least=0)
     check_count(batch_size, "batch_size")
     check_number(ridge, "ridge", above=0.0)
-    order = np.random.default_rng(seed).permutation(len(samples))
-    if validation is None:
-        if len(samples) < 2:
-            raise ValueError("X must hold two samples or more, one to judge, or pass validation=")
-        held = max(len(samples) // 10, 1)
-        judged, fitted = samples[np.sort(order[:held])], samples[np.sort(order[held:])]
-    else:
-        judged = as_samples(validation, "validation", first.shape[1]).astype(
-            first.dtype, copy=False
-        )
-        fitted = samples
+    fitted, judged = _split(dense, X, validation, seed)
     if batches is None:
         steps_per_epoch = -(-len(fitted) // batch_size)
     run = _Training(
@@ -184,6 +166,34 @@ def train_progressively(
     if callback is not None:
         callback({**report, "seconds": time.monotonic() - started})
     return chain.with_layers({name: chain.layers[name].rounded() for name in chosen})
+
+
+def _chosen(dense: Chain, names: Sequence[str] | None, one_bit: Collection[str]) -> list[str]:
+    """Return the layers to compress; complain about names that are none."""
+    chosen = list(dense.layers) if names is None else list(names)
+    for name in (*chosen, *one_bit):
+        if name not in dense.layers:
+            raise KeyError(f"the chain has no layer {name!r}, it has {', '.join(dense.layers)}")
+    apart = [name for name in one_bit if name not in chosen]
+    if apart:
+        raise ValueError(f"one_bit must name layers that are compressed, got {apart[0]!r}")
+    return chosen
+
+
+def _split(
+    dense: Chain, X: ArrayLike, validation: ArrayLike | None, seed: int
+) -> tuple[Array, Array]:
+    """Return the samples that are fitted, and those that judge: by default a tenth of all."""
+    first = next(iter(dense.layers.values()))
+    samples = as_samples(X, "X", first.shape[1]).astype(first.dtype, copy=False)
+    if validation is not None:
+        judged = as_samples(validation, "validation", first.shape[1])
+        return samples, judged.astype(first.dtype, copy=False)
+    if len(samples) < 2:
+        raise ValueError("X must hold two samples or more, one to judge, or pass validation=")
+    order = np.random.default_rng(seed).permutation(len(samples))
+    held = max(len(samples) // 10, 1)
+    return samples[np.sort(order[held:])], samples[np.sort(order[:held])]
 
 
 def _mixed(samples: Array, size: int, seed: int) -> Batches:
