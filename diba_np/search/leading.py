@@ -22,6 +22,7 @@ from diba_np.search.rank_one import EXACT_DB, rank_one
 from diba_np.search.stages import rest_of
 from diba_np.search.state import State, in_unit
 from diba_np.search.target import Target
+from diba_np.search.weighted_target import reached_db
 
 # dB that a term gains beyond what its bits would gain elsewhere; with less, some matrices lose 0.2
 _LEAST_DB = 2.8
@@ -47,7 +48,7 @@ class Leading:
     bits : int
         What they take.
     reached : float
-        Their SNR in dB.
+        Their SNR in dB, as a goal counts it.
     simple : State or None
         The rank-one fit of the rest, if it was made.
     enough : bool
@@ -113,7 +114,7 @@ def leading_terms(target: Target, shift: float, stored: float, goal: float, leas
         found.widths.append(widths)
         found.bits += storage_bits(*target.shape, 1, widths)
         found.rest, found.simple = rest_of(target, *found.states), None
-        found.reached = decibels(target.energy, squared_error(target, *found.states))
+        found.reached = reached_db(target, *found.states)
         found.enough = found.reached >= min(goal, EXACT_DB) or stored - found.bits < least
     return found
 

@@ -50,6 +50,12 @@ def test_with_inputs_too(noise):
     assert f.record["output_snr_db"] > one.record["output_snr_db"] + 2.0
 
 
+def test_a_goal_with_inputs_is_reached_as_it_is_told(noise):
+    X = np.random.default_rng(2).normal(size=(120, 96))  # few rows: much shrinkage
+    f = factorize(9 + noise, snr=30.0, inputs=X, **QUICK)
+    assert f.terms[0].k == 1 and f.record["output_snr_db"] >= 30.0
+
+
 def test_of_rank_one_nothing_else_is_stored(noise):
     A = np.outer(noise[0, :40], noise[1, :30])
     f = factorize(A, bits=2.5, **QUICK)
