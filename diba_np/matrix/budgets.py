@@ -57,16 +57,19 @@ def intermediate_dimension(
     if name == "k":
         return _within_reach(check_count(value, "k"), shape, f"k={value}")
     number = check_number(value, name, above=0.0)
-    bits_per_weight = number * DENSE_BITS if name == "ratio" else number
-    k = largest_k(m, n, bits_per_weight, scale_bits)
+    k = largest_k(m, n, rate_of(name, number), scale_bits)
     if k < 1:
         least = storage_bits(m, n, 1, scale_bits) / (m * n)
-        unit = DENSE_BITS if name == "ratio" else 1
         raise BudgetError(
             f"{name}={number:g} is too small for a {m} x {n} matrix: "
-            f"k=1 already takes {name}={least / unit:.4g}"
+            f"k=1 already takes {name}={least / rate_of(name, 1.0):.4g}"
         )
     return _within_reach(k, shape, f"{name}={number:g}")
+
+
+def rate_of(name: str, value: Any) -> float:
+    """Return the stored bits per weight of a budget of ``bits`` or ``ratio``."""
+    return float(value) * (DENSE_BITS if name == "ratio" else 1)
 
 
 def check_most(name: str, value: Any, shape: tuple[int, int]) -> None:

@@ -368,8 +368,7 @@ class _Size:
         """Return how many bits may be stored; infinitely many for an SNR or a k."""
         if self.name not in ("bits", "ratio"):
             return math.inf
-        rate = float(self.value) * (budgets.DENSE_BITS if self.name == "ratio" else 1)
-        return budgets.bits_within(*self.shape, rate)
+        return budgets.bits_within(*self.shape, budgets.rate_of(self.name, self.value))
 
     def less(self, stored: int, reached: float) -> _Size:
         """Return what is left of the budget after terms of so many bits that reach so many dB."""
@@ -440,7 +439,7 @@ def _counts(how: SearchOptions, size: _Size, target: Target) -> tuple[int, int]:
     )
     if even == 1 or size.name == "snr":
         return even, uneven
-    bits = float(size.value) * (budgets.DENSE_BITS if size.name == "ratio" else 1)
+    bits = budgets.rate_of(size.name, size.value)
     fitting = partial(
         terms_within, bits=bits, shape=shape, scale_bits="auto", coupled=target.is_coupled
     )

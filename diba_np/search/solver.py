@@ -12,7 +12,7 @@ import numpy as np
 
 from diba_np.errors import BudgetError
 from diba_np.matrix import budgets
-from diba_np.matrix.budgets import DENSE_BITS, bits_within, storage_bits
+from diba_np.matrix.budgets import bits_within, rate_of, storage_bits
 from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.matrix.quality import decibels
@@ -144,7 +144,7 @@ class Solver:
         if name == "snr":
             stored = storage_bits(m, n, k, self.scale_bits)
         else:
-            stored = bits_within(m, n, float(value) * (DENSE_BITS if name == "ratio" else 1))
+            stored = bits_within(m, n, rate_of(name, value))
         return sum_within(stored, (m, n), terms)
 
     def _least(self) -> int:
