@@ -19,8 +19,8 @@ from diba_np.methods import METHODS, get
 from diba_np.methods import fit as fit_method
 from diba_np.methods.random_bits import random_factors
 from diba_np.search.factorization import factorize
-from diba_np.search.factorization import least_bits as least_of_diba
 from diba_np.search.options import SearchOptions
+from diba_np.search.size import least_bits as least_of_diba
 
 # what "best" chooses among
 CHOICES = ("diba", "linear-trellis")

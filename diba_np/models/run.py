@@ -50,8 +50,8 @@ from diba_np.models.plan import (
     sample_curves,
 )
 from diba_np.models.shapes import matrix_view
-from diba_np.search.factorization import USUAL_WIDTHS
 from diba_np.search.options import SHARED, SearchOptions
+from diba_np.search.size import USUAL_WIDTHS
 from diba_np.search.terms import terms_within
 from diba_np.sources.entry import Entry
 

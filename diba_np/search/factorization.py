@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import warnings
@@ -15,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix, check_largest, check_number, digest
-from diba_np.errors import BudgetError, ConvergenceWarning
+from diba_np.errors import ConvergenceWarning
 from diba_np.files.atomic import PathLike
 from diba_np.files.checkpoint import EVERY, Checkpoint
 from diba_np.machine.blas import blas_problem
 from diba_np.machine.thread_pool import ThreadPool
 from diba_np.machine.versions import versions
 from diba_np.matrix import budgets
-from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
+from diba_np.matrix.diagonals import HALF, ScaleBits
 from diba_np.matrix.factors import DiBAFactors
 from diba_np.products.cpu import has_bfloat16
 from diba_np.search.conversion import round_diagonals, sum_of
@@ -30,16 +29,13 @@ from diba_np.search.exact_steps import squared_error
 from diba_np.search.leading import Leading, leading_terms
 from diba_np.search.options import SearchOptions, takes_options
 from diba_np.search.outcome import Outcome
-from diba_np.search.pilot import choose_widths
 from diba_np.search.progress import Run, SearchState, thinned
+from diba_np.search.size import Size, least_bits
 from diba_np.search.solver import Solver, finish
 from diba_np.search.target import Target
 from diba_np.search.terms import count_terms, spread_of, terms_within
 from diba_np.search.weighted_target import Lost, WeightedTarget, snr_facts
 from diba_np.search.weights import Weights, as_weights
-
-# of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
-USUAL_WIDTHS: Widths = (4, 3, 4)
 
 # whose versions may change the bits found
 _DECIDING_PACKAGES = ("diba_np", "numpy", "scipy", "numba")
@@ -218,7 +214,7 @@ def factorize(
     asked = how.scales_for(name)
     if init is not None and how.scale_bits is None:
         asked = init.scale_bits
-    size = _Size(name, value, shape, asked, goal)
+    size = Size(name, value, shape, asked, goal)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
@@ -274,7 +270,7 @@ def factorize(
 
 
 def _plans(
-    target: Target, how: SearchOptions, size: _Size, goal: float | None, run: Run
+    target: Target, how: SearchOptions, size: Size, goal: float | None, run: Run
 ) -> list[Leading]:
     """Return the leading terms to begin with; none too where it is in doubt which is better."""
     leading = leading_terms(
@@ -293,7 +289,7 @@ def _search(
     target: Target,
     leading: Leading,
     how: SearchOptions,
-    size: _Size,
+    size: Size,
     init: DiBAFactors | None,
     run: Run,
 ) -> tuple[Outcome, ScaleBits]:
@@ -331,79 +327,6 @@ def _search(
     return outcome, size.scales
 
 
-class _Size:
-    """The widths of the diagonals, and the k that a budget leaves beside them.
-
-    Under "auto" the widths are chosen at about the right k, and then k for these widths.
-
-    Attributes
-    ----------
-    asked : int, (int, int, int) or "auto"
-        Widths, as they decide about the result.
-    auto : bool
-        Whether they are to be chosen.
-    scales : int or (int, int, int)
-        Those that are taken so far.
-    k : int
-        0 while an SNR is to be reached.
-    near : int
-        About what k will be.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        value: Any,
-        shape: tuple[int, int],
-        asked: ScaleBits | str,
-        goal: float | None,
-    ) -> None:
-        self.name, self.value, self.shape = name, value, shape
-        self.asked, self.auto = asked, asked == "auto"
-        self.scales: ScaleBits = USUAL_WIDTHS if isinstance(asked, str) else asked
-        self.k = 0 if goal is not None else self._first_k()
-        self.near = self.k or budgets.usual_k(goal or 0.0, shape)
-
-    def stored(self) -> float:
-        """Return how many bits may be stored; infinitely many for an SNR or a k."""
-        if self.name not in ("bits", "ratio"):
-            return math.inf
-        return budgets.bits_within(*self.shape, budgets.rate_of(self.name, self.value))
-
-    def less(self, stored: int, reached: float) -> _Size:
-        """Return what is left of the budget after terms of so many bits that reach so many dB."""
-        if not stored:
-            return copy.copy(self)
-        if self.name == "snr":
-            return _Size("snr", self.value, self.shape, self.asked, float(self.value) - reached)
-        left = (self.stored() - stored) / math.prod(self.shape)
-        return _Size("bits", left, self.shape, self.asked, None)
-
-    def _largest_k(self, scales: ScaleBits) -> int:
-        return budgets.intermediate_dimension(self.name, self.value, self.shape, scales)
-
-    def _first_k(self) -> int:
-        try:
-            return self._largest_k(self.scales)
-        except BudgetError:
-            usual = budgets.storage_bits(*self.shape, 1, self.scales)
-            if not self.auto or least_bits(self.shape, self.asked) == usual:
-                raise
-        # a handful of entries, for which the grids of codes take more than floats do
-        self.asked, self.auto, self.scales = HALF, False, HALF
-        return self._largest_k(HALF)
-
-    def choose_widths(self, target: Target, how: SearchOptions) -> None:
-        """Take the widths that a pilot finds best, and the k for them."""
-        chosen = choose_widths(target, self.near, how.shift, how.seed)
-        if self.k:
-            try:
-                self.k = self._largest_k(chosen)
-            except BudgetError:  # the usual ones hold a component, as was seen above
-                return
-        self.scales = chosen
-
-
 def _warn(how: SearchOptions, outcome: Outcome, record: dict[str, Any], losses: str | None) -> None:
     """Tell the caller of `factorize` of an end before the search's own, and of lost rows."""
     if not record["converged"]:
@@ -418,13 +341,7 @@ def _warn(how: SearchOptions, outcome: Outcome, record: dict[str, Any], losses: 
         warnings.warn(losses, UserWarning, stacklevel=3)
 
 
-def least_bits(shape: tuple[int, int], scale_bits: ScaleBits | str) -> int:
-    """Return the stored bits of one component, which a budget has to hold."""
-    choices = (USUAL_WIDTHS, HALF) if isinstance(scale_bits, str) else (scale_bits,)
-    return min(budgets.storage_bits(*shape, 1, scales) for scales in choices)
-
-
-def _counts(how: SearchOptions, size: _Size, target: Target) -> tuple[int, int]:
+def _counts(how: SearchOptions, size: Size, target: Target) -> tuple[int, int]:
     """Return how many terms to search for, and how many where components come out uneven."""
     if how.terms != "auto":
         if size.name == "k" and how.terms > size.k:
