@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -414,11 +414,7 @@ class DiBALinear(Layer):
         f, p = self.factors, self.parameters
         now = [{name: p[own] for name, own in names.items()} for names in self._names]
         made = list(map(_rounded_term, f.terms, now))
-        moved = any(
-            not np.array_equal(getattr(term, name), getattr(other, name))
-            for term, other in zip(f.terms, made, strict=True)
-            for name in DIAGONALS
-        )
+        moved = any(_moved(term, vars(other)) for term, other in zip(f.terms, made, strict=True))
         return DiBAFactors.from_terms(made, retuned(f.record) if moved else f.record)
 
     def to_factors(self, record: dict[str, Any] | None = None) -> DiBAFactors:
@@ -434,7 +430,7 @@ class DiBALinear(Layer):
         return stored.with_bias(bias.astype(np.float32) if bias.any() else None)
 
 
-def _moved(f: DiBAFactors, d: dict[str, Array]) -> bool:
+def _moved(f: DiBAFactors, d: Mapping[str, Array]) -> bool:
     """Tell whether diagonals are others than those of a term."""
     return any(not np.array_equal(d[name], getattr(f, name)) for name in DIAGONALS)
 

@@ -235,6 +235,8 @@ class BinaryBiTAT(BiTAT):
         made.thresholds = take(arrays, name, "<f2", made.codes.shape[1])
         made.threshold_unit = 1.0 if name == "thresholds" else float(attrs["threshold_unit"])
         if not 0 < made.threshold_unit < np.inf:
-            raise ValueError(f"threshold_unit must be finite, found {made.threshold_unit}")
+            raise ValueError(
+                f"threshold_unit must be finite and above 0, found {made.threshold_unit}"
+            )
         made.input_scale = size
         return made

@@ -255,18 +255,7 @@ class ModelRun:
             )
 
         missing = [task for task in self.tasks if task.number not in planned]
-        kept, written = len(planned), time.monotonic()
-
-        def keep() -> None:
-            nonlocal kept, written
-            if self.parts is not None and len(planned) > kept:
-                points = [
-                    [number, {method: [c.rates, c.errors] for method, c in curves.items()}]
-                    for number, curves in sorted(planned.items())
-                ]
-                self.parts.write("curves", points)
-            kept, written = len(planned), time.monotonic()
-
+        written = time.monotonic()
         try:
             for task, curves in runner.run(sample_curves, missing, arguments):
                 planned[task.number] = curves
@@ -275,11 +264,21 @@ class ModelRun:
                 text = f"planning {len(planned)} of {len(self.tasks)}"
                 self.events.show(0, len(self.tasks), text)
                 if time.monotonic() - written > CHECKPOINT_EVERY:
-                    keep()
+                    self._keep_curves(planned)
+                    written = time.monotonic()
         finally:  # also where it is interrupted
-            keep()
             self._last = None
+            if missing:
+                self._keep_curves(planned)
         return [planned[task.number] for task in self.tasks]
+
+    def _keep_curves(self, planned: Mapping[int, Mapping[str, Curve]]) -> None:
+        if self.parts is not None:
+            points = [
+                [number, {method: [c.rates, c.errors] for method, c in curves.items()}]
+                for number, curves in sorted(planned.items())
+            ]
+            self.parts.write("curves", points)
 
     def _solve(
         self, runner: Runner, shares: Sequence[int], methods: Sequence[Sequence[str]]

@@ -73,7 +73,7 @@ def moments(pairs: Iterable[tuple[Array, Array]], centred: bool, offset: Array) 
 class TargetMoments:
     """Weighted second moments of what a layer reads (z) and of what it should give (t).
 
-    Sums are about two origins, by default the means of the first samples: squares in float32 of
+    Sums are about two origins, the means of the first samples: squares in float32 of
     inputs that hardly change would leave nothing of their changes. Inputs are taken with a constant
     1 behind them, so that means and biases need no care.
 
