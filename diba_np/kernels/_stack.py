@@ -18,9 +18,9 @@ from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 from diba_np.kernels._lookup import block_size  # _lookup.py baa33a2a7297
 from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 2ab30e42ec6b
-from diba_np.kernels.few_columns import few_columns  # few_columns.py 5db1757169ac
+from diba_np.kernels.few_columns import few_columns  # few_columns.py ae12638c5c78
 from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
-from diba_np.kernels.hadamard import rotate_vector  # hadamard.py 17a9c8cba5f8
+from diba_np.kernels.hadamard import rotate_vector  # hadamard.py be1688d22065
 
 # of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
 TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape

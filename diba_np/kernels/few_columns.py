@@ -38,10 +38,18 @@ def few_columns(weights, x, out):
     for i in range(m):
         row = out[i]
         row[:] = 0
-        for c in range(count):
+        c = 0
+        while c + 3 <= count:  # three at once: the row is read and written less often
+            a, b, d = weights[c, i], weights[c + 1, i], weights[c + 2, i]
+            first, second, third = x[c], x[c + 1], x[c + 2]
+            for j in range(N):
+                row[j] += a * first[j] + b * second[j] + d * third[j]
+            c += 3
+        while c < count:
             weight, source = weights[c, i], x[c]
             for j in range(N):
                 row[j] += weight * source[j]
+            c += 1
 
 
 @njit(fastmath=_SUMS)

@@ -4,6 +4,28 @@ import numpy as np
 
 from diba_np.kernels._jit import njit
 
+# entries whose rounds are done while they are in the cache
+_BLOCK = 1 << 12
+
+
+@njit(fastmath=False)
+def _rounds(x, span):
+    """Do the rounds from a span on, two at once."""
+    size = x.size
+    while 4 * span <= size:
+        for start in range(0, size, 4 * span):
+            p, q = x[start : start + span], x[start + span : start + 2 * span]
+            r, s = x[start + 2 * span : start + 3 * span], x[start + 3 * span : start + 4 * span]
+            for i in range(span):
+                a, b, c, d = p[i] + q[i], p[i] - q[i], r[i] + s[i], r[i] - s[i]
+                p[i], q[i], r[i], s[i] = a + c, b + d, a - c, b - d
+        span *= 4
+    if span < size:
+        upper, lower = x[:span], x[span:]
+        for i in range(span):
+            a, b = upper[i], lower[i]
+            upper[i], lower[i] = a + b, a - b
+
 
 @njit(fastmath=False)
 def hadamard(x, columns):
@@ -41,16 +63,12 @@ def hadamard(x, columns):
             x[at + 2], x[at + 6] = b2 + b6, b2 - b6
             x[at + 3], x[at + 7] = b3 + b7, b3 - b7
         span = 8
-    while span < size:
-        for start in range(0, size, 2 * span):
-            upper = x[start : start + span]
-            lower = x[start + span : start + 2 * span]
-            for i in range(span):
-                a = upper[i]
-                b = lower[i]
-                upper[i] = a + b
-                lower[i] = a - b
-        span *= 2
+    near = span
+    while 2 * near <= min(size, _BLOCK):
+        near *= 2
+    for start in range(0, size, near):
+        _rounds(x[start : start + near], span)
+    _rounds(x, near)
 
 
 @njit(fastmath=False)

@@ -8,6 +8,7 @@ packed matrices S_r of signs, and a short circular filter T on their sums.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,6 +84,13 @@ class LinearTrellis(Trellis):
         return rows
 
     def _apply(self, X: Array) -> Array:
+        if X.shape[1] == 1 and X.dtype == np.float32 and X.flags.carray:
+            size = self.packed_weights
+            if size and parts_worth(size) == 1 and self._plan is not None:
+                out = np.empty((self.shape[0], 1), np.float32)
+                kernel = KERNELS[vector_path()]
+                if math.isfinite(self._plan.run(kernel, X.reshape(-1), _NOTHING, out.reshape(-1))):
+                    return out
         return real_product(X, self._multiply, lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:
@@ -108,18 +116,7 @@ class LinearTrellis(Trellis):
         """The plan for one vector in float32 on one thread, None on a path without a kernel."""
         return Plan([self.chain()]) if vector_path() in KERNELS else None
 
-    def _multiply_vector(self, x: Array, plan: Plan) -> tuple[Array, float]:
-        """Return the product with one column, of `_multiply`, in one call."""
-        out = np.empty((self.shape[0], 1), np.float32)
-        kernel = KERNELS[vector_path()]
-        return out, plan.run(kernel, x.reshape(-1), _NOTHING, out.reshape(-1))
-
     def _multiply(self, x: Array) -> tuple[Array, float]:
-        size = self.packed_weights
-        if x.shape[1] == 1 and x.dtype == np.float32 and size and parts_worth(size) == 1:
-            plan = self._plan
-            if plan is not None:
-                return self._multiply_vector(x, plan)
         outputs, inputs = self.turns
         low = self.coded.low
         out, total = self._values.multiply(x if inputs is None else inputs.apply(x))

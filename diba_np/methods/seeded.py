@@ -86,13 +86,12 @@ class Rotation:
         signs, factor, turned = self._held(np.dtype(np.float32))
         return signs, factor if back else turned
 
-    def _mixed(self, x: Array, factor: Array) -> Array:
-        if self.odd == 1:
-            mixed = x * factor
-        else:
-            mixed = np.matmul(factor, x.reshape(self.power, self.odd, x.shape[1]))
-        mixed = np.ascontiguousarray(mixed).reshape(-1)
-        hadamard(mixed, self.odd * x.shape[1])
+    def _mixed(self, x: Array, scale: Array | None, factor: Array) -> Array:
+        """Return ``(H x Q) (scale * x)``; an odd factor of one is in the scale."""
+        mixed = x if scale is None else np.multiply(x, scale, order="C")
+        if self.odd > 1:
+            mixed = np.matmul(factor, mixed.reshape(self.power, self.odd, x.shape[1]), order="C")
+        hadamard(mixed.reshape(-1), self.odd * x.shape[1])
         return mixed.reshape(x.shape)
 
     def _vector(self, x: Array, signs: Array, factor: Array, back: bool) -> Array:
@@ -106,13 +105,13 @@ class Rotation:
         signs, factor, turned = self._held(x.dtype)
         if x.shape[1] == 1:
             return self._vector(x, signs, turned, False)
-        return self._mixed(x * signs, factor)
+        return self._mixed(x, signs * factor if self.odd == 1 else signs, factor)
 
     def apply_transposed(self, x: Array) -> Array:
         """Return ``R^T x`` for x (n, N), in its type."""
         signs, factor, _ = self._held(x.dtype)
         if x.shape[1] == 1:
             return self._vector(x, signs, factor, True)
-        mixed = self._mixed(np.ascontiguousarray(x), factor.T)
+        mixed = self._mixed(x, factor if self.odd == 1 else None, factor.T)
         mixed *= signs
         return mixed

@@ -47,7 +47,7 @@ def test_filters_equal_their_definition(bits, V, length, steps, columns, missing
     assert np.isnan(filter_sums(sums, taps, scales, columns, False, out))
 
 
-@pytest.mark.parametrize("P", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("P", [1, 2, 4, 8, 16, 64, 512])
 @pytest.mark.parametrize("columns", [1, 3, 16])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_hadamard_equals_the_matrix(P, columns, kind):
