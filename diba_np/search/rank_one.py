@@ -49,8 +49,11 @@ def rank_one(target: Target, shift: float) -> State:
 
 
 def widened(state: State, k: int) -> State:
-    """Return a state of one component with k, the others alike but switched off: d2 is zero."""
+    """Return a state of one component with k, the others alike but switched off: d2 is zero.
+
+    Nothing of it is shared: diagonals are rounded in place, and another k begins with the same fit.
+    """
     d2 = np.zeros(k)
     d2[0] = state.d2[0]
     b1, b2 = (np.repeat(bits, k, axis=1) for bits in (state.b1, state.b2))
-    return State(state.d1, b1, d2, b2, state.d3, state.shift)
+    return State(state.d1.copy(), b1, d2, b2, state.d3.copy(), state.shift)

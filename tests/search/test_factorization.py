@@ -224,6 +224,12 @@ def test_the_rank_one_fit_is_what_a_search_falls_back_on(rng):
     assert factorize(A, k=2, scale_bits=32).snr(A) > best - 0.05
 
 
+def test_every_k_that_is_tried_for_a_goal_has_the_rank_one_fit_to_fall_back_on():
+    A = np.outer(np.linspace(-2.0, 3.0, 40), np.linspace(1.0, -2.0, 30))
+    A += 0.03 * np.random.default_rng(0).normal(size=A.shape)  # it is at 35 dB
+    assert factorize(A, snr=32.0, scale_bits=32, effort="fast").k == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_takes_degenerate_matrices_too(kind):
     f = factorize(KINDS[kind], k=4, solver="greedy")
