@@ -1,10 +1,10 @@
 """What stacks of factorizations share beside their look-ups: the plan, the workspace, the ends.
 
-A row of the plan (int64) is one factorization or linear trellis, `COLUMNS` entries: addresses of
-tiles, sizes, and offsets into the workspace, in float32. The workspace holds everything of type
-float32, each part from a cache line on and filled up to one with zeros: diagonals, offsets and
-biases first, which stay as they are, then what kernels write. Compiled into the kernels of other
-files, which carry a digest of this one, as of ``_ir.py``.
+A row of the plan (int64) is one factorization or linear trellis: addresses of tiles, sizes, and
+offsets into the workspace. The workspace holds everything of type float32, each part from a cache
+line on and filled up to one with zeros: diagonals, shifts and biases, which stay as they are, and
+what kernels write. Who fills both: ``products/plan.py``. Compiled into the kernels of other files,
+which carry a digest of this one, as of ``_ir.py``.
 """
 
 from __future__ import annotations
@@ -22,23 +22,48 @@ from diba_np.kernels.few_columns import few_columns  # few_columns.py ae12638c5c
 from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
 from diba_np.kernels.hadamard import rotate_vector  # hadamard.py be1688d22065
 
-# of a row of the plan; 1 is the first stage, from the inputs to k, 2 the second, from k to the rows
-TILES_1, N_TILES_1, N_UNITS_1 = 0, 1, 2  # where the tiles of B2 begin, in bytes; their shape
-TILES_2, N_TILES_2, N_UNITS_2 = 3, 4, 5  # of B1
-D3, D2, D1, SHIFT, BIAS = 6, 7, 8, 9, 10  # in the workspace; BIAS is -1 if there is none
-K, ROWS, OUT = 11, 12, 13  # sizes; the first row in `out`
-ADDS = 14  # 1: the result is added to that of the row before, of another term of the same matrix
-INPUTS, TABLES, TOTALS = 15, 16, 17  # in the workspace, the same for all
-SUMS_1, INNER, SUMS_2 = 18, 19, 20  # in the workspace
-N_TERMS = 21  # of the matrix that this is a term of
-# of a linear trellis, whose second stage is a filter; TAPS is -1 if there is none
-TAPS, WEIGHTS, WIDTH = 22, 23, 24  # the taps, their shape
-SCALES, STEPS = 25, 26  # of the rows, (WEIGHTS, STEPS)
-FEW, FEW_PLACES, FEW_WEIGHTS, FEW_INPUTS = 27, 28, 29, 30  # columns that are decoded: how many
-# signs and odd factor of the rotations, -1 if there is none; the order of the factor; the result
-TURN_IN, ODD_IN, TURNED_IN = 31, 32, 33
-TURN_OUT, ODD_OUT, TURNED_OUT = 34, 35, 36
-COLUMNS = 37  # how many entries a row has
+COLUMNS = 37  # entries of a row of the plan
+# What they are, in order. "At": an offset into the workspace, in float32. Stage 1 is
+# B2, from the inputs to k; stage 2 is B1, from k to the rows, or the filter of a linear trellis.
+(
+    TILES_1,  # address of the first tile of B2
+    N_TILES_1,  # how many of them, 32 rows each
+    N_UNITS_1,  # units of 15 columns in each
+    TILES_2,  # the same of B1
+    N_TILES_2,
+    N_UNITS_2,
+    D3,  # at: the diagonals, n, k and m entries
+    D2,
+    D1,
+    SHIFT,  # at: one entry
+    BIAS,  # at: m entries; -1 if there is none
+    K,  # k
+    ROWS,  # m
+    OUT,  # the first row in `out`
+    ADDS,  # 1: the result is added to that of the row before, another term of the same matrix
+    N_TERMS,  # of the matrix that this is a term of
+    INPUTS,  # at: d3 * x, for all rows of the plan the same place, as the next two
+    TABLES,  # at: of a block of units
+    TOTALS,  # at: sums of the inputs of the second stages, one a row of the plan
+    SUMS_1,  # at: look-ups of the first stage added up
+    INNER,  # at: what comes out of it
+    SUMS_2,  # at: look-ups of the second stage added up, or what the filter makes
+    TAPS,  # at: (N_WEIGHTS, N_TAPS), of a linear trellis; -1 if this is none
+    N_WEIGHTS,  # weights a step
+    N_TAPS,  # sums that a weight is made of
+    STEPS,  # steps of the trellis
+    SCALES,  # at: of the rows, (N_WEIGHTS, STEPS)
+    FEW,  # how many columns are decoded instead of packed
+    FEW_PLACES,  # at: which entries of x they read
+    FEW_WEIGHTS,  # at: (FEW, m)
+    FEW_INPUTS,  # at: those entries of x
+    TURN_IN,  # at: a rotation of the inputs, n signs and then the odd factor; -1 if there is none
+    ODD_IN,  # order of that factor
+    TURNED_IN,  # at: the rotated x
+    TURN_OUT,  # the same three of the outputs
+    ODD_OUT,
+    TURNED_OUT,
+) = range(COLUMNS)
 
 UNIT_FLOATS = 96  # of tables, for AVX-512 and NEON; AVX2 takes 40
 LANES = 16  # a cache line
@@ -173,7 +198,7 @@ def filter_stage(x, row, work):
 
     Returns a number that is finite only if all of them are.
     """
-    m, size, steps = row[ROWS], row[WEIGHTS] * row[WIDTH], row[STEPS]
+    m, size, steps = row[ROWS], row[N_WEIGHTS] * row[N_TAPS], row[STEPS]
     found = work[row[SUMS_2] :][:m]
     if row[FEW]:
         source, inputs = turned_inputs(x, row, work), work[row[FEW_INPUTS] :][: row[FEW]]
@@ -182,8 +207,8 @@ def filter_stage(x, row, work):
         weights = work[row[FEW_WEIGHTS] :][: row[FEW] * m].reshape(row[FEW], m)
         few_columns(weights, inputs.reshape(-1, 1), found.reshape(-1, 1))
     sums = work[row[INNER] :][: row[K]].reshape(row[K] // steps, steps)
-    taps = work[row[TAPS] :][:size].reshape(row[WEIGHTS], row[WIDTH])
-    scales = work[row[SCALES] :][: row[WEIGHTS] * steps].reshape(row[WEIGHTS], steps)
+    taps = work[row[TAPS] :][:size].reshape(row[N_WEIGHTS], row[N_TAPS])
+    scales = work[row[SCALES] :][: row[N_WEIGHTS] * steps].reshape(row[N_WEIGHTS], steps)
     filter_sums(sums, taps, scales, 1, row[FEW] > 0, found)
     if row[TURN_OUT] >= 0:
         out = work[row[TURNED_OUT] :][:m]
@@ -193,14 +218,27 @@ def filter_stage(x, row, work):
 
 
 @njit(fastmath=False)
-def start_first_stages(x, plan, first, after, work):
-    """Write ``d3 * x`` to the workspace, and zeros to the first sums of some factorizations."""
-    inputs, scale = work[plan[first, INPUTS] :][: x.size], work[plan[first, D3] :][: x.size]
-    source = turned_inputs(x, plan[first], work)
+def end_of_group(plan, first):
+    """Return the row after the last that reads the same inputs, scaled alike, as `first` does."""
+    after = first + 1
+    while (
+        after < plan.shape[0]
+        and plan[after, D3] == plan[first, D3]
+        and plan[after, TURN_IN] == plan[first, TURN_IN]
+    ):
+        after += 1
+    return after
+
+
+@njit(fastmath=False)
+def start_first_stages(x, group, work):
+    """Write ``d3 * x`` to the workspace, and zeros to the first sums of each row of a group."""
+    inputs, scale = work[group[0, INPUTS] :][: x.size], work[group[0, D3] :][: x.size]
+    source = turned_inputs(x, group[0], work)
     for j in range(x.size):
         inputs[j] = scale[j] * source[j]
-    for i in range(first, after):
-        work[plan[i, SUMS_1] :][: 32 * plan[i, N_TILES_1]] = 0
+    for i in range(group.shape[0]):
+        work[group[i, SUMS_1] :][: 32 * group[i, N_TILES_1]] = 0
 
 
 @njit(fastmath=False)
@@ -274,57 +312,66 @@ def make_stack(build, mix):
     """Return what a kernel of stacks calls, for a kind of look-up; named as in ``_stages.py``."""
 
     @njit(fastmath=False, cached=False)
+    def first_stages(x, group, work):
+        """Do the first stages of rows that share their inputs, and so the tables of these.
+
+        Returns a number that is finite only if the inputs and all results are.
+        """
+        start_first_stages(x, group, work)
+        n_units = group[0, N_UNITS_1]
+        block = block_size(n_units, BLOCK_UNITS)
+        total = np.float32(0.0)
+        for u in range(0, n_units, block):
+            width = min(block, n_units - u)
+            table = work.ctypes.data + 4 * group[0, TABLES]
+            inputs = work.ctypes.data + 4 * group[0, INPUTS] + 60 * u
+            total += build(inputs, width, table)
+            for i in range(group.shape[0]):
+                tiles = group[i, TILES_1] + 64 * u
+                sums = work.ctypes.data + 4 * group[i, SUMS_1]
+                mix(tiles, group[i, N_TILES_1], 64 * n_units, table, width, sums)
+        check = np.float32(0.0)
+        for i in range(group.shape[0]):
+            check += finish_first_stage(group[i], total, work)
+        return check
+
+    @njit(fastmath=False, cached=False)
+    def second_stage(row, work):
+        """Do the second stage of a factorization; return the sum of its inputs."""
+        n_units = row[N_UNITS_2]
+        block = block_size(n_units, BLOCK_UNITS)
+        total = np.float32(0.0)
+        for u in range(0, n_units, block):
+            width = min(block, n_units - u)
+            table = work.ctypes.data + 4 * row[TABLES]
+            inputs = work.ctypes.data + 4 * row[INNER] + 60 * u
+            total += build(inputs, width, table)
+            tiles = row[TILES_2] + 64 * u
+            sums = work.ctypes.data + 4 * row[SUMS_2]
+            mix(tiles, row[N_TILES_2], 64 * n_units, table, width, sums)
+        return total
+
+    @njit(fastmath=False, cached=False)
     def stack(x, plan, work, added, out):
         """Do what ``stack_simd.stack_avx512`` does."""
         check = np.float32(0.0)
-        total = np.float32(0.0)
-        totals = work[plan[0, TOTALS] :]
-        n_units = plan[0, N_UNITS_1]
-        block = block_size(n_units, BLOCK_UNITS)
         first, turn = 0, -1
         while first < plan.shape[0]:
-            after = first + 1
-            while (
-                after < plan.shape[0]
-                and plan[after, D3] == plan[first, D3]
-                and plan[after, TURN_IN] == plan[first, TURN_IN]
-            ):
-                after += 1
-            if plan[first, TURN_IN] != turn:
+            after = end_of_group(plan, first)
+            if plan[first, TURN_IN] != turn:  # else the group before has rotated x likewise
                 turn = plan[first, TURN_IN]
                 rotate_inputs(x, plan[first], work)
-            start_first_stages(x, plan, first, after, work)
-            total = np.float32(0.0)
-            for u in range(0, n_units, block):
-                width = min(block, n_units - u)
-                table = work.ctypes.data + 4 * plan[first, TABLES]
-                inputs = work.ctypes.data + 4 * plan[first, INPUTS] + 60 * u
-                total += build(inputs, width, table)
-                for i in range(first, after):
-                    tiles = plan[i, TILES_1] + 64 * u
-                    sums = work.ctypes.data + 4 * plan[i, SUMS_1]
-                    mix(tiles, plan[i, N_TILES_1], 64 * n_units, table, width, sums)
-            for i in range(first, after):
-                check += finish_first_stage(plan[i], total, work)
+            check += first_stages(x, plan[first:after], work)
             first = after
+        totals = work[plan[0, TOTALS] :]
         for i in range(plan.shape[0]):
-            if plan[i, TAPS] >= 0:
+            row = plan[i]
+            if row[TAPS] >= 0:
                 totals[i] = 0
-                check += filter_stage(x, plan[i], work)
-                continue
-            n_units = plan[i, N_UNITS_2]
-            block = block_size(n_units, BLOCK_UNITS)
-            total = np.float32(0.0)
-            for u in range(0, n_units, block):
-                width = min(block, n_units - u)
-                table = work.ctypes.data + 4 * plan[i, TABLES]
-                inputs = work.ctypes.data + 4 * plan[i, INNER] + 60 * u
-                total += build(inputs, width, table)
-                tiles = plan[i, TILES_2] + 64 * u
-                sums = work.ctypes.data + 4 * plan[i, SUMS_2]
-                mix(tiles, plan[i, N_TILES_2], 64 * n_units, table, width, sums)
-            totals[i] = total
-            check += finish_second_stage(plan[i], total, work)
+                check += filter_stage(x, row, work)
+            else:
+                totals[i] = second_stage(row, work)
+                check += finish_second_stage(row, totals[i], work)
         if np.isfinite(check):
             write_results(plan, work, added, out)
         return check

@@ -34,6 +34,7 @@ class Filter(NamedTuple):
     Attributes
     ----------
     taps : (V, width)
+        Of V weights a step.
     scales : (V, steps)
         Of the rows.
     few : ((c,) int, (c, m)) or None
@@ -84,68 +85,76 @@ class Plan:
     def __init__(self, chains: Sequence[Chain]) -> None:
         self._tiles = [(chain.tiles2, chain.tiles1) for chain in chains]  # their addresses stay
         self._constants: list[tuple[int, Vector]] = []
-        self._starts: dict[bytes, int] = {}
-        self._turned: dict[tuple[int, int], int] = {}
+        self._starts: dict[bytes, int] = {}  # of the constants, by their bytes
+        self._turned: dict[tuple[str, int], int] = {}  # (side, rotation) -> room for its result
         self._size = 0
         self.table = np.zeros((len(chains), _stack.COLUMNS), np.int64)
         self.free: list[Vector] = []
-        starts, before = [chain.start for chain in chains], -1
-        for row, chain in zip(self.table, chains, strict=True):
-            d_in, d_mid, d_out = (np.asarray(d, np.float32) for d in chain[2:5])
-            row[_stack.TILES_1] = chain.tiles2.ctypes.data
-            row[_stack.N_TILES_1], row[_stack.N_UNITS_1] = chain.tiles2.shape[:2]
-            row[_stack.TILES_2] = chain.tiles1.ctypes.data
-            row[_stack.N_TILES_2], row[_stack.N_UNITS_2] = chain.tiles1.shape[:2]
-            row[_stack.D3], row[_stack.D2] = self._constant(d_in), self._constant(d_mid)
-            row[_stack.D1] = self._constant(d_out)
-            row[_stack.SHIFT] = self._constant(np.array([chain.shift], np.float32))
-            row[_stack.BIAS] = -1
-            if chain.bias is not None:
-                row[_stack.BIAS] = self._constant(np.asarray(chain.bias, np.float32))
-            row[_stack.K], row[_stack.ROWS] = d_mid.size, d_out.size
-            row[_stack.OUT], row[_stack.ADDS] = chain.start, chain.start == before
+        starts = [chain.start for chain in chains]
+        for i, (row, chain) in enumerate(zip(self.table, chains, strict=True)):
+            self._set_chain(row, chain)
+            row[_stack.ADDS] = i > 0 and starts[i - 1] == chain.start
             row[_stack.N_TERMS] = starts.count(chain.start)
-            before = chain.start
-            self._set_filter(row, chain)
-        self.table[:, _stack.INPUTS] = self._room(15 * int(self.table[0, _stack.N_UNITS_1]))
-        units = int(self.table[:, [_stack.N_UNITS_1, _stack.N_UNITS_2]].max())
-        tables = min(units, BLOCK_UNITS) * _stack.UNIT_FLOATS
-        self.table[:, _stack.TABLES] = self._room(tables)
-        self.table[:, _stack.TOTALS] = self._room(len(chains))
-        for row in self.table:
+            self._set_filter(row, chain.filter)
+        self._set_room()
+
+    def _set_chain(self, row: NDArray[np.int64], chain: Chain) -> None:
+        """Write what a row says of its chain alone."""
+        row[_stack.TILES_1] = chain.tiles2.ctypes.data
+        row[_stack.N_TILES_1], row[_stack.N_UNITS_1] = chain.tiles2.shape[:2]
+        row[_stack.TILES_2] = chain.tiles1.ctypes.data
+        row[_stack.N_TILES_2], row[_stack.N_UNITS_2] = chain.tiles1.shape[:2]
+        row[_stack.D3] = self._constant(chain.d_in)
+        row[_stack.D2] = self._constant(chain.d_mid)
+        row[_stack.D1] = self._constant(chain.d_out)
+        row[_stack.SHIFT] = self._constant(chain.shift)
+        row[_stack.BIAS] = -1 if chain.bias is None else self._constant(chain.bias)
+        row[_stack.K], row[_stack.ROWS] = np.size(chain.d_mid), np.size(chain.d_out)
+        row[_stack.OUT] = chain.start
+
+    def _set_filter(self, row: NDArray[np.int64], given: Filter | None) -> None:
+        """Write what a row says of the filter that its chain has, or has not."""
+        row[[_stack.TAPS, _stack.TURN_IN, _stack.TURN_OUT]] = -1
+        if given is None:
+            return
+        row[_stack.TAPS] = self._constant(given.taps)
+        row[_stack.SCALES] = self._constant(given.scales)
+        row[_stack.N_WEIGHTS], row[_stack.N_TAPS] = given.taps.shape
+        row[_stack.STEPS] = given.scales.shape[1]
+        if given.few is not None:
+            places, weights = given.few  # places are below 2^24, and so exact in float32
+            row[_stack.FEW] = len(places)
+            row[_stack.FEW_PLACES] = self._constant(places)
+            row[_stack.FEW_WEIGHTS] = self._constant(weights)
+            row[_stack.FEW_INPUTS] = self._room(len(places))
+        if given.turn_in is not None:
+            columns = _stack.TURN_IN, _stack.ODD_IN, _stack.TURNED_IN
+            row[[*columns]] = self._turn(given.turn_in, "in")
+        if given.turn_out is not None:
+            columns = _stack.TURN_OUT, _stack.ODD_OUT, _stack.TURNED_OUT
+            row[[*columns]] = self._turn(given.turn_out, "out")
+
+    def _turn(self, turn: Turn, side: str) -> tuple[int, int, int]:
+        """Return what a row says of a rotation; equal ones of x are done once, in one place."""
+        signs, factor = turn
+        start = self._constant(np.concatenate([signs.ravel(), factor.ravel()]))
+        if (side, start) not in self._turned:
+            self._turned[side, start] = self._room(signs.size)
+        return start, len(factor), self._turned[side, start]
+
+    def _set_room(self) -> None:
+        """Make room for what the kernels write."""
+        table = self.table
+        table[:, _stack.INPUTS] = self._room(15 * int(table[0, _stack.N_UNITS_1]))
+        units = int(table[:, [_stack.N_UNITS_1, _stack.N_UNITS_2]].max())
+        table[:, _stack.TABLES] = self._room(min(units, BLOCK_UNITS) * _stack.UNIT_FLOATS)
+        table[:, _stack.TOTALS] = self._room(len(table))
+        for row in table:
             row[_stack.SUMS_1] = self._room(32 * int(row[_stack.N_TILES_1]))
             # as many as the second stage reads, or the first one writes
             size = max(15 * int(row[_stack.N_UNITS_2]), int(row[_stack.K]))
             row[_stack.INNER] = self._room(size)
             row[_stack.SUMS_2] = self._room(32 * int(row[_stack.N_TILES_2]))
-
-    def _set_filter(self, row: NDArray[np.int64], chain: Chain) -> None:
-        """Write what a row says of the filter that a chain has, or has not."""
-        row[[_stack.TAPS, _stack.TURN_IN, _stack.TURN_OUT]] = -1
-        if chain.filter is None:
-            return
-        taps, scales, few, turn_in, turn_out = chain.filter
-        row[_stack.TAPS], row[_stack.SCALES] = self._constant(taps), self._constant(scales)
-        (row[_stack.WEIGHTS], row[_stack.WIDTH]), row[_stack.STEPS] = taps.shape, scales.shape[1]
-        if few is not None:
-            places, weights = few  # places are below 2^24, and so exact in float32
-            row[_stack.FEW] = len(places)
-            row[_stack.FEW_PLACES] = self._constant(places)
-            row[_stack.FEW_WEIGHTS] = self._constant(weights)
-            row[_stack.FEW_INPUTS] = self._room(len(places))
-        sides = (
-            (turn_in, _stack.TURN_IN, _stack.ODD_IN, _stack.TURNED_IN),
-            (turn_out, _stack.TURN_OUT, _stack.ODD_OUT, _stack.TURNED_OUT),
-        )
-        for turn, at, odd, turned in sides:
-            if turn is not None:
-                signs, factor = turn
-                row[at] = self._constant(np.concatenate([signs.ravel(), factor.ravel()]))
-                row[odd] = len(factor)
-                shared = (turned, int(row[at]))  # equal rotations of x are done once
-                if shared not in self._turned:
-                    self._turned[shared] = self._room(signs.size)
-                row[turned] = self._turned[shared]
 
     def _room(self, size: int) -> int:
         """Return where a part of so many float32 begins: on a cache line."""
@@ -153,9 +162,9 @@ class Plan:
         self._size += -(-size // _stack.LANES) * _stack.LANES
         return start
 
-    def _constant(self, vector: NDArray[Any]) -> int:
-        """Return where a vector begins; equal ones lie there once."""
-        vector = np.asarray(vector, np.float32).ravel()
+    def _constant(self, values: ArrayLike) -> int:
+        """Return where some values begin, flat; equal ones lie there once."""
+        vector = np.asarray(values, np.float32).ravel()
         key = vector.tobytes()
         if key not in self._starts:
             self._starts[key] = self._room(vector.size)
