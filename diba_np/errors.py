@@ -11,7 +11,7 @@ class FormatError(ValueError):
 
 
 class BudgetError(ValueError):
-    """A budget is too small for what is to be stored with it."""
+    """A budget is too small for what is to be stored with it, or an SNR is not reached."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -172,7 +172,7 @@ def smallest_k(
             low = guess
         if low == most:
             best = max(seen, key=lambda k: seen[k])  # more components may round worse
-            raise ValueError(
+            raise BudgetError(
                 f"snr={goal:g} dB is not reached: {seen[best]:.4g} dB at k={best} is the best of "
                 f"{len(seen)} tried up to k={low}, where the dense float32 matrix takes no more "
                 'bits; effort="best" may reach more, or scale_bits=32 where diagonals had fewer'

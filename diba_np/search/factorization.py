@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diba_np.checks import as_matrix, check_largest, check_number, digest
-from diba_np.errors import ConvergenceWarning
+from diba_np.errors import BudgetError, ConvergenceWarning
 from diba_np.files.atomic import PathLike
 from diba_np.files.checkpoint import EVERY, Checkpoint
 from diba_np.machine.blas import blas_problem
@@ -34,11 +34,13 @@ from diba_np.search.size import Size, least_bits
 from diba_np.search.solver import Solver, finish
 from diba_np.search.target import Target
 from diba_np.search.terms import count_terms, spread_of, terms_within
-from diba_np.search.weighted_target import Lost, WeightedTarget, snr_facts
+from diba_np.search.weighted_target import Lost, WeightedTarget, reached_db, snr_facts
 from diba_np.search.weights import Weights, as_weights
 
 # whose versions may change the bits found
 _DECIDING_PACKAGES = ("diba_np", "numpy", "scipy", "numba")
+
+_ROUNDING_DB = 1e-6  # between the SNR of a matrix, and of what terms leave over beside theirs
 
 
 @takes_options()
@@ -251,10 +253,15 @@ def factorize(
         tried: list[tuple[Outcome, ScaleBits]] = []
         try:
             while plans and not (tried and run.stopped):
-                tried.append(_search(target, plans.pop(0), how, size, init, run))
+                plan = plans.pop(0)
+                try:
+                    tried.append(_search(target, plan, how, size, init, run))
+                except BudgetError:  # an SNR that this plan does not reach
+                    if not (plans or tried):
+                        raise
         finally:
             run.close()
-        outcome, scales = min(tried, key=lambda one: squared_error(target, *one[0].terms))
+        outcome, scales = min(tried, key=lambda one: _cost(target, one[0], goal))
         outcome = replace(outcome, sweeps=sum(one.sweeps for one, _ in tried))
         outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, scales))
         lost = Lost(shape)
@@ -280,9 +287,17 @@ def _plans(
         math.inf if goal is None else goal,
         least_bits(target.shape, "auto"),
     )
-    if leading.is_doubtful and goal is None and not run.time_limit:
+    if leading.is_doubtful and not run.time_limit:
         return [leading, Leading(target)]
     return [leading]
+
+
+def _cost(target: Target, outcome: Outcome, goal: float | None) -> tuple[float, float]:
+    """Return what is to be least: the bits of what reaches an SNR, else the squared error."""
+    error = squared_error(target, *outcome.terms)
+    if goal is None or reached_db(target, *outcome.terms) < goal - _ROUNDING_DB:
+        return math.inf, error
+    return sum_of(outcome.terms, target.unit, {}).storage_bits(), error
 
 
 def _search(

@@ -66,7 +66,8 @@ class Leading:
     @property
     def is_doubtful(self) -> bool:
         """Whether a search of all at once may be better: each of them is not far above the rest."""
-        return 0 < self.reached < _CLEAR_DB * len(self.states) and not self.enough
+        alone = self.enough and len(self.states) == 1
+        return 0 < self.reached < _CLEAR_DB * len(self.states) and not alone
 
     def outcome(self) -> Outcome:
         """Return the leading terms as what a search has found."""

@@ -82,6 +82,8 @@ def test_the_better_is_kept_where_it_is_in_doubt():
     for bits in (1.0, 2.0):
         one = factorize(A, bits=bits, terms=1, **QUICK)
         assert factorize(A, bits=bits, **QUICK).snr(A) >= one.snr(A) - 1e-6
+    one, f = (factorize(A, snr=15.0, **QUICK, **more) for more in ({"terms": 1}, {}))
+    assert f.snr(A) >= 15.0 and f.bits_per_weight <= one.bits_per_weight
 
 
 @pytest.mark.parametrize(
