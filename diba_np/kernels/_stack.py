@@ -218,27 +218,14 @@ def filter_stage(x, row, work):
 
 
 @njit(fastmath=False)
-def end_of_group(plan, first):
-    """Return the row after the last that reads the same inputs, scaled alike, as `first` does."""
-    after = first + 1
-    while (
-        after < plan.shape[0]
-        and plan[after, D3] == plan[first, D3]
-        and plan[after, TURN_IN] == plan[first, TURN_IN]
-    ):
-        after += 1
-    return after
-
-
-@njit(fastmath=False)
-def start_first_stages(x, group, work):
-    """Write ``d3 * x`` to the workspace, and zeros to the first sums of each row of a group."""
-    inputs, scale = work[group[0, INPUTS] :][: x.size], work[group[0, D3] :][: x.size]
-    source = turned_inputs(x, group[0], work)
+def start_first_stages(x, plan, first, after, work):
+    """Write ``d3 * x`` to the workspace, and zeros to the first sums of some factorizations."""
+    inputs, scale = work[plan[first, INPUTS] :][: x.size], work[plan[first, D3] :][: x.size]
+    source = turned_inputs(x, plan[first], work)
     for j in range(x.size):
         inputs[j] = scale[j] * source[j]
-    for i in range(group.shape[0]):
-        work[group[i, SUMS_1] :][: 32 * group[i, N_TILES_1]] = 0
+    for i in range(first, after):
+        work[plan[i, SUMS_1] :][: 32 * plan[i, N_TILES_1]] = 0
 
 
 @njit(fastmath=False)
@@ -309,69 +296,65 @@ def write_results(plan, work, added, out):
 
 
 def make_stack(build, mix):
-    """Return what a kernel of stacks calls, for a kind of look-up; named as in ``_stages.py``."""
+    """Return what a kernel of stacks calls, for a kind of look-up; named as in ``_stages.py``.
 
-    @njit(fastmath=False, cached=False)
-    def first_stages(x, group, work):
-        """Do the first stages of rows that share their inputs, and so the tables of these.
-
-        Returns a number that is finite only if the inputs and all results are.
-        """
-        start_first_stages(x, group, work)
-        n_units = group[0, N_UNITS_1]
-        block = block_size(n_units, BLOCK_UNITS)
-        total = np.float32(0.0)
-        for u in range(0, n_units, block):
-            width = min(block, n_units - u)
-            table = work.ctypes.data + 4 * group[0, TABLES]
-            inputs = work.ctypes.data + 4 * group[0, INPUTS] + 60 * u
-            total += build(inputs, width, table)
-            for i in range(group.shape[0]):
-                tiles = group[i, TILES_1] + 64 * u
-                sums = work.ctypes.data + 4 * group[i, SUMS_1]
-                mix(tiles, group[i, N_TILES_1], 64 * n_units, table, width, sums)
-        check = np.float32(0.0)
-        for i in range(group.shape[0]):
-            check += finish_first_stage(group[i], total, work)
-        return check
-
-    @njit(fastmath=False, cached=False)
-    def second_stage(row, work):
-        """Do the second stage of a factorization; return the sum of its inputs."""
-        n_units = row[N_UNITS_2]
-        block = block_size(n_units, BLOCK_UNITS)
-        total = np.float32(0.0)
-        for u in range(0, n_units, block):
-            width = min(block, n_units - u)
-            table = work.ctypes.data + 4 * row[TABLES]
-            inputs = work.ctypes.data + 4 * row[INNER] + 60 * u
-            total += build(inputs, width, table)
-            tiles = row[TILES_2] + 64 * u
-            sums = work.ctypes.data + 4 * row[SUMS_2]
-            mix(tiles, row[N_TILES_2], 64 * n_units, table, width, sums)
-        return total
+    One function does both stages, because calls of others cost a small stack some hundredths.
+    """
 
     @njit(fastmath=False, cached=False)
     def stack(x, plan, work, added, out):
         """Do what ``stack_simd.stack_avx512`` does."""
         check = np.float32(0.0)
+        total = np.float32(0.0)
+        totals = work[plan[0, TOTALS] :]
+        n_units = plan[0, N_UNITS_1]
+        block = block_size(n_units, BLOCK_UNITS)
+        # first stages, of rows that read the same inputs, scaled alike, together
         first, turn = 0, -1
         while first < plan.shape[0]:
-            after = end_of_group(plan, first)
-            if plan[first, TURN_IN] != turn:  # else the group before has rotated x likewise
+            after = first + 1
+            while (
+                after < plan.shape[0]
+                and plan[after, D3] == plan[first, D3]
+                and plan[after, TURN_IN] == plan[first, TURN_IN]
+            ):
+                after += 1
+            if plan[first, TURN_IN] != turn:  # else those before have rotated x likewise
                 turn = plan[first, TURN_IN]
                 rotate_inputs(x, plan[first], work)
-            check += first_stages(x, plan[first:after], work)
+            start_first_stages(x, plan, first, after, work)
+            total = np.float32(0.0)
+            for u in range(0, n_units, block):
+                width = min(block, n_units - u)
+                table = work.ctypes.data + 4 * plan[first, TABLES]
+                inputs = work.ctypes.data + 4 * plan[first, INPUTS] + 60 * u
+                total += build(inputs, width, table)
+                for i in range(first, after):
+                    tiles = plan[i, TILES_1] + 64 * u
+                    sums = work.ctypes.data + 4 * plan[i, SUMS_1]
+                    mix(tiles, plan[i, N_TILES_1], 64 * n_units, table, width, sums)
+            for i in range(first, after):
+                check += finish_first_stage(plan[i], total, work)
             first = after
-        totals = work[plan[0, TOTALS] :]
+        # second stages, one after another
         for i in range(plan.shape[0]):
-            row = plan[i]
-            if row[TAPS] >= 0:
+            if plan[i, TAPS] >= 0:
                 totals[i] = 0
-                check += filter_stage(x, row, work)
-            else:
-                totals[i] = second_stage(row, work)
-                check += finish_second_stage(row, totals[i], work)
+                check += filter_stage(x, plan[i], work)
+                continue
+            n_units = plan[i, N_UNITS_2]
+            block = block_size(n_units, BLOCK_UNITS)
+            total = np.float32(0.0)
+            for u in range(0, n_units, block):
+                width = min(block, n_units - u)
+                table = work.ctypes.data + 4 * plan[i, TABLES]
+                inputs = work.ctypes.data + 4 * plan[i, INNER] + 60 * u
+                total += build(inputs, width, table)
+                tiles = plan[i, TILES_2] + 64 * u
+                sums = work.ctypes.data + 4 * plan[i, SUMS_2]
+                mix(tiles, plan[i, N_TILES_2], 64 * n_units, table, width, sums)
+            totals[i] = total
+            check += finish_second_stage(plan[i], total, work)
         if np.isfinite(check):
             write_results(plan, work, added, out)
         return check
