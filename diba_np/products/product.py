@@ -52,6 +52,8 @@ _NOTHING = np.empty(0, np.float32)
 # a thread with fewer look-ups than this many weights costs more to start than it saves
 _WEIGHTS_PER_THREAD = 1_000_000
 
+# rows an input, a mean of both stages, from which AVX-512 takes all columns in registers, if the
+# CPU permutes as it loads
 _PERMUTING_ROWS = 1000
 
 # columns left over after whole cache lines, from which a line padded with zeros is faster than the
@@ -332,25 +334,51 @@ class Product:
         return transposed(self.matrix(x.T))
 
     def _run_matrix(self, x: Real, out: Real) -> float:
-        """Write the product by columns in registers, panels, vectors or dense blocks.
+        """Write the product in the way that is fastest for so many columns.
 
-        Returns a number that is finite only if the operand and the product are.
+        That is through BLAS, or by panels, whole cache lines of columns, and one of three ways for
+        the rest. Returns a number that is finite only if the operand and the product are.
         """
-        n, n_columns = x.shape
-        bits = self.weights / (self.shape[0] * n)
-        if bits > _DENSE_FROM_BITS and n_columns * (1 - _DENSE_FROM_BITS / bits) > _width(n):
-            if x.dtype == _DOUBLE or self._is_moderate:
-                return self._run_dense(x, out)
-        lanes, panel_from = 64 // x.itemsize, self._panel_from(x.dtype)
-        whole = n_columns // lanes * lanes if panel_from <= lanes else 0
-        if not whole:
-            return self._run_columns(x, out, panel_from)
-        total = self._run_kernels(self._panel_kernels, x, out)
-        if whole < n_columns:
-            result = np.empty((out.shape[0], n_columns - whole), out.dtype)
-            rest = np.ascontiguousarray(x[:, whole:])
-            total += self._run_columns(rest, result, panel_from)
-            out[:, whole:] = result
+        if self._is_faster_dense(x):
+            return self._run_dense(x, out)
+        n_columns, lanes = x.shape[1], 64 // x.itemsize
+        panel_from = self._panel_from(x.dtype)
+        rest = n_columns % lanes if panel_from <= lanes else n_columns
+        if rest == n_columns:
+            return self._run_rest(x, out, panel_from)
+        total = self._run_kernels(self._panel_kernels, x, out)  # leaves the rest alone
+        if rest:
+            result = np.empty((out.shape[0], rest), out.dtype)
+            total += self._run_rest(np.ascontiguousarray(x[:, -rest:]), result, panel_from)
+            out[:, -rest:] = result
+        return total
+
+    def _run_rest(self, x: Real, out: Real, panel_from: float) -> float:
+        """Do what `_run_matrix` does for columns that do not fill a panel, or need not."""
+        n_columns = x.shape[1]
+        if n_columns >= panel_from:
+            return self._run_padded(x, out)
+        if self._path_for(x.dtype) == "avx512" and n_columns > 1:
+            return self._run_kernels(self._column_kernels, x, out)
+        return self._run_vectors(x, out)
+
+    def _run_padded(self, x: Real, out: Real) -> float:
+        """Write the product by one panel that is filled up with zeros."""
+        lanes = 64 // x.itemsize
+        panel = np.zeros((len(x), lanes), x.dtype)
+        panel[:, : x.shape[1]] = x
+        result = np.empty((len(out), lanes), x.dtype)
+        total = self._run_kernels(self._panel_kernels, panel, result)
+        out[...] = result[:, : x.shape[1]]
+        return total
+
+    def _run_vectors(self, x: Real, out: Real) -> float:
+        """Write the product by a product with a vector for each column."""
+        total = 0.0
+        products = np.empty(out.shape[::-1], out.dtype)
+        for vector, product in zip(np.ascontiguousarray(x.T), products, strict=True):
+            total += self._run_vector(vector, product)
+        out[...] = products.T
         return total
 
     def _path_for(self, dtype: np.dtype[Any]) -> str:
@@ -367,27 +395,6 @@ class Product:
                 return math.inf
         return _PANEL_FROM[path, dtype]
 
-    def _run_columns(self, x: Real, out: Real, panel_from: float) -> float:
-        """Do what `_run_matrix` does for columns that do not fill a cache line, or need not."""
-        n, n_columns = x.shape
-        path = self._path_for(x.dtype)
-        if n_columns >= panel_from:
-            lanes = 64 // x.itemsize
-            panel = np.zeros((n, lanes), x.dtype)
-            panel[:, :n_columns] = x
-            result = np.empty((out.shape[0], lanes), x.dtype)
-            total = self._run_kernels(self._panel_kernels, panel, result)
-            out[...] = result[:, :n_columns]
-            return total
-        if path == "avx512" and n_columns > 1:
-            return self._run_kernels(self._column_kernels, x, out)
-        total = 0.0
-        products = np.empty((n_columns, out.shape[0]), out.dtype)
-        for vector, product in zip(np.ascontiguousarray(x.T), products, strict=True):
-            total += self._run_vector(vector, product)
-        out[...] = products.T
-        return total
-
     def _run_kernels(self, kernels: tuple[Any, ...], x: Real, out: Real) -> float:
         """Run one kernel over a matrix, as far as it goes; return its total."""
         n_columns = x.shape[1]
@@ -398,6 +405,15 @@ class Product:
         return total
 
     # -- the dense matrix, in pieces ---------------------------------------------------------------
+
+    def _is_faster_dense(self, x: Real) -> bool:
+        """Tell whether BLAS is faster: dense columns cost look-ups, those of x then save some."""
+        n, n_columns = x.shape
+        bits = self.weights / (self.shape[0] * n)
+        if bits <= _DENSE_FROM_BITS:
+            return False
+        saved = n_columns * (1 - _DENSE_FROM_BITS / bits)  # in columns by look-ups
+        return saved > _width(n) and (x.dtype == _DOUBLE or self._is_moderate)
 
     @functools.cached_property
     def _is_moderate(self) -> bool:
