@@ -131,32 +131,28 @@ class _Arrays(Samples):
 
 
 class _Batches(Samples):
-    """Batches from a source that is iterated anew at every pass; none is kept."""
+    """Batches from a source that is iterated anew at every pass; none is kept.
+
+    Each sample draws a number in [0, 1), the same at every pass. Below the limit it is held out.
+    """
 
     def __init__(
         self, source: Any, shape: tuple[int, int], labels: bool, validation: float, seed: int
     ) -> None:
         self.source, self.shape, self.labels = source, shape, labels
         self.seed = seed
-        self.count = self.held_count = self.steps = 0
-        self._limit = validation  # samples that drew less are held out
-        drawn = [numbers for _, _, numbers in self._pass()]
-        self.count = sum(len(numbers) for numbers in drawn)
+        self.count = 0  # until the first pass has counted them
+        batches = [drawn for _, _, drawn in self._pass()]
+        self.count = sum(len(drawn) for drawn in batches)
         if self.count == 0:
             raise ValueError("X must yield at least one batch, got none")
-        if validation and self.count > 1:  # at least one of two or more, and not all
-            order = np.sort(np.concatenate(drawn))
-            self._limit = min(max(validation, np.nextafter(order[0], 1.0)), order[-1])
-        elif self.count == 1:
-            self._limit = 0.0
-        self.held_count = sum(int((numbers < self._limit).sum()) for numbers in drawn)
-        self.steps = sum(not (numbers < self._limit).all() for numbers in drawn)
-        self._complete = True
-
-    _complete = False
+        self._limit = _limit(np.concatenate(batches), validation)
+        held = [int((drawn < self._limit).sum()) for drawn in batches]
+        self.held_count = sum(held)
+        self.steps = sum(count < len(drawn) for count, drawn in zip(held, batches, strict=True))
 
     def _pass(self) -> Iterator[tuple[Array, Array, NDArray[np.float64]]]:
-        """Yield (x, y, a number in [0, 1) for each row); the same numbers at every pass."""
+        """Yield (x, y, the number that each row draws)."""
         seen = 0
         for at, pair in enumerate(self.source() if callable(self.source) else self.source):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -166,20 +162,30 @@ class _Batches(Samples):
             drawn = np.random.default_rng([self.seed, at]).random(len(x))
             seen += len(x)
             yield x, y, drawn
-        if self._complete and seen != self.count:
+        if self.count and seen != self.count:
             raise ValueError(
                 f"X must yield the same samples at every pass, got {self.count} and then {seen}"
             )
 
-    def fitted(self, rng: np.random.Generator | None = None) -> Iterator[Pair]:
+    def _rows(self, held: bool) -> Iterator[Pair]:
+        """Yield (x, y) of the samples that are held out, or of all others."""
         for x, y, drawn in self._pass():
-            held = drawn < self._limit
-            if not held.all():
-                yield _taken(x, y, ~held)
-
-    def judging(self) -> Iterator[Pair]:
-        for x, y, drawn in self._pass():
-            held = drawn < self._limit
-            rows = held if self.held_count else ~held
+            rows = (drawn < self._limit) == held
             if rows.any():
                 yield _taken(x, y, rows)
+
+    def fitted(self, rng: np.random.Generator | None = None) -> Iterator[Pair]:
+        return self._rows(held=False)
+
+    def judging(self) -> Iterator[Pair]:
+        return self._rows(held=self.held_count > 0)
+
+
+def _limit(drawn: NDArray[np.float64], validation: float) -> float:
+    """Return below which of the drawn numbers samples are held out, for a share of them.
+
+    That is at least one of two or more, and never all.
+    """
+    if not validation or len(drawn) == 1:
+        return 0.0
+    return float(min(max(validation, np.nextafter(drawn.min(), 1.0)), drawn.max()))
