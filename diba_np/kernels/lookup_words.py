@@ -64,6 +64,21 @@ def _indices(builder, words, shift):
     return builder.and_(low, mask), upper(low), high, upper(high)
 
 
+def _sums_of_bytes(builder, both, odd):
+    """Return the sums of the even bytes and those of the odd ones, as 16-bit lanes.
+
+    `both` are sums of whole words, modulo 2**16, `odd` those of the upper bytes.
+    """
+    return builder.sub(both, builder.shl(odd, _ir.splat_constant(_WORDS, 8))), odd
+
+
+def _lower_and_upper(builder, words):
+    """Return the 16-bit lanes of rows r, and those of rows 16 + r, each as 8 int32."""
+    value = builder.bitcast(words, _INTS)
+    mask, sixteen = _ir.splat_constant(_INTS, 0xFFFF), _ir.splat_constant(_INTS, 16)
+    return builder.and_(value, mask), builder.lshr(value, sixteen)
+
+
 @intrinsic
 def _mix_tile(typingctx, tile, ahead, tables, n_units, sums):
     """Add the look-ups of up to 128 units of a tile to its 32 int32 sums, and fetch another one."""
@@ -85,37 +100,32 @@ def _mix_tile(typingctx, tile, ahead, tables, n_units, sums):
             _ir.prefetch(builder, builder.add(ahead, here))
             indices = _indices(builder, words, shift)
             unit = builder.add(tables, builder.mul(u, _ir.index(UNIT)))
-            found = []
+            found = {}  # by group of columns, and plane: the lowest 7 bits, what is above
             for g, index in enumerate(indices):
                 for p in range(2):
                     table = _ir.load(
                         builder, _ir.offset(builder, unit, 32 * g + 16 * p), _TABLE, 16
                     )
                     table = builder.shuffle_vector(table, table, twice)
-                    found.append(builder.call(permute, [table, index]))
+                    found[g, p] = builder.call(permute, [table, index])
             for g in (0, 2):
                 for p in range(2):
-                    both = builder.add(found[2 * g + p], found[2 * g + 2 + p])
+                    both = builder.add(found[g, p], found[g + 1, p])
                     both = builder.bitcast(both, _WORDS)
                     carried[2 * p] = builder.add(carried[2 * p], both)
                     odd = builder.lshr(both, eight)
                     carried[2 * p + 1] = builder.add(carried[2 * p + 1], odd)
             return carried
 
-        found = _ir.counted_loop(builder, n_units, [_ir.splat_constant(_WORDS, 0)] * 4, body)
-        halves, seven, sixteen = (_ir.splat_constant(_INTS, v) for v in (0xFFFF, 7, 16))
-        excess = moved(builder, n_units, _INTS)
-        planes = []
-        for both, odd in (found[:2], found[2:]):
-            even = builder.sub(both, builder.shl(odd, eight))
-            planes.append([builder.bitcast(value, _INTS) for value in (even, odd)])
-        for h, (low, high) in enumerate(zip(*planes, strict=True)):
-            for upper in range(2):  # 16-bit lanes of row r and of row 16 + r
-                if upper:
-                    parts = [builder.lshr(value, sixteen) for value in (low, high)]
-                else:
-                    parts = [builder.and_(value, halves) for value in (low, high)]
-                total = builder.add(parts[0], builder.shl(parts[1], seven))
+        zero = _ir.splat_constant(_WORDS, 0)
+        both, odd, both_above, odd_above = _ir.counted_loop(builder, n_units, [zero] * 4, body)
+        lowest = _sums_of_bytes(builder, both, odd)
+        above = _sums_of_bytes(builder, both_above, odd_above)
+        seven, excess = _ir.splat_constant(_INTS, 7), moved(builder, n_units, _INTS)
+        for h in range(2):  # rows 8 h ... 8 h + 7, and the same of the upper 16
+            parts = (_lower_and_upper(builder, plane[h]) for plane in (lowest, above))
+            for upper, (low, high) in enumerate(zip(*parts, strict=True)):
+                total = builder.add(low, builder.shl(high, seven))
                 address = _ir.offset(builder, sums, 64 * upper + 32 * h)
                 before = _ir.load(builder, address, _INTS, 4)
                 _ir.store(builder, builder.add(before, builder.sub(total, excess)), address, 4)
