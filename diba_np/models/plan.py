@@ -167,49 +167,66 @@ def scan(
         An array cannot be read.
     """
     names = [entry.name for entry in entries]
-    for kind, patterns in (("include", include), ("exclude", exclude), ("weights", list(weights))):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"{kind} {pattern!r} matches none of the {len(names)} arrays")
+    _check_patterns(names, {"include": include, "exclude": exclude, "weights": [*weights]})
     grams.check_names(names)
     matrices: list[Matrix] = []
-    tasks: list[Task] = []
     omitted: list[Omitted] = []
-    seen: dict[tuple[Any, ...], str] = {}  # what makes two arrays one -> name of the first
-    sharing: dict[str, list[str]] = {}  # that -> all names of the array
+    first_names: dict[tuple[Any, ...], str] = {}  # of equal arrays, that of the first
+    all_names: dict[str, list[str]] = {}  # of equal arrays, by that
+    tasks: dict[str, list[Task]] = {}  # of equal arrays, by that
     for entry in entries:
         counted = _chosen(entry.name, include, exclude)
         array, why = _readable(entry, counted)
         if array is None:
             omitted.append(Omitted(entry.name, why))
             continue
-        dtype = entry.dtype or array.dtype.str
-        reason = "" if counted else "left out"
-        reason = reason or _why_kept(array.shape, array.dtype.kind, min_size)
-        if reason:
-            A = array.reshape(1, -1) if array.size else np.zeros((1, 1))
-        else:
-            A = as_matrix(matrix_view(array), entry.name)
-            check_magnitude(A, entry.name)
-        matrix = Matrix(entry.name, array.shape, dtype, reason, counted, digest(A))
-        # vectors of zeros or ones are equal by chance
-        key = (matrix.sha256, matrix.shape, dtype, reason) if array.ndim > 1 else (entry.name,)
-        first = seen.setdefault(key, entry.name) if array.size else entry.name
-        if first != entry.name:
-            matrix = replace(matrix, alias_of=first)
-        matrices.append(matrix)
-        if reason:
+        matrix, A = _described(entry, array, counted, min_size)
+        first = first_names.setdefault(_identity(matrix), entry.name)
+        is_alias = first != entry.name
+        matrices.append(replace(matrix, alias_of=first) if is_alias else matrix)
+        if matrix.kept:
             continue
         grams.check_shape(entry.name, array.shape)
-        sharing.setdefault(first, []).append(entry.name)
-        weight = _weight_of(sharing[first], weights)
-        if first != entry.name:
-            shared = grams.share(first, entry.name)
-            if not shared and weight == _weight_of(sharing[first][:-1], weights):
-                continue
-            tasks = [task for task in tasks if task.name != first]
-        tasks += _tasks(first, A, array.shape, weight, grams, relative)
-    return Scan(matrices, [replace(task, number=i) for i, task in enumerate(tasks)], omitted)
+        sharing = all_names.setdefault(first, [])
+        weight_before = _weight_of(sharing, weights)
+        sharing.append(entry.name)
+        weight = _weight_of(sharing, weights)
+        inputs_changed = is_alias and grams.share(first, entry.name)
+        if is_alias and not inputs_changed and weight == weight_before:
+            continue
+        tasks.pop(first, None)  # those made for fewer names; the new ones come last
+        tasks[first] = _tasks(first, A, array.shape, weight, grams, relative)
+    numbered = enumerate(task for parts in tasks.values() for task in parts)
+    return Scan(matrices, [replace(task, number=i) for i, task in numbered], omitted)
+
+
+def _check_patterns(names: Sequence[str], given: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a pattern, by the argument that it was given in, that matches no name."""
+    for argument, patterns in given.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"{argument} {pattern!r} matches none of the {len(names)} arrays")
+
+
+def _described(
+    entry: Entry, array: NDArray[Any], counted: bool, min_size: int
+) -> tuple[Matrix, NDArray[Any]]:
+    """Return what is to be known of an array, and it as a matrix, checked if it is factorized."""
+    dtype = entry.dtype or array.dtype.str
+    kept = _why_kept(array.shape, array.dtype.kind, min_size) if counted else "left out"
+    if kept:
+        A = array.reshape(1, -1) if array.size else np.zeros((1, 1))
+    else:
+        A = as_matrix(matrix_view(array), entry.name)
+        check_magnitude(A, entry.name)
+    return Matrix(entry.name, array.shape, dtype, kept, counted, digest(A)), A
+
+
+def _identity(matrix: Matrix) -> tuple[Any, ...]:
+    """Return what makes two arrays one, which is stored once."""
+    if len(matrix.shape) < 2 or not matrix.size:  # vectors of zeros or ones are equal by chance
+        return (matrix.name,)
+    return (matrix.sha256, matrix.shape, matrix.dtype, matrix.kept)
 
 
 def _weight_of(names: Sequence[str], weights: Mapping[str, float]) -> float:
