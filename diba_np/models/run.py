@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.checks import digest
 from diba_np.errors import BudgetError, FormatError
-from diba_np.files.checkpoint import Checkpoint
 from diba_np.files.parts import Parts
 from diba_np.machine.versions import versions
 from diba_np.matrix import quality
@@ -28,35 +26,18 @@ from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.files import load
 from diba_np.matrix.row_blocks import stack
 from diba_np.matrix.stored_array import StoredArray
-from diba_np.methods.weighted import (
-    BEST,
-    CHOICES,
-    FitOptions,
-    best_of,
-    nearest,
-    rate_of,
-    weighted_error,
-)
+from diba_np.methods.weighted import BEST, CHOICES, nearest, rate_of
 from diba_np.models.executors import Events, Runner
 from diba_np.models.file import Alias, Item, ModelFactors, open_model, write_model
+from diba_np.models.fit_rows import CHECKPOINT_EVERY, factorize_rows
 from diba_np.models.grams import Grams
-from diba_np.models.plan import (
-    ALLOCATIONS,
-    Curve,
-    Scan,
-    Task,
-    allocate,
-    least,
-    sample_curves,
-)
+from diba_np.models.plan import ALLOCATIONS, Curve, Scan, Task, allocate, least, sample_curves
 from diba_np.models.shapes import matrix_view
 from diba_np.search.options import SHARED, SearchOptions
 from diba_np.search.size import USUAL_WIDTHS
-from diba_np.search.terms import terms_within
 from diba_np.sources.entry import Entry
 
 CHECKPOINT = "checkpoint"  # suffix of the file with a search's state
-CHECKPOINT_EVERY = 20.0  # seconds
 
 MOST_NAMED = 3  # arrays in a message
 
@@ -444,57 +425,6 @@ def _work(task: Task, bits: int) -> float:
     m, n = task.shape
     k = bits / (m + n)
     return m * n * k + 1.5 * k * k * (m + n)
-
-
-def factorize_rows(
-    A: NDArray[Any],
-    bits: float,
-    gram: NDArray[Any] | None,
-    options: dict[str, Any],
-    checkpoint: str | None = None,
-    methods: Sequence[str] = ("diba",),
-) -> CompressedMatrix:
-    """Fit one task's rows by the best of some methods; what an executor is given."""
-    keeper = None if checkpoint is None else Checkpoint(checkpoint, CHECKPOINT_EVERY)
-
-    def fit() -> CompressedMatrix:
-        search = dict(options)
-        if isinstance(options.get("terms"), int):
-            scales = SearchOptions(**options).scales_for("bits")
-            most = options["terms"]
-            search["terms"] = terms_within(most, bits, A.shape, scales, gram is not None)
-        if keeper is not None:
-            search["checkpoint"] = keeper
-        how = FitOptions(options.get("seed", 0), options.get("threads"), search=search)
-        return best_of(methods, A, bits, gram, None, how)
-
-    try:
-        made = fit()
-    except FormatError:
-        if keeper is None:
-            raise
-        keeper.remove()  # damaged: the search begins anew, with the same result
-        made = fit()
-    if "snr_db" not in made.record:
-        made.record |= _facts(A, gram, made)
-    return made
-
-
-def _facts(A: NDArray[Any], gram: NDArray[Any] | None, made: CompressedMatrix) -> dict[str, Any]:
-    """Return what the record of a factorization tells beside its settings, of any method."""
-    facts: dict[str, Any] = {
-        "source": {"shape": list(A.shape), "dtype": str(A.dtype), "sha256": digest(A)},
-        "versions": versions(),
-    }
-    sums = {"snr_db": quality.squared_sums(A, made)}
-    if gram is not None:
-        wide = A.astype(np.float64)
-        lost = weighted_error(wide - made.to_dense(), gram)
-        sums["output_snr_db"] = weighted_error(wide, gram), lost
-    for name, (signal, noise) in sums.items():
-        reached = quality.decibels(signal, noise)
-        facts[name] = reached if math.isfinite(reached) else None
-    return facts
 
 
 def _errors(task: Task, bits: int, curves: Mapping[str, Curve]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import diba_np as dn
 from diba_np.files.parts import Parts
 from diba_np.models.executors import Runner
 from diba_np.models.file import open_model
-from diba_np.models.run import factorize_rows
+from diba_np.models.fit_rows import factorize_rows
 
 CODE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 CODE += "from diba_np.cli.main import main; raise SystemExit(main())"
@@ -143,10 +143,10 @@ def test_parts_stay_for_the_same_run_and_go_for_another(here):
 
 
 def test_a_search_goes_on_from_its_checkpoint(here, monkeypatch):
-    from diba_np.models import run as model
+    from diba_np.models import fit_rows
     from diba_np.search import progress
 
-    monkeypatch.setattr(model, "CHECKPOINT_EVERY", 1e-6)
+    monkeypatch.setattr(fit_rows, "CHECKPOINT_EVERY", 1e-6)
     A = np.load("m.npz")["w0"]
     options = {"effort": "fast", "threads": 1, "scale_bits": 16}
     whole = dn.factorize(A, bits=2.0, **options)
