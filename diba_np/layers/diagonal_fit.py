@@ -25,8 +25,13 @@ _BIAS_STEPS = 5  # iterations for a bias alone
 
 @dataclass
 class DiagonalFit:
-    """One call of `retune`: the layer in training and what judges it."""
+    """One call of `retune`: the layer in training, what judges it, and the best step so far.
 
+    It minimises the loss plus `distance`, that from the start. Call `begin`, then one of
+    `least_squares`, `quasi_newton` and `adam`, then `rounded`.
+    """
+
+    # what is asked
     layer: DiBALinear
     samples: Samples
     loss: Loss
@@ -37,20 +42,25 @@ class DiagonalFit:
     clip: float | None
     patience: int
     callback: Callable[[int, float], Any] | None
+    # the start, and what of it is held
+    start: dict[str, Array] = field(default_factory=dict)
+    held_units: dict[str, float] = field(default_factory=dict)  # sizes that count as one away
     weight: float = 0.0  # of the distance, in units of the loss
     few: bool = False  # whether samples are too few to trust their means
-    bias_unit: float = 1.0  # its size, or that of the outputs where it begins with zeros
-    scale: float = 1.0  # the size of the loss at the start
-    start: dict[str, Array] = field(default_factory=dict)
-    units: dict[str, float] = field(default_factory=dict)  # of the distance of what is held
+    # sizes at the start, so that optimisers work on numbers near one
+    scale: float = 1.0  # of the loss
+    power: int = 0  # the exponent of 2 nearest to that
+    bias_unit: float = 1.0  # of the bias, or of the outputs where it begins with zeros
+    # steps, and the best of them
+    done: int = 0
+    history: list[float] = field(default_factory=list)
     best: float = np.inf
     kept: dict[str, Array] = field(default_factory=dict)
     kept_step: int = 0
-    done: int = 0
-    history: list[float] = field(default_factory=list)
-    data: Moments | None = None  # of als, and the squared error of a sample about the mean
-    noise: float = 0.0
-    _waited: int = 0
+    _waited: int = 0  # steps since one was better
+    # of least squares alone
+    data: Moments | None = None
+    noise: float = 0.0  # the squared error of a sample at the start, about the mean
 
     def begin(self, stay: float, few: bool = False, by_gradients: bool = False) -> float:
         """Judge and remember the start; return its loss.
@@ -59,17 +69,15 @@ class DiagonalFit:
         """
         self.few = few
         if few and by_gradients and self.bias:
-            self.units["bias"] = self.output_size()
+            self.held_units["bias"] = self.output_size()
         before = self.judge()
         if not math.isfinite(before):
             raise ValueError(f"the loss must be finite at the start, got {before:g}")
         self.scale = abs(before) or 1.0
-        # what float32 sums of gradients are held against, a power of two: it changes no digit
         self.power = round(math.log2(self.scale))
-        self.step = 2.0**self.power
         self.weight = stay * self.scale
         self.best, self.kept, self.start = before, self.snapshot(), self.snapshot()
-        self.units |= {name: root_mean_square(self.start[name]) for name in self.diagonals}
+        self.held_units |= {name: root_mean_square(self.start[name]) for name in self.diagonals}
         own = self.start["bias"]
         if self.bias and by_gradients:
             self.bias_unit = (
@@ -85,6 +93,11 @@ class DiagonalFit:
                 squares += float(np.sum(np.square(values, dtype=np.float64)))
                 count += values.size
         return math.sqrt(squares / count) or 1.0
+
+    @property
+    def gradient_unit(self) -> float:
+        """What the layer's float32 gradients are in: a power of two, which changes no digit."""
+        return 2.0**self.power
 
     @property
     def diagonals(self) -> list[str]:
@@ -131,7 +144,7 @@ class DiagonalFit:
         if not self.weight:
             return 0.0
         total = 0.0
-        for name, unit in self.units.items():
+        for name, unit in self.held_units.items():
             away = (self.layer.parameters[name] - self.start[name]) / unit
             total += float(np.mean(np.square(away, dtype=np.float64)))
         return self.weight * total
@@ -271,7 +284,7 @@ class DiagonalFit:
             return self._bias_from(self.data, outputs)
         layer, unit = DiBALinear(factors), self.bias_unit
         bias, start = layer.parameters["bias"], self.start["bias"]
-        held = self.units.get("bias")
+        held = self.held_units.get("bias")
         weight = self.weight / (bias.size * held**2) if held else 0.0
         power = int(np.frexp(unit)[1])
 
@@ -293,7 +306,7 @@ class DiagonalFit:
     def add_gradient(self, x: Array, y: Array, share: float = 1.0) -> float:
         """Add `share` times the gradient of the mean loss of some samples; return that share.
 
-        The layer's gradients are in units of `step`.
+        The layer's gradients are in `gradient_unit`.
         """
         value, gradient = self.evaluate(x, y)
         self.layer.backward(np.ldexp(share * gradient, -self.power))
@@ -303,9 +316,9 @@ class DiagonalFit:
         """Add the gradient of `distance` and return its value."""
         if not self.weight:
             return 0.0
-        for name, unit in self.units.items():
+        for name, unit in self.held_units.items():
             start = self.start[name]
-            scale = 2.0 * self.weight / (start.size * unit**2 * self.step)
+            scale = 2.0 * self.weight / (start.size * unit**2 * self.gradient_unit)
             self.layer.gradients[name] += scale * (self.layer.parameters[name] - start)
         return self.distance()
 
@@ -344,7 +357,7 @@ class _Scaled:
 
     def gradients(self) -> dict[str, Array]:
         """Return the gradients of the layer as those with respect to the values."""
-        own, scale = self.fit.layer.gradients, self.fit.scale / self.fit.step
+        own, scale = self.fit.layer.gradients, self.fit.scale / self.fit.gradient_unit
         return {name: own[name] * np.float64(unit / scale) for name, unit in self.units.items()}
 
 

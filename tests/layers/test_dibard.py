@@ -240,7 +240,7 @@ def test_gradients_of_the_objective_equal_central_differences(rng, loss, labels)
         np.add(value, 0.1 * rng.normal(size=value.shape), out=value)
         assert value.dtype == np.float64
     fit.full_gradient()
-    kept = {name: fit.step * g for name, g in fit.layer.gradients.items()}
+    kept = {name: fit.gradient_unit * g for name, g in fit.layer.gradients.items()}
     for name, value in fit.layer.parameters.items():
         for at in range(value.size):
             slopes = []
