@@ -20,7 +20,7 @@ from diba_np.kernels._lookup import block_size  # _lookup.py baa33a2a7297
 from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 2ab30e42ec6b
 from diba_np.kernels.few_columns import few_columns  # few_columns.py ae12638c5c78
 from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
-from diba_np.kernels.hadamard import rotate_vector  # hadamard.py be1688d22065
+from diba_np.kernels.hadamard import rotate_vector  # hadamard.py bcc2cb380491
 
 COLUMNS = 37  # entries of a row of the plan
 # What they are, in order. "At": an offset into the workspace, in float32. Stage 1 is

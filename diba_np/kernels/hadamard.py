@@ -43,6 +43,8 @@ def hadamard(x, columns):
     ``N P log2 P`` additions.
     """
     size = x.size
+    if size == 0:
+        return
     span = columns
     if columns == 1 and size >= 8:
         for at in range(0, size, 8):  # three rounds at once, in registers

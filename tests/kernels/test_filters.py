@@ -57,6 +57,10 @@ def test_hadamard_equals_the_matrix(P, columns, kind):
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_hadamard_of_no_columns_ends():
+    hadamard(np.empty(0), 0)
+
+
 @pytest.mark.parametrize("power, odd", [(1, 1), (16, 1), (4, 3), (1, 5), (64, 9)])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("back", [False, True])
