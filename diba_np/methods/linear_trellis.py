@@ -84,13 +84,13 @@ class LinearTrellis(Trellis):
         return rows
 
     def _apply(self, X: Array) -> Array:
-        if X.shape[1] == 1 and X.dtype == np.float32 and X.flags.carray:
-            size = self.packed_weights
-            if size and parts_worth(size) == 1 and self._plan is not None:
-                out = np.empty((self.shape[0], 1), np.float32)
-                kernel = KERNELS[vector_path()]
-                if math.isfinite(self._plan.run(kernel, X.reshape(-1), _NOTHING, out.reshape(-1))):
-                    return out
+        size = self.packed_weights if X.shape[1] == 1 and X.dtype == np.float32 else None
+        if size and parts_worth(size) == 1 and self._plan is not None:
+            x = X if X.flags.carray else np.require(X, requirements=["C", "W", "A"])
+            out = np.empty((self.shape[0], 1), np.float32)
+            kernel = KERNELS[vector_path()]
+            if math.isfinite(self._plan.run(kernel, x.reshape(-1), _NOTHING, out.reshape(-1))):
+                return out
         return real_product(X, self._multiply, lambda x: self._dense() @ x)
 
     def _apply_transposed(self, Y: Array) -> Array:

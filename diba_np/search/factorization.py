@@ -261,7 +261,9 @@ def factorize(
                         raise
         finally:
             run.close()
-        outcome, scales = min(tried, key=lambda one: _cost(target, one[0], goal))
+        if len(tried) > 1:  # to judge one takes a product for nothing
+            tried.sort(key=lambda one: _cost(target, one[0], goal))
+        outcome, scales = tried[0]
         outcome = replace(outcome, sweeps=sum(one.sweeps for one, _ in tried))
         outcome = run.journal.stage("finish", lambda: finish(target, outcome, run, scales))
         lost = Lost(shape)
