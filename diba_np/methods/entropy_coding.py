@@ -19,8 +19,10 @@ CODERS = ("huffman", "rans")
 
 
 def entropy(symbols: ArrayLike) -> float:
-    """Return the empirical entropy of integer symbols, in bits a symbol."""
-    counts = np.unique(np.asarray(symbols), return_counts=True)[1]
+    """Return the empirical entropy of integer symbols, in bits a symbol; O(N + their range)."""
+    found = np.asarray(symbols).ravel()
+    counts = np.bincount(found - found.min()) if found.size else np.zeros(0, np.int64)
+    counts = counts[counts > 0]
     p = counts / max(int(counts.sum()), 1)
     return float(-(p * np.log2(p)).sum()) + 0.0
 

@@ -19,10 +19,10 @@ from diba_np.matrix.base import Array, CompressedMatrix, take
 from diba_np.methods.entropy_coding import at_least, decode, smallest
 from diba_np.methods.fitting import Problem, check_problem, to_half
 from diba_np.methods.mesa_layer import (
+    SortedEntries,
     choose_blocks,
     fit_blocks,
     member_means,
-    nearest,
     nothing_fits,
 )
 from diba_np.methods.streams import pack_digits, packed_bytes, unpack_digits
@@ -191,12 +191,12 @@ class MESA(CompressedMatrix):
     @classmethod
     def _finest(cls, problem: Problem, blocks: Array, order: str, coder: str) -> Self | None:
         """Return blocks on the most levels that the budget holds, or None."""
-        deltas = len(blocks) > 1
+        deltas, entries = len(blocks) > 1, SortedEntries(blocks)
         for r in (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2):
             if blocks.size < 2 * r or packed_bytes(blocks.size, 2) > problem.budget:
                 continue
-            centroids = to_half(even_grid(blocks, r))
-            codes = nearest(blocks, centroids.astype(np.float64))
+            centroids = to_half(even_grid(entries, r))
+            codes = entries.nearest(centroids.astype(np.float64))
             if _at_least(codes, r, deltas) > problem.budget:
                 continue
             made = cls(problem.shape, codes, centroids, deltas, order, coder)
@@ -341,13 +341,11 @@ class MESA(CompressedMatrix):
         )
 
 
-def even_grid(values: Array, r: int) -> Array:
-    """Return r evenly spaced centroids over the bulk of `values`, then means of their members."""
-    low, high = (
-        np.quantile(values, [0.002, 0.998]) if values.size > 1000 else (values.min(), values.max())
-    )
+def even_grid(entries: SortedEntries, r: int) -> Array:
+    """Return r evenly spaced centroids over the bulk of entries, then means of their members."""
+    low, high = entries.bulk
     grid = np.linspace(low, high, r) if high > low else low + np.arange(r) * 1e-3
-    return np.sort(member_means(values, nearest(values, grid), grid))
+    return np.sort(member_means(entries.values, entries.nearest(grid), grid))
 
 
 def _at_least(codes: Array, r: int, deltas: bool) -> float:

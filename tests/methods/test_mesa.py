@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from diba_np.methods.deep_compression import DeepCompression, HuffmanCoded
 from diba_np.methods.fitting import check_problem, gram
@@ -14,7 +15,7 @@ from diba_np.methods.mesa import (
     cyclic_delta,
     stride_order,
 )
-from diba_np.methods.mesa_layer import fit_blocks, kmeans, nearest
+from diba_np.methods.mesa_layer import SortedEntries, fit_blocks, kmeans, nearest
 
 
 def test_vector_of_the_cyclic_delta():
@@ -106,6 +107,17 @@ def test_kmeans_is_a_fixed_point(rng):
     for j in np.unique(label):
         assert np.isclose(values[label == j].mean(), centroids[j], atol=1e-6)
     np.testing.assert_array_equal(label, np.argmin(np.abs(values[:, None] - centroids), axis=1))
+
+
+@given(
+    arrays(np.float64, array_shapes(max_dims=3, max_side=9), elements=st.integers(-8, 8)),
+    arrays(np.float64, st.integers(1, 9), elements=st.integers(-8, 8)),
+)
+def test_the_nearest_of_sorted_entries_is_the_nearest(values, centroids):
+    """Also in the middle between two centroids, and of centroids that are the same."""
+    centroids.sort()
+    found = SortedEntries(values).nearest(centroids)
+    assert np.array_equal(found, nearest(values, centroids)) and found.dtype == np.int64
 
 
 def test_entropy_coding_beats_k_means_at_equal_bits():

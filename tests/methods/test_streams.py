@@ -57,6 +57,14 @@ def test_bad_streams_are_refused():
         codes.unpack_sets(np.full(codes.sets_bytes(1, 5, 2), 255, np.uint8), 1, 5, 2)
 
 
+@given(SYMBOLS, st.sampled_from(["i8", "u1"]), st.sampled_from([0, 3]))
+def test_the_entropy_of_symbols(drawn, dtype, least):
+    symbols = (np.array(drawn[1]) % 200 + (least if dtype == "u1" else -least)).astype(dtype)
+    counts = np.unique(symbols, return_counts=True)[1]
+    expected = -np.sum(counts / symbols.size * np.log2(counts / symbols.size))
+    assert entropy_coding.entropy(symbols) == pytest.approx(expected, abs=1e-12)
+
+
 @given(SYMBOLS, st.sampled_from(["huffman", "rans"]))
 def test_coders_round_trip(drawn, coder):
     r, symbols = drawn
