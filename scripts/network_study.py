@@ -126,6 +126,7 @@ class Study:
 
     def __init__(self, task: Task, folder: Path, args: argparse.Namespace) -> None:
         self.task, self.folder, self.args = task, folder, args
+        self.dense_folder = folder / "dense"  # what all chains read of the dense network
         if args.mixed:
             task.mix(args.mixed)
         names = "effort calibration rows taper mixed epochs rate"
@@ -183,6 +184,7 @@ class Study:
             taught=self.tokens(self.args.rows, share),
             threads=self.args.threads,
             folder=parts,
+            dense_folder=self.dense_folder,
             callback=lambda facts: tell(f"{key_of(cell)}: {json.dumps(facts)}"),
         )
         seconds = time.process_time() - started
@@ -395,7 +397,10 @@ def run(
     if args.jobs > 1 and not args.only_finished:
         run_side_by_side(study, make, chains)
         study.results.reread()
-    return study, dense, [row for chain in chains for row in study.rows(chain)]
+    rows = [row for chain in chains for row in study.rows(chain)]
+    if not args.only_finished:
+        shutil.rmtree(study.dense_folder, ignore_errors=True)
+    return study, dense, rows
 
 
 def main(

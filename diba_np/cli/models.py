@@ -99,6 +99,12 @@ def add_model(subcommands: Any, given: Parents) -> None:
         "or spectrograms, .npy; options of matrices alone, of the above and of the search, are "
         "then refused",
     )
+    command.add_argument(
+        "--dense-folder",
+        metavar="FOLDER",
+        help="with --texts: keep here what the dense network gives of them, for runs with other "
+        "bits or methods; nothing removes it",
+    )
     add_search_options(command, *SHARED)
     command.add_argument(
         "--jobs",
@@ -146,6 +152,8 @@ def run_model(args: argparse.Namespace) -> int:
         if Path(args.json_log).resolve() == output.resolve():
             raise CommandError(f"{output}: --json-log and --output must be two files")
         check_not_read(Path(args.json_log), read)
+    if args.dense_folder is not None and args.texts is None:
+        raise CommandError("--dense-folder is of networks alone; give --texts too, or leave it out")
     args.effort = args.effort or ("balanced" if args.texts is None else "fast")
     try:
         return _factorize(args) if args.texts is None else networks.run_compress(args)

@@ -412,6 +412,7 @@ def run_compress(args: argparse.Namespace) -> int:
             threads=args.threads or 1,
             seed=args.seed,
             folder=parts,
+            dense_folder=args.dense_folder,
             progress=not args.quiet,
             callback=tell,
         )

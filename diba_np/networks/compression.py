@@ -53,6 +53,7 @@ def compress(
     threads: int | None = 1,
     executor: futures.Executor | None = None,
     folder: str | Path | None = None,
+    dense_folder: str | Path | None = None,
     progress: bool = False,
     callback: Callable[[dict[str, Any]], Any] | None = None,
     seed: int = 0,
@@ -116,6 +117,10 @@ def compress(
     folder : path, optional
         Where everything finished is kept. The same call goes on where an earlier one was killed and
         ends with the same bits. Nothing removes it.
+    dense_folder : path, optional
+        Where of that is kept what the dense network and the texts give alone: weights of tokens and
+        outputs, hidden states that teach. Calls with other bits or methods, also at the same time,
+        then make it once for all. By default `folder`.
     progress : bool, default False
         Show progress on standard error.
     callback : callable, optional
@@ -188,8 +193,9 @@ def compress(
         try:
             runner = Runner(min(jobs, processors()), threads or 1, executor)
             training = Training(epochs, rate, codes, rows.drawn(taught, seed + 1))
+            shared = home if dense_folder is None else Path(dense_folder).resolve()
             run = CompressionRun(
-                net, names, rows, settings, home, events, runner, threads, training
+                net, names, rows, settings, home, shared, events, runner, threads, training
             )
             run.check_budget()  # before anything is written
             run.check_states()

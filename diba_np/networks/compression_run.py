@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.errors import BudgetError
+from diba_np.files.lock import FileLock
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.machine.versions import versions
@@ -51,7 +54,7 @@ HOLD_OUT = 0.125
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 # what a run leaves in its folder, stage by stage
-STAGES = ("importance", "table-*.h5", "layers", "alone", "teacher-*", "training-*")
+STAGES = ("importance-*", "table-*.h5", "layers", "alone", "teacher-*", "training-*")
 
 # methods whose bits a weight are any number
 _SHARED = ("diba", "linear-trellis", BEST)
@@ -93,6 +96,8 @@ class CompressionRun:
     settings : Settings
     home : Path
         Where finished stages are kept.
+    dense_home : Path
+        Where those are kept that depend on the dense network and the texts alone; runs share it.
     events : Events
     runner : Runner
         What fits the layers of a group side by side.
@@ -108,13 +113,14 @@ class CompressionRun:
         texts: Calibration,
         settings: Settings,
         home: Path,
+        dense_home: Path,
         events: Events,
         runner: Runner,
         threads: int | None,
         training: Training,
     ) -> None:
         self.net, self.names, self.settings = net, names, settings
-        self.home, self.events = home, events
+        self.home, self.dense_home, self.events = home, dense_home, events
         self.runner, self.training = runner, training
         # but for the bits and the weights of the outputs
         self.fit = Fit(settings.method, settings.effort, settings.seed, threads, {}, None)
@@ -155,8 +161,7 @@ class CompressionRun:
 
     def remove_states(self) -> None:
         """Remove the states between layers that a run left here which was killed."""
-        for folder in (self.home, *self.home.glob("teacher-*")):
-            remove_states(folder)
+        remove_states(self.home)
 
     def _tables(self) -> list[str]:
         """Return the table of tokens and the head, those that there are and are compressed."""
@@ -194,7 +199,8 @@ class CompressionRun:
         options: dict[str, Any] = {
             "epochs": epochs,
             "rate": rate,
-            "states": self.home / f"teacher-{read}",
+            "states": self._dense_path("teacher", rows),
+            "scratch": self.home,
             "path": self.home / f"training-{read}-{epochs}-{rate!r}{kind}.checkpoint",
             "seed": self.settings.seed,
             "teacher_digest": self.network_digest,
@@ -206,13 +212,24 @@ class CompressionRun:
 
     def _importance(self) -> KeptImportance:
         """Return how much tokens and outputs matter, as it is kept: every run sees the same."""
-        found = KeptImportance(self.home / "importance", list(self.net.weights))
-        if not found.complete:
-            seed, coupled = self.settings.seed, COUPLED if self.settings.method == "diba" else 0
-            for name, each in importance(self.net, self.weighed, seed, self.home, coupled):
-                found.write(name, each)
-            found.finish()
+        net, seed = self.net, self.settings.seed
+        found = KeptImportance(self._dense_path("importance", self.weighed), list(net.weights))
+        # another run that shares it makes it for both
+        with FileLock(found.folder / "lock", wait=math.inf, needed=False):
+            if not found.complete:
+                # only decoders have shares by it
+                for name, each in importance(
+                    net, self.weighed, seed, self.home, COUPLED, energies=net.kind.decoder
+                ):
+                    found.write(name, each)
+                found.finish()
         return found
+
+    def _dense_path(self, what: str, rows: Calibration) -> Path:
+        """Return where something is kept that some rows give in the dense network."""
+        made_of = [self.network_digest, rows.digest(), self.settings.seed, versions()]
+        digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+        return self.dense_home / f"{what}-{digest[:12]}"
 
     def _shares(self, matters: KeptImportance | None) -> dict[str, float]:
         """Return the bits a weight of every matrix; the tables get the mean."""
@@ -342,7 +359,7 @@ class CompressionRun:
         net, rows = self.net, self.fitted
         tokens: dict[str, list[Array]] = {}
         if not net.kind.decoder:
-            tokens = {name: matters.tokens(name) for name in matters.energies()}
+            tokens = {name: matters.tokens(name) for name in matters.names()}
 
         def states(of: Network) -> Callable[[], Iterator[Any]]:
             def first() -> Iterator[Any]:

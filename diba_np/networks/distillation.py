@@ -39,6 +39,8 @@ class Teacher:
     folder : Path, optional
         Where they are kept in half precision, a file a row of ``2 places width`` bytes a token;
         several processes may share it. Without one they are computed each time, rounded alike.
+    scratch : Path, optional
+        Where a temporary folder for the states between two layers is made; by default `folder`.
 
     Attributes
     ----------
@@ -46,8 +48,10 @@ class Teacher:
         Which hidden states they are: at most `PLACES` after the embeddings, the last among them.
     """
 
-    def __init__(self, net: Network, folder: Path | None = None) -> None:
-        self.net, self.folder = net, folder
+    def __init__(
+        self, net: Network, folder: Path | None = None, scratch: Path | None = None
+    ) -> None:
+        self.net, self.folder, self.scratch = net, folder, scratch or folder
         count = min(PLACES, net.config.layers)
         ends = np.linspace(0, net.config.layers, count + 1).round()[1:]
         self.places = [int(end) for end in ends]
@@ -78,7 +82,7 @@ class Teacher:
             return
         batches = [rows for rows in batches if not all(self._path(int(r)).exists() for r in rows)]
         net = self.net
-        with states_folder(self.folder) as space:
+        with states_folder(self.scratch) as space:
             begun = (net.begin(*data.read(rows)) for rows in batches)
             for layer, at, state in layer_by_layer(net, begun, lambda _, at: space / f"{at}.npy"):
                 if layer in self.places:
@@ -189,9 +193,9 @@ def taught(
 class _Lesson:
     """One batch of a training: loss and gradients."""
 
-    def __init__(self, student: Network, teacher: Network, hidden: float, states: Path | None):
-        self.student, self.dense, self.hidden = student, teacher, hidden
-        self.teacher = Teacher(teacher, states)
+    def __init__(self, student: Network, teacher: Teacher, hidden: float) -> None:
+        self.student, self.teacher, self.hidden = student, teacher, hidden
+        self.dense = teacher.net
 
     def loss(self, rows: Array, data: Calibration, share: float = 0.0) -> tuple[float, float]:
         """Return loss and distance of hidden states; go back with a share of the batch."""
@@ -254,6 +258,7 @@ def distil(
     tokens: int | None = None,
     hold_out: float = 0.05,
     states: Path | None = None,
+    scratch: Path | None = None,
     path: Path | None = None,
     seed: int = 0,
     penalty: Callable[[], float] | None = None,
@@ -279,8 +284,8 @@ def distil(
         Of a step, which is made of batches of `data` or is a smaller one; by default the task's.
     hold_out : float
         Share of the rows, at least one of two or more, that are not trained on and judge.
-    states : Path, optional
-        Folder of the teacher's hidden states, see `Teacher`.
+    states, scratch : Path, optional
+        Folder of the teacher's hidden states and of what is between two layers, see `Teacher`.
     path : Path, optional
         Checkpoint of the training, written once a minute and continued from; one of other
         arguments, rows, teacher or versions is refused.
@@ -312,7 +317,7 @@ def distil(
     hold_out = check_number(hold_out, "hold_out")
     tokens = check_count(task_of(teacher).step_tokens if tokens is None else tokens, "tokens")
     data = data.batched(min(tokens, data.tokens))
-    lesson = _Lesson(student, teacher, hidden, states)
+    lesson = _Lesson(student, Teacher(teacher, states, scratch), hidden)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
     held = min(max(1, round(hold_out * len(data))), len(data) - 1) if hold_out else 0

@@ -273,6 +273,8 @@ def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch
           for option in (("--shift", "0.5"), ("--scale-bits", "8"), ("--terms", "2"),
                          ("--solver", "greedy"), ("--max-sweeps", "9"), ("--tol", "0.1"),
                          ("--min-size", "32"), ("--allocation", "uniform"))),
+        (["model", "{net}", "--bits", "1", "-o", "{out}", "--dense-folder", "{out}"],
+         "--dense-folder is of networks alone; give --texts too, or leave it out"),
         (["model", "{other}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
          "model_type must be one of bert"),
         (["model", "{vit}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
@@ -372,7 +374,7 @@ def test_parts_of_a_run_with_texts_stay(tmp_path, capsys):
     assert not home.exists()
 
 
-@pytest.mark.parametrize("stage", ["importance/complete", "layers/order.json", "table-0.h5"])
+@pytest.mark.parametrize("stage", ["importance-0a/complete", "layers/order.json", "table-0.h5"])
 def test_a_restart_removes_any_stage_of_a_run_with_texts(stage, tmp_path, capsys):
     np.savez(tmp_path / "w.npz", a=np.eye(20))
     part = tmp_path / "out.h5.parts" / stage

@@ -168,13 +168,10 @@ def test_states_that_a_killed_run_left_are_removed(shallow, tmp_path):
     """They may be many times as large as the network."""
     options = {"method": "rtn", "bits": 4.0, "folder": tmp_path}
     networks.compress(shallow, rows(4), **options)
-    (teacher,) = tmp_path.glob("teacher-*")
-    left = []
-    for home in (tmp_path, teacher):
-        with states_folder(home) as space:
-            left.append(space)
-        left[-1].mkdir()
-        (left[-1] / "0-0.npy").touch()
+    with states_folder(tmp_path) as left:
+        pass
+    left.mkdir()
+    (left / "0-0.npy").touch()
     for mine in (
         "mine",
         "states-2024",
@@ -184,7 +181,36 @@ def test_states_that_a_killed_run_left_are_removed(shallow, tmp_path):
         (tmp_path / mine / "notes.txt").touch()
     before = set(tmp_path.rglob("*"))
     networks.compress(shallow, rows(4), **options)
-    assert set(tmp_path.rglob("*")) == before - {*left, *(path / "0-0.npy" for path in left)}
+    assert set(tmp_path.rglob("*")) == before - {left, left / "0-0.npy"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_runs_share_what_the_dense_network_gives(kind, tmp_path, monkeypatch):
+    """Encoders have no energies, decoders shares by them; the states of both teach."""
+    net = network(kind, dtype=np.float32)
+    ids = np.random.default_rng(3).integers(5, 19, (8, 6))
+
+    def compressed(name, method, dense_folder=None):
+        more = {"bits": 9.0, "effort": "fast", "folder": tmp_path / name}
+        return networks.compress(net, ids, method=method, dense_folder=dense_folder, **more)
+
+    alone = [compressed(f"{method}-alone", method) for method in ("gptq", "diba")]
+    shared = tmp_path / "dense"
+    first = compressed("gptq", "gptq", shared)
+    kept = {path: path.stat().st_mtime_ns for path in shared.rglob("*") if path.is_file()}
+    assert {path.parent.name.split("-")[0] for path in kept} == {"importance", "teacher"}
+    assert not [*tmp_path.glob("gptq/importance-*"), *tmp_path.glob("gptq/teacher-*")]
+
+    def forbidden(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("diba_np.networks.compression_run.importance", forbidden)
+    monkeypatch.setattr("diba_np.networks.distillation.Teacher._keep", forbidden)
+    second = compressed("diba", "diba", shared)
+    assert same(first, alone[0]) and same(second, alone[1])
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*") if path.is_file()} == kept
+    with pytest.raises(AssertionError, match="made again"):  # of other texts nothing is there
+        networks.compress(net, ids[:4], method="gptq", bits=9.0, dense_folder=shared)
 
 
 def test_another_run_is_refused_where_one_is_kept(shallow, tmp_path):
@@ -223,7 +249,7 @@ def test_stages_whose_run_is_gone_are_not_taken_over(shallow, tmp_path):
     with pytest.raises(ValueError, match=f"{words}$"):
         networks.compress(shallow, rows(4), bits=4.0, **options)
     shutil.rmtree(tmp_path / "network.parts")
-    with pytest.raises(ValueError, match="holds importance of a run that it does not name"):
+    with pytest.raises(ValueError, match=r"holds importance-\w+ of a run that it does not name"):
         networks.compress(shallow, rows(4), bits=4.0, **options)
 
 
@@ -379,11 +405,22 @@ def test_importance_is_the_same_after_a_file(dense, tmp_path):
     kept.finish()
     again = KeptImportance(tmp_path / "kept", list(dense.weights))
     assert again.complete
+    assert again.names() == list(dense.weights)
     assert again.energies() == {name: found[name].energy for name in dense.weights}
     for name, each in found.items():
         assert np.allclose(again.outputs(name), each.outputs, rtol=1e-6, atol=1e-9)
         for a, b in zip(again.tokens(name), each.tokens, strict=True):
             assert np.allclose(a, b, rtol=1e-6)
+
+
+def test_importance_without_energies_is_the_same(dense):
+    data = calibration(dense, rows(6))
+    whole, less = (dict(importance(dense, data, energies=asked)) for asked in (True, False))
+    for name, each in less.items():
+        assert each.energy is None
+        assert whole[name].energy > 0
+        assert np.array_equal(each.outputs, whole[name].outputs)
+        assert all(map(np.array_equal, each.tokens, whole[name].tokens))
 
 
 def test_of_wide_layers_the_weights_are_the_diagonal():
