@@ -152,8 +152,14 @@ def run_model(args: argparse.Namespace) -> int:
         if Path(args.json_log).resolve() == output.resolve():
             raise CommandError(f"{output}: --json-log and --output must be two files")
         check_not_read(Path(args.json_log), read)
-    if args.dense_folder is not None and args.texts is None:
-        raise CommandError("--dense-folder is of networks alone; give --texts too, or leave it out")
+    if args.dense_folder is not None:
+        if args.texts is None:
+            raise CommandError(
+                "--dense-folder is of networks alone; give --texts too, or leave it out"
+            )
+        for path in (args.output, args.source, args.texts):
+            if Path(args.dense_folder).resolve() == Path(path).resolve():
+                raise CommandError(f"{path}: --dense-folder must be a folder of its own")
     args.effort = args.effort or ("balanced" if args.texts is None else "fast")
     try:
         return _factorize(args) if args.texts is None else networks.run_compress(args)

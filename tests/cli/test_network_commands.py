@@ -275,6 +275,9 @@ def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch
                          ("--min-size", "32"), ("--allocation", "uniform"))),
         (["model", "{net}", "--bits", "1", "-o", "{out}", "--dense-folder", "{out}"],
          "--dense-folder is of networks alone; give --texts too, or leave it out"),
+        *((["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", "{out}", "--dense-folder",
+            folder], "--dense-folder must be a folder of its own")
+          for folder in ("{out}", "{net}", "{good}")),
         (["model", "{other}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
          "model_type must be one of bert"),
         (["model", "{vit}", "--texts", "{good}", "--bits", "1", "-o", "{out}"],
