@@ -20,7 +20,7 @@ from diba_np.kernels._lookup import block_size  # _lookup.py baa33a2a7297
 from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 2ab30e42ec6b
 from diba_np.kernels.few_columns import few_columns  # few_columns.py ae12638c5c78
 from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
-from diba_np.kernels.hadamard import rotate_vector  # hadamard.py bcc2cb380491
+from diba_np.kernels.hadamard import rotate_vector  # hadamard.py d22ad1629165
 
 COLUMNS = 37  # entries of a row of the plan
 # What they are, in order. "At": an offset into the workspace, in float32. Stage 1 is
@@ -59,7 +59,7 @@ COLUMNS = 37  # entries of a row of the plan
     FEW_INPUTS,  # at: those entries of x
     TURN_IN,  # at: a rotation of the inputs, n signs and then the odd factor; -1 if there is none
     ODD_IN,  # order of that factor
-    TURNED_IN,  # at: the rotated x
+    TURNED_IN,  # at: the rotated x, and as much room
     TURN_OUT,  # the same three of the outputs
     ODD_OUT,
     TURNED_OUT,
@@ -183,13 +183,14 @@ def turned_inputs(x, row, work):
 def rotate_inputs(x, row, work):
     """Write the rotated x to the workspace, if inputs are rotated."""
     if row[TURN_IN] >= 0:
-        _rotate(x, row[TURN_IN], row[ODD_IN], False, work, turned_inputs(x, row, work))
+        _rotate(x, row[TURN_IN], row[ODD_IN], False, work, row[TURNED_IN])
 
 
 @njit(fastmath=False)
-def _rotate(x, turn, odd, back, work, out):
+def _rotate(x, turn, odd, back, work, turned):
     signs, factor = work[turn:][: x.size], work[turn + x.size :][: odd * odd]
-    rotate_vector(x, signs, factor.reshape(odd, odd), back, out)
+    room = work[turned + x.size :][: x.size]
+    rotate_vector(x, signs, factor.reshape(odd, odd), back, room, work[turned:][: x.size])
 
 
 @njit(fastmath=False)
@@ -211,9 +212,8 @@ def filter_stage(x, row, work):
     scales = work[row[SCALES] :][: row[N_WEIGHTS] * steps].reshape(row[N_WEIGHTS], steps)
     filter_sums(sums, taps, scales, 1, row[FEW] > 0, found)
     if row[TURN_OUT] >= 0:
-        out = work[row[TURNED_OUT] :][:m]
-        _rotate(found, row[TURN_OUT], row[ODD_OUT], True, work, out)
-        found[:] = out
+        _rotate(found, row[TURN_OUT], row[ODD_OUT], True, work, row[TURNED_OUT])
+        found[:] = work[row[TURNED_OUT] :][:m]
     return _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], np.float32(0.0), row[N_TILES_2])
 
 

@@ -74,7 +74,29 @@ def hadamard(x, columns):
 
 
 @njit(fastmath=False)
-def rotate_vector(x, signs, factor, back, out):
+def _mix(source, factor, target):
+    """Write the rows of (q, P), flat, mixed by the transpose of a factor (q, q)."""
+    q = len(factor)
+    steps = source.size // q
+    for i in range(q):
+        row = target[i * steps : (i + 1) * steps]
+        row[:] = 0
+        j = 0
+        while j + 3 <= q:  # three at once
+            a, b, c = source[j * steps :], source[(j + 1) * steps :], source[(j + 2) * steps :]
+            f, g, h = factor[j, i], factor[j + 1, i], factor[j + 2, i]
+            for p in range(steps):
+                row[p] = ((row[p] + f * a[p]) + g * b[p]) + h * c[p]
+            j += 3
+        while j < q:
+            a, f = source[j * steps :], factor[j, i]
+            for p in range(steps):
+                row[p] += f * a[p]
+            j += 1
+
+
+@njit(fastmath=False)
+def rotate_vector(x, signs, factor, back, room, out):
     """Multiply a vector with ``(H x Q) diag(signs)``, or with the transpose of that.
 
     Parameters
@@ -85,13 +107,26 @@ def rotate_vector(x, signs, factor, back, out):
         ``Q^T``; to go back Q. H is the Hadamard matrix of order n / q, a power of two.
     back : bool
         Whether to multiply with the transpose.
-    out : (n,) of the same type, overwritten
+    room, out : (n,) of the same type, overwritten
 
     Notes
     -----
     ``n (log2(n / q) + 2 q)`` flops.
     """
     q = len(factor)
+    steps = x.size // q
+    if 1 < q < steps:  # as (q, P), because rows of few entries are not vectorised
+        for i in range(q):
+            row = out[i * steps : (i + 1) * steps]
+            for p in range(steps):
+                row[p] = x[p * q + i] if back else signs[p * q + i] * x[p * q + i]
+        _mix(out, factor, room)
+        for i in range(q):
+            row = room[i * steps : (i + 1) * steps]
+            hadamard(row, 1)
+            for p in range(steps):
+                out[p * q + i] = signs[p * q + i] * row[p] if back else row[p]
+        return
     if back:
         out[:] = x
     else:

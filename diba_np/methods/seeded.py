@@ -96,8 +96,9 @@ class Rotation:
 
     def _vector(self, x: Array, signs: Array, factor: Array, back: bool) -> Array:
         """Rotate one column (n, 1), for which the steps of `_mixed` take longer than the work."""
-        out = np.empty(x.shape, x.dtype)
-        rotate_vector(x.reshape(-1), signs.reshape(-1), factor, back, out.reshape(-1))
+        room, out = np.empty((2, *x.shape), x.dtype)
+        flat = (part.reshape(-1) for part in (room, out))
+        rotate_vector(x.reshape(-1), signs.reshape(-1), factor, back, *flat)
         return out
 
     def apply(self, x: Array) -> Array:

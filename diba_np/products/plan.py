@@ -139,7 +139,7 @@ class Plan:
         signs, factor = turn
         start = self._constant(np.concatenate([signs.ravel(), factor.ravel()]))
         if (side, start) not in self._turned:
-            self._turned[side, start] = self._room(signs.size)
+            self._turned[side, start] = self._room(2 * signs.size)
         return start, len(factor), self._turned[side, start]
 
     def _set_room(self) -> None:

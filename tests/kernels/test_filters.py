@@ -61,13 +61,13 @@ def test_hadamard_of_no_columns_ends():
     hadamard(np.empty(0), 0)
 
 
-@pytest.mark.parametrize("power, odd", [(1, 1), (16, 1), (4, 3), (1, 5), (64, 9)])
+@pytest.mark.parametrize("power, odd", [(1, 1), (16, 1), (4, 3), (4, 5), (1, 5), (64, 9)])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("back", [False, True])
 def test_a_rotated_vector_equals_the_matrix(power, odd, kind, back):
     rng = np.random.default_rng(power)
     x, signs = rng.normal(size=power * odd), rng.choice([-1.0, 1.0], power * odd)
-    factor, out = rng.normal(size=(odd, odd)), np.empty(x.size, kind)
-    rotate_vector(*(part.astype(kind) for part in (x, signs, factor)), back, out)
+    factor, (room, out) = rng.normal(size=(odd, odd)), np.empty((2, x.size), kind)
+    rotate_vector(*(part.astype(kind) for part in (x, signs, factor)), back, room, out)
     expected = naive.rotate_vector(x, signs, factor, back)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
