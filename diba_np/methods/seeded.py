@@ -96,10 +96,10 @@ class Rotation:
 
     def _vector(self, x: Array, signs: Array, factor: Array, back: bool) -> Array:
         """Rotate one column (n, 1), for which the steps of `_mixed` take longer than the work."""
-        room, out = np.empty((2, *x.shape), x.dtype)
-        flat = (part.reshape(-1) for part in (room, out))
-        rotate_vector(x.reshape(-1), signs.reshape(-1), factor, back, *flat)
-        return out
+        room, out = np.empty((2, x.size), x.dtype)
+        rotate_vector(x.reshape(-1), signs.reshape(-1), factor, back, room, out)
+        turned: Array = out.reshape(x.shape)
+        return turned
 
     def apply(self, x: Array) -> Array:
         """Return ``R x`` for x (n, N), in its type."""
