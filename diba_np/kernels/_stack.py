@@ -1,10 +1,11 @@
-"""What stacks of factorizations share beside their look-ups: the plan, the workspace, the ends.
+"""What stacks of factorizations share beside their look-ups: the plan, what it points to, the ends.
 
 A row of the plan (int64) is one factorization or linear trellis: addresses of tiles, sizes, and
-offsets into the workspace. The workspace holds everything of type float32, each part from a cache
-line on and filled up to one with zeros: diagonals, shifts and biases, which stay as they are, and
-what kernels write. Who fills both: ``products/plan.py``. Compiled into the kernels of other files,
-which carry a digest of this one, as of ``_ir.py``.
+offsets into two arrays of float32, each part from a cache line on. The constants, filled up to a
+cache line with zeros, are diagonals, shifts and biases. The room is for what lies between x and the
+result; calls of all stacks use the same, which stays in the cache, so that nothing in it is as an
+earlier call of this stack left it. Who fills plan and constants: ``products/plan.py``. Compiled
+into the kernels of other files, which carry a digest of this one, as of ``_ir.py``.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
 from diba_np.kernels.hadamard import rotate_vector  # hadamard.py d22ad1629165
 
 COLUMNS = 37  # entries of a row of the plan
-# What they are, in order. "At": an offset into the workspace, in float32. Stage 1 is
-# B2, from the inputs to k; stage 2 is B1, from k to the rows, or the filter of a linear trellis.
+# What they are, in order. "At": an offset into the constants, "room": into the room, in float32.
+# Stage 1 is B2, from the inputs to k; stage 2 is B1, from k to the rows, or the filter of a linear
+# trellis.
 (
     TILES_1,  # address of the first tile of B2
     N_TILES_1,  # how many of them, 32 rows each
@@ -42,12 +44,12 @@ COLUMNS = 37  # entries of a row of the plan
     OUT,  # the first row in `out`
     ADDS,  # 1: the result is added to that of the row before, another term of the same matrix
     N_TERMS,  # of the matrix that this is a term of
-    INPUTS,  # at: d3 * x, for all rows of the plan the same place, as the next two
-    TABLES,  # at: of a block of units
-    TOTALS,  # at: sums of the inputs of the second stages, one a row of the plan
-    SUMS_1,  # at: look-ups of the first stage added up
-    INNER,  # at: what comes out of it
-    SUMS_2,  # at: look-ups of the second stage added up, or what the filter makes
+    INPUTS,  # room: d3 * x, for all rows of the plan the same place, as the next two
+    TABLES,  # room: of a block of units
+    TOTALS,  # room: sums of the inputs of the second stages, one a row of the plan
+    SUMS_1,  # room: look-ups of the first stage added up
+    INNER,  # room: what comes out of it
+    SUMS_2,  # room: look-ups of the second stage added up, or what the filter makes
     TAPS,  # at: (N_WEIGHTS, N_TAPS), of a linear trellis; -1 if this is none
     N_WEIGHTS,  # weights a step
     N_TAPS,  # sums that a weight is made of
@@ -56,10 +58,10 @@ COLUMNS = 37  # entries of a row of the plan
     FEW,  # how many columns are decoded instead of packed
     FEW_PLACES,  # at: which entries of x they read
     FEW_WEIGHTS,  # at: (FEW, m)
-    FEW_INPUTS,  # at: those entries of x
+    FEW_INPUTS,  # room: those entries of x
     TURN_IN,  # at: a rotation of the inputs, n signs and then the odd factor; -1 if there is none
     ODD_IN,  # order of that factor
-    TURNED_IN,  # at: the rotated x, and as much room
+    TURNED_IN,  # room: the rotated x, and as much more
     TURN_OUT,  # the same three of the outputs
     ODD_OUT,
     TURNED_OUT,
@@ -174,91 +176,98 @@ _finish_adding_both = _make_finish(2)
 
 
 @njit(fastmath=False)
-def turned_inputs(x, row, work):
+def turned_inputs(x, row, room):
     """Return where x is as a matrix reads it: rotated, if its inputs are."""
-    return work[row[TURNED_IN] :][: x.size] if row[TURN_IN] >= 0 else x
+    return room[row[TURNED_IN] :][: x.size] if row[TURN_IN] >= 0 else x
 
 
 @njit(fastmath=False)
-def rotate_inputs(x, row, work):
-    """Write the rotated x to the workspace, if inputs are rotated."""
+def rotate_inputs(x, row, constants, room):
+    """Write the rotated x to the room, if inputs are rotated."""
     if row[TURN_IN] >= 0:
-        _rotate(x, row[TURN_IN], row[ODD_IN], False, work, row[TURNED_IN])
+        _rotate(x, row[TURN_IN], row[ODD_IN], False, constants, room[row[TURNED_IN] :])
 
 
 @njit(fastmath=False)
-def _rotate(x, turn, odd, back, work, turned):
-    signs, factor = work[turn:][: x.size], work[turn + x.size :][: odd * odd]
-    room = work[turned + x.size :][: x.size]
-    rotate_vector(x, signs, factor.reshape(odd, odd), back, room, work[turned:][: x.size])
+def _rotate(x, turn, odd, back, constants, room):
+    signs, factor = constants[turn:][: x.size], constants[turn + x.size :][: odd * odd]
+    turned, more = room[: x.size], room[x.size :][: x.size]
+    rotate_vector(x, signs, factor.reshape(odd, odd), back, more, turned)
 
 
 @njit(fastmath=False)
-def filter_stage(x, row, work):
+def filter_stage(x, row, constants, room):
     """Write what the filter of a linear trellis makes of the first stage, to the second sums.
 
     Returns a number that is finite only if all of them are.
     """
     m, size, steps = row[ROWS], row[N_WEIGHTS] * row[N_TAPS], row[STEPS]
-    found = work[row[SUMS_2] :][:m]
+    found = room[row[SUMS_2] :][:m]
     if row[FEW]:
-        source, inputs = turned_inputs(x, row, work), work[row[FEW_INPUTS] :][: row[FEW]]
+        source, inputs = turned_inputs(x, row, room), room[row[FEW_INPUTS] :][: row[FEW]]
         for c in range(row[FEW]):
-            inputs[c] = source[np.int64(work[row[FEW_PLACES] + c])]
-        weights = work[row[FEW_WEIGHTS] :][: row[FEW] * m].reshape(row[FEW], m)
+            inputs[c] = source[np.int64(constants[row[FEW_PLACES] + c])]
+        weights = constants[row[FEW_WEIGHTS] :][: row[FEW] * m].reshape(row[FEW], m)
         few_columns(weights, inputs.reshape(-1, 1), found.reshape(-1, 1))
-    sums = work[row[INNER] :][: row[K]].reshape(row[K] // steps, steps)
-    taps = work[row[TAPS] :][:size].reshape(row[N_WEIGHTS], row[N_TAPS])
-    scales = work[row[SCALES] :][: row[N_WEIGHTS] * steps].reshape(row[N_WEIGHTS], steps)
+    sums = room[row[INNER] :][: row[K]].reshape(row[K] // steps, steps)
+    taps = constants[row[TAPS] :][:size].reshape(row[N_WEIGHTS], row[N_TAPS])
+    scales = constants[row[SCALES] :][: row[N_WEIGHTS] * steps].reshape(row[N_WEIGHTS], steps)
     filter_sums(sums, taps, scales, 1, row[FEW] > 0, found)
     if row[TURN_OUT] >= 0:
-        _rotate(found, row[TURN_OUT], row[ODD_OUT], True, work, row[TURNED_OUT])
-        found[:] = work[row[TURNED_OUT] :][:m]
-    return _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], np.float32(0.0), row[N_TILES_2])
+        _rotate(found, row[TURN_OUT], row[ODD_OUT], True, constants, room[row[TURNED_OUT] :])
+        found[:] = room[row[TURNED_OUT] :][:m]
+    return _zero_if_finite(room.ctypes.data + 4 * row[SUMS_2], np.float32(0.0), row[N_TILES_2])
 
 
 @njit(fastmath=False)
-def start_first_stages(x, plan, first, after, work):
-    """Write ``d3 * x`` to the workspace, and zeros to the first sums of some factorizations."""
-    inputs, scale = work[plan[first, INPUTS] :][: x.size], work[plan[first, D3] :][: x.size]
-    source = turned_inputs(x, plan[first], work)
+def start_first_stages(x, plan, first, after, constants, room):
+    """Write ``d3 * x`` to the room, and zeros to the first sums of some factorizations."""
+    inputs, scale = room[plan[first, INPUTS] :], constants[plan[first, D3] :][: x.size]
+    source = turned_inputs(x, plan[first], room)
     for j in range(x.size):
         inputs[j] = scale[j] * source[j]
+    inputs[x.size : 15 * plan[first, N_UNITS_1]] = 0
     for i in range(first, after):
-        work[plan[i, SUMS_1] :][: 32 * plan[i, N_TILES_1]] = 0
+        room[plan[i, SUMS_1] :][: 32 * plan[i, N_TILES_1]] = 0
 
 
 @njit(fastmath=False)
-def finish_first_stage(row, total, work):
+def finish_first_stage(row, total, constants, room):
     """Write ``d2 * (sums - shift * total)``; return a number that is finite if all of these are.
 
-    Write zeros to the second sums.
+    Write zeros to what the second stage reads beyond it, and to the second sums.
     """
-    shift = work[row[SHIFT]]
+    shift, lines = constants[row[SHIFT]], (row[K] + LANES - 1) // LANES
     # 0 * total would be NaN where the total, which no row asked for, overflows
     offset = shift * total if shift != 0 else shift
-    start = work.ctypes.data
-    sums, scale, inner = start + 4 * row[SUMS_1], start + 4 * row[D2], start + 4 * row[INNER]
-    check = _finish(sums, scale, offset, sums, sums, (row[K] + LANES - 1) // LANES, inner)
-    work[row[SUMS_2] :][: 32 * row[N_TILES_2]] = 0
-    return total + check
+    room[row[INNER] :][LANES * lines : 15 * row[N_UNITS_2]] = 0
+    room[row[SUMS_2] :][: 32 * row[N_TILES_2]] = 0
+    return total + _finish(
+        room.ctypes.data + 4 * row[SUMS_1],
+        constants.ctypes.data + 4 * row[D2],
+        offset,
+        room.ctypes.data,
+        room.ctypes.data,
+        lines,
+        room.ctypes.data + 4 * row[INNER],
+    )
 
 
 @njit(fastmath=False)
-def finish_second_stage(row, total, work):
+def finish_second_stage(row, total, constants, room):
     """Return a number that is finite if the inputs' total is, and ``sums - shift * total``.
 
     And, of several terms, if the results are that will be added up, in whatever order.
     """
-    shift = work[row[SHIFT]]
+    shift = constants[row[SHIFT]]
     offset = shift * total if shift != 0 else shift
     if row[N_TERMS] == 1:
-        return total + _zero_if_finite(work.ctypes.data + 4 * row[SUMS_2], offset, row[N_TILES_2])
+        return total + _zero_if_finite(room.ctypes.data + 4 * row[SUMS_2], offset, row[N_TILES_2])
     factor = np.float32(row[N_TERMS])
     n_lines = (row[ROWS] + LANES - 1) // LANES
     return total + _zero_if_finite_scaled(
-        work.ctypes.data + 4 * row[SUMS_2],
-        work.ctypes.data + 4 * row[D1],
+        room.ctypes.data + 4 * row[SUMS_2],
+        constants.ctypes.data + 4 * row[D1],
         offset,
         factor,
         n_lines,
@@ -266,17 +275,18 @@ def finish_second_stage(row, total, work):
 
 
 @njit(fastmath=False)
-def write_results(plan, work, added, out):
+def write_results(plan, constants, room, added, out):
     """Write ``d1 * (sums - shift * total) + bias + added`` of every factorization."""
+    start = constants.ctypes.data
     for i in range(plan.shape[0]):
         row = plan[i]
-        shift = work[row[SHIFT]]
-        offset = shift * work[row[TOTALS] + i] if shift != 0 else shift
+        shift = constants[row[SHIFT]]
+        offset = shift * room[row[TOTALS] + i] if shift != 0 else shift
         rest = out if row[ADDS] else added
         whole, first = row[ROWS] // LANES, row[OUT]
-        start = work.ctypes.data
         target = out.ctypes.data + 4 * first
-        sums, scale, bias = start + 4 * row[SUMS_2], start + 4 * row[D1], start + 4 * row[BIAS]
+        sums = room.ctypes.data + 4 * row[SUMS_2]
+        scale, bias = start + 4 * row[D1], start + 4 * row[BIAS]
         addend = rest.ctypes.data + 4 * first
         if row[BIAS] < 0 and rest.size == 0:
             _finish(sums, scale, offset, sums, sums, whole, target)
@@ -287,9 +297,9 @@ def write_results(plan, work, added, out):
         else:
             _finish_adding_both(sums, scale, offset, bias, addend, whole, target)
         for j in range(LANES * whole, row[ROWS]):
-            value = work[row[D1] + j] * (work[row[SUMS_2] + j] - offset)
+            value = constants[row[D1] + j] * (room[row[SUMS_2] + j] - offset)
             if row[BIAS] >= 0:
-                value += work[row[BIAS] + j]
+                value += constants[row[BIAS] + j]
             if rest.size:
                 value += rest[first + j]
             out[first + j] = value
@@ -302,11 +312,11 @@ def make_stack(build, mix):
     """
 
     @njit(fastmath=False, cached=False)
-    def stack(x, plan, work, added, out):
+    def stack(x, plan, constants, room, added, out):
         """Do what ``stack_simd.stack_avx512`` does."""
         check = np.float32(0.0)
         total = np.float32(0.0)
-        totals = work[plan[0, TOTALS] :]
+        totals = room[plan[0, TOTALS] :]
         n_units = plan[0, N_UNITS_1]
         block = block_size(n_units, BLOCK_UNITS)
         # first stages, of rows that read the same inputs, scaled alike, together
@@ -321,42 +331,42 @@ def make_stack(build, mix):
                 after += 1
             if plan[first, TURN_IN] != turn:  # else those before have rotated x likewise
                 turn = plan[first, TURN_IN]
-                rotate_inputs(x, plan[first], work)
-            start_first_stages(x, plan, first, after, work)
+                rotate_inputs(x, plan[first], constants, room)
+            start_first_stages(x, plan, first, after, constants, room)
             total = np.float32(0.0)
             for u in range(0, n_units, block):
                 width = min(block, n_units - u)
-                table = work.ctypes.data + 4 * plan[first, TABLES]
-                inputs = work.ctypes.data + 4 * plan[first, INPUTS] + 60 * u
+                table = room.ctypes.data + 4 * plan[first, TABLES]
+                inputs = room.ctypes.data + 4 * plan[first, INPUTS] + 60 * u
                 total += build(inputs, width, table)
                 for i in range(first, after):
                     tiles = plan[i, TILES_1] + 64 * u
-                    sums = work.ctypes.data + 4 * plan[i, SUMS_1]
+                    sums = room.ctypes.data + 4 * plan[i, SUMS_1]
                     mix(tiles, plan[i, N_TILES_1], 64 * n_units, table, width, sums)
             for i in range(first, after):
-                check += finish_first_stage(plan[i], total, work)
+                check += finish_first_stage(plan[i], total, constants, room)
             first = after
         # second stages, one after another
         for i in range(plan.shape[0]):
             if plan[i, TAPS] >= 0:
                 totals[i] = 0
-                check += filter_stage(x, plan[i], work)
+                check += filter_stage(x, plan[i], constants, room)
                 continue
             n_units = plan[i, N_UNITS_2]
             block = block_size(n_units, BLOCK_UNITS)
             total = np.float32(0.0)
             for u in range(0, n_units, block):
                 width = min(block, n_units - u)
-                table = work.ctypes.data + 4 * plan[i, TABLES]
-                inputs = work.ctypes.data + 4 * plan[i, INNER] + 60 * u
+                table = room.ctypes.data + 4 * plan[i, TABLES]
+                inputs = room.ctypes.data + 4 * plan[i, INNER] + 60 * u
                 total += build(inputs, width, table)
                 tiles = plan[i, TILES_2] + 64 * u
-                sums = work.ctypes.data + 4 * plan[i, SUMS_2]
+                sums = room.ctypes.data + 4 * plan[i, SUMS_2]
                 mix(tiles, plan[i, N_TILES_2], 64 * n_units, table, width, sums)
             totals[i] = total
-            check += finish_second_stage(plan[i], total, work)
+            check += finish_second_stage(plan[i], total, constants, room)
         if np.isfinite(check):
-            write_results(plan, work, added, out)
+            write_results(plan, constants, room, added, out)
         return check
 
     return stack

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py e34cfe472e47
-from diba_np.kernels._stack import make_stack  # _stack.py f5a44ecc16c2
+from diba_np.kernels._stack import make_stack  # _stack.py fe150e2722a4
 
 _stack = make_stack(build_float_tables_neon, mix_neon)
 
 
 @njit(fastmath=False)
-def stack_neon(x, plan, work, added, out):
+def stack_neon(x, plan, constants, room, added, out):
     """Do what ``stack_simd.stack_avx512`` does, with NEON.
 
     naive: ``tests/naive.py::stack_neon``.
     """
-    return _stack(x, plan, work, added, out)
+    return _stack(x, plan, constants, room, added, out)

@@ -2,9 +2,9 @@
 
 DiBA factorizations as ``lookup_simd`` does one, to the last bit; of linear trellises that is the
 first stage, then comes a filter. How the look-ups work: ``kernels/_permute.py``; layout of the
-tiles: ``kernels/layout.py``; plan and workspace: ``kernels/_stack.py``. Nothing of a matrix's size
-is allocated here. All first stages come before all second stages, and every sum before any result,
-so that the result may take the place of an operand.
+tiles: ``kernels/layout.py``; plan, constants and room: ``kernels/_stack.py``. Nothing of a matrix's
+size is allocated here. All first stages come before all second stages, and every sum before any
+result, so that the result may take the place of an operand.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from diba_np.kernels._permute import (  # _permute.py 843d2749a41a
     mix_avx2,
     mix_avx512,
 )
-from diba_np.kernels._stack import make_stack  # _stack.py f5a44ecc16c2
+from diba_np.kernels._stack import make_stack  # _stack.py fe150e2722a4
 
 _stack_avx512 = make_stack(build_avx512, mix_avx512)
 _stack_avx2 = make_stack(build_avx2, mix_avx2)
 
 
 @njit(fastmath=False)
-def stack_avx512(x, plan, work, added, out):
+def stack_avx512(x, plan, constants, room, added, out):
     """Multiply several packed matrices by one vector, and add to the results.
 
     Each factorization as ``lookup_simd.product_avx512``: ``out[rows] = d1 * ((B1 - shift) z) +
@@ -35,9 +35,10 @@ def stack_avx512(x, plan, work, added, out):
     x : (n,) float32
     plan : (chains, ``_stack.COLUMNS``) int64, C-order
         See ``kernels/_stack.py``. Neighbours with the same offset of d3 share their tables of x.
-    work : float32, from a cache line on
-        Workspace with the diagonals, zeros in the rest at first. What is left there of earlier
-        calls does not matter.
+    constants : float32, from a cache line on
+        What the plan's offsets lead to: diagonals, shifts, biases.
+    room : float32, from a cache line on, overwritten
+        What is in it does not matter.
     added : (rows,) or (0,) float32
         It may be `out`.
     out : (rows,) float32, overwritten only if the number returned is finite
@@ -52,13 +53,13 @@ def stack_avx512(x, plan, work, added, out):
     -----
     Time k (m + n) / 44 cycles each, no extra memory. naive: ``tests/naive.py::stack_avx512``.
     """
-    return _stack_avx512(x, plan, work, added, out)
+    return _stack_avx512(x, plan, constants, room, added, out)
 
 
 @njit(fastmath=False)
-def stack_avx2(x, plan, work, added, out):
+def stack_avx2(x, plan, constants, room, added, out):
     """Do what `stack_avx512` does, with AVX2 alone.
 
     naive: ``tests/naive.py::stack_avx2``.
     """
-    return _stack_avx2(x, plan, work, added, out)
+    return _stack_avx2(x, plan, constants, room, added, out)

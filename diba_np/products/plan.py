@@ -1,8 +1,9 @@
 """Plans: what the kernels of stacks read of several chains with one input; see ``kernels/_stack``.
 
 Everything that does not depend on x is laid out once: addresses of tiles, diagonals from a cache
-line on, room for what lies between the stages. A call then hands over five arrays and allocates
-nothing, which for a small matrix is a third of the time.
+line on, places in a room for what lies between the stages. A call then hands over six arrays and
+allocates nothing, which for a small matrix is a third of the time. Plans take turns with the rooms:
+a network's layers, called one after another, find theirs in the cache.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ KERNELS: dict[str, Any] = {
     "avx512": stack_simd.stack_avx512,
     "neon": stack_neon.stack_neon,
 }
+
+# rooms that no call is using, and the size (16 MiB) from which on none is kept
+_rooms: list[Vector] = []
+_MOST_KEPT = 1 << 22
 
 Turn = tuple[Vector, Vector]  # signs (n,) and odd factor (q, q) of a rotation
 
@@ -78,18 +83,15 @@ class Plan:
     Attributes
     ----------
     table : (chains, ``_stack.COLUMNS``) int64
-    free : list of (size,) float32
-        Workspaces that no call is using. Whoever takes one puts it back.
+    constants : (size,) float32
     """
 
     def __init__(self, chains: Sequence[Chain]) -> None:
         self._tiles = [(chain.tiles2, chain.tiles1) for chain in chains]  # their addresses stay
-        self._constants: list[tuple[int, Vector]] = []
         self._starts: dict[bytes, int] = {}  # of the constants, by their bytes
         self._turned: dict[tuple[str, int], int] = {}  # (side, rotation) -> room for its result
-        self._size = 0
+        self._size = self._room_size = 0
         self.table = np.zeros((len(chains), _stack.COLUMNS), np.int64)
-        self.free: list[Vector] = []
         starts = [chain.start for chain in chains]
         for i, (row, chain) in enumerate(zip(self.table, chains, strict=True)):
             self._set_chain(row, chain)
@@ -97,6 +99,11 @@ class Plan:
             row[_stack.N_TERMS] = starts.count(chain.start)
             self._set_filter(row, chain.filter)
         self._set_room()
+        self.constants = _aligned(self._size)
+        for values, start in self._starts.items():
+            vector = np.frombuffer(values, np.float32)
+            self.constants[start : start + vector.size] = vector
+        self._starts.clear()
 
     def _set_chain(self, row: NDArray[np.int64], chain: Chain) -> None:
         """Write what a row says of its chain alone."""
@@ -143,7 +150,7 @@ class Plan:
         return start, len(factor), self._turned[side, start]
 
     def _set_room(self) -> None:
-        """Make room for what the kernels write."""
+        """Give what the kernels write its places in the room."""
         table = self.table
         table[:, _stack.INPUTS] = self._room(15 * int(table[0, _stack.N_UNITS_1]))
         units = int(table[:, [_stack.N_UNITS_1, _stack.N_UNITS_2]].max())
@@ -157,9 +164,9 @@ class Plan:
             row[_stack.SUMS_2] = self._room(32 * int(row[_stack.N_TILES_2]))
 
     def _room(self, size: int) -> int:
-        """Return where a part of so many float32 begins: on a cache line."""
-        start = self._size
-        self._size += -(-size // _stack.LANES) * _stack.LANES
+        """Return where a part of so many float32 begins in the room."""
+        start = self._room_size
+        self._room_size += _whole_lines(size)
         return start
 
     def _constant(self, values: ArrayLike) -> int:
@@ -167,30 +174,36 @@ class Plan:
         vector = np.asarray(values, np.float32).ravel()
         key = vector.tobytes()
         if key not in self._starts:
-            self._starts[key] = self._room(vector.size)
-            self._constants.append((self._starts[key], vector))
+            self._starts[key] = self._size
+            self._size += _whole_lines(vector.size)
         return self._starts[key]
-
-    def workspace(self) -> Vector:
-        """Return a new workspace: constants, and zeros in the rest."""
-        memory = np.zeros(self._size + _stack.LANES, np.float32)
-        skip = -memory.ctypes.data % 64 // 4
-        work = memory[skip : skip + self._size]
-        for start, vector in self._constants:
-            work[start : start + vector.size] = vector
-        return work
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the workspaces and the table; not those of the tiles."""
-        return self.table.nbytes + sum(work.nbytes for work in self.free)
+        """Bytes of the constants and the table; not those of the tiles, nor of the rooms."""
+        return self.table.nbytes + self.constants.nbytes
 
     def run(self, kernel: Any, x: Vector, added: Vector, out: Vector) -> float:
         """Write the products with x; return a number that is finite only if all sums are."""
         try:
-            work = self.free.pop()
+            room = _rooms.pop()
         except IndexError:  # the first call, or one beside another
-            work = self.workspace()
-        total: float = kernel(x, self.table, work, added, out)
-        self.free.append(work)
+            room = _aligned(self._room_size)
+        if room.size < self._room_size:
+            room = _aligned(self._room_size)
+        total: float = kernel(x, self.table, self.constants, room, added, out)
+        if room.size < _MOST_KEPT:
+            _rooms.append(room)
         return total
+
+
+def _aligned(size: int) -> Vector:
+    """Return so many zeros from a cache line on."""
+    memory = np.zeros(size + _stack.LANES, np.float32)
+    skip = -memory.ctypes.data % 64 // 4
+    return memory[skip : skip + size]
+
+
+def _whole_lines(size: int) -> int:
+    """Return how many float32 the cache lines hold that so many need."""
+    return -(-size // _stack.LANES) * _stack.LANES

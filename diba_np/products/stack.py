@@ -142,7 +142,7 @@ class Stack:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the diagonals and workspaces kept here; bits are the factors'."""
+        """Bytes of the diagonals kept here; bits are the factors'."""
         return sum(part.nbytes for part in (self._bias, self._plan) if part is not None)
 
     def split(self, y: NDArray[Any]) -> tuple[NDArray[Any], ...]:
