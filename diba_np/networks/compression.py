@@ -113,7 +113,7 @@ def compress(
         Of each fit.
     executor : concurrent.futures.Executor, optional
         Runs the fits of a group instead: a pool, ``Client.get_executor()`` of Dask. Its processes
-        must see `folder`, which must then be given.
+        must see `folder`, which must then be given, and `dense_folder`.
     folder : path, optional
         Where everything finished is kept. The same call goes on where an earlier one was killed and
         ends with the same bits. Nothing removes it.

@@ -199,7 +199,10 @@ def _through_layer(
             root = np.sqrt(own.sizes[-1] * mask)[..., None].astype(x.dtype)
             read = (x * root).reshape(-1, x.shape[-1])
             moment = (read.T @ read).astype(np.float64)
-            own.inputs = moment if own.inputs is None else own.inputs + moment
+            if own.inputs is None:
+                own.inputs = moment
+            else:
+                own.inputs += moment
 
         def watched(g: Array) -> Array:
             flat = g.reshape(-1, g.shape[-1])
