@@ -24,7 +24,9 @@ def head_of(tensors: Tensors) -> str | None:
         return None
     tied = not stored if tensors.config.tied is None else tensors.config.tied
     if tied:
-        return tensors.find("tokens")
+        # configurations of trunks that make vectors still say what was true of their decoders
+        bare = tensors.kind.decoder and tensors.config.makes_vectors
+        return None if bare else tensors.find("tokens")
     return own if stored else None
 
 

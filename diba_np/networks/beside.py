@@ -30,6 +30,9 @@ _NAMES = (
     *SENTENCE_FILES,
     "config_sentence_transformers.json",
 )
+# modules of sentence-transformers that a network without further weights stands for
+WEIGHTLESS = ("transformer", "pooling", "normalize")
+
 _MODULE = re.compile(r"\d+_\w+/config\.json", re.ASCII)
 
 _LONGEST = 1 << 24  # bytes of one
@@ -56,6 +59,21 @@ def is_beside(name: str) -> bool:
     (True, True, False)
     """
     return name in _NAMES or _MODULE.fullmatch(name) is not None
+
+
+def without_lost_modules(texts: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return texts without those of sentence-transformers if a module of it is not kept; which.
+
+    Kept are the network itself and what has no weights, pooling and lengths.
+    """
+    modules = [name for name in texts if _MODULE.fullmatch(name)]
+    lost = [
+        name.partition("/")[0]
+        for name in modules
+        if name.partition("_")[2].partition("/")[0].lower() not in WEIGHTLESS
+    ]
+    rest = {name: text for name, text in texts.items() if name not in (MODULES, *modules)}
+    return (rest if lost else dict(texts)), sorted(lost)
 
 
 def read_beside(folder: Path) -> dict[str, str]:

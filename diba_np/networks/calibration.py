@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,9 +97,12 @@ class Calibration:
         return mask if self.hidden is None else mask & (inputs == self.hidden)
 
     def digest(self) -> str:
-        """Return the SHA-256 of the rows."""
+        """Return the SHA-256 of the rows, and of the token that is asked for where one is."""
         flat = self.inputs.reshape(len(self.inputs), -1)
-        return digest(flat if self.mask is None else np.where(self.mask, flat, -1))
+        rows = digest(flat if self.mask is None else np.where(self.mask, flat, -1))
+        if self.hidden is None:
+            return rows
+        return hashlib.sha256(f"{rows} {self.hidden}".encode()).hexdigest()
 
 
 def calibration(

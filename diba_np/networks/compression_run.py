@@ -170,8 +170,24 @@ class CompressionRun:
         found = (self.net.token_name, self.net.head_name)
         return list(dict.fromkeys(name for name in found if name is not None))
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """How the network is made, as its file keeps it."""
+        epochs, rate, codes, rows = self.training
+        trained: dict[str, Any] = {"epochs": epochs, "rate": rate, "codes": codes}
+        counted = {"fitted_tokens": int(self.fitted.lengths.sum())}
+        if epochs:
+            counted["taught_tokens"] = int(rows.lengths.sum())
+        return asdict(self.settings) | trained | counted | versions()
+
     def result(self) -> Network:
         """Run all stages and return the compressed network."""
+        small = self._after_all_stages()
+        small.record = self.record
+        return small
+
+    def _after_all_stages(self) -> Network:
+        """Return the network that they make."""
         matters = self._importance() if self.settings.activations else None
         bits = self._shares(matters)
         fit = replace(self.fit, bits=bits, outputs=matters)

@@ -32,7 +32,7 @@ def evaluate(
     against: Network | None = None,
     inputs: ArrayLike | None = None,
     labels: ArrayLike | None = None,
-    length: int = LENGTH,
+    length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Judge a network: perplexity of a decoder, accuracy of an encoder, errors of scores, cosines.
@@ -52,8 +52,9 @@ def evaluate(
         out with `against`: (S,) of a head with one output, (S, outputs) where ``problem_type`` of
         the configuration is "regression"; or which labels they have (S, outputs), 0 or 1, where it
         is "multi_label_classification".
-    length : int, default 128
-        Tokens of a row that is made of texts.
+    length : int, optional
+        Most tokens of a row that is made of texts; default: 128, and of vectors as many as
+        `Network.embed` reads.
     seed : int, default 0
         Draws the tokens that are masked: 15 % of each row, at least one.
 
@@ -85,7 +86,8 @@ def evaluate(
     if against is not None:
         _check_against(net, against)
         nets.append(_Judged(against))
-    rows = _rows(net, task, texts, inputs, labels, length, seed)
+    usual = net.sentence_length if task is SENTENCES else LENGTH
+    rows = _rows(net, task, texts, inputs, labels, usual if length is None else length, seed)
     first = next(rows)
     for one in nets:  # kernels are compiled and weights read before time is taken
         one.outputs(first)
@@ -304,7 +306,7 @@ def _rows(
     if task is SENTENCES:
         return _labelled(net, rows, None)
     if task is NEXT:
-        return following(rows, net.config.padding)
+        return following(rows, net.config)
     return _masked(net, rows, np.random.default_rng(seed))
 
 

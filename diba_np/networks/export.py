@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from diba_np.files.atomic import atomic_folder, atomic_path
 from diba_np.layers.linear import Layer
 from diba_np.networks.assembly import tensor_name
-from diba_np.networks.beside import TOKENIZER_CONFIG, made_tokenizer_config
+from diba_np.networks.beside import TOKENIZER_CONFIG, made_tokenizer_config, without_lost_modules
 from diba_np.networks.blocks.rotary import named_scaling
 from diba_np.sources.safetensors import Writing, write_safetensors
 
@@ -73,6 +74,11 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
     ValueError
         A layer has a bias, or rotary positions are stretched in a way, for which the layout has no
         name.
+
+    Warns
+    -----
+    UserWarning
+        The source makes vectors with weights of its own (``2_Dense``), which are not kept.
     """
     c = net.config
     # other software would round to the type that the source had
@@ -90,7 +96,14 @@ def export_network(net: Network, folder: str | os.PathLike[str]) -> Path:
         if text and TOKENIZER_CONFIG not in net.beside:
             most = c.most_tokens or c.source.get("max_position_embeddings")
             texts[TOKENIZER_CONFIG] = made_tokenizer_config(text, c.source, most)
-    texts |= net.beside
+    beside, lost = without_lost_modules(net.beside)
+    if lost:
+        warnings.warn(
+            f"{net.tensors.label}: {', '.join(lost)} of sentence-transformers has weights that are "
+            "not kept; modules.json is left out, so that other software reads the network alone",
+            stacklevel=3,
+        )
+    texts |= beside
     tensors = dict(_dense_tensors(net))
     if home.is_dir():
         _write(home, tensors, texts)

@@ -94,7 +94,7 @@ def _contents(net: Network) -> Iterator[tuple[str, str, Any]]:
     for owner, block in net.blocks.items():
         part = tables if owner in embeddings else others
         for what, value in block.parameters.items():
-            yield part, tensor_name(owner, what), StoredArray.of(value)
+            yield part, tensor_name(owner, what), StoredArray.of(value.astype(np.float32))
     for name, text in _texts(net).items():
         yield texts, name, _deflated(text)
 

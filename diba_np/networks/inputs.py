@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,8 +78,19 @@ def as_arrays(inputs: ArrayLike) -> Array:
         They are no real numbers.
     ValueError
         There is none, or one holds NaN or infinity.
+
+    Warns
+    -----
+    UserWarning
+        They are ints, as pixels are before they are scaled.
     """
     arrays = np.asarray(as_real(inputs, "inputs", "be real numbers"))
+    if arrays.dtype.kind in "iu":
+        warnings.warn(
+            f"inputs are {arrays.dtype}: networks read arrays that are scaled and normalized as "
+            "their preprocessor_config.json says, which is not done here",
+            stacklevel=2,
+        )
     if not arrays.ndim or not arrays.size:
         raise ValueError(f"inputs must hold at least one array, got shape {arrays.shape}")
     for at, one in enumerate(arrays if arrays.dtype.kind == "f" else ()):
@@ -119,18 +131,18 @@ def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Array, Arra
     return ids, mask
 
 
-def unpadded(ids: Array, config: Config) -> list[Array]:
+def unpadded(ids: Array, config: Config, padding: int) -> list[Array]:
     """Return the rows of token ids (S, T) without the padding at their ends.
 
-    Padding is the token that the configuration names so, unless a text may end in it too.
+    That is as it is where a text may end in the token too, or only the default names it.
 
     Raises
     ------
     ValueError
         A row holds nothing else.
     """
-    padding = config.source.get("pad_token_id")
-    if padding != config.padding or padding in config.ends:
+    named = padding != config.padding or padding == config.source.get("pad_token_id")
+    if not named or padding in config.ends:
         return list(ids)
     own = ids != padding
     empty = np.flatnonzero(~own.any(axis=1))

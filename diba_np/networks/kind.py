@@ -167,6 +167,11 @@ class Config:
         return self.positions - self.first_position if self.positions else None
 
     @property
+    def makes_vectors(self) -> bool:
+        """Whether the source says how vectors of texts are made of the last hidden states."""
+        return any(key in self.source for key in SENTENCES.values())
+
+    @property
     def ends(self) -> list[int]:
         """Tokens that end a text: ``eos_token_id``, one or several or none."""
         ends = self.source.get("eos_token_id")

@@ -105,8 +105,8 @@ class Network(TextMethods):
         if self.head_name is None:
             raise ValueError(
                 f"{self.tensors.label}: logits need a head over the vocabulary, the network has "
-                "none: its configuration says that the table of tokens is not one "
-                "(tie_word_embeddings), and the head's own weight is not there"
+                "none: the head's own weight is not there, and the configuration says that the "
+                "table of tokens is none (tie_word_embeddings), or that it makes vectors of texts"
             )
         return self.head_name
 
@@ -242,6 +242,11 @@ class Network(TextMethods):
             The folder holds something.
         ValueError
             A layer has a bias for which the layout has no name.
+
+        Warns
+        -----
+        UserWarning
+            The source makes vectors with weights of its own (``2_Dense``), which are not kept.
         """
         return export_network(self, folder)
 

@@ -18,6 +18,7 @@ from diba_np.networks.beside import (
     MODULES,
     SENTENCE_FILES,
     TOKENIZER_CONFIG,
+    WEIGHTLESS,
     read_beside,
 )
 from diba_np.networks.decoder import Decoder
@@ -156,7 +157,7 @@ def _beside(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         step = name[2:].lower()
         if step == "pooling":
             steps += _poolings(read_json(folder / name / CONFIG, optional=True), bool(prompt))
-        elif step not in ("transformer", "normalize"):
+        elif step not in WEIGHTLESS:
             steps.append(step)
     if steps:
         settings[SENTENCES["pooling"]] = " and ".join(steps)

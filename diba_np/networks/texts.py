@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 
 from diba_np.checks import check_count
+from diba_np.networks.beside import TOKENIZER_CONFIG
 from diba_np.networks.generation import stream_text, stream_tokens
 from diba_np.networks.inputs import Batch, batches, padded, unpadded
 
@@ -23,6 +25,9 @@ Texts = str | Sequence[str] | Sequence[Sequence[int]] | ArrayLike
 
 BATCH = 1024  # tokens of a batch
 LENGTH = 128  # tokens of a row that texts are cut into
+_SENTENCE = 512  # most tokens of a text that becomes a vector, where the folder does not say
+
+_MOST_LOGITS = 1 << 26  # of a batch of which every token is asked for
 
 
 class TextMethods:
@@ -39,6 +44,7 @@ class TextMethods:
         logits: Any
         head_name: str | None
         tensors: Any
+        beside: dict[str, str]
 
     def need_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.
@@ -59,9 +65,10 @@ class TextMethods:
         ----------
         texts : str, sequence of str, sequence of sequences of int, or (S, T) int array
             Sequences of token ids stay as they are. Rows of an array end before the tokens at their
-            end that the configuration names as padding, unless that is also what ends a text. Of
-            texts a decoder reads all joined and cut into rows, a rest that fills no row left out
-            where there are others; an encoder reads one a row, as far as the row goes.
+            end that tokenizer or configuration name as padding, unless that is also what ends a
+            text. Of texts a decoder reads all joined and cut into rows, each behind what the
+            tokenizer puts before a text, a rest that fills no row left out where there are others;
+            an encoder, and a decoder that makes vectors, read one a row, as far as the row goes.
         length : int
             Most tokens of a row that is made of texts.
 
@@ -73,11 +80,11 @@ class TextMethods:
         Warns
         -----
         UserWarning
-            An encoder's texts are longer than its rows.
+            Texts that are read one a row are longer than that.
         """
         check_count(length, "length", least=2)
         if isinstance(texts, np.ndarray) and texts.ndim == 2 and texts.dtype.kind in "iu":
-            texts = unpadded(texts, self.config)
+            texts = unpadded(texts, self.config, self._padding())
         parts: list[Any] = [texts] if isinstance(texts, str) else list(texts)  # type: ignore[arg-type]
         strings = [isinstance(part, str) for part in parts]
         if any(strings) and not all(strings):
@@ -101,7 +108,7 @@ class TextMethods:
 
     def _cut(self, texts: Sequence[str], length: int) -> list[list[int]]:
         tokenizer, length = self.need_tokenizer(), self._most(length)
-        if not self.kind.decoder:
+        if not self.joins_texts:
             rows = [tokenizer.encode(self._as_sentence(text)) for text in texts]
             longer = sum(len(row) > length for row in rows)
             if longer:
@@ -112,8 +119,26 @@ class TextMethods:
                 )
             return [self._shortened(row, length) for row in rows]
         joined = [token for text in texts for token in tokenizer.encode(text, special=False)]
-        cut = [joined[at : at + length] for at in range(0, len(joined), length)]
-        return cut[:-1] if len(cut) > 1 and len(cut[-1]) < length else cut
+        first = tokenizer.opening  # what it is used with every text begins with
+        step = max(1, length - len(first))
+        cut = [joined[at : at + step] for at in range(0, len(joined), step)]
+        whole = cut[:-1] if len(cut) > 1 and len(cut[-1]) < step else cut
+        return [[*first, *row] for row in whole]
+
+    @property
+    def joins_texts(self) -> bool:
+        """Whether texts are one to it: a decoder that tells the next tokens."""
+        return self.kind.decoder and self.head_name is not None
+
+    def _padding(self) -> int:
+        """Return the token that fills up rows: the tokenizer's, or as the configuration says."""
+        own = self.config.padding
+        if self.tokenizer is None:
+            return own
+        settings = json.loads(self.beside.get(TOKENIZER_CONFIG, "{}"))
+        token = settings.get("pad_token")
+        named = token.get("content") if isinstance(token, dict) else token
+        return own if named is None else self.tokenizer.ids.get(named, own)
 
     def _most(self, length: int) -> int:
         """Return how many tokens of a row there are positions of, at most `length`."""
@@ -123,6 +148,7 @@ class TextMethods:
     def _as_sentence(self, text: str) -> str:
         """Return a text as a folder of sentence-transformers reads it."""
         whole = self.config.sentence_prompt + text
+        whole = whole.strip() if self.config.makes_vectors else whole
         return whole.lower() if self.config.sentence_lower else whole
 
     def _shortened(self, row: list[int], length: int) -> list[int]:
@@ -160,7 +186,7 @@ class TextMethods:
         if not rows:
             raise ValueError("texts must hold a row of two tokens or more, got none")
         linear = self.frozen()
-        for batch in following(rows, self.config.padding):
+        for batch in following(rows, self.config):
             x = self.last_hidden(batch.inputs, batch.mask, linear)
             logits, targets = self.head(x[batch.asked], linear=linear)[0], np.asarray(batch.targets)
             yield logits, targets, -log_softmax(logits, axis=1)[np.arange(len(targets)), targets]
@@ -187,12 +213,18 @@ class TextMethods:
         losses = np.concatenate([loss for *_, loss in self.token_losses(texts, length)])
         return float(np.exp(losses.astype(np.float64).mean()))
 
+    @property
+    def sentence_length(self) -> int:
+        """Most tokens of a text that `embed` reads where it is not told."""
+        return self.config.sentence_length or _SENTENCE
+
     def embed(self, texts: Texts, length: int | None = None) -> Array:
         """Return vectors of length 1 of texts: the means of the last hidden states of their tokens.
 
         Those of the first or the last token alone where the network's folder is one of
         sentence-transformers that says so (``1_Pooling``); so are texts read in small letters
-        (``do_lower_case``) and with what its ``default_prompt_name`` names before them.
+        (``do_lower_case``), with what its ``default_prompt_name`` names before them, and without
+        the spaces at their ends.
 
         Parameters
         ----------
@@ -212,7 +244,7 @@ class TextMethods:
             As of `rows_of`; a text has no token; the folder's vectors are made in another way.
         """
         if length is None:
-            length = self.config.sentence_length or 512
+            length = self.sentence_length
         check_count(length, "length")
         if isinstance(texts, np.ndarray) and texts.ndim == 2:
             rows = self.rows_of(texts)
@@ -324,13 +356,13 @@ class TextMethods:
         return "".join(pieces)
 
 
-def following(rows: Sequence[Sequence[int]], padding: int) -> Iterator[Batch]:
+def following(rows: Sequence[Sequence[int]], config: Config) -> Iterator[Batch]:
     """Yield batches that ask for every token of a row but the first, rows of like length together.
 
     They are ``asked`` for at the tokens before them.
     """
-    for places in batches(rows, BATCH):
-        ids, mask = padded([rows[i] for i in places], padding)
+    for places in batches(rows, min(BATCH, _MOST_LOGITS // config.vocabulary)):
+        ids, mask = padded([rows[i] for i in places], config.padding)
         asked = np.zeros_like(mask)
         asked[:, :-1] = mask[:, 1:]
         yield Batch(ids, mask, asked, ids[:, 1:][mask[:, 1:]])

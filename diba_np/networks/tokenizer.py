@@ -5,6 +5,7 @@ Kept as the JSON text of a ``tokenizer.json``, whatever it was read from.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diba_np.errors import FormatError
+from diba_np.networks.beside import numbered_tokens
 from diba_np.networks.tokenizer_settings import as_settings_say
 from diba_np.sources.entry import read_json
 from diba_np.sources.gguf import need
@@ -94,6 +96,11 @@ class Tokenizer:
         text: str = self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
 
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Ids of all tokens, read without the package."""
+        return {token: number for number, token in numbered_tokens(json.loads(self.text))}
+
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, or None if it is none."""
         number: int | None = self._inner.token_to_id(token)
@@ -103,6 +110,13 @@ class Tokenizer:
         """Return the token of an id, ``<id 7>`` for one that only the network has a row for."""
         token: str | None = self._inner.id_to_token(int(number))
         return f"<id {int(number)}>" if token is None else token
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """Tokens that are put before every text."""
+        whole = self._inner.encode("a")
+        own = [i for i, special in enumerate(whole.special_tokens_mask) if not special]
+        return tuple(whole.ids[: own[0]]) if own else ()
 
     @cached_property
     def closes(self) -> bool:

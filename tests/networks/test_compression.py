@@ -521,6 +521,8 @@ def test_texts_of_a_decoder_are_joined_and_cut():
     net = decoder()
 
     class Tokenizer:
+        opening = ()
+
         def encode(self, text, special=True):
             assert not special
             return [ord(letter) % VOCABULARY for letter in text]
@@ -585,6 +587,20 @@ def test_a_layer_that_gives_nothing_has_no_output_snr(rng):
     batches = [rng.normal(size=(12, 6)) for _ in range(3)]
     report = compress_layers([stage], weights, batches, fit).report
     assert [part["output_snr_db"] for part in report] == [None, None]
+
+
+def test_a_network_tells_how_it_was_made(tmp_path):
+    net = decoder(num_hidden_layers=1)
+    small = networks.compress(net, rows(16), bits=2, method="rtn", epochs=2, taught=48)
+    small.save(tmp_path / "small.h5")
+    for record in (small.record, networks.load(tmp_path / "small.h5").record):
+        told = {name: record[name] for name in ("bits", "method", "effort", "seed", "epochs")}
+        assert told == {"bits": 2, "method": "rtn", "effort": "fast", "seed": 0, "epochs": 2}
+        assert (record["fitted_tokens"], record["taught_tokens"]) == (16 * 12, 3 * 12)
+        assert record["diba_np"] == dn.__version__
+    assert "bits" not in net.record
+    untrained = networks.compress(net, rows(16), bits=2, method="rtn", epochs=0)
+    assert "taught_tokens" not in untrained.record
 
 
 def test_a_network_is_asked_for():

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -621,6 +622,39 @@ def test_vectors_that_are_made_otherwise(tmp_path):
             with pytest.raises(ValueError, match=f"this network's vectors are made by {made}"):
                 call()
         assert net.hidden([[3, 4]])
+
+
+def test_modules_whose_weights_are_not_kept_are_not_exported(tmp_path):
+    for more, lost in ((["2_Normalize"], []), (["2_Dense"], ["2_Dense"])):
+        folder = tmp_path / "-".join(more)
+        sentences_of(folder, ["mean_tokens"], *more)
+        (folder / "modules.json").write_text("[]")
+        for name in more:
+            (folder / name / "config.json").write_text("{}")
+        out = folder.with_suffix(".out")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            networks.load(folder).export(out)
+        assert [str(one.message).partition(": ")[2] for one in told] == [
+            f"{name} of sentence-transformers has weights that are not kept; modules.json is left "
+            "out, so that other software reads the network alone"
+            for name in lost
+        ]
+        assert (out / "modules.json").exists() == (not lost)
+        assert (out / "1_Pooling" / "config.json").exists() == (not lost)
+
+
+def test_what_is_stored_beside_matrices_takes_32_bits(tmp_path):
+    net = network("bert", dtype=np.float64)
+    bits = bits_by_part(net)
+    for part in ("embeddings and head", "norms and biases"):
+        assert bits[part][0] == 32 * bits[part][1]
+
+
+def test_padding_that_is_no_int_is_named(tmp_path):
+    for kind in ("bert", "roberta"):
+        with pytest.raises(dn.FormatError, match="padding: found '1', expected an int"):
+            network(kind, pad_token_id="1")
 
 
 def test_texts_are_as_long_as_the_folder_says(tmp_path):

@@ -10,10 +10,12 @@ import diba_np as dn
 from diba_np.layers.trellis_linear import TrellisLinear
 from diba_np.methods.linear_trellis import LinearTrellis
 from diba_np.networks import generation
+from diba_np.networks import texts as texts_module
 from diba_np.networks.calibration import calibration
 from diba_np.networks.evaluation import evaluate
 from diba_np.networks.generation import Session, choose
 from diba_np.networks.inputs import padded
+from diba_np.networks.tasks import SENTENCES, task_of
 from diba_np.products import Stack
 
 tokenizers = pytest.importorskip("tokenizers", reason="texts need the extra networks")
@@ -260,6 +262,116 @@ def test_rows_of_texts():
         encoder.perplexity([[3, 4]])
     with pytest.raises(ValueError, match="generate needs a decoder"):
         encoder.generate([3])
+
+
+def opened(tokenizer, *first):
+    """The tokenizer with tokens before every text."""
+    inner = tokenizers.Tokenizer.from_str(tokenizer.text)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single=" ".join([*first, "$A", "[SEP]"]),
+        special_tokens=[(token, inner.token_to_id(token)) for token in {*first, "[SEP]"}],
+    )
+    return type(tokenizer)(inner.to_str())
+
+
+def test_rows_begin_with_what_begins_a_text():
+    net = network("llama", dtype=np.float32)
+    net.tokenizer = opened(words(), "[CLS]")
+    assert net.tokenizer.opening == (2,)
+    assert words().opening == ()
+    assert opened(words(), "[CLS]", "[MASK]").opening == (2, 1)
+    assert net.rows_of(["a b c", "d e"], 3) == [[2, 4, 5], [2, 6, 7]]  # a rest fills no row
+    assert net.rows_of("a", 9) == [[2, 4]]
+    assert net.perplexity("a b c d", 3) == net.perplexity([[2, 4, 5], [2, 6, 7]])
+    assert calibration(net, "a b c d", 3).inputs.tolist() == [[2, 4, 5], [2, 6, 7]]
+    with pytest.raises(ValueError, match="at least one token"):
+        net.rows_of("")
+
+
+def test_a_decoder_that_makes_vectors_reads_a_text_a_row():
+    net = network("qwen2", dtype=np.float32, sentence_pooling="lasttoken")
+    net.tokenizer = opened(words(), "[CLS]")
+    texts = ["a b c", "d", "e f"]
+    whole = [[2, 4, 5, 6, 3], [2, 7, 3], [2, 8, 9, 3]]
+    assert net.rows_of(texts) == whole
+    assert calibration(net, texts).lengths.tolist() == [5, 3, 4]
+    other = network("qwen2", dtype=np.float32, sentence_pooling="lasttoken", seed=3)
+    found = evaluate(net, texts, against=other)
+    assert found["targets"] == 3
+    cosines = (net.embed(texts) * other.embed(whole)).sum(axis=1)
+    assert found["cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
+
+
+def test_vectors_are_judged_on_as_much_of_a_text_as_embed_reads():
+    net = network("bert", "none", dtype=np.float32, sentence_length=4)
+    net.tokenizer = words()
+    long = ["a b c d e f", "g"]
+    with pytest.warns(UserWarning, match="longer than 4 tokens"):
+        found = evaluate(net, long, against=network("bert", "none", dtype=np.float32, seed=3))
+    other = network("bert", "none", dtype=np.float32, seed=3).embed([[4, 5, 6, 9], [10]])
+    assert found["cosine"] == pytest.approx((net.embed(long) * other).sum(axis=1).mean(), abs=1e-6)
+
+
+def test_a_table_that_only_vectors_are_made_with_is_no_head():
+    assert network("qwen2", tie_word_embeddings=True).head_name is not None
+    net = network("qwen2", tie_word_embeddings=True, sentence_pooling="lasttoken")
+    assert net.head_name is None
+    assert task_of(net) is SENTENCES
+    with pytest.raises(ValueError, match="or that it makes vectors of texts"):
+        net.logits([[3, 4]])
+
+
+def test_spaces_at_the_ends_of_a_text_are_no_part_of_its_vector():
+    net = network("bert", "none", sentence_pooling="mean")
+    net.tokenizer = words()
+    inner = tokenizers.Tokenizer.from_str(net.tokenizer.text)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")  # spaces are tokens
+    net.tokenizer = type(net.tokenizer)(inner.to_str())
+    assert net.rows_of([" a b "]) == net.rows_of(["a b"]) == [[4, 0, 5]]
+    net.config.source.pop("sentence_pooling")
+    assert net.rows_of([" a b "]) == [[0, 4, 0, 5, 0]]
+
+
+def test_the_tokenizers_padding_counts_more_than_the_configurations():
+    net = network("bert", "none", pad_token_id=0)
+    net.tokenizer = words()
+    ids = np.array([[4, 5, 6], [7, 3, 3], [4, 0, 0]])
+    assert net.rows_of(ids) == [[4, 5, 6], [7, 3, 3], [4]]
+    for said in ('"[SEP]"', '{"content": "[SEP]"}'):
+        net.beside["tokenizer_config.json"] = f'{{"pad_token": {said}}}'
+        assert net.rows_of(ids) == [[4, 5, 6], [7], [4, 0, 0]]
+    for said in ("null", '"none of all"'):
+        net.beside["tokenizer_config.json"] = f'{{"pad_token": {said}}}'
+        assert net.rows_of(ids) == [[4, 5, 6], [7, 3, 3], [4]]
+
+
+def test_logits_of_a_batch_are_bounded(monkeypatch):
+    net = network("llama", dtype=np.float32)
+    rows = np.random.default_rng(0).integers(2, 19, (9, 8)).tolist()
+    whole, size = net.perplexity(rows), len(next(net.token_losses(rows))[0])
+    monkeypatch.setattr(texts_module, "_MOST_LOGITS", 2 * 8 * net.config.vocabulary)
+    parts = [len(logits) for logits, *_ in net.token_losses(rows)]
+    assert (size, max(parts), sum(parts)) == (9 * 7, 2 * 7, 9 * 7)
+    assert net.perplexity(rows) == pytest.approx(whole, rel=1e-6)
+    assert evaluate(net, rows)["perplexity"] == pytest.approx(whole, rel=1e-6)
+
+
+def test_rows_of_other_questions_are_other_rows():
+    net = network("bert", "masked")
+    rows = [[3, 1, 4], [1, 5, 6]]
+    all_asked = calibration(net, rows)
+    net.tokenizer = words()
+    some_asked = calibration(net, rows)
+    assert np.array_equal(all_asked.inputs, some_asked.inputs)
+    assert (all_asked.hidden, some_asked.hidden) == (None, 1)
+    assert all_asked.digest() != some_asked.digest()
+
+
+def test_pixels_that_nobody_scaled_get_a_warning():
+    net = network("vit", dtype=np.float32)
+    images = inputs_of("vit")[0]
+    with pytest.warns(UserWarning, match="inputs are uint8: networks read arrays that are scaled"):
+        net.hidden(np.zeros(images.shape, np.uint8))
 
 
 @pytest.mark.parametrize("kind", TOKENS)

@@ -8,7 +8,9 @@ from diba_np.networks.kinds import bert
 
 
 def _settle(fields: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    return bert.settle(fields, source) | {"first_position": fields["padding"] + 1}
+    settled, padding = bert.settle(fields, source), fields["padding"]
+    # what is no int is refused later, by its name
+    return settled | ({"first_position": padding + 1} if isinstance(padding, int) else {})
 
 
 KIND = Kind(
