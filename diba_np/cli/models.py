@@ -95,15 +95,9 @@ def add_model(subcommands: Any, given: Parents) -> None:
         "--texts",
         metavar="T.txt",
         help="SOURCE is a network of a known kind: fit its layers to what they read there, then "
-        "train diagonals end to end; one text for a decoder, else one a line; or token ids, images "
-        "or spectrograms, .npy; options of matrices alone, of the above and of the search, are "
-        "then refused",
-    )
-    command.add_argument(
-        "--dense-folder",
-        metavar="FOLDER",
-        help="with --texts: keep here what the dense network gives of them, for runs with other "
-        "bits or methods; nothing removes it",
+        "train diagonals end to end; one text where next tokens are told, else one a line; or "
+        "token ids, images or spectrograms, .npy; options of matrices alone, of the above and of "
+        "the search, are then refused",
     )
     add_search_options(command, *SHARED)
     command.add_argument(
@@ -117,6 +111,7 @@ def add_model(subcommands: Any, given: Parents) -> None:
     command.add_argument("--restart", action="store_true", help="drop parts of another run")
     command.add_argument("--json-log", metavar="FILE", help="append each event, one a line")
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    networks.add_compress_options(command)
     command.options()["--effort"].help = "how long to search; default: balanced, fast with --texts"
     command.set_defaults(run=run_model, effort=None)
 
@@ -152,11 +147,7 @@ def run_model(args: argparse.Namespace) -> int:
         if Path(args.json_log).resolve() == output.resolve():
             raise CommandError(f"{output}: --json-log and --output must be two files")
         check_not_read(Path(args.json_log), read)
-    if args.dense_folder is not None:
-        if args.texts is None:
-            raise CommandError(
-                "--dense-folder is of networks alone; give --texts too, or leave it out"
-            )
+    if "dense_folder" in networks.compress_options(args):
         for path in (args.output, args.source, args.texts):
             if Path(args.dense_folder).resolve() == Path(path).resolve():
                 raise CommandError(f"{path}: --dense-folder must be a folder of its own")

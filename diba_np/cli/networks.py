@@ -41,6 +41,49 @@ EXAMPLES = {
 
 _NETWORK = "a network: a folder with config.json, a .gguf, or a file of model --texts"
 
+# of `model`, without meaning for matrices alone; None stands for what `networks.compress` does
+_OF_NETWORKS: dict[str, dict[str, Any]] = {
+    "--no-embeddings": {
+        "dest": "embeddings",
+        "action": "store_const",
+        "const": False,
+        "help": "leave the table of tokens and the head dense",
+    },
+    "--no-feedback": {
+        "dest": "feedback",
+        "action": "store_const",
+        "const": False,
+        "help": "fit layers to what they read in the dense network: --jobs of them at once",
+    },
+    "--length": {"type": positive(int), "metavar": "N", "help": "tokens of a row; default: 128"},
+    "--calibrate": {
+        "type": positive(int),
+        "metavar": "N",
+        "help": "tokens that layers are fitted to; default: 32768",
+    },
+    "--epochs": {
+        "type": within(int, 0),
+        "metavar": "N",
+        "help": "passes of training end to end; 0: none; default: 1",
+    },
+    "--taught": {
+        "type": positive(int),
+        "metavar": "N",
+        "help": "tokens that each of them reads; default: all",
+    },
+    "--rate": {"type": positive(float), "metavar": "X", "help": "of learning; default: 0.002"},
+    "--codes": {
+        "action": "store_const",
+        "const": True,
+        "help": "train codes too, of qswd, bitat and mesa",
+    },
+    "--dense-folder": {
+        "metavar": "FOLDER",
+        "help": "keep here what the dense network gives of the texts, for runs with other bits or "
+        "methods; nothing removes it",
+    },
+}
+
 
 def add_commands(subcommands: Any, given: Parents) -> None:
     """Add the commands of networks: evaluate, generate, embed."""
@@ -51,7 +94,7 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     command.add_argument(
         "--texts",
         metavar="T.txt",
-        help="UTF-8, one text for a decoder, else one a line; or token ids, .npy",
+        help="UTF-8, one text where next tokens are told, else one a line; or token ids, .npy",
     )
     command.add_argument(
         "--inputs", metavar="X.npy", help="instead: token ids, images or spectrograms"
@@ -60,7 +103,12 @@ def add_commands(subcommands: Any, given: Parents) -> None:
         "--labels", metavar="Y.npy", help="classes, scores or labels of these or the texts"
     )
     command.add_argument("--against", metavar="NETWORK", help="usually the dense network")
-    command.add_argument("--length", type=within(int, 2), default=128, help="tokens of a row")
+    command.add_argument(
+        "--length",
+        type=within(int, 2),
+        metavar="N",
+        help="tokens of a row; default: 128, of vectors as many as embed reads",
+    )
     command.add_argument("--seed", type=within(int, 0), default=0, help="of what is masked")
     command.set_defaults(run=run_evaluate)
 
@@ -87,6 +135,27 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     )
     command.add_argument("-o", "--output", metavar="E.npy", required=True, help="float32 (S, n)")
     command.set_defaults(run=run_embed)
+
+
+def add_compress_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `model` that need ``--texts``."""
+    group = command.add_argument_group("of networks, with --texts")
+    for option, how in _OF_NETWORKS.items():
+        group.add_argument(option, **how)
+
+
+def compress_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return those that were given, as `networks.compress` takes them; CommandError of matrices."""
+    given = {}
+    for option, how in _OF_NETWORKS.items():
+        name = how.get("dest", option.removeprefix("--").replace("-", "_"))
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if args.texts is None:
+            raise CommandError(f"{option} is of networks alone; give --texts too, or leave it out")
+        given[name] = value
+    return given
 
 
 def load_network(path: str) -> Any:
@@ -126,7 +195,7 @@ def _texts(path: str, net: Any) -> Any:
     """Return what a file holds for a network: ids, one text, or one a line that is not blank."""
     if path.endswith(".npy"):
         return load_array(path)
-    return [_text(path)] if net.kind.decoder else [line for line in _lines(path) if line]
+    return [_text(path)] if net.joins_texts else [line for line in _lines(path) if line]
 
 
 def _rows(path: str) -> Any:
@@ -412,9 +481,9 @@ def run_compress(args: argparse.Namespace) -> int:
             threads=args.threads or 1,
             seed=args.seed,
             folder=parts,
-            dense_folder=args.dense_folder,
             progress=not args.quiet,
             callback=tell,
+            **compress_options(args),
         )
         small.save(output)
         log.tell("done")

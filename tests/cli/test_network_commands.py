@@ -1,5 +1,6 @@
 """The commands of whole networks, on small random ones."""
 
+import inspect
 import io
 import json
 import os
@@ -273,8 +274,11 @@ def test_a_networks_file_is_read_once_when_exported(small, tmp_path, monkeypatch
           for option in (("--shift", "0.5"), ("--scale-bits", "8"), ("--terms", "2"),
                          ("--solver", "greedy"), ("--max-sweeps", "9"), ("--tol", "0.1"),
                          ("--min-size", "32"), ("--allocation", "uniform"))),
-        (["model", "{net}", "--bits", "1", "-o", "{out}", "--dense-folder", "{out}"],
-         "--dense-folder is of networks alone; give --texts too, or leave it out"),
+        *((["model", "{net}", "--bits", "1", "-o", "{out}", *option],
+           f"{option[0]} is of networks alone; give --texts too, or leave it out")
+          for option in (("--dense-folder", "{out}"), ("--no-embeddings",), ("--no-feedback",),
+                         ("--length", "64"), ("--calibrate", "100"), ("--epochs", "0"),
+                         ("--taught", "100"), ("--rate", "0.1"), ("--codes",))),
         *((["model", "{net}", "--texts", "{good}", "--bits", "1", "-o", "{out}", "--dense-folder",
             folder], "--dense-folder must be a folder of its own")
           for folder in ("{out}", "{net}", "{good}")),
@@ -325,6 +329,35 @@ def test_a_training_that_diverges_is_one_sentence(compressing, tmp_path, capsys,
     assert main(compressing) == 1
     assert capsys.readouterr().err == "diba-np: error: step 2 of 3: the loss is nan\n"
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_the_options_of_networks_are_arguments_of_compress(compressing, monkeypatch):
+    calls = []
+
+    def stopped(*_, **how):
+        calls.append(how)
+        raise Diverged("stopped")
+
+    usual = inspect.signature(networks.compress).parameters
+    monkeypatch.setattr(networks, "compress", stopped)
+    options = ["--no-embeddings", "--no-feedback", "--codes", "--epochs", "0", "--rate", "0.1"]
+    options += ["--length", "64", "--calibrate", "100", "--taught", "50", "--dense-folder", "d"]
+    assert main(compressing) == main([*compressing, *options]) == 1
+    plain, given = ({k: v for k, v in how.items() if k != "callback"} for how in calls)
+    changed = {name: value for name, value in given.items() if plain.get(name) != value}
+    assert changed == {
+        "embeddings": False,
+        "feedback": False,
+        "codes": True,
+        "epochs": 0,
+        "rate": 0.1,
+        "length": 64,
+        "calibrate": 100,
+        "taught": 50,
+        "dense_folder": "d",
+    }
+    assert changed.keys() <= usual.keys()
+    assert not changed.keys() & plain.keys()
 
 
 @pytest.mark.parametrize("place", ["", "network"])
