@@ -21,7 +21,7 @@ from diba_np.kernels._lookup import block_size  # _lookup.py baa33a2a7297
 from diba_np.kernels._stages import BLOCK_UNITS  # _stages.py 2ab30e42ec6b
 from diba_np.kernels.few_columns import few_columns  # few_columns.py ae12638c5c78
 from diba_np.kernels.filters import filter_sums  # filters.py ff7fe394c5d1
-from diba_np.kernels.hadamard import rotate_vector  # hadamard.py d22ad1629165
+from diba_np.kernels.hadamard import rotate_vector  # hadamard.py 4948f28d2cdb
 
 COLUMNS = 37  # entries of a row of the plan
 # What they are, in order. "At": an offset into the constants, "room": into the room, in float32.

@@ -1,11 +1,45 @@
 """The fast Walsh-Hadamard transform, and rotations of a vector by it."""
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
+from diba_np.kernels import _ir  # _ir.py c7dde7ed34db
 from diba_np.kernels._jit import njit
 
 # entries whose rounds are done while they are in the cache
 _BLOCK = 1 << 12
+
+_LANES = 16  # entries of a line, whose first rounds are done in registers
+
+
+@intrinsic
+def _rounds_in_lines(typingctx, address, n_lines, zero):
+    """Do the rounds of spans 1 to 8 in lines of 16 entries, of the type of `zero`."""
+    signature = types.void(types.intp, types.intp, zero)
+    element, size = (_ir.F32, 4) if zero == types.float32 else (_ir.F64, 8)
+    line = _ir.vector(element, _LANES)
+
+    def codegen(context, builder, signature, args):
+        start, n_lines, _ = args
+
+        def body(i, carried):
+            here = builder.add(start, builder.mul(i, _ir.index(size * _LANES)))
+            x = _ir.load(builder, here, line, size)
+            for span in (1, 2, 4, 8):
+                order = [lane ^ span for lane in range(_LANES)]
+                signs = [-1.0 if lane & span else 1.0 for lane in range(_LANES)]
+                pairs = ir.Constant(_ir.vector(_ir.I32, _LANES), order)
+                other = builder.shuffle_vector(x, x, pairs)
+                x = builder.fadd(other, builder.fmul(x, ir.Constant(line, signs)))
+            _ir.store(builder, x, here, size)
+            return carried
+
+        _ir.counted_loop(builder, n_lines, [], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @njit(fastmath=False)
@@ -46,25 +80,9 @@ def hadamard(x, columns):
     if size == 0:
         return
     span = columns
-    if columns == 1 and size >= 8:
-        for at in range(0, size, 8):  # three rounds at once, in registers
-            a0 = x[at] + x[at + 1]
-            a1 = x[at] - x[at + 1]
-            a2 = x[at + 2] + x[at + 3]
-            a3 = x[at + 2] - x[at + 3]
-            a4 = x[at + 4] + x[at + 5]
-            a5 = x[at + 4] - x[at + 5]
-            a6 = x[at + 6] + x[at + 7]
-            a7 = x[at + 6] - x[at + 7]
-            b0, b2 = a0 + a2, a0 - a2
-            b1, b3 = a1 + a3, a1 - a3
-            b4, b6 = a4 + a6, a4 - a6
-            b5, b7 = a5 + a7, a5 - a7
-            x[at], x[at + 4] = b0 + b4, b0 - b4
-            x[at + 1], x[at + 5] = b1 + b5, b1 - b5
-            x[at + 2], x[at + 6] = b2 + b6, b2 - b6
-            x[at + 3], x[at + 7] = b3 + b7, b3 - b7
-        span = 8
+    if columns == 1 and size >= _LANES:
+        _rounds_in_lines(x.ctypes.data, size // _LANES, x.dtype.type(0))
+        span = _LANES
     near = span
     while 2 * near <= min(size, _BLOCK):
         near *= 2
@@ -96,6 +114,40 @@ def _mix(source, factor, target):
 
 
 @njit(fastmath=False)
+def _part(x, q, out):
+    """Write (P, q), flat, as (q, P)."""
+    steps = x.size // q
+    if q == 3:  # a distance that is known is vectorised
+        a, b, c = out[:steps], out[steps : 2 * steps], out[2 * steps :]
+        for p in range(steps):
+            a[p] = x[3 * p]
+            b[p] = x[3 * p + 1]
+            c[p] = x[3 * p + 2]
+        return
+    for i in range(q):
+        row = out[i * steps : (i + 1) * steps]
+        for p in range(steps):
+            row[p] = x[p * q + i]
+
+
+@njit(fastmath=False)
+def _join(x, q, out):
+    """Write (q, P), flat, as (P, q)."""
+    steps = x.size // q
+    if q == 3:
+        a, b, c = x[:steps], x[steps : 2 * steps], x[2 * steps :]
+        for p in range(steps):
+            out[3 * p] = a[p]
+            out[3 * p + 1] = b[p]
+            out[3 * p + 2] = c[p]
+        return
+    for i in range(q):
+        row = x[i * steps : (i + 1) * steps]
+        for p in range(steps):
+            out[p * q + i] = row[p]
+
+
+@njit(fastmath=False)
 def rotate_vector(x, signs, factor, back, room, out):
     """Multiply a vector with ``(H x Q) diag(signs)``, or with the transpose of that.
 
@@ -116,16 +168,19 @@ def rotate_vector(x, signs, factor, back, room, out):
     q = len(factor)
     steps = x.size // q
     if 1 < q < steps:  # as (q, P), because rows of few entries are not vectorised
-        for i in range(q):
-            row = out[i * steps : (i + 1) * steps]
-            for p in range(steps):
-                row[p] = x[p * q + i] if back else signs[p * q + i] * x[p * q + i]
+        if back:
+            _part(x, q, out)
+        else:
+            for p in range(x.size):
+                room[p] = signs[p] * x[p]
+            _part(room, q, out)
         _mix(out, factor, room)
         for i in range(q):
-            row = room[i * steps : (i + 1) * steps]
-            hadamard(row, 1)
-            for p in range(steps):
-                out[p * q + i] = signs[p * q + i] * row[p] if back else row[p]
+            hadamard(room[i * steps : (i + 1) * steps], 1)
+        _join(room, q, out)
+        if back:
+            for p in range(x.size):
+                out[p] *= signs[p]
         return
     if back:
         out[:] = x

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from diba_np.kernels._jit import njit
 from diba_np.kernels._neon import build_float_tables_neon, mix_neon  # _neon.py e34cfe472e47
-from diba_np.kernels._stack import make_stack  # _stack.py fe150e2722a4
+from diba_np.kernels._stack import make_stack  # _stack.py 9979c583529a
 
 _stack = make_stack(build_float_tables_neon, mix_neon)
 

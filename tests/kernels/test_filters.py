@@ -61,7 +61,9 @@ def test_hadamard_of_no_columns_ends():
     hadamard(np.empty(0), 0)
 
 
-@pytest.mark.parametrize("power, odd", [(1, 1), (16, 1), (4, 3), (4, 5), (1, 5), (64, 9)])
+@pytest.mark.parametrize(
+    "power, odd", [(1, 1), (8, 1), (16, 1), (4, 3), (128, 3), (4, 5), (1, 5), (64, 9)]
+)
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("back", [False, True])
 def test_a_rotated_vector_equals_the_matrix(power, odd, kind, back):
