@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-# which rows of a matrix: a slice, or a vector of indices
-RowIndex = slice | NDArray[np.intp]
-
+# which rows of a matrix, or columns: a vector of indices; or a slice
+Index = NDArray[np.intp]
+RowIndex = slice | Index
 
 _BLOCK_ENTRIES = 1 << 21  # entries of a row block: 16 MiB in float64
 

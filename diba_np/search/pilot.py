@@ -35,7 +35,7 @@ _HEADROOM_SNR = 0.95  # likewise, on average over weights
 
 def part_of(target: Target) -> Target:
     """Return the middle of the matrix, at most `_SIDE` square, weighed as it is."""
-    rows, columns = (slice(max(0, (s - _SIDE) // 2), (s + _SIDE) // 2) for s in target.shape)
+    rows, columns = (np.arange(s)[max(0, (s - _SIDE) // 2) :][:_SIDE] for s in target.shape)
     return target.part(rows, columns)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from diba_np.arrays import RowIndex
 from diba_np.search import relaxation as admm
 from diba_np.search.coupled import relax_coupled
 from diba_np.search.exact_steps import residuals, update_d2
@@ -79,7 +80,7 @@ class _Rest(Target):
             self._rights.append(np.ascontiguousarray(other.T))
         super().__init__(target.A, target.pool)
 
-    def read(self, rows: slice) -> Any:
+    def read(self, rows: RowIndex) -> Any:
         block = self._target.read(rows)
         for state, right in zip(self._states, self._rights, strict=True):
             block = block - self.pool.matmul(state.left.scaled(rows), right)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diba_np.arrays import RowIndex
 from diba_np.matrix.diagonals import Grids, LogGrid
 
 Floats = NDArray[np.float64]
@@ -97,13 +98,13 @@ class Side:
         """The other side of the state."""
         return Side(self.state, 1 - self.axis)
 
-    def values(self, rows: slice = slice(None)) -> Floats:
+    def values(self, rows: RowIndex = slice(None)) -> Floats:
         """Return rows of ``B - shift`` in float64."""
         values: Floats = self.bits[rows].astype(np.float64)
         values -= self.state.shift
         return values
 
-    def scaled(self, rows: slice = slice(None)) -> Floats:
+    def scaled(self, rows: RowIndex = slice(None)) -> Floats:
         """Return rows of ``D1 (B1 - shift)`` (m, k), or of ``D3 (B2 - shift)^T`` (n, k)."""
         values = self.values(rows)
         values *= self.scales[rows, None]

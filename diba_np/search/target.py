@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diba_np.arrays import largest_magnitude, row_blocks
+from diba_np.arrays import Index, RowIndex, largest_magnitude, row_blocks
 from diba_np.machine.thread_pool import ThreadPool
 
 _PIECE = 1 << 18  # entries that are converted at a time
@@ -69,12 +69,19 @@ class Target:
         """Tell whether products with k columns are large enough for fewer digits to save time."""
         return 2.0 * self.shape[0] * self.shape[1] * k >= _WORTH_ROUNDING
 
-    def part(self, rows: slice, columns: slice) -> Target:
-        """Return a part of the matrix, copied, as a target of its own."""
-        return Target(np.array(self.A[rows, columns]), self.pool)
+    def part(self, rows: Index, columns: Index) -> Target:
+        """Return some rows and columns, copied, as a target of its own."""
+        return Target(self.entries(rows, columns), self.pool)
 
-    def read(self, rows: slice) -> NDArray[np.float64]:
-        """Return some rows of A in float64."""
+    def entries(self, rows: Index, columns: Index) -> NDArray[np.float64]:
+        """Return the entries of some rows in some columns, as they are read."""
+        found = np.empty((len(rows), len(columns)))
+        for at in row_blocks((len(rows), self.shape[1]), self.pool.entries):
+            found[at] = self.read(rows[at])[:, columns]
+        return found
+
+    def read(self, rows: RowIndex) -> NDArray[np.float64]:
+        """Return some rows of the matrix in float64; all that is read of it comes from here."""
         return self.A[rows].astype(np.float64)
 
     def blocks(self, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:

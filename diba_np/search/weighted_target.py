@@ -17,6 +17,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from diba_np.arrays import Index, RowIndex
 from diba_np.machine.thread_pool import ThreadPool, mirror
 from diba_np.matrix.quality import decibels
 from diba_np.search.exact_steps import SLACK, Equations, residuals, squared_error, weighed_gram
@@ -123,8 +124,8 @@ class WeightedTarget(Target):
         self._held: dict[Any, Floats] = {}
         self._known: list[_SideProducts | None] = [None, None]
 
-    def part(self, rows: slice, columns: slice) -> Target:
-        A = np.array(self.A[rows, columns])
+    def part(self, rows: Index, columns: Index) -> Target:
+        A = self.entries(rows, columns)
         return WeightedTarget(A, self.pool, self.weights.part(rows, columns))
 
     def coupling(self, axis: int) -> Floats | None:
@@ -331,7 +332,7 @@ class ScaledTarget(Target):
         self.rows, self.columns = rows, columns
         super().__init__(A, pool)
 
-    def read(self, rows: slice) -> Floats:
+    def read(self, rows: RowIndex) -> Floats:
         return super().read(rows) * self.rows[rows, None] * self.columns
 
     def restore(self, state: State, unit: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
-from diba_np.arrays import largest_magnitude, row_blocks
+from diba_np.arrays import Index, largest_magnitude, row_blocks
 from diba_np.checks import as_matrix, as_real, as_samples, check_dense, digest
 from diba_np.machine.thread_pool import ThreadPool
 
@@ -52,13 +52,13 @@ class Weights:
     shrinkage: float
     facts: dict[str, Any]
 
-    def part(self, rows: slice, columns: slice) -> Weights:
-        """Return the weights of a part of the matrix, each of mean 1 again."""
+    def part(self, rows: Index, columns: Index) -> Weights:
+        """Return the weights of some rows and columns of the matrix, each of mean 1 again."""
 
-        def of_one_side(weights: Floats | None, index: slice) -> Floats | None:
+        def of_one_side(weights: Floats | None, index: Index) -> Floats | None:
             if weights is None:
                 return None
-            part = weights[index] if weights.ndim == 1 else weights[index, index]
+            part = weights[np.ix_(*[index] * weights.ndim)]
             mean = float(part.mean() if part.ndim == 1 else np.diag(part).mean())
             return part / mean if mean > 0 else None
 

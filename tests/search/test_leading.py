@@ -5,6 +5,7 @@ import pytest
 
 from diba_np import factorize
 from diba_np.matrix.quality import snr_db
+from diba_np.search import pilot, size
 
 QUICK = {"effort": "fast", "threads": 1}
 
@@ -91,3 +92,19 @@ def test_the_better_is_kept_where_it_is_in_doubt():
 )
 def test_what_was_asked_for_stays_one_term(noise, options):
     assert len(factorize(5 + noise, **options, **QUICK).terms) == 1
+
+
+@pytest.mark.parametrize(
+    "budgets", [({"bits": 1.0}, {"bits": 1.05}), ({"snr": 6.0}, {"snr": 66.0})]
+)
+def test_widths_for_the_rest_are_those_of_the_rest_alone(noise, budgets, monkeypatch):
+    seen = []
+
+    def chosen(*given):
+        seen.append(pilot.choose_widths(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(size, "choose_widths", chosen)
+    for A, budget in zip((noise, 1e3 + noise), budgets, strict=True):
+        factorize(A, **budget, **QUICK)
+    assert len(seen) == 2 and seen[0] == seen[1]

@@ -63,6 +63,26 @@ def test_rest_is_what_a_state_leaves_over(weighed, block):
         assert rest.energy * rest.unit**2 == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("block", [None, 64 * 30], ids=["whole", "in blocks"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_part_of_the_rest_is_what_is_left_over_there(weighed, block):
+    rng = np.random.default_rng(0)
+    A = (50.0 + rng.standard_normal((130, 30))).astype(np.float32)
+    rows, columns = np.array([2, 3, 5, 70, 71, 129]), np.arange(4, 20)
+    with ThreadPool(1, block) as pool:
+        weights = as_weights(None, None, rng.random(130), A.shape, pool)
+        target = WeightedTarget(A, pool, weights) if weighed else Target(A, pool)
+        mean = State(np.ones(130), np.ones((130, 1), np.uint8), np.full(1, 50.0 / target.unit),
+                     np.ones((30, 1), np.uint8), np.ones(30), 0.0)  # fmt: skip
+        part = staged.rest_of(target, mean).part(rows, columns)
+        left_over = (A.astype(np.float64) - 50.0)[np.ix_(rows, columns)]
+        assert part.unit == pytest.approx(np.sqrt(np.mean(left_over**2)))
+        np.testing.assert_allclose(part.matmul(np.eye(16)) * part.unit, left_over, atol=1e-10)
+        if weighed:
+            of_part = weights.outputs[rows] / weights.outputs[rows].mean()
+            np.testing.assert_allclose(part.w, of_part)
+
+
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_a_stage_keeps_scales_and_never_loses(weighed, shift):
