@@ -20,7 +20,7 @@ from diba_np.search.conversion import round_diagonals, state_of
 from diba_np.search.exact_steps import sort_components, squared_error
 from diba_np.search.greedy import settle, solve_greedy
 from diba_np.search.leading import Leading
-from diba_np.search.options import EFFORTS, SearchOptions
+from diba_np.search.options import SearchOptions
 from diba_np.search.outcome import Outcome
 from diba_np.search.pilot import choose_widths, estimate_k
 from diba_np.search.polish import polish
@@ -195,9 +195,9 @@ class Solver:
             return Outcome(widened(simple, k), sweeps=1, converged=True)
         capped = how.max_sweeps is not None
         best = self._relaxed(k, how.iterations(target.is_coupled), 0 if capped else how.work.uneven)
-        also = EFFORTS.get(how.work.also)
-        if best.uneven and also and not (capped or run.stopped or run.time_limit):
-            other = self._relaxed(k, also.iterations, also.uneven)
+        if best.uneven and how.work.also and not (capped or run.stopped or run.time_limit):
+            also = replace(how, effort=how.work.also)
+            other = self._relaxed(k, also.iterations(target.is_coupled), also.work.uneven)
             sweeps = best.sweeps + other.sweeps
             if squared_error(target, other.state) < squared_error(target, best.state):
                 best = other

@@ -8,8 +8,10 @@ import pytest
 
 import diba_np as dn
 from diba_np.cli.main import build_parser
+from diba_np.search import solver
 from diba_np.search.options import SearchOptions
 from diba_np.search.rates import sweep
+from diba_np.search.stages import relax_staged
 
 NAMES = [one.name for one in fields(SearchOptions)]
 
@@ -76,3 +78,25 @@ def test_unknown_options_are_named():
 def test_options_are_fixed():
     with pytest.raises(FrozenInstanceError):
         SearchOptions().seed = 1
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_best_searches_as_balanced_does_too(coupled, monkeypatch):
+    ran = []
+
+    def relaxed(*args, **how):
+        ran.append(how["iterations"])
+        return relax_staged(*args, **how)
+
+    monkeypatch.setattr(solver, "relax_staged", relaxed)
+    at = np.arange(64)
+    how = {"k": 32, "threads": 1}
+    if coupled:
+        how["inputs"] = np.random.default_rng(0).normal(size=(200, 64))
+    name = "output_snr_db" if coupled else "snr_db"
+    A = 0.9 ** abs(at[:, None] - at)  # its components come out of uneven size
+    balanced, best = (
+        dn.factorize(A, effort=one, **how).record[name] for one in ("balanced", "best")
+    )
+    usual, _, also = ran
+    assert also == usual and best >= balanced - 0.01
