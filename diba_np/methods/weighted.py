@@ -20,6 +20,7 @@ from diba_np.methods import fit as fit_method
 from diba_np.methods.random_bits import random_factors
 from diba_np.search.factorization import factorize
 from diba_np.search.options import SearchOptions
+from diba_np.search.representatives import representatives
 from diba_np.search.size import least_bits as least_of_diba
 
 # what "best" chooses among
@@ -29,9 +30,8 @@ BEST = "best"
 # pilots that lie so near to the best of them, in dB, do not decide: both are fitted
 NEAR = 0.5
 
-# of a pilot's part: rows and columns, and those of these that are taken for their size
+# rows and columns of a pilot's part
 _SIDE = 256
-_LARGEST = 64
 
 # of a pilot's search
 _SWEEPS = 16
@@ -326,28 +326,8 @@ def part_of(
         wide = wide * np.sqrt(outputs)[:, None]
     seen = wide if gram is None else wide @ gram
     (rows, left), (columns, right) = (
-        _representatives(np.abs(np.einsum("ij,ij->" + kept, wide, seen))) for kept in "ij"
+        representatives(np.abs(np.einsum("ij,ij->" + kept, wide, seen)), _SIDE) for kept in "ij"
     )
     part = wide[np.ix_(rows, columns)] * np.outer(left, right)
     inner = None if gram is None else np.asarray(gram[np.ix_(columns, columns)])
     return part, inner
-
-
-def _representatives(energy: Array) -> tuple[Array, Array]:
-    """Choose rows (or columns) that stand for all, and what each is to be multiplied by.
-
-    A few rows may hold most of the energy, as what a layer of a transformer reads does: without
-    them, or with one of them for all, a part says nothing about the whole.
-    """
-    count = len(energy)
-    if count <= _SIDE:
-        return np.arange(count), np.ones(count)
-    order = np.argsort(-energy, kind="stable")
-    rest = np.sort(order[_LARGEST:])
-    chosen = rest[np.linspace(0, len(rest) - 1, _SIDE - _LARGEST).astype(int)]
-    scale = np.ones(count)
-    held = float(energy[chosen].sum())
-    if held > 0:
-        scale[chosen] = math.sqrt(float(energy[rest].sum()) / held)
-    index = np.sort(np.concatenate([order[:_LARGEST], chosen]))
-    return index, scale[index]

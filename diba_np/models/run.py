@@ -34,7 +34,7 @@ from diba_np.models.grams import Grams
 from diba_np.models.plan import ALLOCATIONS, Curve, Scan, Task, allocate, least, sample_curves
 from diba_np.models.shapes import matrix_view
 from diba_np.search.options import SHARED, SearchOptions
-from diba_np.search.size import USUAL_WIDTHS
+from diba_np.search.pilot import USUAL_WIDTHS
 from diba_np.sources.entry import Entry
 
 CHECKPOINT = "checkpoint"  # suffix of the file with a search's state

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from diba_np.matrix import budgets, quality
 from diba_np.matrix.budgets import DENSE_BITS, GRID_BITS
-from diba_np.matrix.diagonals import HALF, LEAST_CODE, MOST_CODE, ScaleBits, fit_grid
+from diba_np.matrix.diagonals import HALF, LEAST_CODE, MOST_CODE, ScaleBits, Widths, fit_grid
 from diba_np.search.exact_steps import (
     d2_equations,
     normal_equations,
@@ -18,13 +18,21 @@ from diba_np.search.exact_steps import (
 from diba_np.search.grids import round_diagonal
 from diba_np.search.progress import Run
 from diba_np.search.rank_one import rank_one
+from diba_np.search.representatives import representatives
 from diba_np.search.stages import relax_staged
 from diba_np.search.state import Side, State, normalise
 from diba_np.search.target import Target
 
 Floats = NDArray[np.float64]
 
+# of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
+USUAL_WIDTHS: Widths = (4, 3, 4)
+
 _SIDE = 384  # rows and columns of the part
+# mean square of a part over that of the matrix, above which the part may stand for it
+_LEAST_SHARE = 0.25
+# not where one component reaches as many dB of it, and so many more than of the matrix
+_SINGLE_DB, _SINGLE_MORE_DB = 20.0, 10.0
 _ITERATIONS = 30
 SLOPE = 4.5  # dB that a bit per weight buys
 _PILOTS = 2
@@ -33,10 +41,45 @@ _HEADROOM = 0.7  # a full search leaves about this share of the pilot's error
 _HEADROOM_SNR = 0.95  # likewise, on average over weights
 
 
-def part_of(target: Target) -> Target:
-    """Return the middle of the matrix, at most `_SIDE` square, weighed as it is."""
+def part_of(target: Target) -> Target | None:
+    """Return a part of the matrix that stands for it, at most `_SIDE` square, weighed as it is.
+
+    The middle, as good a part of most matrices as any. Where that has far less than its share of
+    the energy, or is nearly one component and the matrix is not, the rows and columns of most
+    energy and some of the others; None where these tell nothing either.
+    """
     rows, columns = (np.arange(s)[max(0, (s - _SIDE) // 2) :][:_SIDE] for s in target.shape)
-    return target.part(rows, columns)
+    middle = target.part(rows, columns)
+    if middle.shape == target.shape:
+        return middle
+    of_rows, of_columns = (
+        np.broadcast_to(target.entry_weights(axis), size) for axis, size in enumerate(target.shape)
+    )
+    energies = np.zeros(target.shape[0]), np.zeros(target.shape[1])
+    for at, block in target.blocks(np.float64):
+        squares = block * block
+        energies[0][at] = of_rows[at] * (squares @ of_columns)
+        energies[1][:] += (of_rows[at] @ squares) * of_columns
+    own = float(of_rows[rows] @ np.square(middle.A / target.unit) @ of_columns[columns])
+    share = float(energies[0].sum()) * middle.A.size / target.A.size
+    if own > _LEAST_SHARE * share and _tells(middle, target):
+        return middle
+    (rows, left), (columns, right) = (representatives(energy, _SIDE) for energy in energies)
+    part = target.part(rows, columns, np.outer(left, right))
+    return part if _tells(part, target) else None
+
+
+def _tells(part: Target, target: Target) -> bool:
+    """Whether a part is neither zero nor nearly all one component, where the matrix is not."""
+
+    def single(one: Target) -> float:
+        error = squared_error(one, rank_one(one, 0.0))
+        return quality.decibels(one.energy, max(error, _EXACT * one.energy))
+
+    if part.energy == 0:
+        return False
+    reached = single(part)
+    return reached < _SINGLE_DB or reached < single(target) + _SINGLE_MORE_DB
 
 
 def _pilot(target: Target, rate: float, shift: float, seed: int) -> State:
@@ -58,12 +101,15 @@ def estimate_k(target: Target, goal: float, shift: float, seed: int) -> tuple[in
     Two pilots at rates near the goal, and a straight line through them.
     """
     m, n = target.shape
+    slope = SLOPE  # dB a bit a weight, of which a component takes (m + n) / (m n)
+    if target.energy == 0:
+        return 1, slope * (m + n) / (m * n)
+    usual = budgets.usual_k(goal, target.shape)
     part = part_of(target)
-    at = budgets.usual_k(goal, target.shape) * (m + n) / (m * n)
-    if part.energy == 0:
-        return 1, SLOPE
+    if part is None:
+        return usual, slope * (m + n) / (m * n)
+    at = usual * (m + n) / (m * n)
     points: list[tuple[float, float]] = []
-    slope = SLOPE
     for _ in range(_PILOTS):
         state = _pilot(part, at, shift, seed)
         error = max(_HEADROOM_SNR * squared_error(part, state), _EXACT * part.energy)
@@ -90,9 +136,11 @@ def choose_widths(target: Target, k: int, shift: float, seed: int) -> ScaleBits:
     seed : int
     """
     m, n = target.shape
-    part = part_of(target)
-    if part.energy == 0:
+    if target.energy == 0:
         return (LEAST_CODE,) * 3
+    part = part_of(target)
+    if part is None:
+        return USUAL_WIDTHS
     simple = rank_one(part, shift)  # what a full search falls back on, exact where the rank is one
     state = min(
         (simple, _pilot(part, k * (m + n) / (m * n), shift, seed)),

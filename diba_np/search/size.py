@@ -8,13 +8,10 @@ from typing import Any
 
 from diba_np.errors import BudgetError
 from diba_np.matrix import budgets
-from diba_np.matrix.diagonals import HALF, ScaleBits, Widths
+from diba_np.matrix.diagonals import HALF, ScaleBits
 from diba_np.search.options import SearchOptions
-from diba_np.search.pilot import choose_widths
+from diba_np.search.pilot import USUAL_WIDTHS, choose_widths
 from diba_np.search.target import Target
-
-# of d1, d2 and d3; best or nearly so on trained weights from 1 to 2 bits
-USUAL_WIDTHS: Widths = (4, 3, 4)
 
 
 def least_bits(shape: tuple[int, int], scale_bits: ScaleBits | str) -> int:

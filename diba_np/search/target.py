@@ -69,9 +69,9 @@ class Target:
         """Tell whether products with k columns are large enough for fewer digits to save time."""
         return 2.0 * self.shape[0] * self.shape[1] * k >= _WORTH_ROUNDING
 
-    def part(self, rows: Index, columns: Index) -> Target:
-        """Return some rows and columns, copied, as a target of its own."""
-        return Target(self.entries(rows, columns), self.pool)
+    def part(self, rows: Index, columns: Index, scales: Any = 1.0) -> Target:
+        """Return some rows and columns, copied and times `scales`, as a target of its own."""
+        return Target(self.entries(rows, columns) * scales, self.pool)
 
     def entries(self, rows: Index, columns: Index) -> NDArray[np.float64]:
         """Return the entries of some rows in some columns, as they are read."""

@@ -124,8 +124,8 @@ class WeightedTarget(Target):
         self._held: dict[Any, Floats] = {}
         self._known: list[_SideProducts | None] = [None, None]
 
-    def part(self, rows: Index, columns: Index) -> Target:
-        A = self.entries(rows, columns)
+    def part(self, rows: Index, columns: Index, scales: Any = 1.0) -> Target:
+        A = self.entries(rows, columns) * scales
         return WeightedTarget(A, self.pool, self.weights.part(rows, columns))
 
     def coupling(self, axis: int) -> Floats | None:
