@@ -23,6 +23,7 @@ from diba_np.files.container import (
     member,
     open_file,
     plain,
+    plain_attributes,
 )
 from diba_np.files.lock import FileLock
 
@@ -169,7 +170,7 @@ def write_container(
     ------
     TypeError, ValueError
         The record is not JSON or is too large for an attribute; `group` is no name, or holds what
-        is not ours.
+        is not ours; the file is that of a whole model or network.
     FormatError
         With `group`: `path` exists and is not an HDF5 file, or the group is reached by a link.
     OSError
@@ -198,7 +199,13 @@ def write_container(
 def _check_group_is_free(final: Path, group: str, arrays: Iterable[str]) -> None:
     """Complain unless a group can be written without a change to anything else of the file."""
     with open_file(final) as file:  # in which a ValueError would be one of HDF5
-        trouble = _in_the_way(final, file, group, arrays)
+        whole = plain_attributes(file.attrs) if "groups_digest" in file.attrs else None
+        trouble = "" if whole is not None else _in_the_way(final, file, group, arrays)
+    if whole is not None:  # its digest is over all groups
+        raise ValueError(
+            f"{final}: holds a whole {whole.get('contents', 'model')}, in which no group can be "
+            "added or replaced; save to another file"
+        )
     if trouble:
         raise ValueError(f"group {group!r}{trouble}")
 

@@ -179,6 +179,28 @@ def test_what_is_of_another_program_is_never_replaced(factors, tmp_path, group, 
     assert (path.read_bytes(), (tmp_path / "other.h5").read_bytes()) == before
 
 
+@pytest.mark.parametrize("group", ["a", "new", "a/below"])
+def test_no_group_is_written_to_the_file_of_a_whole_model(factors, tmp_path, group):
+    path = tmp_path / "model.h5"
+    rng = np.random.default_rng(0)
+    dn.factorize_model({"a": rng.normal(size=(20, 18))}, bits=4, jobs=1, effort="fast", output=path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"model\.h5: holds a whole model.*; save to another file"):
+        factors.save(path, group=group)
+    assert path.read_bytes() == before
+    factors.save(path)  # without a group the whole file is replaced
+    assert dn.load(path).b1 == factors.b1
+
+
+def test_no_group_is_written_to_the_file_of_a_network(factors, tmp_path):
+    from diba_np.files.container_writer import write_groups
+
+    path = tmp_path / "network.h5"
+    write_groups(path, [("x", {}, {"v": np.arange(3.0)}, {})], {"contents": "network"})
+    with pytest.raises(ValueError, match=r"network\.h5: holds a whole network, in which no group"):
+        factors.save(path, group="mine")
+
+
 def test_a_file_that_is_in_use_is_an_error_of_the_system(factors, tmp_path):
     path = tmp_path / "a.h5"
     factors.save(path, group="one")
