@@ -421,7 +421,8 @@ def _remove(parts: Path, output: Path) -> None:
 def clear_parts(args: argparse.Namespace, with_texts: bool) -> Path:
     """Return the folder of an output's parts; CommandError if they are of the other kind of run.
 
-    `with_texts` tells of which kind they must not be. `--restart` removes these.
+    `with_texts` tells of which kind they must not be. `--restart` removes these; those of its own
+    kind are looked at by the run itself.
     """
     from diba_np.files.atomic import beside
 
@@ -437,7 +438,7 @@ def clear_parts(args: argparse.Namespace, with_texts: bool) -> Path:
             f"{parts} holds parts of a run {'with' if with_texts else 'without'} --texts; finish "
             "that one, delete the folder, or pass --restart"
         )
-    if of_others or (args.restart and not with_texts):
+    if of_others:
         _remove(parts, Path(args.output))
     return parts
 
@@ -450,6 +451,7 @@ def run_compress(args: argparse.Namespace) -> int:
         option = given[0].replace("_", "-")
         raise CommandError(f"--{option} is of matrices alone; leave it out with --texts")
     from diba_np import networks
+    from diba_np.files.parts import OtherRunError
     from diba_np.models.executors import Events
 
     output = Path(args.output)
@@ -469,8 +471,8 @@ def run_compress(args: argparse.Namespace) -> int:
         if event.get("output_snr_db") is not None:
             reached.append(event["output_snr_db"])
 
-    try:
-        small = networks.compress(
+    def compressed() -> Any:
+        return networks.compress(
             net,
             texts,
             bits=args.bits,
@@ -485,6 +487,15 @@ def run_compress(args: argparse.Namespace) -> int:
             callback=tell,
             **compress_options(args),
         )
+
+    try:
+        try:
+            small = compressed()
+        except OtherRunError:
+            if not args.restart:
+                raise
+            _remove(parts, output)
+            small = compressed()
         small.save(output)
         log.tell("done")
     except KeyboardInterrupt:

@@ -14,6 +14,10 @@ from diba_np.files.fingerprint import as_stored, differences
 from diba_np.files.lock import FileLock
 
 
+class OtherRunError(FormatError):
+    """A folder holds parts of another run, or some of which it cannot be told whose they are."""
+
+
 class Parts:
     """What is finished of a run, in a folder beside its output; locked while the run lasts.
 
@@ -30,10 +34,10 @@ class Parts:
 
     Raises
     ------
+    OtherRunError
+        The parts are of a run with another fingerprint; it cannot be told whose they are.
     ValueError
-        The parts are of a run with another fingerprint, or of another kind.
-    FormatError
-        It cannot be told whose parts they are.
+        They are of another kind of run.
     OSError
         Another run writes to this output now; the folder cannot be read or written.
     """
@@ -69,7 +73,7 @@ class Parts:
         kept = self._kept_run(path, restart)
         if kept is not None and kept != fingerprint:
             if not restart:
-                raise ValueError(
+                raise OtherRunError(
                     f"{self._whole or self.folder} holds parts of another run "
                     f"({', '.join(differences(kept, fingerprint))}); finish that one, or "
                     f"{self._remedy()}"
@@ -100,7 +104,7 @@ class Parts:
         except ValueError as error:
             if restart:
                 return None
-            raise FormatError(f"{path}: not readable ({error}); {self._remedy()}") from error
+            raise OtherRunError(f"{path}: not readable ({error}); {self._remedy()}") from error
         return kept
 
     def _remedy(self) -> str:

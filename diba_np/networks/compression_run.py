@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from diba_np.errors import BudgetError
 from diba_np.files.lock import FileLock
+from diba_np.files.parts import OtherRunError
 from diba_np.layers.linear import Layer
 from diba_np.layers.registry import as_layer
 from diba_np.machine.versions import versions
@@ -154,7 +155,7 @@ class CompressionRun:
             return
         found = sorted(path for pattern in STAGES for path in self.home.glob(pattern))
         if found:
-            raise ValueError(
+            raise OtherRunError(
                 f"{self.home} holds {found[0].name} of a run that it does not name; "
                 "give another folder, or delete this one to begin anew"
             )

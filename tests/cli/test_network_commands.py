@@ -17,6 +17,7 @@ from diba_np.cli import verification
 from diba_np.cli.main import main
 from diba_np.files.parts import Parts
 from diba_np.models.file import ModelFactors
+from diba_np.networks.compression_run import CompressionRun
 from diba_np.training.optimisers import Diverged
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "networks"))
@@ -368,7 +369,7 @@ def test_a_restart_leaves_a_run_that_is_writing(place, compressing, tmp_path, ca
     running = Parts(own, {})
     running.write("finished", 1)
     assert main([*compressing, "--restart"]) == 1
-    assert "out.h5: another run writes to it now" in capsys.readouterr().err
+    assert f"{own}: another run writes to it now" in capsys.readouterr().err
     assert running.read("finished") == 1
     running.close()
 
@@ -424,6 +425,31 @@ def test_a_restart_removes_any_stage_of_a_run_with_texts(stage, tmp_path, capsys
     assert not (tmp_path / "out.h5.parts").exists()
 
 
+def test_a_restart_drops_parts_of_another_run_with_texts_and_goes_on_with_its_own(
+    compressing, tmp_path, monkeypatch
+):
+    def own_table(self, name, fit):
+        ends.append(self._is_kept(name))
+        layer = table(self, name, fit)
+        if len(ends) == 1:
+            raise KeyboardInterrupt
+        return layer
+
+    ends, table = [], CompressionRun._table
+    monkeypatch.setattr(CompressionRun, "_table", own_table)
+    home = tmp_path / "out.h5.parts"
+    home.mkdir()
+    parts = Parts(home / "network", {"bits": 8})
+    parts.write("matrices", ["a"])
+    parts.close()
+    (home / "table-9.h5").touch()
+    again = [*compressing, "--epochs", "0", "--restart"]
+    assert main(again) == 1
+    assert not (home / "table-9.h5").exists()  # of the other run
+    assert main(again) == 0
+    assert ends[:2] == [False, True]  # the same command has gone on
+
+
 @pytest.mark.parametrize(
     ("left", "told"),
     [
@@ -432,9 +458,6 @@ def test_a_restart_removes_any_stage_of_a_run_with_texts(stage, tmp_path, capsys
     ],
 )
 def test_an_interruption_tells_what_is_kept(left, told, compressing, tmp_path, capsys, monkeypatch):
-    (tmp_path / "out.h5.parts").mkdir()
-    (tmp_path / "out.h5.parts" / "another.h5").touch()
-
     def interrupted(*_, folder, method, **__):
         assert not folder.exists() and method == "rtn"
         folder.mkdir()
