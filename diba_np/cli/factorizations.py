@@ -294,8 +294,13 @@ def run_retune(args: argparse.Namespace) -> int:
     """Refit the diagonals of a stored factorization to data."""
     output = Path(args.output)
     check_output(output, args.force, streams=False, inputs=[args.inputs, args.targets])
-    if args.group and output.exists() and output.samefile(args.file):
-        raise CommandError(f"{output}: would replace the file with all its groups; name another")
+    if output.exists() and output.samefile(args.file):
+        from diba_np.files.container import groups
+
+        if args.group or len(groups(args.file)) > 1:
+            raise CommandError(
+                f"{output}: would replace the file with all its groups; name another"
+            )
     inputs, targets = load_array(args.inputs), load_array(args.targets)
     from diba_np.layers.dibard import retune
     from diba_np.matrix.factors import DiBAFactors

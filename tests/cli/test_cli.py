@@ -159,6 +159,23 @@ def test_reconstruct_and_apply(here, capsys, rng):
     assert not (here / "W.npy").exists()
 
 
+@pytest.mark.parametrize("which", [(), ("--group", "one")])
+def test_retune_never_drops_the_other_groups_of_a_file(here, capsys, rng, which):
+    factors = factorize(np.load("A.npy"), k=6, threads=1)
+    for group in (None, "one", "two"):
+        factors.save("many.h5", group=group)
+    np.save("X.npy", rng.normal(size=(300, 15)))
+    np.save("Y.npy", rng.normal(size=(300, 20)))
+    before = Path("many.h5").read_bytes()
+    args = ("retune", "many.h5", "--inputs", "X.npy", "--targets", "Y.npy", *which)
+    status, _, err = run(capsys, *args, "-o", "many.h5", "--force")
+    assert status == 1 and "many.h5: would replace the file with all its groups" in err
+    assert Path("many.h5").read_bytes() == before
+    factors.save("A.h5")
+    args = ("retune", "A.h5", "--inputs", "X.npy", "--targets", "Y.npy")
+    assert run(capsys, *args, "-o", "A.h5", "--force")[0] == 0  # nothing else is in it
+
+
 def test_retune_and_its_bias_in_apply(here, capsys, rng):
     made(capsys)
     X = rng.normal(size=(200, 15))
