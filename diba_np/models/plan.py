@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +19,7 @@ from diba_np.matrix.diagonals import ScaleBits
 from diba_np.matrix.small_floats import word_type
 from diba_np.methods.weighted import most_rate, part_of, pilot
 from diba_np.models.grams import Grams
+from diba_np.models.patterns import matches
 from diba_np.models.shapes import is_experts, matrix_shape, matrix_view, row_parts
 from diba_np.sources.entry import Entry, unfit_reason
 
@@ -167,7 +167,9 @@ def scan(
         An array cannot be read.
     """
     names = [entry.name for entry in entries]
-    _check_patterns(names, {"include": include, "exclude": exclude, "weights": [*weights]})
+    included = _matched("include", include, names) if include else set(names)
+    chosen = included - _matched("exclude", exclude, names)
+    own_weights = _weights_by_name(weights, names)
     grams.check_names(names)
     matrices: list[Matrix] = []
     omitted: list[Omitted] = []
@@ -175,7 +177,7 @@ def scan(
     all_names: dict[str, list[str]] = {}  # of equal arrays, by that
     tasks: dict[str, list[Task]] = {}  # of equal arrays, by that
     for entry in entries:
-        counted = _chosen(entry.name, include, exclude)
+        counted = entry.name in chosen
         array, why = _readable(entry, counted)
         if array is None:
             omitted.append(Omitted(entry.name, why))
@@ -188,9 +190,9 @@ def scan(
             continue
         grams.check_shape(entry.name, array.shape)
         sharing = all_names.setdefault(first, [])
-        weight_before = _weight_of(sharing, weights)
+        weight_before = _weight_of(sharing, own_weights)
         sharing.append(entry.name)
-        weight = _weight_of(sharing, weights)
+        weight = _weight_of(sharing, own_weights)
         inputs_changed = is_alias and grams.share(first, entry.name)
         if is_alias and not inputs_changed and weight == weight_before:
             continue
@@ -200,12 +202,24 @@ def scan(
     return Scan(matrices, [replace(task, number=i) for i, task in numbered], omitted)
 
 
-def _check_patterns(names: Sequence[str], given: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a pattern, by the argument that it was given in, that matches no name."""
-    for argument, patterns in given.items():
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"{argument} {pattern!r} matches none of the {len(names)} arrays")
+def _matched(argument: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+    """Return the names that some patterns stand for; ValueError of one that stands for none."""
+    found: set[str] = set()
+    for pattern in patterns:
+        own = matches(pattern, names)
+        if not own:
+            raise ValueError(f"{argument} {pattern!r} matches none of the {len(names)} arrays")
+        found |= own
+    return found
+
+
+def _weights_by_name(weights: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Return the weights of those names that have one, each by the first pattern for it."""
+    found: dict[str, float] = {}
+    for pattern, weight in weights.items():
+        for name in _matched("weights", [pattern], names):
+            found.setdefault(name, weight)
+    return found
 
 
 def _described(
@@ -229,12 +243,9 @@ def _identity(matrix: Matrix) -> tuple[Any, ...]:
     return (matrix.sha256, matrix.shape, matrix.dtype, matrix.kept)
 
 
-def _weight_of(names: Sequence[str], weights: Mapping[str, float]) -> float:
-    """Return the largest weight of an array's names, each by the first pattern that it matches."""
-    given = (
-        next((w for glob, w in weights.items() if fnmatchcase(name, glob)), None) for name in names
-    )
-    return max((weight for weight in given if weight is not None), default=1.0)
+def _weight_of(names: Sequence[str], own_weights: Mapping[str, float]) -> float:
+    """Return the largest weight of an array's names."""
+    return max((own_weights[name] for name in names if name in own_weights), default=1.0)
 
 
 def _readable(entry: Entry, counted: bool) -> tuple[NDArray[Any] | None, str]:
@@ -274,11 +285,6 @@ def _tasks(
         Task(0, name, a, b, (b - a, A.shape[1]), len(parts) == 1, unit * energy, own)
         for (a, b), energy, own in zip(parts, energies, squares, strict=True)
     ]
-
-
-def _chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    inside = not include or any(fnmatchcase(name, pattern) for pattern in include)
-    return inside and not any(fnmatchcase(name, pattern) for pattern in exclude)
 
 
 def _why_kept(shape: tuple[int, ...], kind: str, min_size: int) -> str:

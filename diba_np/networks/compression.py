@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from diba_np.layers.registry import LAYERS
 from diba_np.machine.processors import processors
 from diba_np.methods.weighted import BEST
 from diba_np.models.executors import Events, Runner
+from diba_np.models.patterns import matches
 from diba_np.networks.calibration import calibration
 from diba_np.networks.compression_run import CompressionRun, Settings, Training
 from diba_np.networks.network import Network
@@ -225,10 +225,10 @@ def chosen_layers(net: Network, include: Sequence[str]) -> list[str]:
     """
     if isinstance(include, str) or not all(isinstance(pattern, str) for pattern in include):
         raise TypeError(f"include must be a sequence of patterns, got {include!r}")
-    full = {name: (name, f"{name}.weight") for name in net.weights}
+    layer_of = {name: name for name in net.weights}
+    layer_of |= {f"{name}.weight": name for name in net.weights}
     matched = {
-        pattern: {name for name, both in full.items() if any(fnmatchcase(n, pattern) for n in both)}
-        for pattern in include
+        pattern: {layer_of[name] for name in matches(pattern, layer_of)} for pattern in include
     }
     for pattern, names in matched.items():
         if not names:

@@ -57,6 +57,21 @@ def same(model, other):
         assert np.array_equal(model.dense(name), other.dense(name)), name
 
 
+def test_a_pattern_that_is_a_name_is_that_array_alone(rng):
+    source = {name: rng.normal(size=(20, 20)) for name in ("w[0]", "w0", "w[1]")}
+
+    def factorized(**options):
+        made = dn.factorize_model(source, bits=8, jobs=1, threads=1, effort="fast", **options)
+        return {name for name in made if not made[name].is_array}, made.record
+
+    assert factorized(include=["w[0]"])[0] == {"w[0]"}
+    assert factorized(exclude=["w[0]", "w[1]"])[0] == {"w0"}
+    assert factorized(include=["w[[]*"])[0] == {"w[0]", "w[1]"}
+    plain, heavy = (factorized(weights=w)[1]["weighted_error"] for w in ({}, {"w[1]": 1e6}))
+    assert heavy > 1e3 * plain
+    assert factorized(weights={"w[0]": 1.0, "w[[]*": 1e6})[1]["weighted_error"] > 1e3 * plain
+
+
 # -- what comes out --------------------------------------------------------------------------------
 
 
