@@ -136,11 +136,13 @@ def stack(
     records = [block.record for block in blocks]
     figures: dict[str, Any] = {}
     for name, sizes in (("snr_db", squares), ("output_snr_db", energies)):
-        if name not in records[0]:
+        if not any(name in record for record in records):
             continue
+        # of a block whose inputs are not known, that of the weights
+        own = [record.get(name, record["snr_db"]) for record in records]
         noise = sum(
-            0.0 if record[name] is None else energy / 10 ** (record[name] / 10)
-            for record, energy in zip(records, sizes, strict=True)
+            0.0 if snr is None else energy / 10 ** (snr / 10)
+            for snr, energy in zip(own, sizes, strict=True)
         )
         reached = quality.decibels(sum(sizes), noise)
         figures[name] = reached if math.isfinite(reached) else None

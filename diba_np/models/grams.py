@@ -27,9 +27,10 @@ class Grams:
     Attributes
     ----------
     given : dict
-        The matrices by name; those that are all zero are not in it.
+        The matrices by name; those that are all zero are not in it, unless other experts of the
+        stack have inputs.
     nothing : list of str
-        Names of matrices that were all zero.
+        Names of matrices that were all zero, of a stack those of all experts.
     unit : float
         What the square of a weight's error counts there: the mean of the others' diagonals.
 
@@ -48,6 +49,7 @@ class Grams:
         self.given: dict[str, NDArray[Any]] = {}
         self.nothing: list[str] = []
         self.unit = 1.0
+        zero: list[str] = []  # for the warning
         if source is None or (isinstance(source, Mapping) and not source):
             return
         for entry in open_source(source):
@@ -59,21 +61,23 @@ class Grams:
             checked = [as_matrix(part, name) for part in parts]
             for part in checked:
                 check_gram(part, name)
-            if not all(part.any() for part in checked):
+            empty = [i for i, part in enumerate(checked) if not part.any()]
+            if len(empty) == len(checked):
                 self.nothing.append(entry.name)
+                zero.append(repr(entry.name))
                 continue
+            zero += [f"{entry.name!r} of expert {i}" for i in empty]
             self.given[entry.name] = np.stack(checked) if array.ndim == 3 else checked[0]
-        if self.nothing:
+        if zero:
             warnings.warn(
-                f"grams {', '.join(map(repr, self.nothing))} must not be all zero: factorized by "
-                "the weights alone",
+                f"grams {', '.join(zero)} must not be all zero: factorized by the weights alone",
                 UserWarning,
                 stacklevel=4,
             )
         diagonals = [np.trace(g, axis1=-2, axis2=-1) / g.shape[-1] for g in self.given.values()]
         # of weights alone, so that their errors weigh what those of others do
         if diagonals:
-            self.unit = float(np.mean([np.mean(d) for d in diagonals]))
+            self.unit = float(np.mean([np.mean(d[d > 0]) for d in diagonals]))
 
     def check_names(self, names: list[str]) -> None:
         """Complain about a matrix for an array that is not there."""
@@ -94,7 +98,10 @@ class Grams:
     def of(self, name: str, row: int, shape: tuple[int, ...]) -> NDArray[Any] | None:
         """Return the matrix for a row of the array of that name and shape, if there is one."""
         gram = self.given.get(name)
-        return gram[row // shape[1]] if gram is not None and gram.ndim == 3 else gram
+        if gram is None or gram.ndim < 3:
+            return gram
+        own = gram[row // shape[1]]
+        return own if own.any() else None
 
     def share(self, name: str, other: str) -> bool:
         """Let an array count with the inputs of another name of it too; whether that is news."""

@@ -277,7 +277,11 @@ def _tasks(
     squares = [_energy(A[a:b], None) for a, b in parts]
     energies = squares
     if name in grams.given:
-        energies = [_energy(A[a:b], grams.of(name, a, shape)) for a, b in parts]
+        own_grams = [grams.of(name, a, shape) for a, _ in parts]
+        energies = [
+            _energy(A[a:b], gram) if gram is not None else grams.unit * own
+            for (a, b), gram, own in zip(parts, own_grams, squares, strict=True)
+        ]
     if name in grams.nothing and not relative:  # relative errors have no unit
         weight *= grams.unit
     unit = weight * (A.size / (sum(energies) or 1.0) if relative else 1.0)

@@ -57,6 +57,20 @@ def same(model, other):
         assert np.array_equal(model.dense(name), other.dense(name)), name
 
 
+def test_an_expert_without_inputs_leaves_the_others_theirs(rng):
+    experts = rng.normal(size=(3, 40, 32))
+    grams = np.stack([np.diag(10.0 ** rng.uniform(-3, 3, 32)) for _ in range(3)])
+    how = {"jobs": 1, "threads": 1, "effort": "fast", "allocation": "uniform"}
+    silent = grams.copy()
+    silent[2] = 0
+    full = dn.factorize_model({"e": experts}, bits=3.0, grams={"e": grams}, **how)
+    with pytest.warns(UserWarning, match="grams 'e' of expert 2 must not be all zero"):
+        some = dn.factorize_model({"e": experts}, bits=3.0, grams={"e": silent}, **how)
+    plain = dn.factorize_model({"e": experts}, bits=3.0, **how)
+    assert np.array_equal(some.dense("e")[:2], full.dense("e")[:2])
+    assert np.array_equal(some.dense("e")[2], plain.dense("e")[2])
+
+
 def test_a_pattern_that_is_a_name_is_that_array_alone(rng):
     source = {name: rng.normal(size=(20, 20)) for name in ("w[0]", "w0", "w[1]")}
 
