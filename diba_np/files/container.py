@@ -49,6 +49,9 @@ _OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.EST
 
 _HELD = (errno.EAGAIN, errno.EWOULDBLOCK)  # what it tells of another's lock
 
+# bytes of the largest chunk of ours: HDF5 has none of 4 GiB and more
+LARGEST_CHUNK = 2**32 - 2**16
+
 # dataset -> (entries, dtype)
 Layout = dict[str, tuple[int, np.dtype[Any]]]
 
@@ -61,6 +64,12 @@ def digest_of(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> st
         sha.update(f"{name} {array.dtype.str} {array.size} ".encode())
         sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
+
+
+def chunks_of(size: int, dtype: np.dtype[Any]) -> tuple[int]:
+    """Return the chunks of a dataset: one, or as few even ones as HDF5 can have."""
+    count = max(1, -(-size * dtype.itemsize // LARGEST_CHUNK))
+    return (-(-size // count),)
 
 
 def plain(value: Any) -> Any:
@@ -366,8 +375,10 @@ class Reader:
                 f"at least {size * dtype.itemsize}",
             )
         # a chunk is read whole, however large, and other files are not ours to read
-        if item.chunks not in (None, item.shape) or item.external or item.is_virtual:
-            raise self.fail(f"dataset {name}", "another storage", "one chunk in this file")
+        chunks = chunks_of(size, dtype)
+        if item.chunks not in (None, chunks) or item.external or item.is_virtual:
+            expected = "one chunk" if chunks == item.shape else f"chunks of {chunks[0]} entries"
+            raise self.fail(f"dataset {name}", "another storage", f"{expected} in this file")
         values: NDArray[Any] = item[:]
         return values
 

@@ -18,6 +18,7 @@ from diba_np.files.atomic import PathLike, as_path, atomic_path, is_stream, rese
 from diba_np.files.container import (
     FORMAT,
     check_group,
+    chunks_of,
     digest_of,
     first_line,
     member,
@@ -122,7 +123,8 @@ def _write(
     _check_space(final, place.file, size)
     for name, array in arrays.items():
         # a chunk, and with it a checksum, takes at least one entry
-        checked = {"chunks": array.shape, "fletcher32": True} if array.size else {}
+        chunks = chunks_of(array.size, array.dtype)
+        checked = {"chunks": chunks, "fletcher32": True} if array.size else {}
         place.create_dataset(name, data=array, track_times=False, **checked)
     attributes = {
         "format": FORMAT,

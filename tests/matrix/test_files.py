@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from strategies import factors
 
 from diba_np import DiBAFactors, FormatError, factorize, load
+from diba_np.files import container
 from diba_np.files.atomic import atomic_path
 from diba_np.files.container import groups
+from diba_np.matrix.stored_array import StoredArray
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden_v1.h5"
 
@@ -200,6 +202,23 @@ def test_many_groups_in_one_file(tmp_path, rng):
 
 
 # -- damage ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 8, 9, 15, 16, 17, 100])
+def test_what_is_too_large_for_one_chunk_has_several(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(container, "LARGEST_CHUNK", 64)  # bytes; HDF5 has 4 GiB
+    kept = StoredArray.of(np.arange(float(size)))
+    kept.save(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        (data,) = (item for item in file.values() if item.size)
+        assert data.fletcher32 and 8 * data.chunks[0] <= 64
+        assert data.chunks[0] * -(-size // data.chunks[0]) < size + 8  # hardly any room is lost
+    assert np.array_equal(load(tmp_path / "a.h5").to_array((size,), "f8"), np.arange(float(size)))
+
+
+def test_one_chunk_is_all_below_the_limit_of_hdf5():
+    assert container.chunks_of(2**30, np.dtype("u1")) == (2**30,)
+    assert container.chunks_of(2**32, np.dtype("u1")) == (2**31,)
 
 
 def test_a_flipped_byte_anywhere_is_found(small, tmp_path):
