@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,11 @@ from diba_np.arrays import in_float64
 from diba_np.errors import FormatError
 from diba_np.matrix.small_floats import SMALL_FLOATS, decode, value_type, word_type
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it unpacks no such archive
+    LZMAError = zipfile.BadZipFile  # type: ignore[misc, assignment]
+
 # what readers of damaged files raise
 _UNREADABLE = (
     ValueError,
@@ -31,6 +37,10 @@ _UNREADABLE = (
     MemoryError,
     AttributeError,
     zipfile.BadZipFile,
+    zlib.error,
+    LZMAError,
+    SyntaxError,  # of a header that is no expression of Python
+    tokenize.TokenError,
 )
 
 

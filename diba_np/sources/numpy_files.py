@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diba_np.arrays import in_float64
+from diba_np.checks import check_dense
 from diba_np.errors import FormatError
 from diba_np.matrix.small_floats import SMALL_FLOATS, word_type
 from diba_np.sources.entry import (
@@ -167,10 +168,16 @@ def _value_entry(source: Mapping[str, Any], name: str) -> Entry:
                 f"{name} must be a dense array, got a sparse matrix; pass {name}.toarray(), "
                 "or leave it out by its name (exclude)"
             )
+        check_dense(value, name)
         try:
             array = np.asanyarray(value)
         except ValueError as error:
             raise ValueError(f"{name} must be a rectangular array: {error}") from None
+        except RuntimeError as error:  # a tensor of torch that gradients are taken of
+            raise TypeError(
+                f"{name} must be an array, got {type(value).__name__} that NumPy cannot have: "
+                f"{error}"
+            ) from None
         if array.dtype.hasobject:
             raise TypeError(
                 f"{name} must be an array of numbers, got {type(value).__name__} of Python "

@@ -1,6 +1,8 @@
 """Sources of NumPy's, HDF5 and mappings; what each kind refuses and how it says so."""
 
+import io
 import os
+import zipfile
 
 import h5py
 import numpy as np
@@ -17,6 +19,7 @@ from scipy import sparse
 
 import diba_np as dn
 from diba_np.errors import FormatError
+from diba_np.sources.numpy_files import npy_of_bytes
 from diba_np.sources.opening import open_source
 
 
@@ -94,6 +97,49 @@ def test_a_file_that_is_no_npy_is_named_and_pickles_are_not_advised(tmp_path, ar
     with pytest.raises(ValueError, match=r"found none in .*empty"):
         (tmp_path / "empty").mkdir()
         open_source(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("old, new", [(b"}", b" "), (b")", b" "), (b"'descr'", b"'descr ")])
+def test_a_header_that_is_no_python_is_named(old, new, tmp_path):
+    np.save(tmp_path / "w.npy", np.ones((4, 4)))
+    damaged = (tmp_path / "w.npy").read_bytes().replace(old, new, 1)
+    (tmp_path / "w.npy").write_bytes(damaged)
+    (entry,) = open_source(tmp_path)
+    with pytest.raises(FormatError, match=r"w\.npy: not readable as \.npy"):
+        entry.read()
+    with pytest.raises(FormatError, match=r"pipe: not readable as \.npy"):
+        npy_of_bytes(damaged, "pipe")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_packed_arrays_are_named(packing, tmp_path, rng):
+    buffer = io.BytesIO()
+    np.save(buffer, np.round(rng.normal(size=(60, 60)), 1))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", packing) as archive:
+        archive.writestr("w.npy", buffer.getvalue())
+        archive.writestr("v.npy", buffer.getvalue())
+    whole = (tmp_path / "a.npz").read_bytes()
+    for place in (40, 48, 60, 120, 300, 600):
+        damaged = bytearray(whole)
+        damaged[place : place + 8] = b"\xff" * 8
+        (tmp_path / "a.npz").write_bytes(damaged)
+        entry = open_source(tmp_path / "a.npz")[0]
+        with pytest.raises(FormatError, match=r"a\.npz:w\.npy: not readable as \.npy"):
+            entry.read()
+
+
+def test_masked_entries_and_what_numpy_cannot_have_are_refused_in_mappings():
+    class Graded:
+        def __array__(self, *_, **__):
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+    masked = np.ma.masked_array(np.arange(5.0), [0, 1, 0, 0, 0])
+    first, second, third = open_source({"m": masked, "g": Graded(), "whole": np.ma.array([1.0])})
+    with pytest.raises(ValueError, match="m must have no masked entries, got 1"):
+        first.read()
+    with pytest.raises(TypeError, match=r"g must be an array, got Graded .* requires grad"):
+        second.read()
+    assert third.read().tolist() == [1.0]
 
 
 def test_what_is_no_number_is_known_before_it_is_read(tmp_path):
