@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diba_np.machine.display import shown
+
 if TYPE_CHECKING:
     from diba_np.matrix.base import CompressedMatrix
 
@@ -25,10 +27,11 @@ Report = dict[str, Any]
 
 # names of arguments in messages of the library, which are options here
 _ARGUMENT = re.compile(
-    r"\b(texts|labels|against|group|include|exclude|grams|inputs|gram|output_weight|weights|bits|"
+    r"(?<![\w./\\'-])"  # within a path, or quoted, it is a name of the user's
+    r"(texts|labels|against|group|include|exclude|grams|inputs|gram|output_weight|weights|bits|"
     r"ratio|snr|min_size|allocation|threads|jobs|scale_bits|shift|seed|effort|checkpoint|restart|"
     r"block_rows|solver|method|loss|validation|terms|max_sweeps|time_limit|tol|patience|stay|clip)="
-    r'("[a-z]+"|\d+)?'
+    r'("[a-z]+"|\d+(?:\.\d+)?)?(?![\w/\\-]|\.\w)'
 )
 
 
@@ -54,6 +57,8 @@ def in_options(text: str) -> str:
 
     >>> in_options('name one with group=; allocation="relative" counts (exclude), scale_bits=32')
     'name one with --group; --allocation relative counts (--exclude), --scale-bits 32'
+    >>> in_options("runs/seed=0/bits=2.h5: no such file")
+    'runs/seed=0/bits=2.h5: no such file'
     """
 
     def option(match: re.Match[str]) -> str:
@@ -63,17 +68,6 @@ def in_options(text: str) -> str:
     text = _ARGUMENT.sub(option, text).replace("(exclude)", "(--exclude)")
     text = text.replace(" to begin anew", ", or pass --restart")
     return text.replace("ask for a restart", "pass --restart")
-
-
-def shown(text: str) -> str:
-    """Return a text for a terminal: what is no character to be seen becomes an escape.
-
-    >>> shown("a\\x1b[2Jb\\nc ü")
-    'a\\\\x1b[2Jb\\\\nc ü'
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
 
 
 def check_dense(path: str) -> None:
@@ -215,6 +209,7 @@ def check_drawing(picture: Path | None = None) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()
+    kinds.pop("pgf", None)  # drawn by a TeX that is to be installed
     if picture.suffix[1:].lower() not in kinds:
         raise CommandError(f"{picture}: expected a picture's name, one of .{', .'.join(kinds)}")
 

@@ -28,10 +28,10 @@ from diba_np.cli.output import (
     check_output,
     finite,
     load_array,
-    shown,
     size_report,
 )
 from diba_np.cli.parser import Parents
+from diba_np.machine.display import shown
 from diba_np.methods import LABELS
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from diba_np.cli.output import FAILED, has_standard_output, shown
+from diba_np.cli.output import FAILED, has_standard_output
+from diba_np.machine.display import shown
 
 BROKEN_PIPE = 128 + 13  # SIGPIPE: what a shell says of a tool that nobody reads any more
 

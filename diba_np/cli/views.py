@@ -15,10 +15,10 @@ from diba_np.cli.output import (
     emit,
     load_original,
     shape_in_model,
-    shown,
     write_file,
 )
 from diba_np.cli.parser import SHELLS, Parents, completion
+from diba_np.machine.display import shown
 
 EXAMPLES = {
     "plot": ("diba-np plot A.h5 A.npy -o A.png", "diba-np plot A.h5 -o - > A.png"),

@@ -1,4 +1,4 @@
-"""`Display`: how far something is, on standard error."""
+"""`Display`: how far something is, on standard error; `shown`: texts for a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import importlib.util
 import sys
 import time
 from typing import Any
+
+
+def shown(text: str) -> str:
+    """Return a text for a terminal: what is no character to be seen becomes an escape.
+
+    >>> shown("a\\x1b[2Jb\\nc ü")
+    'a\\\\x1b[2Jb\\\\nc ü'
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 class Display:
@@ -36,6 +47,7 @@ class Display:
         text : str
             What else there is to say, after the numbers.
         """
+        title, text = shown(title), shown(text)  # with names that others chose
         if importlib.util.find_spec("tqdm") is not None:
             self._show_bar(done, total, title, text)
         elif time.monotonic() - self._last_line >= self.pause:

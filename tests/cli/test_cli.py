@@ -371,6 +371,7 @@ def test_outputs_that_cannot_be_are_told_before_the_work(here, capsys):
         (("sweep", "A.npy", "--plot", "s.xyz"), "s.xyz: expected a picture's name, one of ."),
         (("compare", "A.npy", "--bits", 2, "--plot", "s.xyz"), "expected a picture's name"),
         (("plot", "A.h5", "-o", "s.xyz"), "expected a picture's name"),
+        (("plot", "A.h5", "-o", "s.pgf"), "expected a picture's name"),
     ):
         status, out, err = run(capsys, *args)
         assert (status, out, err.count("\n")) == (1, "", 1), args

@@ -16,8 +16,9 @@ import pytest
 
 import diba_np as dn
 from diba_np.cli.main import main
-from diba_np.cli.output import in_options, shown
+from diba_np.cli.output import in_options
 from diba_np.files import lock
+from diba_np.machine.display import shown
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +165,21 @@ def test_a_model_is_not_written_over_its_source(tmp_path):
         dn.factorize_model(tmp_path / "m.npz", bits=4, output=tmp_path / "m.npz")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["runs/seed=0/bits=2/A.h5", "seed=1/A.npy", "bits=2.h5", "a-seed=3", "bits=1.5-x", "'seed=0'"],
+)
+def test_names_of_files_are_not_rewritten_as_options(name):
+    assert in_options(f"{name}: no such file; give bits=2") == (
+        f"{name}: no such file; give --bits 2"
+    )
+
+
 def test_messages_speak_of_options(folder, tmp_path, capsys):
     assert in_options("give bits= (exclude)") == "give --bits (--exclude)"
     assert in_options('method="als" is for loss="mse"') == "--method als is for --loss mse"
     assert in_options("k=1 of every matrix takes") == "k=1 of every matrix takes"
+    assert in_options("pass bits=1.5, or snr=.") == "pass --bits 1.5, or --snr."
     path = tmp_path / "many.h5"
     f = dn.load(folder / "A.h5")
     f.save(path, group="a")

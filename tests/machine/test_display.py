@@ -21,6 +21,11 @@ def test_lines(without_tqdm, capsys):
     assert (out, err) == ("", "1/3 matrices, w0\npolish: 2/3 matrices\n")
 
 
+def test_names_that_others_chose_are_escaped(without_tqdm, capsys):
+    Display("matrices").show(1, 3, "a\rb", "\x1b[31mred\nnew: 9 dB")
+    assert capsys.readouterr().err == "a\\rb: 1/3 matrices, \\x1b[31mred\\nnew: 9 dB\n"
+
+
 def test_lines_keep_their_distance(without_tqdm, capsys):
     display = Display(pause=3600.0)
     for step in range(5):
