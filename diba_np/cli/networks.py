@@ -117,13 +117,29 @@ def add_commands(subcommands: Any, given: Parents) -> None:
     command.add_argument("text", metavar="TEXT", help="- reads it from standard input")
     command.add_argument("--tokens", type=positive(int), default=40, metavar="N", help="at most")
     command.add_argument(
-        "--temperature", type=within(float, 0), default=0.0, help="0: the most probable token"
+        "--temperature",
+        type=within(float, 0),
+        default=0.0,
+        help="0: the most probable token; above 0 tokens are drawn",
     )
-    command.add_argument("--top-k", type=positive(int), metavar="N", help="draw among so many")
     command.add_argument(
-        "--top-p", type=positive(float, 1), default=1.0, help="draw within this share, up to 1"
+        "--top-k",
+        type=positive(int),
+        metavar="N",
+        help="draw among so many, at a temperature above 0",
     )
-    command.add_argument("--seed", type=within(int, 0), default=0, help="of what is drawn")
+    command.add_argument(
+        "--top-p",
+        type=positive(float, 1),
+        default=1.0,
+        help="draw within this share, up to 1, at a temperature above 0",
+    )
+    command.add_argument(
+        "--seed",
+        type=within(int, 0),
+        default=0,
+        help="of what is drawn, at a temperature above 0",
+    )
     command.set_defaults(run=run_generate)
 
     command = subcommands.add_parser(
@@ -335,14 +351,22 @@ def run_embed(args: argparse.Namespace) -> int:
         {"output": args.output, "texts": len(vectors), "width": vectors.shape[1], "bytes": size},
         args.json,
         [("vectors", f"{len(vectors)} x {vectors.shape[1]}"), ("file", f"{output} ({size} bytes)")],
-        output if output == STANDARD_OUTPUT else None,
+        output,
     )
     return DONE
 
 
 def run_export(args: argparse.Namespace) -> int:
     """Write a network's dense weights as a folder in the Hugging Face layout."""
-    folder = load_network(args.file).export(args.output)
+    output = Path(args.output)
+    if output == STANDARD_OUTPUT:
+        raise CommandError("-: a network is written as a folder; name one")
+    if args.force and output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise CommandError(
+            f"{output}: is there already, and --force replaces no folder, which may hold other "
+            "files; name one that is new or empty"
+        )
+    folder = load_network(args.file).export(output)
     size = _size(str(folder))
     lines = [("folder", f"{folder} ({size} bytes)")]
     emit({"output": str(folder), "bytes": size}, args.json, lines)

@@ -16,7 +16,7 @@ from diba_np.cli import networks as cli_networks
 from diba_np.cli import verification
 from diba_np.cli.main import main
 from diba_np.files.parts import Parts
-from diba_np.models.file import ModelFactors
+from diba_np.models.file import ModelFactors, open_model
 from diba_np.networks.compression_run import CompressionRun
 from diba_np.training.optimisers import Diverged
 
@@ -166,8 +166,32 @@ def test_export_writes_a_folder(small, tmp_path, capsys):
     assert np.allclose(one, two, atol=1e-4 * np.abs(one).max())
     assert main(["export", small, "-o", str(tmp_path / "dense")]) == 1
     assert "new or empty" in capsys.readouterr().err
+    (tmp_path / "dense" / "mine.txt").write_text("kept")
+    assert main(["export", small, "-o", str(tmp_path / "dense"), "--force"]) == 1
+    assert "dense: is there already, and --force replaces no folder" in capsys.readouterr().err
+    assert (tmp_path / "dense" / "mine.txt").read_text() == "kept"
+    (tmp_path / "empty").mkdir()
+    assert main(["export", small, "-o", str(tmp_path / "empty"), "--force"]) == 0
+    capsys.readouterr()
+    assert main(["export", small, "-o", "-"]) == 1
+    assert "-: a network is written as a folder; name one" in capsys.readouterr().err
+    assert not Path("-").exists()
     assert main(["export", small, "-o", str(tmp_path / "d.safetensors")]) == 1
     assert "d.safetensors: expected a folder; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["net", "small.h5"])
+def test_a_relative_name_stays_the_place_where_it_was_opened(name, tmp_path, monkeypatch, rng):
+    folder_of(tmp_path / "net", "llama")
+    networks.load(tmp_path / "net").save(tmp_path / "small.h5")
+    (tmp_path / "elsewhere").mkdir()
+    ids = rng.integers(2, 19, (1, 5))
+    expected = networks.load(tmp_path / name).logits(ids)
+    monkeypatch.chdir(tmp_path)
+    net, model = networks.load(name), open_model("small.h5")
+    monkeypatch.chdir("elsewhere")
+    assert np.array_equal(net.logits(ids), expected)
+    assert all(model.dense(each) is not None for each in model)
 
 
 def test_info_counts_bits_by_kind_of_tensor(small, capsys):
