@@ -85,9 +85,8 @@ def add_factorize(subcommands: Any, given: Parents) -> None:
     command.add_argument(
         "--checkpoint-every",
         type=positive(float),
-        default=60.0,
         metavar="SECONDS",
-        help="between two states kept",
+        help="between two states kept; default: 60",
     )
     command.add_argument("--quiet", action="store_true", help="no progress on standard error")
     command.set_defaults(run=run_factorize)
@@ -169,6 +168,8 @@ def run_factorize(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else Path(args.matrix).with_suffix(".h5")
     read = [args.matrix, args.inputs, args.output_weight]
     check_output(output, args.force, streams=False, inputs=read)
+    if args.checkpoint_every is not None and not args.checkpoint:
+        raise CommandError("--checkpoint-every needs a file; give --checkpoint too")
     if args.checkpoint:
         checkpoint = Path(args.checkpoint)
         if checkpoint.exists() and not checkpoint.is_file():
@@ -179,10 +180,11 @@ def run_factorize(args: argparse.Namespace) -> int:
     matrix = load_array(args.matrix, mapped=args.block_rows is not None)
     inputs = load_array(args.inputs) if args.inputs else None
     output_weight = load_array(args.output_weight) if args.output_weight else None
-    from diba_np.files.checkpoint import Checkpoint
+    from diba_np.files.checkpoint import EVERY, Checkpoint
     from diba_np.search.factorization import factorize
 
-    keeper = Checkpoint(args.checkpoint, args.checkpoint_every) if args.checkpoint else None
+    every = args.checkpoint_every or EVERY
+    keeper = Checkpoint(args.checkpoint, every) if args.checkpoint else None
     args.keeper = keeper  # for what an interruption tells
     factors = factorize(
         matrix,

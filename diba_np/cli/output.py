@@ -223,11 +223,21 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _is_standard_output(output: Path) -> bool:
+    """Tell whether what is written there goes to standard output, under another name too."""
+    if output == STANDARD_OUTPUT:
+        return True
+    try:
+        return os.path.samestat(output.stat(), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError, AttributeError):  # there is none, or one without a file
+        return False
+
+
 def emit(
     report: Report, as_json: bool, lines: Sequence[tuple[str, str]], output: Path | None = None
 ) -> None:
     """Print a report; to standard error where `output` took standard output."""
-    stream = sys.stderr if output == STANDARD_OUTPUT else sys.stdout
+    stream = sys.stderr if output is not None and _is_standard_output(output) else sys.stdout
     if as_json:
         print(json.dumps(finite(report)), file=stream)
         return

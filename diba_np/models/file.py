@@ -327,4 +327,5 @@ def open_model(path: PathLike) -> ModelFactors:
     arrays = {
         name: form for name, (_, form) in sorted(entries.items(), key=lambda item: item[1][0])
     }
-    return ModelFactors(record, arrays, {}, Path(path), aliases, digests)
+    place = Path(path).absolute()  # arrays are read later, maybe from another working folder
+    return ModelFactors(record, arrays, {}, place, aliases, digests)

@@ -106,7 +106,9 @@ def load(
         if kind is not None:
             config["model_type"] = kind
         _check_not_quantized(path, config)
-        tensors = {entry.name: FromEntry(entry) for entry in open_source(path)}
+        # read later, maybe from another working folder
+        entries = open_source(path.absolute())
+        tensors = {entry.name: FromEntry(entry) for entry in entries}
         tokenizer, texts = read_tokenizer(path), read_beside(path)
     elif path.suffix.lower() == ".gguf":
         metadata = read_metadata(path)
@@ -230,7 +232,8 @@ def read_gguf(
         The architecture is not known.
     FormatError
     """
-    entries = {entry.name: entry for entry in open_source(path)}
+    # read later, maybe from another working folder
+    entries = {entry.name: entry for entry in open_source(path.absolute())}
     config = gguf_layout.config_of(metadata, list(entries), str(path))
     factors = entries.pop(gguf_layout.FACTORS, None)
     if factors is not None:

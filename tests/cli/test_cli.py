@@ -1,5 +1,6 @@
 """The command line: exit status, one JSON object, nothing overwritten, a sentence an error."""
 
+import io
 import json
 import os
 import signal
@@ -157,6 +158,14 @@ def test_reconstruct_and_apply(here, capsys, rng):
     status, _, err = run(capsys, "apply", "A.h5", "X.npy", "-o", "W.npy")
     assert (status, "X.npy must be an array of real numbers, got dtype comp" in err) == (1, True)
     assert not (here / "W.npy").exists()
+
+
+def test_an_array_in_standard_output_by_its_name_is_not_mixed_with_the_report(here):
+    factorize(np.load("A.npy"), k=6, threads=1).save("A.h5")
+    line = [sys.executable, "-m", "diba_np", "reconstruct", "A.h5", "-o", "/dev/stdout", "--json"]
+    done = subprocess.run(line, capture_output=True, check=True)
+    assert np.array_equal(np.load(io.BytesIO(done.stdout)), load("A.h5").to_dense())
+    assert done.stdout[-1:] != b"\n" and json.loads(done.stderr)["shape"] == [20, 15]
 
 
 @pytest.mark.parametrize("which", [(), ("--group", "one")])
@@ -361,6 +370,10 @@ def test_outputs_that_cannot_be_are_told_before_the_work(here, capsys):
         (
             ("factorize", "A.npy", "--k", 2, "-o", "n.h5", "--checkpoint", "A.npy"),
             "A.npy: is also what is read (A.npy); name another file",
+        ),
+        (
+            ("factorize", "A.npy", "--k", 2, "-o", "n.h5", "--checkpoint-every", 5),
+            "--checkpoint-every needs a file; give --checkpoint too",
         ),
         (("retune", "A.h5", "--inputs", "A.npy", "--targets", "A.npy", "-o", "-"), "a file only"),
         (
