@@ -123,6 +123,8 @@ def fed_back(square: Array, H: Array, order: Array, bits: float) -> tuple[Array,
         weight[order] = np.diagonal(inverse_cholesky(G[np.ix_(order, order)])) ** -2.0
         return weight
 
+    if not square.any():  # no output that counts has a weight to say
+        return H.copy(), left(H)
     logs = np.sort(np.log(left(H) * square))[::-1]
     # of the columns that get bits at all, the largest ones, all errors end at one level
     spent = 2.0 * np.log(2.0) * bits * logs.size

@@ -78,6 +78,9 @@ _SMALLEST, _LARGEST = 1e-20, 1e25
 _LARGEST_ROUGHNESS = 240.0
 _LARGEST_ROUNDED_COLUMNS = {"avx512": 1_900_000, "avx2": 980_000, "neon": 980_000}
 
+# what a product keeps that was made of its bits' tiles
+_OF_TILES = ("_plan", "_rounded_arguments")
+
 Kernels = tuple[Any, ...]  # a kernel and its parallel twin
 
 _VECTOR_KERNELS: dict[str, Kernels] = {
@@ -183,6 +186,7 @@ class Product:
         # kernels scale by d2 after the first stage and by d1 after the second
         d2, d1 = (d_out, None) if second is None else (d_mid, d_out)
         k = first.shape[0]
+        d_in, d2, d1 = (None if d is None else np.array(d) for d in (d_in, d2, d1))
         self._scales = (
             (d_in, self.shape[1]),
             (d2, k),
@@ -227,8 +231,13 @@ class Product:
     def forget(self) -> None:
         """Let go of what was made of the bits' tiles; it is made again when it is asked for."""
         self._arguments.clear()
-        for name in ("_plan", "_rounded_arguments"):
+        for name in _OF_TILES:
             self.__dict__.pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a plan holds addresses, which are the original's
+        state = {name: value for name, value in self.__dict__.items() if name not in _OF_TILES}
+        return state | {"_arguments": {}}
 
     @functools.cached_property
     def _mixed_d2(self) -> Real:

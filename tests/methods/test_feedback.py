@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diba_np.methods.feedback import _NOISE, fed_back, output_error, sequential_rounding
+from diba_np.methods.trellis import Trellis
 
 
 @pytest.fixture
@@ -76,3 +77,19 @@ def test_a_column_of_zeros_changes_nothing_for_the_others(correlated):
     alone, own = fed_back(square[rest], H[np.ix_(rest, rest)], np.arange(39), 40 / 39)
     np.testing.assert_allclose(fed[np.ix_(rest, rest)], alone, rtol=1e-9)
     np.testing.assert_allclose(weight[rest], own, rtol=1e-6)
+
+
+def test_nothing_is_fed_back_where_no_weight_counts(correlated):
+    H, order = correlated[1], np.arange(40)
+    fed, weight = fed_back(np.zeros(40), H, order, 1.0)
+    np.testing.assert_array_equal(fed, H)
+    assert np.isfinite(weight).all()
+
+
+@pytest.mark.parametrize("rotation", ["none", "auto"])
+def test_outputs_that_count_may_be_zero(rotation, rng):
+    A, counts = np.zeros((40, 32)), np.arange(40) >= 20
+    A[:20] = rng.normal(size=(20, 32))
+    X = rng.normal(size=(100, 32))
+    f = Trellis.fit(A, 4.0, inputs=X, output_weight=counts.astype(float), rotation=rotation)
+    assert np.isfinite(f.to_dense()).all()

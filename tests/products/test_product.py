@@ -1,5 +1,6 @@
 """Products: every kernel against its plain namesake, on every path this machine has."""
 
+import copy
 import json
 import math
 import os
@@ -708,3 +709,24 @@ def test_the_benchmark_runs(dtype):
     for row in report["rows"]:
         assert row["us"] > 0
         assert row.get("error", 0) < (1e-3 if "16-bit" in row["way"] else 1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_a_copy_reads_no_memory_of_the_original(copied, rng):
+    bits = [PackedBits(rng.integers(0, 2, shape)) for shape in ((9, 40), (35, 9))]
+    x = rng.normal(size=40).astype(np.float32)
+    product = Product(*bits, d_mid=rng.normal(size=9))
+    expected = product.vector(x), product.vector_rounded(x)
+    other = copied(product)
+    for one in bits:
+        one.tiles[...] = ~one.tiles
+    np.testing.assert_array_equal(other.vector(x), expected[0])
+    np.testing.assert_array_equal(other.vector_rounded(x), expected[1])
+
+
+def test_diagonals_are_those_that_were_given(rng):
+    bits, d = PackedBits(rng.integers(0, 2, (35, 40))), rng.normal(size=40)
+    x, product = rng.normal(size=40), Product(bits, d_in=d)
+    expected = bits.to_dense() @ (d * x)
+    d[...] = 0
+    np.testing.assert_allclose(product.vector(x), expected, rtol=1e-12)
