@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diba_np.matrix.base import Array, CompressedMatrix, take
+from diba_np.methods.deep_compression_fit import choose_codes, choose_sparse, gap_symbols
 from diba_np.methods.entropy_coding import decode, smallest
 from diba_np.methods.fitting import check_problem, to_half
-from diba_np.methods.mesa_layer import choose_codes, choose_sparse, gap_symbols, nothing_fits
+from diba_np.methods.mesa_layer import nothing_fits
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,7 +6,7 @@ whose stored bytes fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,6 @@ from scipy.linalg import cho_factor, cho_solve
 
 from diba_np.errors import BudgetError
 from diba_np.matrix.base import Array
-from diba_np.methods.entropy_coding import code_lengths
 from diba_np.methods.fitting import Problem, gram
 
 
@@ -86,113 +85,12 @@ def kmeans(values: ArrayLike, r: int, rounds: int = 50) -> Array:
     return centroids
 
 
-def coded_bits(codes: Array, r: int, rans: bool) -> float:
-    """Estimate the bits of coded symbols and their book (an upper bound, near enough)."""
-    counts = np.bincount(codes.ravel(), minlength=r)
-    used = counts[counts > 0]
-    huffman = float(np.sum(counts * code_lengths(counts).astype(float))) + 4 * r + 16
-    if not rans or r > 512:
-        return huffman
-    total = used.sum()
-    shares = np.maximum(used / total, 1.0 / 4096)
-    return min(huffman, float(-(used * np.log2(shares)).sum()) * 1.001 + 12 * r + 64)
-
-
 def member_means(values: Array, codes: Array, centroids: Array) -> Array:
     """Return the mean of the members of every centroid (the centroid itself where none)."""
     r = len(centroids)
     count = np.bincount(codes.ravel(), minlength=r)
     total = np.bincount(codes.ravel(), values.ravel(), r)
     return np.where(count > 0, total / np.maximum(count, 1), centroids)
-
-
-_MOST_LEVELS = 511  # of an even grid
-_STEPS = 16  # tried of a grid that cuts off entries
-
-
-def _grid_codes(W: Array, step: Array, most: int) -> tuple[Array, Array]:
-    """Code W on ``step * integers``, at most `most` of them; (codes, centroids)."""
-    half = (most - 1) // 2
-    codes = np.clip(np.rint(W / step), -half, half).astype(np.int64)
-    low = int(codes.min())
-    codes -= low
-    r = int(codes.max()) + 1
-    return codes, (np.arange(r) + low) * step
-
-
-def choose_codes(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Array]]:
-    """Yield ``(codes, centroids)`` for all of W: even grid or k-means, finest first.
-
-    The even grid is the better one under an entropy coder; its step is found by bisection
-    on the coded bits. With `rans` false a symbol costs at least one bit.
-    """
-    options = []
-    low, high = np.log(1e-3), np.log(8.0)
-    for _ in range(24):
-        middle = 0.5 * (low + high)
-        codes, centroids = _grid_codes(W, np.exp(middle), _MOST_LEVELS)
-        if 16 * len(centroids) + coded_bits(codes, len(centroids), rans) <= budget:
-            high = middle
-        else:
-            low = middle
-    steps = [np.exp(high + slack) for slack in (0.0, 0.01, 0.03, 0.1, 0.3)]
-    # where entries are cut off a finer grid is not always better
-    whole = float(np.abs(W).max()) / ((_MOST_LEVELS - 1) // 2)
-    if steps[0] < whole:
-        steps += np.geomspace(max(steps[0], whole / 16), whole, _STEPS).tolist()
-    for step in steps:
-        codes, centroids = _grid_codes(W, step, _MOST_LEVELS)
-        centroids = np.sort(member_means(W, codes, centroids))
-        options.append((float(np.sum((W - centroids[codes]) ** 2)), codes, centroids))
-    for r in (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2):
-        if r > W.size:
-            continue
-        centroids = kmeans(W, r)
-        codes = nearest(W, centroids)
-        if 16 * r + coded_bits(codes, r, rans) <= budget:
-            options.append((float(np.sum((W - centroids[codes]) ** 2)), codes, centroids))
-            break
-    options.sort(key=lambda option: option[0])
-    for _, codes, centroids in options:
-        yield codes, centroids
-
-
-def gap_symbols(positions: Array, gap_bits: int) -> Array:
-    """Return the gaps before sorted positions as symbols of so many bits; see `DeepCompression`."""
-    most = 2**gap_bits - 1
-    gap = np.diff(positions, prepend=-1) - 1
-    skips = gap // most
-    ends = np.cumsum(skips + 1) - 1
-    symbols = np.full(int(ends[-1]) + 1 if len(ends) else 0, most, np.int64)
-    symbols[ends] = gap - skips * most
-    return symbols
-
-
-def choose_sparse(W: Array, budget: int, rans: bool) -> Iterator[tuple[Array, Array, Array, int]]:
-    """Yield ``(positions, codes, centroids, gap_bits)``, least error first."""
-    flat = W.ravel()
-    size = np.sort(np.abs(flat))[::-1]
-    found = []
-    for density in (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        kept = max(int(density * flat.size), 1)
-        positions = np.flatnonzero(np.abs(flat) >= size[kept - 1])
-        gap_bits = 3 if density > 0.3 else 5 if density > 0.08 else 8
-        index = coded_bits(gap_symbols(positions, gap_bits), 2**gap_bits, rans)
-        if index > budget:
-            continue
-        values = flat[positions]
-        for r in (64, 48, 32, 24, 16, 12, 8, 6, 4, 2):
-            centroids = kmeans(values, r, rounds=20)
-            codes = nearest(values, centroids)
-            if index + 16 * r + coded_bits(codes, r, rans) <= budget:
-                error = float(
-                    np.sum(flat**2) - np.sum(values**2) + np.sum((values - centroids[codes]) ** 2)
-                )
-                found.append((error, (positions, codes, centroids, gap_bits)))
-                break
-    found.sort(key=lambda item: item[0])
-    for _, item in found:
-        yield item
 
 
 def difference_penalty(blocks: Array, weight: float) -> tuple[float, Array]:

@@ -99,6 +99,38 @@ def test_sparse_weights_round_trip(m, n, density, gap_bits, seed):
     np.testing.assert_array_equal(again.to_dense(), made.to_dense())
 
 
+@pytest.mark.parametrize("coder", ["auto", "huffman"])
+@pytest.mark.parametrize("bits", [1.0, 3.0])
+def test_pruning_spends_its_budget_on_entries_near_their_centroids(coder, bits, rng):
+    A = rng.standard_t(2, size=(48, 64))
+    A[rng.random(A.shape) < 0.5] = 0
+    made = DeepCompression.fit(A, bits, coder=coder)
+    assert 0.9 * bits < made.bits_per_weight <= bits
+    kept = np.zeros(A.size, bool)
+    kept[made.positions] = True
+    flat = np.abs(A.ravel())
+    assert flat[kept].min() >= flat[~kept].max() > 0 or not (flat[~kept] > 0).any()
+    assert flat[kept].min() > 0  # zeros are left out
+    assert np.isin(np.arange(len(made.centroids)), made.codes).all()  # none without a member
+    error = np.abs(A.ravel()[made.positions, None] - made.centroids.astype(float) * made.scale)
+    own = np.take_along_axis(error, made.codes[:, None], axis=1)[:, 0]
+    assert np.square(own).sum() <= 1.2 * np.square(error.min(axis=1)).sum()
+
+
+def test_rare_entries_have_centroids_of_their_own(rng):
+    sparse = rng.standard_normal((64, 64)) * (rng.random((64, 64)) < 0.05)
+    assert DeepCompression.fit(sparse, 2.0).snr(sparse) > 45
+    tails = rng.standard_t(2, size=(64, 64))
+    assert DeepCompression.fit(tails, 4.0).snr(tails) > 22
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_a_matrix_of_one_value_is_one_centroid(value):
+    A = np.full((16, 16), value)
+    made = DeepCompression.fit(A, 2.0)
+    np.testing.assert_allclose(made.to_dense(), A, rtol=1e-3)
+
+
 def test_kmeans_is_a_fixed_point(rng):
     values = np.concatenate([rng.standard_normal(300) * 0.1 + c for c in (-2, 0, 3)])
     centroids = kmeans(values, 8, rounds=500)
