@@ -27,9 +27,6 @@ _RANS_LEVELS = (*_LEVELS, 384, 512, 768, 1024, 1536, 2048)  # a book of rANS hol
 _TRIED = 5  # of these, from the most that fit downwards
 _ROUNDS = (0, 1, 2, 5, 10, 20)  # after which k-means is looked at
 
-# of a symbol in a book of rANS, of its centroid, of the rest
-_SYMBOL_BITS, _CENTROID_BITS, _STREAM_BITS = 12, 16, 64
-
 _MOST_STEPS = 511  # of an even grid
 _STEPS = 16  # tried of a grid that cuts off entries
 
@@ -50,9 +47,13 @@ def coded_bits(codes: Array, r: int, rans: bool) -> float:
     huffman = float(np.sum(counts * code_lengths(counts).astype(float))) + 4 * r + 16
     if not rans or r > 512:
         return huffman
-    total = used.sum()
-    shares = np.maximum(used / total, 1.0 / 4096)
-    return min(huffman, float(-(used * np.log2(shares)).sum()) * 1.001 + 12 * r + 64)
+    return min(huffman, _rans_bits(used, r))
+
+
+def _rans_bits(used: Array, r: int) -> float:
+    """Estimate the bits of r symbols, of which some occur so often, by rANS, and of their book."""
+    shares = np.maximum(used / used.sum(), 1.0 / 4096)
+    return float(-(used * np.log2(shares)).sum()) * 1.001 + 12 * r + 64
 
 
 def gap_symbols(positions: Array, gap_bits: int) -> Array:
@@ -179,9 +180,6 @@ def _on_their_way(values: Array, budget: float, rans: bool) -> Iterator[_Levels]
 
 def _bits_of(counts: Array, rans: bool) -> float:
     """Estimate the bits of symbols that occur so often, of their book and their centroids."""
-    if not rans:
-        codes = np.repeat(np.arange(counts.size), counts)
-        return coded_bits(codes, counts.size, False) + _CENTROID_BITS * counts.size
-    shares = np.maximum(counts / counts.sum(), 1.0 / 4096)
-    entropy = float(-(counts * np.log2(shares)).sum())
-    return 1.001 * entropy + (_SYMBOL_BITS + _CENTROID_BITS) * counts.size + _STREAM_BITS
+    r = counts.size
+    coded = _rans_bits(counts, r) if rans else coded_bits(np.repeat(np.arange(r), counts), r, False)
+    return coded + 16 * r
